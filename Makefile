@@ -1,0 +1,36 @@
+# fastbit: `make prepare` before a commit, `make test` to run everything, `make check` in CI
+.DEFAULT_GOAL := help
+PYTHON ?= python
+NBS := nbs
+
+.PHONY: help config prepare check test docs bench
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+config: ## settings.ini -> pyproject.toml and the version
+	@nbdev-migrate-config >/dev/null
+	@# settings that nbdev 3.3's migration does not carry over; [tool.nbdev] is the last table of the file
+	@printf 'exec_profile = false\n' >> pyproject.toml
+
+prepare: config ## regenerate everything that is generated: config, modules, clean notebooks, README
+	@nbdev-export
+	@nbdev-clean
+	@jupyter nbconvert --log-level ERROR --to markdown --output-dir . --output README $(NBS)/index.ipynb
+
+check: prepare ## fail if `make prepare` leaves a difference
+	@test -z "$$(git status --porcelain)" || { git status --short; git --no-pager diff --stat; \
+	  echo "make prepare changed the files above: run it, look, and commit the result."; exit 1; }
+	@echo "make check: nothing to regenerate."
+
+test: ## all notebooks, then tests/
+	nbdev-test --n_workers 2
+	$(PYTHON) -m pytest -q tests
+
+docs: ## the documentation site, in _docs
+	$(PYTHON) -c "from nbdev.serve import proc_nbs; proc_nbs()"
+	smalldocs render _proc
+
+bench: ## all benchmarks on DATA (a folder of class folders), `make bench DATA=FOLDER`
+	@test -n "$(DATA)" || { echo "Which data? make bench DATA=FOLDER"; exit 2; }
+	@for f in benchmarks/*.py; do echo "== $$f"; $(PYTHON) $$f --data $(DATA) || exit 1; done
