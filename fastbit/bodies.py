@@ -62,9 +62,8 @@ def timm_name(
     if '.' in arch and arch not in _tags():
         have = [t for t in _tags() if t.split('.')[0] == base]
         raise ValueError(f"timm has no {arch!r}; tags of {base}: {', '.join(have) or 'none, so only random weights or a file'}.")
-    return timm.get_pretrained_cfg(arch).tag and _with_tag(arch) or base
-
-def _with_tag(arch): return arch if '.' in arch else f'{arch}.{timm.get_pretrained_cfg(arch).tag}'
+    tagged = arch if '.' in arch else f'{base}.{timm.get_pretrained_cfg(base).tag}'
+    return tagged if tagged in _tags() else base   # timm's tag for a body without weights is 'untrained'
 
 # %% ../nbs/01_bodies.ipynb #45f1eb7f
 CROP_PCT = .875  # timm's usual test crop, 224 / 256: training loads at size / CROP_PCT and crops `size` out of that
@@ -199,7 +198,7 @@ def _classifier_names(net) -> tuple:
 def _read_state(path) -> dict:
     try: state = load_state_dict(str(path), weights_only=True)
     except Exception as e:
-        raise ValueError(f"{path} cannot be read as weights ({type(e).__name__}: {str(e).splitlines()[0][:120]}). Only tensors are read, never code.") from e
+        raise ValueError(f"{path} cannot be read as weights ({type(e).__name__}: {str(e).splitlines()[0][:120]}). Only tensors are read, never code; a file of `learn.save` must be saved with with_opt=False.") from e
     if not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"{path} holds no plain table of tensors; save one with torch.save(model.state_dict(), FILE).")
     return {k.removeprefix('net.'): v for k, v in state.items()}   # `net.`: what `learn.save` of a fastbit learner writes
@@ -328,7 +327,7 @@ def list_bodies(
     pattern:str='*', # Shell-style pattern over names, `*lite*`, `BiT-M*`, `*ns_jft*`
 ) -> pd.DataFrame: # One row a name: name, family, params_m, pretrained_on, size, mean, std, license, weights
     "Every body that fastbit can build, with what it was trained on and where its weights would come from on this machine"
-    bare = [a for a in _archs() if not timm.get_pretrained_cfg(a).tag]
+    bare = [a for a in _archs() if timm_name(a) == a]
     names = [(n, n, None) for n in [*_tags(), *bare]] + [(n, timm_name(n), n) for n in official_names()]
     rows = []
     for shown, name, official in names:

@@ -203,8 +203,13 @@ class TransferLearner(Learner):
     def freeze(self): "Freeze all but the classifier"; self.freeze_to(-1)
     def unfreeze(self): "Train every stage"; self.freeze_to(0)
 
+    def _check_batches(self):
+        "fastai 'trains' on no batches at all, and says nothing"
+        dl = self.dls.train
+        if not len(dl): raise ValueError(f"The training loader has no batches: {dl.n} images, batch size {dl.bs}, drop_last={dl.drop_last}. Make it with drop_last=False, or a smaller bs.")
+
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
-        if not len(self.dls.train): raise ValueError(f"The training loader has no batches: {self.dls.train.n} images, batch size {self.dls.train.bs}, drop_last={self.dls.train.drop_last}. Make it with drop_last=False, or a smaller bs.")
+        self._check_batches()
         super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
 
     @property
@@ -236,6 +241,7 @@ class TransferLearner(Learner):
     ): # Named tuple of rates, one a rule, or `None`
         "Train with growing rates, suggest one, and leave everything as it was: no files, no changed weights, no random numbers drawn"
         if num_it < 20: raise ValueError(f"num_it={num_it}: a curve needs 20 steps or more.")
+        self._check_batches()
         quiet = [cb for cb in self.cbs if isinstance(cb, (History, PlainLog))]
         finder = MemoryLRFinder(start_lr, end_lr, num_it, stop_div)
         with untouched(self), self.removed_cbs(quiet), self.no_logging(): self.fit(num_it//len(self.dls.train) + 1, cbs=finder)

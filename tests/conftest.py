@@ -1,0 +1,49 @@
+"What the tests share: folders of made-up images, a tiny body, and no network"
+import os
+
+os.environ.update(HF_HUB_OFFLINE='1', MPLBACKEND='agg')  # before anything imports the hub's client or pyplot
+
+import random, subprocess, sys, zlib
+from pathlib import Path
+
+import numpy as np, pytest
+from PIL import Image
+
+TINY = dict(arch='test_efficientnet', weights='random')  # timm's own test body: 9 BatchNorms' worth of everything, 0.4 M parameters
+
+
+@pytest.fixture(autouse=True)
+def _own_places(tmp_path_factory, monkeypatch):
+    "No test writes into the user's cache, or leaves files in the working directory"
+    monkeypatch.setenv('FASTBIT_CACHE', str(tmp_path_factory.mktemp('cache')))
+    random.seed(0)
+
+
+def picture(i: int, label: int, size=(24, 20)) -> Image.Image:
+    "A noisy picture whose colour tells its class"
+    rng = np.random.default_rng(1000*label + i)
+    px = rng.integers(0, 120, (size[1], size[0], 3))
+    px[..., label % 3] += 120
+    return Image.fromarray(px.astype(np.uint8))
+
+
+@pytest.fixture
+def make_folder(tmp_path):
+    "make_folder({'a': 3, 'b': 2}, 'data') -> folder of class folders"
+    def _make(counts: dict, name='data') -> Path:
+        root = tmp_path/name
+        for k, (label, n) in enumerate(counts.items()):
+            (root/label).mkdir(parents=True, exist_ok=True)
+            for i in range(n): picture(zlib.crc32(f'{name}{i}'.encode()), k).save(root/label/f'{i:03d}.png')
+        return root
+    return _make
+
+
+@pytest.fixture
+def folder(make_folder) -> Path: return make_folder(dict(blue=14, green=14, red=12))
+
+
+def run_fastbit(*args, cwd, timeout=300, **env) -> subprocess.CompletedProcess:
+    "The installed command's module in a process of its own"
+    return subprocess.run([sys.executable, '-m', 'fastbit', *map(str, args)], cwd=cwd, timeout=timeout, capture_output=True, text=True,
+                          env={**os.environ, **env})

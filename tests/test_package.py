@@ -1,0 +1,56 @@
+"What the package is made of: names, import cost, generated files"
+import importlib, os, pkgutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+import fastbit
+
+MODULES = sorted(m.name for m in pkgutil.iter_modules(fastbit.__path__) if not m.name.startswith('_'))
+HEAVY = {'torch', 'fastai', 'timm', 'numpy', 'pandas', 'matplotlib', 'PIL', 'sklearn', 'scipy', 'huggingface_hub', 'IPython'}
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_public_names_exist(name):
+    "A patch that nbdev does not recognise puts the patched name into __all__, bound to None"
+    mod = importlib.import_module(f'fastbit.{name}')
+    for n in mod.__all__: assert getattr(mod, n, None) is not None, n
+
+
+@pytest.mark.parametrize('code', ['import fastbit', 'import fastbit.cli', 'from fastbit.cli import main; main(["--version"])',
+                                  'from fastbit.cli import main; main(["baseline", "--help"])', 'import fastbit.progress'])
+def test_nothing_heavy_at_import(code):
+    check = f"import sys\ntry:\n {code}\nexcept SystemExit: pass\nprint(sorted(set(sys.modules) & {HEAVY!r}))"
+    out = subprocess.run([sys.executable, '-c', check], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines()[-1] == '[]'
+
+
+def test_importing_changes_no_behaviour_of_fastai_torch_or_timm():
+    check = '''
+        import fastai.vision.all as fv, timm, torch
+        cls = (fv.Learner, fv.DataLoaders, fv.TfmdDL, fv.Recorder, fv.Optimizer, torch.nn.Module, timm.models.EfficientNet)
+        state = lambda: [{k: id(v) for k, v in vars(c).items()} for c in cls] + [list(map(str, fv.defaults.callbacks))]
+        before = state()
+        import fastbit.all
+        assert state() == before
+    '''
+    import textwrap
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(check)], check=True)
+
+
+def test_modules_import_downwards():
+    "The order of the notebooks is the order of the layers"
+    order = {n: i for i, n in enumerate('progress bodies images data datasets callbacks evaluate learner report baseline cli all'.split())}
+    assert set(order) == set(MODULES)
+    for name in MODULES:
+        text = (Path(fastbit.__file__).parent/f'{name}.py').read_text()
+        used = {line.split()[1][1:] for line in text.splitlines() if line.strip().startswith('from .') and line.split()[1] != '.'}
+        assert all(order[u] < order[name] for u in used), (name, used)
+        if name != 'all': assert 'import *' not in text
+
+
+def test_readme_commands_are_what_ci_runs():
+    root = Path(__file__).parents[1]
+    readme, ci = (root/'README.md').read_text(), (root/'.ci'/'run').read_text()
+    for line in ('python -m pip install . && fastbit baseline', 'python -m pip install -e ".[dev]" && make test'):
+        assert line in readme and line in ci, line
