@@ -6,7 +6,7 @@ Docs: https://fastbit.github.io/fastbit/baseline.html.md"""
 
 # %% auto #0
 __all__ = ['LR_SPREAD', 'RECIPES', 'StagePlan', 'onecycle_stages', 'measure_stages', 'Plan', 'write_text', 'write_bytes',
-           'BaselineResult', 'check_out', 'baseline']
+           'BaselineResult', 'check_out', 'make_out', 'baseline']
 
 # %% ../nbs/09_baseline.ipynb #493330f6
 import json, os, platform, shlex, tempfile, time
@@ -22,7 +22,7 @@ from fastai.torch_core import set_seed
 # %% ../nbs/09_baseline.ipynb #9edd5008
 from . import __version__
 from .bodies import weights_source, timm_name
-from .data import image_dataloaders
+from .data import check_device, image_dataloaders
 from .datasets import PUBLIC_SETS, named_table
 from .evaluate import Evaluation, default_views, evaluate_probs, tta_probs
 from .learner import BODY_LR, HEAD_LR, TransferLearner, transfer_learner, untouched
@@ -41,7 +41,7 @@ class StagePlan:
     @property
     def lr_max(self): return self.lr if self.lr == self.lr_first else slice(self.lr_first, self.lr)
 
-LR_SPREAD = 10  # the classifier's rate over the stem's when everything trains
+LR_SPREAD = 100  # the classifier's rate over the stem's when everything trains; the `lr_mult` of fastai's `fine_tune`
 RECIPES = ('onecycle',)
 
 def onecycle_stages(
@@ -194,10 +194,19 @@ class BaselineResult:
 def check_out(
     out:str|Path # Folder to be
 ) -> Path:
-    "Make the folder and see that it can be written to and holds no other run, before an hour of work; `OSError` or `ValueError`"
+    "See, without making it, that the folder holds no other run and could be made; `OSError` or `ValueError`"
     out = Path(out)
     if (out/'results.json').exists(): raise ValueError(f"{out} holds the results of another run; give another folder, or remove it.")
+    there = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK): raise OSError(f"{out} cannot be written to; give another folder for the results.")
+    return out
+
+def make_out(
+    out:str|Path # Folder to be
+) -> Path:
+    "Make the folder and write a byte into it, before an hour of work; `OSError` if that fails"
     try:
+        out = check_out(out)
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out): return out
     except OSError as e: raise OSError(f"{out} cannot be written to ({e.strerror or e}); give another folder for the results.") from e
@@ -234,15 +243,15 @@ def baseline(
     "From images to a measured baseline: check the data, train the classifier, then everything, evaluate with TTA"
     settings = {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in locals().items() if k not in ('path', 'verbose')}
     if recipe not in RECIPES: raise ValueError(f"recipe={recipe!r}; there is {', '.join(map(repr, RECIPES))}.")
-    stages, source = onecycle_stages(epochs, lr), weights_source(arch, weights)
+    stages, source, device = onecycle_stages(epochs, lr), weights_source(arch, weights), check_device(device)
     if out is not None: check_out(out)
     data, name, can_flip = _table_of(path)
-    device = torch.device(device) if device else None
     dls = image_dataloaders(data, arch, size or (64 if name == 'digits' else None), bs, valid_pct, seed, resize=resize, crop=crop,
         flip=can_flip if flip is None else flip, num_workers=num_workers, device=device)
     set_seed(seed)
     learn = transfer_learner(dls, arch, weights, metrics=accuracy, bn=bn)
     plan = _make_plan(learn, name, arch, source, stages, recipe, seed, valid_pct)
+    if out is not None: make_out(out)
     if verbose: print(plan, flush=True)
     times = dict(training=_train(learn, stages, seed, verbose))
     start = time.perf_counter()
@@ -264,7 +273,6 @@ def _train(learn, stages, seed, verbose) -> float:
     start = time.perf_counter()
     set_seed(seed)
     for s in stages:
-        learn.history.stage = s.name
         learn.freeze_to(s.freeze_to)
         if verbose: print(f'{s.name}:', flush=True)
         learn.fit_one_cycle(s.n_epoch, s.lr_max)

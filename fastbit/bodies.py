@@ -66,7 +66,7 @@ def timm_name(
     return tagged if tagged in _tags() else base   # timm's tag for a body without weights is 'untrained'
 
 # %% ../nbs/01_bodies.ipynb #45f1eb7f
-CROP_PCT = .875  # timm's usual test crop, 224 / 256: training loads at size / CROP_PCT and crops `size` out of that
+CROP_PCT = 480/512  # BiT's for photographs: load at 512, crop 480. Training loads at size / CROP_PCT and crops `size` out of that
 RESIZES = ('squash', 'crop', 'pad')
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Preprocess:
     resize: str = 'squash' # 'squash' to a square, centre-'crop' the longer side, or 'pad' the shorter one with grey
     crop: bool = True    # train on random crops of `train_size`? `False` where a crop can cut away what is counted
     flip: bool = True    # train on random horizontal flips? `False` where left and right differ
-    train_size: int = None # side of the square that training crops from, pixels; `None`: size / 0.875, rounded up
+    train_size: int = None # side of the square that training crops from, pixels; `None`: size * 512/480, rounded up
 
     def __post_init__(self):
         if self.resize not in RESIZES: raise ValueError(f"resize={self.resize!r}; it can be {', '.join(map(repr, RESIZES))}.")

@@ -6,7 +6,8 @@ Docs: https://fastbit.github.io/fastbit/data.html.md"""
 
 # %% auto #0
 __all__ = ['TRAIN_NAMES', 'VALID_NAMES', 'TEST_NAMES', 'DataWarning', 'say', 'find_images', 'image_table', 'split_table',
-           'check_table', 'leave_out_unreadable', 'ImageDL', 'PathLabel', 'image_dataloaders', 'table_dataloaders']
+           'check_table', 'leave_out_unreadable', 'ImageDL', 'PathLabel', 'check_device', 'image_dataloaders',
+           'table_dataloaders']
 
 # %% ../nbs/02_data.ipynb #af1b7256
 import math, os, random, warnings
@@ -109,13 +110,13 @@ def image_table(
     split_col:str=None,           # The table's column of splits; `None`: 'split' or 'is_valid' if there is one
 ) -> pd.DataFrame: # Columns path, label, split ('train', 'valid', or '' for not yet split), sorted by path
     "One row an image; `FileNotFoundError` or `ValueError` for what is no data set"
-    if isinstance(source, pd.DataFrame): rows = _frame_table(source, root or '.', path_col, label_col, split_col)
+    if isinstance(source, pd.DataFrame): rows = _frame_table(source, root or '', path_col, label_col, split_col)
     else:
         source = Path(source).expanduser()
         if not source.exists(): raise FileNotFoundError(f"There is no folder or file {str(source)!r} (looked in {Path.cwd()}).")
         if source.is_dir(): rows = _folder_table(source)
         elif source.suffix.lower() in ('.csv', '.tsv'):
-            df = pd.read_csv(source, sep='\t' if source.suffix.lower() == '.tsv' else ',', dtype=str, keep_default_na=False)
+            df = pd.read_csv(source, sep='\t' if source.suffix.lower() == '.tsv' else ',', dtype=str, keep_default_na=False, encoding='utf-8-sig')
             rows = _frame_table(df, root or source.parent, path_col, label_col, split_col)
         else: raise ValueError(f"{str(source)!r} is neither a folder nor a .csv or .tsv file.")
     if not rows: raise ValueError(f"No images in {source}: fastbit looks for FOLDER/class/image, FOLDER/train/class/image, or a CSV file with the columns path and label.")
@@ -201,6 +202,15 @@ class PathLabel:
     def __init__(self, table:pd.DataFrame): self.of = {Path(p): l for p, l in zip(table.path, table.label)}
     def __call__(self, path): return self.of[Path(path)]
 
+def check_device(device) -> torch.device|None: # `None`: fastai's default
+    "A device that is there; `ValueError` otherwise"
+    if device is None: return None
+    try: device = torch.device(device)
+    except RuntimeError: raise ValueError(f"device={device!r}: there is no such kind of device; type 'cpu' or 'cuda'.") from None
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={str(device)!r}: this machine has {torch.cuda.device_count() or 'no'} CUDA device(s); type 'cpu'.")
+    return device
+
 def _n_workers(n_images):
     "Starting worker processes costs more than loading a few images"
     return 0 if n_images < 200 else min(16, os.cpu_count() or 1)
@@ -226,6 +236,8 @@ def image_dataloaders(
 ) -> DataLoaders: # With `preprocess`, `table`, `left_out` and `split_words` (how it was split) beside what fastai gives them
     "fastai `DataLoaders` of uint8 images scaled to [0, 1], from a folder or a table"
     if not isinstance(bs, int) or bs < 1: raise ValueError(f"bs={bs!r}: a batch has one image or more.")
+    if num_workers is not None and num_workers < 0: raise ValueError(f"num_workers={num_workers}: 0 loads in this process, 1 or more in others.")
+    device = check_device(device)
     pp = body_preprocess(arch, size, resize=resize, crop=crop, flip=flip)
     table, digests = image_table(path, root, path_col, label_col, split_col), None
     left_out = pd.DataFrame(columns=['path', 'reason'])

@@ -304,7 +304,7 @@ def transfer_learner(
     net = build_body(arch, n_out, weights, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
     pp, own = getattr(dls, 'preprocess', None), body_preprocess(arch)
     if pp and pp.interpolation != own.interpolation: say(f"The data is resized by {pp.interpolation} interpolation, and {arch} was trained on {own.interpolation}: give image_dataloaders the same arch.")
-    learn = TransferLearner(dls, TransferModel(net, bn), loss_func=loss_func or CrossEntropyLossFlat(), metrics=metrics, opt_func=opt_func,
+    learn = TransferLearner(dls, TransferModel(net, bn).to(getattr(dls, 'device', None)), loss_func=loss_func or CrossEntropyLossFlat(), metrics=metrics, opt_func=opt_func,
         lr=lr, wd=wd, moms=moms, cbs=cbs, path=path, model_dir=model_dir)
     learn.arch, learn.weights_source = arch, net.weights_source
     learn.freeze()

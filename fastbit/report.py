@@ -34,8 +34,8 @@ def plot_losses(
     smooth = steps.loss.ewm(halflife=max(1, len(steps)/60)).mean()
     ax.plot(steps.index+1, steps.loss, color='C0', alpha=.25, lw=.8)
     ax.plot(steps.index+1, smooth, color='C0', label='training')
-    ends = steps.groupby((steps[['stage', 'epoch']] != steps[['stage', 'epoch']].shift()).any(axis=1).cumsum()).size().cumsum()
-    ax.plot(ends.values, epochs.valid_loss, 'o-', color='C1', ms=4, label='validation')
+    ends = epochs.step
+    ax.plot(ends, epochs.valid_loss, 'o-', color='C1', ms=4, label='validation')
     for x, y, a in zip(ends, epochs.valid_loss, epochs.get('accuracy', [])): ax.annotate(f'{a:.1%}', (x, y), xytext=(0, 6), textcoords='offset points', size=7, ha='center', color='C1')
     ax.set(xlabel='optimizer step', ylabel='cross-entropy, nats', ylim=(0, None), xlim=(0, len(steps)*1.03))
     _stage_lines(ax, steps.stage.tolist())

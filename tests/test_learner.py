@@ -348,8 +348,8 @@ def test_wrong_arguments(learn, dls):
 
 
 def test_history_keeps_all_stages(learn):
-    learn.history.stage = 'one'; learn.fit(1)
-    learn.history.stage = 'two'; learn.unfreeze(); learn.fit_one_cycle(2, slice(1e-4, 1e-3))
+    learn.fit(1); learn.fit(1)
+    learn.unfreeze(); learn.fit_one_cycle(2, slice(1e-4, 1e-3))
     learn.evaluate(); learn.tta(show=False); learn.get_preds()
-    assert learn.history.epochs[['stage', 'epoch']].values.tolist() == [['one', 0], ['two', 0], ['two', 1]]
-    assert len(learn.history.steps) == 12 and set(learn.history.epochs) >= {'train_loss', 'valid_loss', 'accuracy', 'lr', 'seconds'}
+    assert learn.history.epochs[['stage', 'epoch']].values.tolist() == [['head', 0], ['head', 0], ['all stages', 0], ['all stages', 1]]
+    assert len(learn.history.steps) == 16 and learn.history.epochs.step.tolist() == [4, 8, 12, 16] and set(learn.history.epochs) >= {'train_loss', 'valid_loss', 'accuracy', 'lr', 'seconds'}

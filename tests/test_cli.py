@@ -1,0 +1,161 @@
+"The command: what it writes, what it says, and what it does where it may do little"
+import json, os
+
+import pandas as pd, pytest
+from PIL import Image
+
+from conftest import run_fastbit
+
+QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--epochs', 2, '--bs', 8)
+FILES = ['history.csv', 'left_out.csv', 'loss.png', 'predictions.csv', 'rate.png', 'results.json']
+
+
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory):
+    "One folder of images and one finished run, for the tests that only look"
+    from conftest import picture
+    root = tmp_path_factory.mktemp('cli')
+    for k, label in enumerate(('blue', 'green', 'red')):
+        (root/'data'/label).mkdir(parents=True)
+        for i in range(12): picture(i, k).save(root/'data'/label/f'{i:02d}.png')
+    (root/'data'/'red'/'broken.png').write_text('no picture')
+    return root, run_fastbit('baseline', root/'data', *QUICK, '--out', root/'run', '--workers', 0, cwd=root)
+
+
+def test_a_run_writes_its_results(shared):
+    root, run = shared
+    assert run.returncode == 0, run.stderr
+    out = root/'run'
+    assert sorted(p.name for p in out.iterdir()) == FILES
+    res, preds, hist = json.loads((out/'results.json').read_text()), pd.read_csv(out/'predictions.csv'), pd.read_csv(out/'history.csv')
+    assert list(preds) == ['path', 'label', 'prediction', 'probability'] and len(preds) == res['evaluation']['n'] == 7
+    assert (preds.label == preds.prediction).mean() == pytest.approx(res['evaluation']['accuracy'])
+    assert preds.probability.between(1/3, 1).all() and all(os.path.exists(p) for p in preds.path)
+    assert hist.stage.tolist() == ['head', 'all stages'] and hist.epoch.tolist() == [0, 0]
+    assert set(hist) == {'stage', 'epoch', 'train_loss', 'valid_loss', 'accuracy', 'step', 'lr', 'seconds'}
+    assert res['plan']['n_left_out'] == 1 and pd.read_csv(out/'left_out.csv').reason.item() == 'not an image that Pillow can read'
+    for name in ('loss.png', 'rate.png'): assert min(Image.open(out/name).size) > 300
+
+
+def test_what_it_says(shared):
+    root, run = shared
+    lines = run.stdout.splitlines()
+    assert lines[0].startswith('fastbit ') and any('about' in o and 'from a measured batch' in o for o in lines)
+    assert sum(o.strip().startswith('stage') for o in lines) == 2
+    last = json.loads((root/'run'/'results.json').read_text())['evaluation']
+    assert f"accuracy {last['accuracy']:.2%}, 95 % interval" in run.stdout and 'on 7 held-out images' in run.stdout
+    assert '\r' not in run.stdout and '\x1b' not in run.stdout and '█' not in run.stdout   # plain lines in a pipe
+    assert 'broken.png: not an image' in run.stderr and 'Traceback' not in run.stderr and 'torch.jit' not in run.stderr
+
+
+@pytest.mark.parametrize('change', [dict(args=('--workers', 2), env=dict(PYTHONHASHSEED='3')), dict(args=('--seed', 1, '--workers', 0), env={})])
+def test_same_seed_same_numbers(shared, change):
+    root, _ = shared
+    out = root/f'again{len(change["env"])}'
+    run = run_fastbit('baseline', root/'data', *QUICK, '--out', out, *change['args'], cwd=root, **change['env'])
+    assert run.returncode == 0, run.stderr
+    same = all((out/f).read_text() == (root/'run'/f).read_text() for f in ('predictions.csv',))
+    assert same == ('--seed' not in change['args'])
+
+
+def test_without_network_home_or_display(shared, tmp_path):
+    "They change nothing but the messages"
+    root, _ = shared
+    nothing = dict(HOME='/dev/null/home', XDG_CACHE_HOME='/dev/null/cache', FASTBIT_CACHE='/dev/null/fastbit', MPLCONFIGDIR='/dev/null/mpl', DISPLAY=':987',
+                   MPLBACKEND='', https_proxy='http://127.0.0.1:9', http_proxy='http://127.0.0.1:9', HF_HUB_OFFLINE='0')
+    run = run_fastbit('baseline', root/'data', *QUICK, '--out', tmp_path/'run', '--workers', 0, cwd=root, **nothing)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path/'run'/'predictions.csv').read_text() == (root/'run'/'predictions.csv').read_text()
+    assert sorted(p.name for p in (tmp_path/'run').iterdir()) == FILES
+
+
+def test_digits_where_the_cache_is_read_only():
+    from fastbit import datasets
+    import unittest.mock as mock
+    with mock.patch.dict(os.environ, FASTBIT_CACHE='/dev/null/fastbit'): table = datasets.digits_table()
+    assert len(table) == 1797 and all(os.path.exists(p) for p in table.path[:3])
+
+
+@pytest.mark.parametrize('args, message', [
+    (('baseline', 'nowhere'), "no folder or file 'nowhere'"),
+    (('baseline', '.', '--arch', 'resnet50'), 'not a BiT or EfficientNet body'),
+    (('baseline', '.', '--arch', 'BiT-L-R50x1'), 'never published'),
+    (('baseline', '.', '--weights', 'imagenet'), "'random'"),
+    (('baseline', '.', '--weights', 'mine.pth'), 'no such file'),
+    (('baseline', '.', '--recipe', 'magic'), "'onecycle'"),
+    (('baseline', '.', '--epochs', '0'), 'epochs=0'), (('baseline', '.', '--epochs', 'x'), 'invalid int'),
+    (('baseline', '.', '--bs', '0'), 'bs=0'), (('baseline', '.', '--size', '8'), '32 or more'), (('baseline', '.', '--lr', '-1'), 'lr=-1'),
+    (('baseline', '.', '--valid-pct', '20'), 'between 0 and 1'), (('baseline', '.', '--device', 'tpu9'), 'device'), (('baseline', '.', '--device', 'cuda:77'), 'device'),
+    (('baseline', '.', '--workers', '-1'), 'workers'), (('baseline', '.', '--out', '/dev/null/out'), 'cannot be written to'),
+    (('baseline', '.', '--out', 'done'), 'another run'), (('baseline', '.', '--frobnicate'), 'unrecognized'), ((), 'COMMAND'), (('bodies', '*nope*'), 'No body matches')])
+def test_errors_are_one_line_and_exit_2(shared, args, message, capsys, monkeypatch):
+    from fastbit.cli import main
+    root, _ = shared
+    (root/'data'/'done').mkdir(exist_ok=True); (root/'data'/'done'/'results.json').write_text('{}')
+    monkeypatch.chdir(root/'data')
+    extra = ['--out', str(root/'never')] if args[:1] == ('baseline',) and '--out' not in args else []
+    try: status = main([*args, *extra])
+    except SystemExit as e: status = e.code
+    err = [o for o in capsys.readouterr().err.splitlines() if ': note: ' not in o and not o.startswith('  ')]
+    assert status == 2 and len(err) == 1 and message in err[0] and err[0].startswith('fastbit'), err
+    assert not (root/'never').exists()
+
+
+def test_unexpected_errors_say_so(capsys, monkeypatch):
+    from fastbit import baseline, cli
+    def broken(*args, **kwargs): raise ZeroDivisionError('oh')
+    monkeypatch.setattr(baseline, 'baseline', broken)
+    assert cli.main(['baseline']) == 2
+    assert capsys.readouterr().err == 'fastbit: error: unexpected ZeroDivisionError: oh (--debug shows where)\n'
+    with pytest.raises(ZeroDivisionError): cli.main(['baseline', '--debug'])
+    def stopped(*args, **kwargs): raise KeyboardInterrupt
+    monkeypatch.setattr(baseline, 'baseline', stopped)
+    assert cli.main(['baseline']) == 130
+
+
+def test_public_sets_offline_say_what_to_do(monkeypatch, capsys, tmp_path):
+    import urllib.error
+    from fastai.data import external
+    from fastbit.cli import main
+    monkeypatch.chdir(tmp_path)
+    def offline(url, **kwargs): raise urllib.error.URLError('no network')
+    monkeypatch.setattr(external, 'untar_data', offline)
+    assert main(['baseline', 'flowers']) == 2
+    err = capsys.readouterr().err
+    assert 'oxford-102-flowers.tgz' in err and 'give its folder instead' in err and err.count('\n') == 1
+
+
+def test_a_public_set_by_name(monkeypatch, shared):
+    "Fetching is fastai's; here it has been fetched before"
+    from fastai.data import external
+    from fastbit.baseline import baseline
+    root, _ = shared
+    monkeypatch.setattr(external, 'untar_data', lambda url, **kwargs: root/'data')
+    res = baseline('imagenette', arch='test_efficientnet', weights='random', size=32, epochs=1, verbose=False, num_workers=0)
+    assert res.plan.data == 'imagenette' and res.evaluation.n == 7
+
+
+def test_version_and_bodies():
+    from fastbit import __version__
+    run = run_fastbit('--version', cwd='.')
+    assert (run.returncode, run.stdout) == (0, f'fastbit {__version__}\n')
+    run = run_fastbit('bodies', '*lite*', cwd='.')
+    row = next(o for o in run.stdout.splitlines() if o.strip().startswith('tf_efficientnet_lite0'))
+    assert 'bundled' in row and 'apache-2.0' in row
+
+
+def test_the_wilson_interval_is_statsmodels_and_textbooks():
+    from fastbit.evaluate import wilson_interval
+    assert wilson_interval(18, 20) == pytest.approx((.69897, .97213), abs=1e-5)
+    assert wilson_interval(0, 10) == pytest.approx((0, .27753), abs=1e-5) and wilson_interval(10, 10)[1] == 1
+
+
+def test_top5_and_macro_f1():
+    import torch
+    from sklearn.metrics import f1_score, top_k_accuracy_score
+    from fastbit.evaluate import evaluate_probs
+    probs = torch.rand(200, 12, generator=torch.manual_seed(0)).softmax(1); targs = torch.randint(0, 12, (200,), generator=torch.manual_seed(1))
+    ev = evaluate_probs(probs, targs)
+    assert ev.top5 == pytest.approx(top_k_accuracy_score(targs, probs, k=5)) and ev.macro_f1 == pytest.approx(f1_score(targs, probs.argmax(1), average='macro'))
+    assert evaluate_probs(probs[:, :10].softmax(1), targs % 10).top5 is None
+    with pytest.raises(ValueError): evaluate_probs(probs, targs[:5])
