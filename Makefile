@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python
 NBS := nbs
+# torch 2.14 deprecates torch.jit.script, which torchvision and fastai still use at import: no such lines in kept outputs
+export PYTHONWARNINGS := ignore:`torch.jit:FutureWarning
 
 .PHONY: help config prepare check test docs bench
 
@@ -24,10 +26,10 @@ check: prepare ## fail if `make prepare` leaves a difference
 	@echo "make check: nothing to regenerate."
 
 test: ## all notebooks, then tests/
-	nbdev-test --n_workers 2
+	nbdev-test --n-workers 2
 	$(PYTHON) -m pytest -q tests
 
-docs: ## the documentation site, in _docs
+docs: ## the documentation site, in _docs (`quarto render _proc` does the same where Quarto is installed)
 	$(PYTHON) -c "from nbdev.serve import proc_nbs; proc_nbs()"
 	smalldocs render _proc
 

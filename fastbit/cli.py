@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     b.add_argument('--weights', default='auto', help='auto, bundled, hub, random, or a .npz, .safetensors or .pth file')
     b.add_argument('--recipe', default='onecycle', help='how to train')
     b.add_argument('--size', type=int, metavar='PX', help="side of the images; by default the pre-training's, 64 for digits")
-    b.add_argument('--epochs', type=int, default=6, metavar='N', help='passes over the training images, all stages together')
+    b.add_argument('--epochs', type=int, default=8, metavar='N', help='passes over the training images, all stages together')
     b.add_argument('--bs', type=int, default=32, metavar='N', help='images in a batch')
     b.add_argument('--lr', type=float, default=1e-2, help='peak rate of the head stage; later stages keep their ratio to it')
     b.add_argument('--seed', type=int, default=0, help='of split, order and augmentation: the same seed gives the same numbers')
@@ -58,7 +58,7 @@ def _out_folder(path) -> Path:
 def _baseline(args):
     from fastbit.baseline import baseline
     baseline(args.path, args.arch, args.weights, args.recipe, args.size, args.epochs, args.bs, args.lr, args.seed, args.valid_pct,
-        flip=False if args.no_flip else None, crop=not args.no_crop, num_workers=args.workers, device=args.device, out=args.out or _out_folder(args.path))
+        flip=False if args.no_flip else None, crop=False if args.no_crop else None, num_workers=args.workers, device=args.device, out=args.out or _out_folder(args.path))
 
 def _bodies(args):
     from fastbit.bodies import list_bodies

@@ -54,8 +54,8 @@ def read_image(
     "Read one image as right-way-up RGB; `OSError`, `ValueError` or `SyntaxError` if it cannot be"
     if isinstance(file, np.ndarray): file = Image.fromarray(file)
     if isinstance(file, bytes): file = io.BytesIO(file)
-    img = file if isinstance(file, Image.Image) else Image.open(file)
-    return PILImage(to_rgb(_upright(img)))
+    if isinstance(file, Image.Image): return PILImage(to_rgb(_upright(file)))
+    with Image.open(file) as img: return PILImage(to_rgb(_upright(img)))
 
 # %% ../nbs/01b_images.ipynb #2daed2ad
 def inspect_image(
@@ -67,9 +67,9 @@ def inspect_image(
     digest = hashlib.blake2b(data, digest_size=16).hexdigest()
     if not data: return 'empty file', digest
     try:
-        img = Image.open(io.BytesIO(data))
-        img.draft('RGB', (64, 64))   # a JPEG is still read to its end, but only every eighth pixel is computed
-        to_rgb(img)
+        with Image.open(io.BytesIO(data)) as img:
+            img.draft('RGB', (64, 64))   # a JPEG is still read to its end, but only every eighth pixel is computed
+            to_rgb(img)
     except Image.DecompressionBombError: return 'absurdly many pixels', digest
     except Exception as e: return _reason(e), digest
     return '', digest

@@ -34,7 +34,8 @@ def test_a_run_writes_its_results(shared):
     assert hist.stage.tolist() == ['head', 'all stages'] and hist.epoch.tolist() == [0, 0]
     assert set(hist) == {'stage', 'epoch', 'train_loss', 'valid_loss', 'accuracy', 'step', 'lr', 'seconds'}
     assert res['plan']['n_left_out'] == 1 and pd.read_csv(out/'left_out.csv').reason.item() == 'not an image that Pillow can read'
-    for name in ('loss.png', 'rate.png'): assert min(Image.open(out/name).size) > 300
+    for name in ('loss.png', 'rate.png'):
+        with Image.open(out/name) as img: assert min(img.size) > 300
 
 
 def test_what_it_says(shared):
@@ -87,11 +88,10 @@ def test_digits_where_the_cache_is_read_only():
     (('baseline', '.', '--bs', '0'), 'bs=0'), (('baseline', '.', '--size', '8'), '32 or more'), (('baseline', '.', '--lr', '-1'), 'lr=-1'),
     (('baseline', '.', '--valid-pct', '20'), 'between 0 and 1'), (('baseline', '.', '--device', 'tpu9'), 'device'), (('baseline', '.', '--device', 'cuda:77'), 'device'),
     (('baseline', '.', '--workers', '-1'), 'workers'), (('baseline', '.', '--out', '/dev/null/out'), 'cannot be written to'),
-    (('baseline', '.', '--out', 'done'), 'another run'), (('baseline', '.', '--frobnicate'), 'unrecognized'), ((), 'COMMAND'), (('bodies', '*nope*'), 'No body matches')])
+    (('baseline', '.', '--out', '../run'), 'another run'), (('baseline', '.', '--frobnicate'), 'unrecognized'), ((), 'COMMAND'), (('bodies', '*nope*'), 'No body matches')])
 def test_errors_are_one_line_and_exit_2(shared, args, message, capsys, monkeypatch):
     from fastbit.cli import main
     root, _ = shared
-    (root/'data'/'done').mkdir(exist_ok=True); (root/'data'/'done'/'results.json').write_text('{}')
     monkeypatch.chdir(root/'data')
     extra = ['--out', str(root/'never')] if args[:1] == ('baseline',) and '--out' not in args else []
     try: status = main([*args, *extra])
@@ -131,7 +131,7 @@ def test_a_public_set_by_name(monkeypatch, shared):
     from fastbit.baseline import baseline
     root, _ = shared
     monkeypatch.setattr(external, 'untar_data', lambda url, **kwargs: root/'data')
-    res = baseline('imagenette', arch='test_efficientnet', weights='random', size=32, epochs=1, verbose=False, num_workers=0)
+    with pytest.warns(UserWarning, match='left out'): res = baseline('imagenette', arch='test_efficientnet', weights='random', size=32, epochs=1, verbose=False, num_workers=0)
     assert res.plan.data == 'imagenette' and res.evaluation.n == 7
 
 

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from fastbit.bodies import build_body
 from fastbit.data import DataWarning, image_dataloaders
-from fastbit.learner import TransferModel, transfer_learner
+from fastbit.learner import BODY_LR, HEAD_LR, TransferModel, transfer_learner
 from conftest import TINY
 
 same = dict(rtol=0, atol=0)
@@ -251,9 +251,9 @@ def test_all_suggestion_rules(dls):
 
 def test_no_clear_minimum_is_said(learn, capsys):
     rates = learn.lr_find(num_it=20, end_lr=1e-6, show_plot=False, suggest_funcs=(schedule.valley, schedule.minimum))
-    assert 'no clear minimum' in capsys.readouterr().out and rates == (1e-2, 1e-2)
+    assert 'no clear minimum' in capsys.readouterr().out and rates == (HEAD_LR, HEAD_LR)
     learn.unfreeze()
-    assert learn.lr_find(num_it=20, end_lr=1e-6, show_plot=False).valley == 1e-3
+    assert learn.lr_find(num_it=20, end_lr=1e-6, show_plot=False).valley == BODY_LR
 
 
 # --- predictions
