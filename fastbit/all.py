@@ -18,3 +18,6 @@ from .evaluate import *
 from .learner import *
 from .report import *
 from .baseline import *
+
+# %% ../nbs/11_all.ipynb #076b5047
+__all__ = [o for o in globals() if not o.startswith('_')]

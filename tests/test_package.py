@@ -25,6 +25,16 @@ def test_nothing_heavy_at_import(code):
     assert out.stdout.splitlines()[-1] == '[]'
 
 
+def test_all_is_fastai_and_fastbit():
+    names = {}
+    exec('from fastbit.all import *', names)
+    import fastai.vision.all as fv
+    fastais = {n for n in vars(fv) if not n.startswith('_')}
+    assert fastais - set(names) == set() and {'transfer_learner', 'image_dataloaders', 'baseline', 'list_bodies', 'Plan', 'plot_losses'} <= set(names)
+    ours = {n for m in MODULES if m not in ('all', 'cli') for n in importlib.import_module(f'fastbit.{m}').__all__}
+    assert not ours & fastais   # no name of fastai's means something else
+
+
 def test_importing_changes_no_behaviour_of_fastai_torch_or_timm():
     check = '''
         import fastai.vision.all as fv, timm, torch
