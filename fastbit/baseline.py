@@ -92,7 +92,7 @@ class Plan:
     n_left_out: int    # unreadable files
     classes: list      # labels, sorted
     split: str         # how it came about
-    arch: str          # timm's full name
+    arch: str          # timm's full name, or the BiT authors'
     weights: str       # where they come from
     n_params: int      # of body and classifier
     size: int          # side of what the body sees, pixels
@@ -269,7 +269,7 @@ def baseline(
 
 def _make_plan(learn, name, arch, source, stages, recipe, seed, valid_pct):
     dls, pp = learn.dls, learn.dls.preprocess
-    return Plan(name, dls.train.n, dls.valid.n, len(dls.left_out), list(map(str, dls.vocab)), dls.split_words, timm_name(arch), str(source),
+    return Plan(name, dls.train.n, dls.valid.n, len(dls.left_out), list(map(str, dls.vocab)), dls.split_words, arch if arch.startswith('BiT') else timm_name(arch), str(source),
         sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp), dls.bs, recipe, stages, str(dls.device), seed, measure_stages(learn, stages))
 
 def _train(learn, stages, seed, verbose) -> float:

@@ -48,14 +48,14 @@ def official_names() -> list[str]:
 
 def timm_name(
     arch:str, # A timm name with or without tag (`tf_efficientnet_b0.ns_jft_in1k`), or `BiT-M-R50x1` … `BiT-M-R152x4`
-) -> str: # The timm name; without a tag where timm has no weights, or where they are for a BiT-S
+) -> str: # The timm name; without a tag where timm has no weights
     "The full timm name of `arch`; `ValueError` for names that fastbit has no body for"
     if not isinstance(arch, str): raise TypeError(f"`arch` is a name, but {arch!r} came. Type e.g. arch='tf_efficientnet_lite0'.")
     if m := _re_bit.fullmatch(Path(arch).stem if arch.endswith('.npz') else arch):
         size, shape = m[1].upper(), m[2].upper().replace('X', 'x')
         if size == 'L': raise ValueError(f"{arch}: BiT-L was trained on JFT-300M and never published. BiT-M-{shape} is the largest there is.")
         if shape not in BIT_SHAPES: raise ValueError(f"{arch}: the authors published {', '.join(BIT_SHAPES)}.")
-        return f"resnetv2_{shape[1:].lower()}_bit" + ('.goog_in21k' if size == 'M' else '')
+        return f"resnetv2_{shape[1:].lower()}_bit.goog_in21k"   # BiT-S differs in its weights alone; timm's default tag is a fine-tuned one
     base = arch.split('.')[0]
     if base not in _archs():
         raise ValueError(f"{arch!r} is not a BiT or EfficientNet body.{_did_you_mean(arch)} `list_bodies()` or `fastbit bodies` names all.")
@@ -312,9 +312,30 @@ def _pretrained_on(tag): return next((v for k, v in _PRETRAINED_ON if k in tag),
 def _family(name):
     return 'BiT' if name.startswith('resnetv2') else 'EfficientNet-Lite' if '_lite' in name else 'EfficientNetV2' if 'efficientnetv2' in name else 'EfficientNet'
 
+_N_PARAMS = dict(  # without classifier; counted with timm 1.0.31, checked in tests/test_bodies.py. Counting all anew takes ten seconds
+    efficientnet_b0=4007548, efficientnet_b0_g8_gn=5281660, efficientnet_b0_g16_evos=6826756, efficientnet_b0_gn=4007548, efficientnet_b1=6513184,
+    efficientnet_b1_pruned=5050916, efficientnet_b2=7700994, efficientnet_b2_pruned=6900737, efficientnet_b3=10696232, efficientnet_b3_g8_gn=12714432,
+    efficientnet_b3_gn=10196784, efficientnet_b3_pruned=8318020, efficientnet_b4=17548616, efficientnet_b5=28340784, efficientnet_b6=40735704,
+    efficientnet_b7=63786960, efficientnet_b8=84596142, efficientnet_blur_b0=4007548, efficientnet_cc_b0_4e=12033116, efficientnet_cc_b0_8e=22732284,
+    efficientnet_cc_b1_8e=38434968, efficientnet_el=9052712, efficientnet_el_pruned=9052712, efficientnet_em=5618496, efficientnet_es=4157392,
+    efficientnet_es_pruned=4157392, efficientnet_h_b5=43427172, efficientnet_l2=474804308, efficientnet_lite0=3371008, efficientnet_lite1=4135680,
+    efficientnet_lite2=4811072, efficientnet_lite3=6916096, efficientnet_lite4=11725568, efficientnet_x_b3=11762652, efficientnet_x_b5=31390614,
+    efficientnetv2_l=117234272, efficientnetv2_m=52858356, efficientnetv2_rw_m=51083442, efficientnetv2_rw_s=22148296, efficientnetv2_rw_t=12624388,
+    efficientnetv2_s=20177488, efficientnetv2_xl=206838808, gc_efficientnetv2_rw_t=12652713, resnetv2_50x1_bit=23500352, resnetv2_50x3_bit=211174080,
+    resnetv2_101x1_bit=42492480, resnetv2_101x3_bit=381789888, resnetv2_152x2_bit=232238208, resnetv2_152x4_bit=928340224, test_efficientnet=99196,
+    test_efficientnet_evos=100292, test_efficientnet_gn=99196, test_efficientnet_ln=99196, tf_efficientnet_b0=4007548, tf_efficientnet_b1=6513184,
+    tf_efficientnet_b2=7700994, tf_efficientnet_b3=10696232, tf_efficientnet_b4=17548616, tf_efficientnet_b5=28340784, tf_efficientnet_b6=40735704,
+    tf_efficientnet_b7=63786960, tf_efficientnet_b8=84596142, tf_efficientnet_cc_b0_4e=12033116, tf_efficientnet_cc_b0_8e=22732284,
+    tf_efficientnet_cc_b1_8e=38434968, tf_efficientnet_el=9052712, tf_efficientnet_em=5618496, tf_efficientnet_es=4157392, tf_efficientnet_l2=474804308,
+    tf_efficientnet_lite0=3371008, tf_efficientnet_lite1=4135680, tf_efficientnet_lite2=4811072, tf_efficientnet_lite3=6916096,
+    tf_efficientnet_lite4=11725568, tf_efficientnetv2_b0=5858704, tf_efficientnetv2_b1=6860052, tf_efficientnetv2_b2=8687086,
+    tf_efficientnetv2_b3=12821406, tf_efficientnetv2_l=117234272, tf_efficientnetv2_m=52858356, tf_efficientnetv2_s=20177488,
+    tf_efficientnetv2_xl=206838808)
+
 @functools.cache
 def _n_params(base) -> int:
-    "Parameters of the body without classifier, counted on the meta device: no memory, no arithmetic"
+    "Parameters of the body without classifier; bodies newer than the table are built on the meta device, without memory or arithmetic"
+    if base in _N_PARAMS: return _N_PARAMS[base]
     with torch.device('meta'): return sum(p.numel() for p in timm.create_model(base, num_classes=0).parameters())
 
 def _weights_here(name, official):

@@ -23,9 +23,11 @@ def track(
     every:float=10.,   # Seconds between two plain lines
 ):
     "Yield from `items`, showing how far it is: a fastprogress bar where one can be drawn, a line every `every` seconds elsewhere"
-    if is_interactive():
+    if is_interactive() and total:
         from fastprogress.fastprogress import progress_bar
-        yield from progress_bar(items, total=total, comment=what, leave=False) if total else items
+        bar = progress_bar(items, total=total, leave=False)
+        bar.comment = what   # not an argument: fastprogress 1.1's console bar does not take it
+        yield from bar
         return
     last = time.monotonic()
     for i, o in enumerate(items, 1):

@@ -17,6 +17,8 @@ def test_stages_partition_every_body(arch):
     stages = body_stages(net)
     assert sorted(n for s in stages for n in s.params) == sorted(n for n, _ in net.named_parameters())
     assert sorted(n for s in stages for n in s.modules) == sorted(n for n, _ in net.named_modules() if n)
+    own = {f'{s}.{o}' for s in (net.pretrained_cfg['classifier'],) for o in ('weight', 'bias')}
+    assert bodies._n_params(arch) == sum(p.numel() for n, p in net.named_parameters() if n not in own) and arch in bodies._N_PARAMS
     assert stages[-1].params == tuple(f"{net.pretrained_cfg['classifier']}.{o}" for o in ('weight', 'bias'))
     assert 'stem' in stages[0].name and len(stages) >= 6
     # the patterns are for re.match: searched for, 'bn1' would take every block's first norm into the stem
@@ -35,6 +37,7 @@ def test_every_name_of_timm_and_of_the_authors():
     assert df.set_index('name').loc['tf_efficientnet_b0.ap_in1k', 'mean'] == (.5, .5, .5)
     assert df.set_index('name').loc['efficientnet_b0_gn', 'weights'] == 'none published'
     assert set(official_names()) == set(list_bodies('BiT-*').name) and len(official_names()) == 12
+    for name in official_names(): assert (body_preprocess(name).size, body_preprocess(name).interpolation) == (224, 'bilinear')
     assert timm_name('BiT-M-R152x4') == 'resnetv2_152x4_bit.goog_in21k' and timm_name('bit-m-r50X1') == 'resnetv2_50x1_bit.goog_in21k'
 
 

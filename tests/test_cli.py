@@ -1,5 +1,5 @@
 "The command: what it writes, what it says, and what it does where it may do little"
-import json, os
+import json, os, subprocess, sys
 
 import pandas as pd, pytest
 from PIL import Image
@@ -47,6 +47,25 @@ def test_what_it_says(shared):
     assert f"accuracy {last['accuracy']:.2%}, 95 % interval" in run.stdout and 'on 7 held-out images' in run.stdout
     assert '\r' not in run.stdout and '\x1b' not in run.stdout and '█' not in run.stdout   # plain lines in a pipe
     assert 'broken.png: not an image' in run.stderr and 'Traceback' not in run.stderr and 'torch.jit' not in run.stderr
+
+
+def test_a_terminal_gets_a_bar(shared):
+    "In a pseudo-terminal, where fastai's and fastprogress' bars draw themselves"
+    pty = pytest.importorskip('pty', reason='pseudo-terminals are for Unix')
+    root, _ = shared
+    parent, child = pty.openpty()
+    with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(root/'data'), *map(str, QUICK), '--out', str(root/'tty')], cwd=root,
+                          stdin=child, stdout=child, stderr=child, env={**os.environ, 'COLUMNS': '120'}) as run:
+        os.close(child)
+        text = b''
+        try:
+            while part := os.read(parent, 4096): text += part
+        except OSError: pass   # how Linux says that the other side has closed
+        assert run.wait(timeout=300) == 0, text.decode()
+    os.close(parent)
+    text = text.decode()
+    assert 'checking images' in text and '100.00%' in text and '\r' in text and 'accuracy' in text
+    assert (root/'tty'/'predictions.csv').read_text() == (root/'run'/'predictions.csv').read_text()
 
 
 @pytest.mark.parametrize('change', [dict(args=('--workers', 2), env=dict(PYTHONHASHSEED='3')), dict(args=('--seed', 1, '--workers', 0), env={})])
@@ -157,5 +176,7 @@ def test_top5_and_macro_f1():
     probs = torch.rand(200, 12, generator=torch.manual_seed(0)).softmax(1); targs = torch.randint(0, 12, (200,), generator=torch.manual_seed(1))
     ev = evaluate_probs(probs, targs)
     assert ev.top5 == pytest.approx(top_k_accuracy_score(targs, probs, k=5)) and ev.macro_f1 == pytest.approx(f1_score(targs, probs.argmax(1), average='macro'))
+    some = targs.clamp(max=8)   # a class without images has no F1; sklearn's default counts its false alarms as a zero
+    assert evaluate_probs(probs, some).macro_f1 == pytest.approx(f1_score(some, probs.argmax(1), labels=range(9), average='macro'))
     assert evaluate_probs(probs[:, :10].softmax(1), targs % 10).top5 is None
     with pytest.raises(ValueError): evaluate_probs(probs, targs[:5])
