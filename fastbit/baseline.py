@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd, torch
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
+from fastcore.xtras import ContextManagers
 
 # %% ../nbs/09_baseline.ipynb #9edd5008
 from . import __version__
@@ -275,10 +276,11 @@ def _make_plan(learn, name, arch, source, stages, recipe, seed, valid_pct):
 def _train(learn, stages, seed, verbose) -> float:
     start = time.perf_counter()
     set_seed(seed)
-    for s in stages:
-        learn.freeze_to(s.freeze_to)
-        if verbose: print(f'{s.name}:', flush=True)
-        learn.fit_one_cycle(s.n_epoch, s.lr_max)
+    with ContextManagers([] if verbose else [learn.no_logging(), learn.no_bar()]):
+        for s in stages:
+            learn.freeze_to(s.freeze_to)
+            if verbose: print(f'{s.name}:', flush=True)
+            learn.fit_one_cycle(s.n_epoch, s.lr_max)
     return time.perf_counter() - start
 
 def _predictions(dls, probs) -> pd.DataFrame:

@@ -37,7 +37,7 @@ from torch import nn
 # %% ../nbs/06_learner.ipynb #47d4fb7b
 from .bodies import body_memory_format, body_preprocess, body_stages, build_body
 from .callbacks import History, PlainLog
-from .data import say
+from .data import ImageDL, say
 from .evaluate import Evaluation, TTAResult, evaluate_probs, mean_probs, tta_probs, view_logits
 from .progress import is_interactive
 
@@ -253,17 +253,22 @@ class TransferLearner(Learner):
         names = [o[0] for o in found] if found else [f.func.__name__ if isinstance(f, partial) else f.__name__ for f in funcs]
         return namedtuple('SuggestedLRs', names)(*([o[1] for o in found] if found else [self.recipe_lr]*len(names))) if funcs else None
 
-    def _preprocess(self, dl): return getattr(self.dls, 'preprocess', None)
+    def _preprocess(self, dl):
+        "Of loaders that fastbit made; others can only be looked at as tensors"
+        return getattr(self.dls, 'preprocess', None) if isinstance(dl, ImageDL) else None
 
     def evaluate(self,
         ds_idx:int=1, # Which loader of `dls`; 1: validation
         dl=None,      # Other labelled data, from `dls.test_dl(..., with_labels=True)`
+        show:bool=True # Print it?
     ) -> Evaluation:
         "All metrics over the whole set, with n and interval; images as validation sees them, whatever the loader"
         dl = self.dls[ds_idx] if dl is None else dl
         logits, targs, _ = view_logits(self, dl, ('identity',), self._preprocess(dl))
         if targs is None: raise ValueError("There are no labels to evaluate against; type dls.test_dl(items, with_labels=True).")
-        return evaluate_probs(mean_probs(logits), targs)
+        res = evaluate_probs(mean_probs(logits), targs)
+        if show: print(res)
+        return res
 
     def tta(self,
         ds_idx:int=1, # Which loader of `dls`; 1: validation

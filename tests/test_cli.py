@@ -144,7 +144,7 @@ def test_public_sets_offline_say_what_to_do(monkeypatch, capsys, tmp_path):
     assert 'oxford-102-flowers.tgz' in err and 'give its folder instead' in err and err.count('\n') == 1
 
 
-def test_a_public_set_by_name(monkeypatch, shared):
+def test_a_public_set_by_name(monkeypatch, shared, capsys):
     "Fetching is fastai's; here it has been fetched before"
     from fastai.data import external
     from fastbit.baseline import baseline
@@ -152,6 +152,7 @@ def test_a_public_set_by_name(monkeypatch, shared):
     monkeypatch.setattr(external, 'untar_data', lambda url, **kwargs: root/'data')
     with pytest.warns(UserWarning, match='left out'): res = baseline('imagenette', arch='test_efficientnet', weights='random', size=32, epochs=1, verbose=False, num_workers=0)
     assert res.plan.data == 'imagenette' and res.evaluation.n == 7
+    assert capsys.readouterr().out == ''   # verbose=False
 
 
 def test_version_and_bodies():

@@ -302,6 +302,12 @@ def test_evaluate_is_the_whole_set_and_any_batch_size(learn, folder):
     assert train.n == 32 and train == learn.evaluate(0)   # not on augmented images
 
 
+def test_evaluate_prints_n_and_interval(learn, capsys):
+    capsys.readouterr()
+    ev = learn.evaluate()
+    assert capsys.readouterr().out == f'{ev}\n' and f'n = {ev.n})' in str(ev) and '95 % interval' in str(ev)
+
+
 def test_evaluate_without_labels(learn, folder):
     dl = learn.dls.test_dl(learn.dls.valid_ds.items)
     with pytest.raises(ValueError, match='with_labels=True'): learn.evaluate(dl=dl)
