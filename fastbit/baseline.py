@@ -9,9 +9,8 @@ __all__ = ['LR_SPREAD', 'RECIPES', 'DIGITS', 'StagePlan', 'onecycle_stages', 'me
            'write_bytes', 'BaselineResult', 'check_out', 'make_out', 'baseline']
 
 # %% ../nbs/09_baseline.ipynb #493330f6
-import json, os, platform, shlex, tempfile, time
+import json, os, platform, tempfile, time
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 # %% ../nbs/09_baseline.ipynb #a29ed839

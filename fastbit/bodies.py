@@ -12,7 +12,7 @@ __all__ = ['BODY_PATTERNS', 'BIT_SHAPES', 'BIT_URL', 'CROP_PCT', 'RESIZES', 'WEI
 
 # %% ../nbs/01_bodies.ipynb #8beb711c
 import functools, importlib, importlib.util, re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 

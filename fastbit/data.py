@@ -10,7 +10,7 @@ __all__ = ['TRAIN_NAMES', 'VALID_NAMES', 'TEST_NAMES', 'DataWarning', 'say', 'fi
            'image_dataloaders', 'table_dataloaders']
 
 # %% ../nbs/02_data.ipynb #af1b7256
-import math, os, random, warnings
+import os, random, warnings
 from pathlib import Path
 
 # %% ../nbs/02_data.ipynb #cd3cc7aa

@@ -13,7 +13,6 @@ import random
 from collections import namedtuple
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 import fastai.vision.learner  # registers show_results and plot_top_losses for images
 from fastai.callback import schedule
-from fastai.callback.core import CancelFitException
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, get_c

@@ -181,7 +181,6 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_exif_orientation(tmp_path, orientation):
     from fastbit.images import read_image
-    from PIL import ImageOps
     img = Image.new('RGB', (40, 24), (0, 0, 255)); img.paste((255, 0, 0), (0, 0, 20, 12))
     exif = Image.Exif(); exif[0x0112] = orientation
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}   # PIL transposes whose picture, viewed by `orientation`, is `img`

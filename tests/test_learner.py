@@ -1,5 +1,5 @@
 "What a transfer learner promises, and fastai's traps that it stays out of"
-import os, random
+import random
 
 import matplotlib.pyplot as plt
 import numpy as np, pytest, torch
@@ -7,7 +7,6 @@ from fastai.callback import schedule
 from fastai.callback.core import Callback
 from fastai.data.transforms import Normalize
 from fastai.interpret import ClassificationInterpretation
-from fastai.learner import Learner
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageDataLoaders

@@ -1,5 +1,5 @@
 "What the package is made of: names, import cost, generated files"
-import importlib, os, pkgutil, subprocess, sys
+import importlib, pkgutil, subprocess, sys
 from pathlib import Path
 
 import pytest
