@@ -147,7 +147,9 @@ class MemoryLRFinder(schedule.LRFinder):
         self.best_loss = float('inf')
     def after_fit(self): pass
 
-def clear_minimum(losses) -> bool:
+def clear_minimum(
+    losses # Smoothed losses, one a step, from the smallest rate to the largest
+) -> bool:
     "Does a rate finder's loss fall enough, after its start, to read a rate from?"
     losses = np.asarray(losses, dtype=float)
     return len(losses) > 10 and np.isfinite(losses[0]) and np.nanmin(losses) < losses[0]*(1-CLEAR_FALL)
