@@ -12,8 +12,6 @@ help: ## this list
 
 config: ## settings.ini -> pyproject.toml and the version
 	@nbdev-migrate-config >/dev/null
-	@# settings that nbdev 3.3's migration does not carry over; [tool.nbdev] is the last table of the file
-	@printf 'exec_profile = false\n' >> pyproject.toml
 
 prepare: config ## regenerate everything that is generated: config, modules, clean notebooks, README
 	@nbdev-export
@@ -26,7 +24,8 @@ check: prepare ## fail if `make prepare` leaves a difference
 	@echo "make check: nothing to regenerate."
 
 test: ## all notebooks, then tests/
-	nbdev-test --n-workers 2
+	@# an empty IPython folder: nbdev-test would load the user's profile, whose start-up files are not part of the tests
+	IPYTHONDIR=$$(mktemp -d) nbdev-test --n-workers 2
 	$(PYTHON) -m pytest -q tests
 
 docs: ## the documentation site, in _docs (`quarto render _proc` does the same where Quarto is installed)
