@@ -21,8 +21,8 @@ from fastcore.xtras import ContextManagers
 
 # %% ../nbs/09_baseline.ipynb #9edd5008
 from . import __version__
-from .bodies import weights_source, timm_name
-from .data import check_device, image_dataloaders
+from .bodies import hub_file, timm_name, weights_source
+from .data import PathLabel, check_device, image_dataloaders
 from .datasets import PUBLIC_SETS, named_table
 from .evaluate import Evaluation, default_views, evaluate_probs, tta_probs
 from .learner import BODY_LR, HEAD_LR, TransferLearner, transfer_learner, untouched
@@ -167,7 +167,7 @@ class BaselineResult:
             *([] if e.top5 is None else [f'top-5    {e.top5:.2%}']),
             f'loss     {e.loss:.4f}, macro-F1 {e.macro_f1:.4f}',
             f'TTA      {t.accuracy:.2%} ({t.low:.1%} to {t.high:.1%}), loss {t.loss:.4f}, mean of {len(self.views)} views: {", ".join(self.views)}'
-                if len(self.views) > 1 else 'TTA      none: neither mirror images nor crops suit this data',
+                if len(self.views) > 1 else 'TTA      none: mirror images and crops are off for this data',
             f'time     {_clock(self.seconds["training"])} training, {_clock(self.seconds["evaluation"])} evaluation']
         return '\n'.join(rows + ([f'files    {self.out}'] if self.out else []))
     def _repr_html_(self):
@@ -247,13 +247,14 @@ def baseline(
     if recipe not in RECIPES: raise ValueError(f"recipe={recipe!r}; there is {', '.join(map(repr, RECIPES))}.")
     stages, source, device = onecycle_stages(epochs, lr), weights_source(arch, weights), check_device(device)
     if out is not None: check_out(out)
+    if source.kind == 'hub': hub_file(arch)   # no network is found out now, not after the data has been checked
     data, name, usual = _table_of(path)
     choose = lambda key, asked, default: asked if asked is not None else usual.get(key, default)
     dls = image_dataloaders(data, arch, choose('size', size, None), bs, valid_pct, seed, resize=resize, crop=choose('crop', crop, True),
         flip=choose('flip', flip, True), num_workers=num_workers, device=device)
     set_seed(seed)
     learn = transfer_learner(dls, arch, weights, metrics=accuracy, bn=bn)
-    plan = _make_plan(learn, name, arch, source, stages, recipe, seed, valid_pct)
+    plan = _make_plan(learn, name, arch, source, stages, recipe, seed)
     if out is not None: make_out(out)
     if verbose: print(plan, flush=True)
     times = dict(training=_train(learn, stages, seed, verbose))
@@ -267,7 +268,7 @@ def baseline(
     if verbose: print(res, flush=True)
     return res
 
-def _make_plan(learn, name, arch, source, stages, recipe, seed, valid_pct):
+def _make_plan(learn, name, arch, source, stages, recipe, seed):
     dls, pp = learn.dls, learn.dls.preprocess
     return Plan(name, dls.train.n, dls.valid.n, len(dls.left_out), list(map(str, dls.vocab)), dls.split_words, arch if arch.startswith('BiT') else timm_name(arch), str(source),
         sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp), dls.bs, recipe, stages, str(dls.device), seed, measure_stages(learn, stages))
@@ -283,7 +284,5 @@ def _train(learn, stages, seed, verbose) -> float:
     return time.perf_counter() - start
 
 def _predictions(dls, probs) -> pd.DataFrame:
-    best = probs.max(1)
-    items = dls.valid_ds.items
-    label = {Path(p): l for p, l in zip(dls.table.path, dls.table.label)}
-    return pd.DataFrame(dict(path=[str(p) for p in items], label=[label[p] for p in items], prediction=[dls.vocab[i] for i in best.indices], probability=best.values.tolist()))
+    best, items, label = probs.max(1), dls.valid_ds.items, PathLabel(dls.table)
+    return pd.DataFrame(dict(path=[str(p) for p in items], label=[label(p) for p in items], prediction=[dls.vocab[i] for i in best.indices], probability=best.values.tolist()))

@@ -100,6 +100,7 @@ def test_digits_where_the_cache_is_read_only():
     (('baseline', 'nowhere'), "no folder or file 'nowhere'"),
     (('baseline', '.', '--arch', 'resnet50'), 'not a BiT or EfficientNet body'),
     (('baseline', '.', '--arch', 'BiT-L-R50x1'), 'never published'),
+    (('baseline', 'not-even-looked-for', '--arch', 'BiT-M-R50x1'), 'hub does not answer'),
     (('baseline', '.', '--weights', 'imagenet'), "'random'"),
     (('baseline', '.', '--weights', 'mine.pth'), 'no such file'),
     (('baseline', '.', '--recipe', 'magic'), "'onecycle'"),
