@@ -17,7 +17,7 @@ import numpy as np, pandas as pd
 from PIL import Image
 
 # %% ../nbs/02b_datasets.ipynb #e902ce09
-from .data import find_images, image_table
+from .tables import find_images, image_table
 
 # %% ../nbs/02b_datasets.ipynb #7cb6512f
 def cache_dir() -> Path:

@@ -4,7 +4,8 @@ import os, shutil, warnings
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 
-from fastbit.data import DataWarning, find_images, image_dataloaders, image_table, split_table
+from fastbit.data import image_dataloaders
+from fastbit.tables import DataWarning, find_images, image_table, split_table
 from conftest import TINY, picture
 
 small = dict(arch='test_efficientnet', size=32, num_workers=0)

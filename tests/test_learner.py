@@ -15,8 +15,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from fastbit.bodies import build_body
-from fastbit.data import DataWarning, image_dataloaders
-from fastbit.learner import BODY_LR, HEAD_LR, TransferModel, transfer_learner
+from fastbit.data import image_dataloaders
+from fastbit.learner import BODY_LR, HEAD_LR, transfer_learner
+from fastbit.model import TransferModel
+from fastbit.tables import DataWarning
 from conftest import TINY
 
 same = dict(rtol=0, atol=0)
