@@ -7,17 +7,17 @@ Docs: https://fastbit.github.io/fastbit/bodies.html.md"""
 # %% auto #0
 __all__ = ['BODY_PATTERNS', 'BIT_SHAPES', 'BIT_URL', 'CROP_PCT', 'RESIZES', 'WEIGHTS_WORDS', 'WEIGHTS_FILES', 'HUB_FILE',
            'official_names', 'timm_name', 'Preprocess', 'body_preprocess', 'WeightsSource', 'bundled_file',
-           'cached_hub_file', 'hub_file', 'weights_source', 'rename_lite', 'load_weights', 'zero_classifier',
-           'build_body', 'Stage', 'body_stages', 'body_memory_format', 'list_bodies']
+           'cached_hub_file', 'hub_file', 'weights_source', 'rename_lite', 'weights_digest', 'load_weights',
+           'npz_classes', 'zero_classifier', 'build_body', 'Stage', 'body_stages', 'body_memory_format', 'list_bodies']
 
 # %% ../nbs/01_bodies.ipynb #8beb711c
-import functools, importlib, importlib.util, re
+import functools, hashlib, importlib, importlib.util, re, zipfile
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
 # %% ../nbs/01_bodies.ipynb #d9d37183
-import huggingface_hub, pandas as pd, timm, torch
+import huggingface_hub, numpy as np, pandas as pd, timm, torch
 from huggingface_hub import constants as hub_constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.models import load_state_dict
@@ -94,7 +94,7 @@ def body_preprocess(
 ) -> Preprocess:
     "The preprocessing that the weights of `arch` were made with, at `size`"
     cfg = timm.get_pretrained_cfg(timm_name(arch))
-    return Preprocess(size=size or cfg.input_size[-1], mean=tuple(cfg.mean), std=tuple(cfg.std), interpolation=cfg.interpolation, **kwargs)
+    return Preprocess(size=cfg.input_size[-1] if size is None else size, mean=tuple(cfg.mean), std=tuple(cfg.std), interpolation=cfg.interpolation, **kwargs)
 
 # %% ../nbs/01_bodies.ipynb #982dcafb
 WEIGHTS_WORDS = ('auto', 'bundled', 'hub', 'random')
@@ -203,6 +203,17 @@ def _read_state(path) -> dict:
         raise ValueError(f"{path} holds no plain table of tensors; save one with torch.save(model.state_dict(), FILE).")
     return {k.removeprefix('net.'): v for k, v in state.items()}   # `net.`: what `learn.save` of a fastbit learner writes
 
+def weights_digest(
+    source:WeightsSource, # From `weights_source`
+) -> str: # Hexadecimal; '' for random weights
+    "A digest of the file that weights come from, to tell two of the same name apart"
+    if source.kind == 'random': return ''
+    h, path = hashlib.blake2b(digest_size=16), cached_hub_file(source.where) if source.kind == 'hub' else source.where
+    if path is None: return ''   # never fetched, so not used
+    with open(path, 'rb') as f:
+        while part := f.read(1 << 20): h.update(part)
+    return h.hexdigest()
+
 def load_weights(
     net:nn.Module,         # A timm network; changed in place
     source:WeightsSource,  # Where from
@@ -229,9 +240,32 @@ def _full_name(net):
     cfg = net.pretrained_cfg
     return cfg['architecture'] + (f".{cfg['tag']}" if cfg.get('tag') else '')
 
+_NPZ_HEAD = 'resnet/head/conv2d/'   # the authors' name for the classifier
+
+def _npz_shapes(path) -> dict:
+    "Name -> shape, from the headers of the arrays"
+    try:
+        with zipfile.ZipFile(path) as z: return {n.removesuffix('.npy'): _npy_shape(z, n) for n in z.namelist()}
+    except Exception as e: raise ValueError(f"{path} cannot be read as the BiT authors' arrays ({type(e).__name__}: {str(e).splitlines()[0][:120]}).") from e
+
+def _npy_shape(z, name) -> tuple:
+    with z.open(name) as f:
+        version = np.lib.format.read_magic(f)
+        return (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(f)[0]
+
+def npz_classes(
+    path:str|Path, # One of the BiT authors' files, or your own in their naming
+) -> int: # 0: the file has no classifier
+    "Outputs of the classifier in an `.npz` file"
+    return _npz_shapes(path).get(_NPZ_HEAD + 'kernel', (0,))[-1]
+
 def _load_npz(net, path):
     "timm reads the BiT authors' arrays; a net without classifier takes the body alone"
     if not hasattr(net, 'load_pretrained'): raise ValueError(f"{path.name}: .npz files are the BiT authors', and {_full_name(net)} is not a BiT body.")
+    there, heads = [n for n in _npz_shapes(path) if not n.startswith(_NPZ_HEAD)], tuple(c + '.' for c in _classifier_names(net))
+    wanted = sum(not k.startswith(heads) for k in net.state_dict())
+    # timm takes from a deeper body's file what it looks for, and leaves the rest
+    if len(there) != wanted: raise ValueError(f"{path.name} does not fit {_full_name(net)}: it has {len(there)} arrays, the body {wanted}. Is it the file of another body?")
     try:
         with torch.no_grad(): net.load_pretrained(str(path))
     except Exception as e: raise ValueError(f"{path.name} does not fit {_full_name(net)} ({type(e).__name__}: {str(e).splitlines()[0][:120]}).") from e
@@ -253,9 +287,13 @@ def build_body(
 ) -> nn.Module: # A plain timm network
     "Build a timm network with its weights and a classifier of its own"
     source, name = weights_source(arch, weights), timm_name(arch)
-    keep = num_classes is None and source.kind != 'random' and not source.where.endswith('.npz')
+    keep = num_classes is None and source.kind != 'random'
     args = dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
-    net = timm.create_model(name, pretrained=False, **args, **({} if keep else dict(num_classes=0)))
+    if not keep: args['num_classes'] = 0
+    elif source.where.endswith('.npz'):
+        args['num_classes'] = npz_classes(source.where)
+        if not args['num_classes']: raise ValueError(f"{Path(source.where).name} has no classifier to keep: type num_classes=, or num_classes=0 for the features.")
+    net = timm.create_model(name, pretrained=False, **args)
     load_weights(net, source, head=keep)
     if not keep and num_classes != 0:
         net.reset_classifier(net.pretrained_cfg['num_classes'] if num_classes is None else num_classes)
@@ -339,14 +377,14 @@ def _n_params(base) -> int:
     with torch.device('meta'): return sum(p.numel() for p in timm.create_model(base, num_classes=0).parameters())
 
 def _weights_here(name, official):
-    if official and official.startswith('BiT-S'): return f'file: {BIT_URL}{official}.npz'
+    if official and official.startswith('BiT-S'): return 'file'
     if bundled_file(name): return 'bundled'
     repo = timm.get_pretrained_cfg(name).hf_hub_id
     return 'none published' if not repo else f'hub cache: {repo}' if cached_hub_file(repo) else f'hub: {repo}'
 
 def list_bodies(
     pattern:str='*', # Shell-style pattern over names, `*lite*`, `BiT-M*`, `*ns_jft*`
-) -> pd.DataFrame: # One row a name: name, family, params_m, pretrained_on, size, mean, std, license, weights
+) -> pd.DataFrame: # One row a name: name, family, params_m, pretrained_on, size, mean, std, license, weights (from where, here), official_file (address of the BiT authors')
     "Every body that fastbit can build, with what it was trained on and where its weights would come from on this machine"
     bare = [a for a in _archs() if timm_name(a) == a]
     names = [(n, n, None) for n in [*_tags(), *bare]] + [(n, timm_name(n), n) for n in official_names()]
@@ -356,6 +394,6 @@ def list_bodies(
         cfg, base = timm.get_pretrained_cfg(name), name.split('.')[0]
         rows.append(dict(name=shown, family=_family(name), params_m=round(_n_params(base)/1e6, 2),
             pretrained_on='ImageNet-1k' if official and official.startswith('BiT-S') else _pretrained_on(cfg.tag or ''),
-            size=cfg.input_size[-1], mean=tuple(cfg.mean), std=tuple(cfg.std), license=cfg.license or '', weights=_weights_here(name, official)))
-    cols = 'name family params_m pretrained_on size mean std license weights'.split()
+            size=cfg.input_size[-1], mean=tuple(cfg.mean), std=tuple(cfg.std), license=cfg.license or '', weights=_weights_here(name, official), official_file=f'{BIT_URL}{official}.npz' if official else ''))
+    cols = 'name family params_m pretrained_on size mean std license weights official_file'.split()
     return pd.DataFrame(rows, columns=cols).sort_values(['family', 'name'], ignore_index=True)
