@@ -27,16 +27,18 @@ def picture(i: int, label: int, size=(24, 20)) -> Image.Image:
     return Image.fromarray(px.astype(np.uint8))
 
 
+def write_folder(root: Path, counts: dict, size=(24, 20)) -> Path:
+    "write_folder(root, {'a': 3, 'b': 2}): class folders of pictures, which depend on the folder's name"
+    for k, (label, n) in enumerate(counts.items()):
+        (root/label).mkdir(parents=True, exist_ok=True)
+        for i in range(n): picture(zlib.crc32(f'{root.name}{i}'.encode()), k, size).save(root/label/f'{i:03d}.png')
+    return root
+
+
 @pytest.fixture
 def make_folder(tmp_path):
     "make_folder({'a': 3, 'b': 2}, 'data') -> folder of class folders"
-    def _make(counts: dict, name='data') -> Path:
-        root = tmp_path/name
-        for k, (label, n) in enumerate(counts.items()):
-            (root/label).mkdir(parents=True, exist_ok=True)
-            for i in range(n): picture(zlib.crc32(f'{name}{i}'.encode()), k).save(root/label/f'{i:03d}.png')
-        return root
-    return _make
+    return lambda counts, name='data': write_folder(tmp_path/name, counts)
 
 
 @pytest.fixture

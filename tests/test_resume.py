@@ -1,0 +1,299 @@
+"Runs that are killed, and go on as if they had not been"
+import json, os, random, signal, subprocess, sys, time
+
+import pandas as pd, pytest, torch
+from fastai.callback.core import Callback
+from safetensors import safe_open
+
+from fastbit.callbacks import KeepBest
+from fastbit.checkpoint import read_checkpoint
+from fastbit.data import image_dataloaders
+from fastbit.learner import transfer_learner
+from conftest import TINY, picture, run_fastbit, write_folder
+
+STEPS = 14
+RUN = '''
+"One run; with a moment to die at as its third word"
+import hashlib, json, os, random, signal, sys, warnings
+warnings.simplefilter('ignore')
+import pandas as pd, torch
+from fastai.callback.core import Callback
+from fastai.torch_core import set_seed
+from fastai.vision.augment import Brightness
+from fastbit import checkpoint
+from fastbit.callbacks import KeepBest
+from fastbit.data import image_dataloaders
+from fastbit.learner import transfer_learner
+
+data, folder, kind, at = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+class Die(Callback):
+    order, pieces = 90, 0
+    def after_pred(self):
+        self.pieces += 1
+        if self.training and kind == 'in a step' and self.rule_steps.done == at and self.pieces % 3 == 2: die()
+        if not self.training and kind == 'in an evaluation' and self.rule_steps.done >= at: die()
+    def after_batch(self):
+        if self.training and kind == 'between' and self.rule_steps.done == at: die()
+
+save, replace = checkpoint.save_file, checkpoint.Path.replace
+def half(tensors, path, metadata):
+    save(tensors, path, metadata)
+    if kind == 'in a save' and learn.rule_steps.done >= at:
+        with open(path, 'rb+') as f: f.truncate(os.path.getsize(path)//2)
+        die()
+def before_the_name(self, target):
+    if kind == 'before the new name' and learn.rule_steps.done >= at: die()
+    return replace(self, target)
+checkpoint.save_file, checkpoint.Path.replace = half, before_the_name
+
+set_seed(3)
+dls = image_dataloaders(data, 'test_efficientnet', size=32, bs=4, num_workers=0, batch_tfms=[Brightness()])
+learn = transfer_learner(dls, 'test_efficientnet', 'random', drop_rate=.3, cbs=KeepBest('accuracy'))
+learn.fit_hyperrule(batch_size=10, n_steps=STEPS, base_lr=.5, mixup=.4, eval_every=4, checkpoint=f'{folder}/run.safetensors', checkpoint_every=3, cbs=Die())
+h = learn.history
+print(json.dumps(dict(weights=hashlib.sha256(b''.join(v.numpy().tobytes() for v in learn.model.state_dict().values())).hexdigest(),
+    steps=h.steps.values.tolist(), epochs=h.epochs.drop(columns='seconds').values.tolist(), losses=[float(o) for o in learn.recorder.losses],
+    random=[*torch.rand(2).tolist(), random.random()], best=learn.keep_best.best)))
+'''.replace('STEPS', str(STEPS))
+
+
+def run(tmp_path, data, folder, kind='never', at=0):
+    (tmp_path/'run.py').write_text(RUN)
+    folder.mkdir(exist_ok=True)
+    return subprocess.run([sys.executable, tmp_path/'run.py', data, folder, kind, str(at)], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+    "A folder of images, and what the run says that nobody kills"
+    root = tmp_path_factory.mktemp('straight')
+    write_folder(root/'data', dict(blue=13, green=13, red=13))
+    done = run(root, root/'data', root/'out')
+    assert done.returncode == 0, done.stderr
+    return root/'data', json.loads(done.stdout.splitlines()[-1])
+
+
+def test_killed_three_times_and_the_same(straight, tmp_path):
+    "SIGKILL in a step, in a save and in between, at random moments; each run goes on from where the one before was"
+    folder, wanted = straight
+    dice = random.SystemRandom()
+    kinds, at = dice.sample(['in a step', 'in a save', 'between'], 3), sorted(dice.sample(range(1, STEPS-1), 3))
+    story = f'{kinds} at {at}'
+    for kind, k in zip(kinds, at):
+        killed = run(tmp_path, folder, tmp_path/'killed', kind, k)
+        assert killed.returncode == -signal.SIGKILL, (story, killed.stdout, killed.stderr)
+    resumed = run(tmp_path, folder, tmp_path/'killed')
+    assert resumed.returncode == 0, (story, resumed.stderr)
+    assert 'goes on' in resumed.stdout or at[-1] < 3, story
+    assert json.loads(resumed.stdout.splitlines()[-1]) == wanted, story
+
+
+@pytest.mark.parametrize('kind, at', [('in an evaluation', 4), ('before the new name', 6)])
+def test_killed_where_it_is_delicate(straight, tmp_path, kind, at):
+    folder, wanted = straight
+    assert run(tmp_path, folder, tmp_path/'killed', kind, at).returncode == -signal.SIGKILL
+    resumed = run(tmp_path, folder, tmp_path/'killed')
+    assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stderr
+    assert json.loads(resumed.stdout.splitlines()[-1]) == wanted
+    assert [p.name for p in (tmp_path/'killed').iterdir()] == ['run.safetensors']   # what was half written is gone
+
+
+@pytest.fixture
+def dls(folder): return image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=0)
+
+
+ARGS = dict(batch_size=12, n_steps=8, base_lr=.3, eval_every=2, show=False)
+
+
+def fit(learn, **kwargs):
+    with learn.no_logging(), learn.no_bar(): learn.fit_hyperrule(**ARGS | kwargs)
+    return learn
+
+
+class Stop(Callback):
+    "Interrupts in the given step"
+    order = 90
+    def __init__(self, at): self.at = at
+    def after_batch(self):
+        if self.training and self.rule_steps.done == self.at: raise KeyboardInterrupt
+
+
+def interrupted(dls, path, at=5, **kwargs):
+    torch.manual_seed(0)
+    learn = transfer_learner(dls, **TINY)
+    with pytest.raises(KeyboardInterrupt): fit(learn, checkpoint=path, cbs=Stop(at), **kwargs)
+    return learn
+
+
+def test_after_an_interrupt_the_learner_is_usable(dls, tmp_path):
+    learn = interrupted(dls, tmp_path/'run.safetensors')
+    assert not any(isinstance(cb, Stop) for cb in learn.cbs) and learn.opt is None
+    fit(learn, checkpoint=tmp_path/'run.safetensors')   # in the same process, too
+    torch.manual_seed(0)
+    straight = fit(transfer_learner(dls, **TINY))
+    assert all(torch.equal(a, b) for a, b in zip(learn.model.state_dict().values(), straight.model.state_dict().values()))
+    pd.testing.assert_frame_equal(learn.history.steps, straight.history.steps, check_exact=True)
+    assert learn.recorder.lrs == straight.recorder.lrs and len(learn.recorder.values) == 4
+
+
+def test_a_finished_run_is_not_trained_again(dls, tmp_path):
+    torch.manual_seed(0)
+    path, learn = tmp_path/'run.safetensors', transfer_learner(dls, **TINY)
+    fit(learn, checkpoint=path)
+    class No(Callback):
+        def before_train(self): raise AssertionError('trains')
+    again = transfer_learner(dls, **TINY)
+    fit(again, checkpoint=path, cbs=No())
+    assert all(torch.equal(a, b) for a, b in zip(learn.model.state_dict().values(), again.model.state_dict().values()))
+    pd.testing.assert_frame_equal(learn.history.epochs, again.history.epochs, check_exact=True)
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(fit=dict(n_steps=9)), 'rule: n steps 8 there, 9 here'), (dict(fit=dict(base_lr=.2)), 'rule: base lr'), (dict(fit=dict(mixup=.1)), 'rule: mixup 0.0 there, 0.1 here'),
+    (dict(fit=dict(eval_every=3)), 'eval every 2 there, 3 here'), (dict(learner=dict(drop_rate=.1)), 'body: drop rate 0.0 there, 0.1 here'), (dict(learner=dict(bn='affine')), "bn 'frozen' there, 'affine' here"),
+    (dict(learner=dict(arch='test_efficientnet_gn')), "arch 'test_efficientnet"), (dict(learner=dict(weights='file')), 'weights'),
+    (dict(data=dict(size=40)), 'preprocessing'), (dict(data=dict(seed=1)), 'seed 0 there, 1 here'), (dict(data=dict(k_per_class=2)), 'training images 32 there, 6 here'), (dict(data=dict(other=True)), 'contents differ'),
+    (dict(data=dict(renamed=True)), 'files labels and split differ'), (dict(learner=dict(cbs=[KeepBest('accuracy')])), 'keep best'), (dict(fit=dict(cbs=[KeepBest('accuracy')])), 'keep best')])
+def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path, change, words):
+    make = lambda **kwargs: image_dataloaders(folder, 'test_efficientnet', **dict(size=32, bs=8, num_workers=0) | kwargs)
+    path, data, learner = tmp_path/'run.safetensors', dict(change.get('data', {})), TINY | change.get('learner', {})
+    interrupted(make(), path)
+    before = path.read_bytes()
+    if learner['weights'] == 'file': learner['weights'] = tmp_path/'w.pth'; torch.save(transfer_learner(make(), **TINY).model.net.state_dict(), tmp_path/'w.pth')
+    if data.pop('other', False): picture(99, 1).save(folder/'blue'/'000.png')   # the same name, another picture
+    if data.pop('renamed', False): (folder/'blue'/'000.png').rename(folder/'blue'/'zzz.png')
+    learn = transfer_learner(make(**data), **learner)
+    state = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    with pytest.raises(ValueError, match=words): fit(learn, checkpoint=path, **change.get('fit', {}))
+    assert path.read_bytes() == before and all(torch.equal(v, state[k]) for k, v in learn.model.state_dict().items()) and learn.model.n_frozen == 6
+
+
+def test_the_same_data_elsewhere_is_the_same_data(folder, tmp_path):
+    path = tmp_path/'run.safetensors'
+    interrupted(image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=0), path)
+    folder.rename(tmp_path/'moved')
+    fit(transfer_learner(image_dataloaders(tmp_path/'moved', 'test_efficientnet', size=32, bs=8, num_workers=0), **TINY), checkpoint=path)
+
+
+def test_weights_of_another_content_are_told_apart(dls, tmp_path):
+    path, file = tmp_path/'run.safetensors', tmp_path/'w.pth'
+    def learner(seed):
+        torch.manual_seed(seed); torch.save(transfer_learner(dls, **TINY).model.net.state_dict(), file)
+        return transfer_learner(dls, 'test_efficientnet', file)
+    with pytest.raises(KeyboardInterrupt): fit(learner(0), checkpoint=path, cbs=Stop(3))
+    fit(learner(0), checkpoint=path, stop_after=None)
+    path.unlink()
+    with pytest.raises(KeyboardInterrupt): fit(learner(0), checkpoint=path, cbs=Stop(3))
+    with pytest.raises(ValueError, match='weights digest differ'): fit(learner(1), checkpoint=path)
+
+
+def test_other_micro_batches_go_on_and_say_so(folder, tmp_path, capsys):
+    make = lambda bs: transfer_learner(image_dataloaders(folder, 'test_efficientnet', size=32, bs=bs, num_workers=0), **TINY)
+    path = tmp_path/'run.safetensors'
+    with pytest.raises(KeyboardInterrupt): fit(make(8), checkpoint=path, cbs=Stop(5))
+    make(4).fit_hyperrule(**ARGS | dict(show=True), checkpoint=path)
+    assert 'micro-batches of 8: the same numbers but for rounding' in capsys.readouterr().out
+
+
+def test_a_checkpoint_runs_no_code_and_is_readable_by_others(dls, tmp_path):
+    fit(transfer_learner(dls, **TINY), checkpoint=tmp_path/'run.safetensors')
+    with safe_open(tmp_path/'run.safetensors', 'pt') as f: assert 'model/net.classifier.weight' in f.keys()
+    meta, tensors = read_checkpoint(tmp_path/'run.safetensors')
+    assert meta['run']['rule']['n_steps'] == 8 and meta['run']['data']['classes'] == ['blue', 'green', 'red']
+    assert {'net.classifier.weight/grad_avg', 'net.conv_stem.weight/grad_avg'} <= set(tensors['optimizer'])
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said(dls, tmp_path):
+    with pytest.raises(FileNotFoundError, match='no folder'): fit(transfer_learner(dls, **TINY), checkpoint=tmp_path/'nowhere'/'run.safetensors')
+    from fastbit import checkpoint
+    path = tmp_path/'run.safetensors'
+    interrupted(dls, path)
+    before, save = path.read_bytes(), checkpoint.save_file
+    def full(tensors, path, metadata): path.write_bytes(b'half'); raise OSError(28, 'No space left on device')
+    checkpoint.save_file = full
+    try:
+        with pytest.raises(OSError, match='No space left on device.*the one before it'): fit(transfer_learner(dls, **TINY), checkpoint=path)
+    finally: checkpoint.save_file = save
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir() if 'run' in p.name] == ['run.safetensors']
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='permissions are of Unix')
+def test_a_checkpoint_is_readable_by_whom_other_files_are(dls, tmp_path):
+    from safetensors.torch import save_file
+    fit(transfer_learner(dls, **TINY), checkpoint=tmp_path/'run.safetensors')
+    (tmp_path/'other').touch(); save_file(dict(a=torch.ones(1)), tmp_path/'plain.safetensors')
+    mode = lambda name: (tmp_path/name).stat().st_mode & 0o777
+    assert mode('run.safetensors') == mode('other')
+    assert mode('plain.safetensors') == 0o600   # once safetensors leaves that alone, `whole_file` need not see to it
+
+
+# Keeping the best
+
+def test_the_best_over_all_phases_is_kept(dls):
+    learn = transfer_learner(dls, **TINY, cbs=KeepBest('accuracy'))
+    with learn.no_logging(), learn.no_bar():
+        learn.fit_one_cycle(3, .1)
+        best, weights = learn.keep_best.best, {k: v.clone() for k, v in learn.model.state_dict().items()}
+        assert learn.evaluate(show=False).accuracy == pytest.approx(best) == pytest.approx(learn.history.epochs.accuracy.max())
+        learn.unfreeze(); learn.fit_one_cycle(2, 1e3)   # a second phase that ruins everything
+    assert all(torch.equal(v, weights[k]) for k, v in learn.model.state_dict().items()) or learn.history.epochs.accuracy[3:].max() > best
+    assert learn.evaluate(show=False).accuracy == pytest.approx(learn.history.epochs.accuracy.max())
+    with torch.no_grad(): learn.model.net.classifier.bias += 1
+    changed = learn.model.net.classifier.bias.clone()
+    learn.validate(); learn.get_preds(); learn.tta(show=False); learn.lr_find(num_it=20, show_plot=False)
+    assert torch.equal(learn.model.net.classifier.bias, changed)   # only a fit goes back
+
+
+def test_early_stopping_of_a_resumed_run_is_that_of_the_straight_one(dls, tmp_path):
+    def learner():
+        torch.manual_seed(0)
+        return transfer_learner(dls, **TINY, cbs=KeepBest('accuracy', patience=2))
+    args = dict(n_steps=30, base_lr=30., eval_every=2, checkpoint_every=3)
+    straight = fit(learner(), **args)
+    n = len(straight.history.steps)
+    assert n < 30 and straight.keep_best.waited == 2
+    path = tmp_path/'run.safetensors'
+    with pytest.raises(KeyboardInterrupt): fit(learner(), **args, checkpoint=path, cbs=Stop(n-1))
+    resumed, finished = fit(learner(), **args, checkpoint=path), fit(learner(), **args, checkpoint=path)
+    fit(learner(), **args | dict(checkpoint_every=1000), checkpoint=tmp_path/'end.safetensors')
+    assert read_checkpoint(tmp_path/'end.safetensors')[0]['parts']['callback rule_steps']['done'] == n   # where it stopped is saved
+    for other in (resumed, finished):
+        assert len(other.history.steps) == n and other.keep_best.best == straight.keep_best.best
+        assert all(torch.equal(a, b) for a, b in zip(other.model.state_dict().values(), straight.model.state_dict().values()))
+
+
+# The command
+
+BY_RULE = ('--recipe', 'hyperrule', '--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--bs', 4, '--batch-size', 10, '--steps', 60, '--eval-every', 4,
+           '--checkpoint-every', 3, '--mixup', '.3', '--workers', 0)
+
+
+def test_the_command_goes_on_after_sigkill_at_any_moment(folder, tmp_path):
+    straight = run_fastbit('baseline', folder, *BY_RULE, '--out', tmp_path/'straight', cwd=tmp_path)
+    assert straight.returncode == 0, straight.stderr
+    for _ in range(2):
+        with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), *map(str, BY_RULE)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
+            for line in run.stdout:
+                if line.startswith('all stages'): break
+            time.sleep(random.SystemRandom().uniform(.2, 1.5))
+            run.send_signal(signal.SIGKILL)
+        assert run.returncode == -signal.SIGKILL
+    resumed = run_fastbit('baseline', folder, *BY_RULE, cwd=tmp_path)   # without --out: it finds what it had begun
+    assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stdout + resumed.stderr
+    out, = (tmp_path/'fastbit-runs').iterdir()
+    same = lambda name, drop=(): pd.testing.assert_frame_equal(*(pd.read_csv(o/name).drop(columns=list(drop)) for o in (out, tmp_path/'straight')), check_exact=True)
+    same('history.csv', ['seconds']); same('predictions.csv')
+    assert len(pd.read_csv(out/'history.csv')) == 15
+    run_fastbit('baseline', folder, *BY_RULE[:12], '--steps', 2, cwd=tmp_path)
+    assert len(list((tmp_path/'fastbit-runs').iterdir())) == 2   # another command, another folder
+
+
+def test_two_runs_do_not_write_one_checkpoint(folder, tmp_path, capsys):
+    from fastbit.checkpoint import sole_user
+    from fastbit.cli import main
+    args = ['baseline', str(folder), *map(str, BY_RULE), '--out', str(tmp_path/'run')]
+    (tmp_path/'run').mkdir()
+    with sole_user(tmp_path/'run'/'checkpoint.safetensors'): assert main(args) == 2
+    assert 'Another run is writing' in capsys.readouterr().err.splitlines()[-1]
