@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/cli.html.md"""
 __all__ = ['make_parser', 'main']
 
 # %% ../nbs/10_cli.ipynb #0d05db04
-import argparse, sys, warnings
+import argparse, hashlib, itertools, json, shlex, sys, warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -29,42 +29,98 @@ def make_parser() -> argparse.ArgumentParser:
     p = _Parser(prog='fastbit', description='Strong image-classification baselines in one line.', epilog='`fastbit COMMAND --help` shows the options of a command.')
     p.add_argument('--version', action='version', version=f'fastbit {__version__}')
     sub = p.add_subparsers(dest='command', metavar='COMMAND', required=True)
-    b = sub.add_parser('baseline', help='train and measure a baseline on a folder of images', formatter_class=_Help,
-        description='From images to a measured baseline: check the data, train the classifier on the frozen body, then everything, evaluate with TTA, write the results.')
-    b.add_argument('path', nargs='?', metavar='PATH', help="folder of class folders, folder with train/ and valid/, CSV file of path and label, or a public set's name (cifar, pets, flowers, …); without it: scikit-learn's digits")
+    data = _data_options()
+    b = sub.add_parser('baseline', parents=[data], help='train and measure a baseline on a folder of images', formatter_class=_Help,
+        description='From images to a measured baseline: check the data, train by a recipe, evaluate with TTA, write the results.')
     b.add_argument('--arch', default='tf_efficientnet_lite0', help='BiT or EfficientNet body; `fastbit bodies` lists them')
     b.add_argument('--weights', default='auto', help='auto, bundled, hub, random, or a .npz, .safetensors or .pth file')
-    b.add_argument('--recipe', default='onecycle', help='how to train')
-    b.add_argument('--size', type=int, metavar='PX', help="side of the images; by default the pre-training's, 64 for digits")
-    b.add_argument('--epochs', type=int, default=8, metavar='N', help='passes over the training images, all stages together')
-    b.add_argument('--bs', type=int, default=32, metavar='N', help='images in a batch')
-    b.add_argument('--lr', type=float, default=1e-2, help='peak rate of the head stage; later stages keep their ratio to it')
-    b.add_argument('--seed', type=int, default=0, help='of split, order and augmentation: the same seed gives the same numbers')
-    b.add_argument('--valid-pct', type=float, default=.2, metavar='SHARE', help='share held out where the data has no split of its own')
+    b.add_argument('--recipe', default='onecycle', help="onecycle: the head, then everything; hyperrule: everything, by the BiT authors' rule")
+    b.add_argument('--bs', type=int, metavar='N', help='images in a batch, by default 32; with hyperrule, images loaded at a time, by default by size and device')
     b.add_argument('--no-flip', action='store_true', help='no mirror images, where left and right differ')
     b.add_argument('--no-crop', action='store_true', help='no random crops, where a crop can cut away what is counted')
+    b.add_argument('--keep-best', metavar='METRIC', help='end with the weights that were best by it: valid_loss, accuracy')
+    b.add_argument('--patience', type=int, metavar='N', help='stop after N evaluations without a better one')
     b.add_argument('--workers', type=int, metavar='N', help='loader processes; by default one a core')
     b.add_argument('--device', help='cpu, cuda, cuda:1, …; by default the GPU if there is one')
-    b.add_argument('--out', metavar='FOLDER', help='where the results go; by default fastbit-runs/NAME-DATE-TIME')
+    b.add_argument('--out', metavar='FOLDER', help='where the results go; by default a new folder in fastbit-runs')
+    o = b.add_argument_group('with --recipe onecycle')
+    o.add_argument('--epochs', type=int, metavar='N', help='passes over the training images, all stages together, by default 8')
+    o.add_argument('--lr', type=float, help='peak rate of the head stage, by default 0.01; later stages keep their ratio to it')
+    h = b.add_argument_group('with --recipe hyperrule')
+    _rule_options(h)
+    h.add_argument('--eval-every', type=int, metavar='N', help='steps between two evaluations; by default a tenth of the run')
+    h.add_argument('--checkpoint-every', type=int, metavar='N', help='steps between two savings, from where the same command goes on; by default as --eval-every')
+    r = sub.add_parser('recipe', parents=[data], help="show the BiT authors' rule for a folder of images", formatter_class=_Help,
+        description='The BiT-HyperRule for a folder of images, from names and headers alone: resolution, steps, rate, mixup, and which of the numbers are the authors\'.')
+    _rule_options(r)
+    r.add_argument('--plot', metavar='FILE', help='draw the learning rate of every step into a .png, .svg or .pdf file')
     s = sub.add_parser('bodies', help='list the bodies and where their weights come from', description='List the bodies that fastbit can build, and where their weights would come from on this machine.')
     s.add_argument('pattern', nargs='?', default='*', metavar='PATTERN', help="of names, '*lite*', 'BiT-M*'")
-    for c in (b, s): c.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
+    for c in (b, r, s): c.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     return p
 
+def _data_options():
+    "What is trained on: options that commands share"
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument('path', nargs='?', metavar='PATH', help="folder of class folders, folder with train/ and valid/, CSV file of path and label, or a public set's name (cifar, pets, flowers, …); without it: scikit-learn's digits")
+    p.add_argument('--size', type=int, metavar='PX', help="side of the images; by default the pre-training's, 64 for digits, and the rule's for hyperrule")
+    p.add_argument('--seed', type=int, default=0, help='of split, order and augmentation: the same seed gives the same numbers')
+    p.add_argument('--valid-pct', type=float, default=.2, metavar='SHARE', help='share held out where the data has no split of its own')
+    p.add_argument('--k-per-class', type=int, metavar='K', help='train on K images of each class; by default on all')
+    return p
+
+def _scale(word):
+    if word not in ('linear', 'preset', 'none'): raise argparse.ArgumentTypeError(f'{word!r}: it can be linear, preset or none')
+    return None if word == 'none' else word
+
+def _rule_options(p):
+    "The numbers of the rule that can be asked for"
+    p.add_argument('--batch-size', type=int, default=512, metavar='N', help='images in an optimizer step, from as many micro-batches as it takes')
+    p.add_argument('--base-lr', type=float, default=3e-3, metavar='LR', help='rate of a batch of 512')
+    p.add_argument('--scale', type=_scale, default='linear', help='what another batch size changes: linear (rate, steps and milestones), preset (128 images at rate 0.001), none')
+    p.add_argument('--steps', type=int, metavar='N', help="length of the schedule, by default the rule's; warm-up and milestones go with it")
+    p.add_argument('--stop-after', type=int, metavar='N', help='end after N steps of the schedule')
+    p.add_argument('--mixup', type=float, metavar='ALPHA', help="by default the rule's; 0: none")
+
 # %% ../nbs/10_cli.ipynb #e765c527
-def _out_folder(path) -> Path:
-    return Path('fastbit-runs')/f"{Path(path).resolve().name if path else 'digits'}-{datetime.now():%Y%m%d-%H%M%S}"
+def _out_folder(args) -> Path:
+    "A new folder; for a run that can be gone on with, the one that the same command began, unless that is finished"
+    name = Path(args.path).resolve().name if args.path else 'digits'
+    if args.recipe != 'hyperrule': return Path('fastbit-runs')/f'{name}-{datetime.now():%Y%m%d-%H%M%S}'
+    what = {k: v for k, v in vars(args).items() if k not in ('out', 'debug', 'workers')} | dict(path=str(Path(args.path).resolve()) if args.path else '')
+    stem = f'{name}-hyperrule-{hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=4).hexdigest()}'
+    folders = (Path('fastbit-runs')/(stem + (f'-{i}' if i > 1 else '')) for i in itertools.count(1))
+    return next(f for f in folders if not (f/'results.json').exists())
+
+def _rule_numbers(args): return dict(batch_size=args.batch_size, base_lr=args.base_lr, scale=args.scale, n_steps=args.steps, stop_after=args.stop_after, mixup=args.mixup)
 
 def _baseline(args):
     from fastbit.baseline import baseline
-    baseline(args.path, args.arch, args.weights, args.recipe, args.size, args.epochs, args.bs, args.lr, args.seed, args.valid_pct,
-        flip=False if args.no_flip else None, crop=False if args.no_crop else None, num_workers=args.workers, device=args.device, out=args.out or _out_folder(args.path))
+    baseline(args.path, args.arch, args.weights, args.recipe, args.size, args.epochs, args.bs, args.lr, args.seed, args.valid_pct, flip=False if args.no_flip else None,
+        crop=False if args.no_crop else None, num_workers=args.workers, device=args.device, out=args.out or _out_folder(args), k_per_class=args.k_per_class,
+        keep_best=args.keep_best, patience=args.patience, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every, **_rule_numbers(args))
+
+def _given(args) -> list[str]:
+    "The options that differ from their defaults, as words to type"
+    usual = vars(make_parser().parse_args([args.command]))
+    return [f"--{k.replace('_', '-')} {'none' if v is None else v}" for k, v in vars(args).items() if v != usual[k] and k not in ('path', 'plot', 'debug')]
+
+def _recipe(args):
+    from fastbit.baseline import folder_rule
+    if args.plot and Path(args.plot).suffix not in ('.png', '.svg', '.pdf'): raise ValueError(f"--plot {args.plot}: the name ends in .png, .svg or .pdf.")
+    rule, table = folder_rule(args.path, args.valid_pct, args.seed, args.k_per_class, args.size, **_rule_numbers(args))
+    print(f"{args.path or 'digits'}: {len(table)} images, {table.label.nunique()} classes; {rule.n_train} to train, {len(table)-rule.n_train} held out")
+    print(rule)
+    if args.plot: rule.plot().figure.savefig(args.plot, dpi=150)
+    print('To train by it:', ' '.join(['fastbit baseline', *([shlex.quote(args.path)] if args.path else []), '--recipe hyperrule --arch BiT-M-R50x1', *_given(args)]))
 
 def _bodies(args):
     from fastbit.bodies import list_bodies
     df = list_bodies(args.pattern)
     if df.empty: raise ValueError(f"No body matches {args.pattern!r}; `fastbit bodies` lists all, and a pattern such as '*b0*' finds part of a name.")
-    print(df.drop(columns=['mean', 'std']).assign(mean=[f'{o[0]:g}' for o in df['mean']]).to_string(index=False))
+    print(df.drop(columns=['mean', 'std', 'official_file']).assign(mean=[f'{o[0]:g}' for o in df['mean']]).to_string(index=False))
+    official = df[df.official_file != '']
+    if len(official): print("\nThe BiT authors' own files, for --weights FILE.npz:", *official.official_file, sep='\n  ')
 
 def _one_line(e) -> str: return ' '.join(str(e).split()) or type(e).__name__
 
@@ -79,9 +135,10 @@ def main(
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='`torch.jit')   # torch 2.14 deprecates what torchvision 0.29 and fastai 2.8 still use
         warnings.showwarning = _show_warning
-        try: dict(baseline=_baseline, bodies=_bodies)[args.command](args)
+        try: dict(baseline=_baseline, recipe=_recipe, bodies=_bodies)[args.command](args)
         except KeyboardInterrupt:
-            print('fastbit: stopped', file=sys.stderr)
+            by_rule = args.command == 'baseline' and args.recipe == 'hyperrule'
+            print('fastbit: stopped' + ('; the same command goes on from the last checkpoint' if by_rule else ''), file=sys.stderr)
             return 130
         except Exception as e:
             if args.debug: raise

@@ -10,6 +10,7 @@ __all__ = ['plot_losses', 'plot_rates']
 # %% ../nbs/08_report.ipynb #fbe64002
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # %% ../nbs/08_report.ipynb #62b9917c
 def _stage_lines(ax, stages):
@@ -22,6 +23,7 @@ def _stage_lines(ax, stages):
 def _axes(width=7., height=3.6):
     fig = Figure(figsize=(width, height), layout='constrained')
     ax = fig.add_subplot()
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))   # there is no step 2.5
     ax.spines[['top', 'right']].set_visible(False)
     return fig, ax
 
@@ -37,7 +39,8 @@ def plot_losses(
     ends = epochs.step
     ax.plot(ends, epochs.valid_loss, 'o-', color='C1', ms=4, label='validation')
     for x, y, a in zip(ends, epochs.valid_loss, epochs.get('accuracy', [])): ax.annotate(f'{a:.1%}', (x, y), xytext=(0, 6), textcoords='offset points', size=7, ha='center', color='C1')
-    ax.set(xlabel='optimizer step', ylabel='cross-entropy, nats', ylim=(0, None), xlim=(0, len(steps)*1.03))
+    top = max(steps.loss.max(), epochs.valid_loss.max()) if len(epochs) else steps.loss.max()
+    ax.set(xlabel='optimizer step', ylabel='cross-entropy, nats', ylim=(0, top*1.12 if top < float('inf') else None), xlim=(0, len(steps)*1.03))   # room for the accuracies
     _stage_lines(ax, steps.stage.tolist())
     ax.legend(frameon=False)
     return fig
@@ -47,8 +50,8 @@ def plot_rates(
 ) -> Figure:
     "The learning rate of the classifier, and of the first stage where that one trains with another"
     fig, ax = _axes()
-    ax.plot(steps.index+1, steps.lr_last, label='classifier')
     first = steps.lr_first.where(steps.lr_first != steps.lr_last)
+    ax.plot(steps.index+1, steps.lr_last, label='classifier' if first.notna().any() else 'all that trains')
     if first.notna().any(): ax.plot(steps.index+1, first, label='first stage')
     ax.set(xlabel='optimizer step', ylabel='learning rate', yscale='log')
     _stage_lines(ax, steps.stage.tolist())

@@ -4,7 +4,7 @@ import json, os, subprocess, sys
 import pandas as pd, pytest
 from PIL import Image
 
-from conftest import run_fastbit
+from conftest import run_fastbit, write_folder
 
 QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--epochs', 2, '--bs', 8)
 FILES = ['history.csv', 'left_out.csv', 'loss.png', 'predictions.csv', 'rate.png', 'results.json']
@@ -13,11 +13,8 @@ FILES = ['history.csv', 'left_out.csv', 'loss.png', 'predictions.csv', 'rate.png
 @pytest.fixture(scope='module')
 def shared(tmp_path_factory):
     "One folder of images and one finished run, for the tests that only look"
-    from conftest import picture
     root = tmp_path_factory.mktemp('cli')
-    for k, label in enumerate(('blue', 'green', 'red')):
-        (root/'data'/label).mkdir(parents=True)
-        for i in range(12): picture(i, k).save(root/'data'/label/f'{i:02d}.png')
+    write_folder(root/'data', dict(blue=12, green=12, red=12))
     (root/'data'/'red'/'broken.png').write_text('no picture')
     return root, run_fastbit('baseline', root/'data', *QUICK, '--out', root/'run', '--workers', 0, cwd=root)
 
@@ -108,6 +105,12 @@ def test_digits_where_the_cache_is_read_only():
     (('baseline', '.', '--bs', '0'), 'bs=0'), (('baseline', '.', '--size', '8'), '32 or more'), (('baseline', '.', '--lr', '-1'), 'lr=-1'),
     (('baseline', '.', '--valid-pct', '20'), 'between 0 and 1'), (('baseline', '.', '--device', 'tpu9'), 'device'), (('baseline', '.', '--device', 'cuda:77'), 'device'),
     (('baseline', '.', '--workers', '-1'), 'workers'), (('baseline', '.', '--out', '/dev/null/out'), 'cannot be written to'),
+    (('baseline', '.', '--steps', '20'), "belongs to recipe='hyperrule'"), (('baseline', '.', '--recipe', 'hyperrule', '--epochs', '3'), 'n_steps='),
+    (('baseline', '.', '--recipe', 'hyperrule', '--steps', '0'), 'n_steps=0'), (('baseline', '.', '--recipe', 'hyperrule', '--batch-size', '0'), 'batch_size=0'),
+    (('baseline', '.', '--recipe', 'hyperrule', '--size', '0'), '32 or more'), (('baseline', '.', '--recipe', 'hyperrule', '--scale', 'x'), 'linear, preset or none'),
+    (('baseline', '.', '--recipe', 'hyperrule', '--scale', 'preset', '--batch-size', '64'), 'give neither'), (('baseline', '.', '--recipe', 'hyperrule', '--eval-every', '0'), 'eval_every=0'),
+    (('baseline', '.', '--keep-best', 'f1'), "'accuracy'"), (('baseline', '.', '--patience', '0'), 'patience=0'), (('baseline', '.', '--k-per-class', '0'), 'k_per_class=0'),
+    (('recipe', 'nowhere'), "no folder or file 'nowhere'"), (('recipe', '.', '--plot', 'x.bmp'), '.png, .svg or .pdf'), (('recipe', '.', '--base-lr', '0'), 'base_lr=0'),
     (('baseline', '.', '--out', '../run'), 'another run'), (('baseline', '.', '--frobnicate'), 'unrecognized'), ((), 'COMMAND'), (('bodies', '*nope*'), 'No body matches')])
 def test_errors_are_one_line_and_exit_2(shared, args, message, capsys, monkeypatch):
     from fastbit.cli import main
@@ -182,3 +185,21 @@ def test_top5_and_macro_f1():
     assert evaluate_probs(probs, some).macro_f1 == pytest.approx(f1_score(some, probs.argmax(1), labels=range(9), average='macro'))
     assert evaluate_probs(probs[:, :10].softmax(1), targs % 10).top5 is None
     with pytest.raises(ValueError): evaluate_probs(probs, targs[:5])
+
+
+def test_recipe_reads_headers_alone_and_says_what_it_leaves_out(shared, tmp_path):
+    root, _ = shared
+    run = run_fastbit('recipe', root/'data', '--batch-size', 64, '--plot', tmp_path/'rate.png', cwd=root)
+    assert run.returncode == 0 and '36 images, 3 classes; 29 to train, 7 held out' in run.stdout, run.stderr
+    assert 'training images of 20 x 24 pixels (small' in run.stdout and '0.003 · 64/512' in run.stdout and 'broken.png' in run.stderr
+    with Image.open(tmp_path/'rate.png') as img: assert min(img.size) > 300
+    assert run.stdout.splitlines()[-1].endswith('data --recipe hyperrule --arch BiT-M-R50x1 --batch-size 64')   # what to type next asks for the same
+
+
+def test_few_images_a_class_and_the_best_kept(shared, tmp_path):
+    root, _ = shared
+    run = run_fastbit('baseline', root/'data', *QUICK, '--out', tmp_path/'run', '--workers', 0, '--k-per-class', 2, '--keep-best', 'accuracy', '--patience', 1, cwd=root)
+    assert run.returncode == 0, run.stderr
+    res = json.loads((tmp_path/'run'/'results.json').read_text())
+    assert res['plan']['n_train'] == 6 and '2 a class to train' in run.stdout and 'on these same images: the numbers are a little too good' in run.stdout
+    assert res['chosen'].endswith('by accuracy') and res['evaluation']['accuracy'] == pytest.approx(pd.read_csv(tmp_path/'run'/'history.csv').accuracy.max())
