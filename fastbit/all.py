@@ -11,13 +11,22 @@ __all__ = []
 from fastai.vision.all import *
 from .bodies import *
 from .images import *
+from .hyperrule import *
+from .tables import *
 from .data import *
 from .datasets import *
+from .steps import *
 from .callbacks import *
+from .accumulate import *
+from .checkpoint import *
 from .evaluate import *
+from .model import *
+from .rulefit import *
 from .learner import *
 from .report import *
+from .recipes import *
 from .baseline import *
+from .fewshot import *
 
 # %% ../nbs/11_all.ipynb #076b5047
 __all__ = [o for o in globals() if not o.startswith('_')]
