@@ -136,7 +136,7 @@ class HyperRule:
             ('batch', f'{self.batch_size} images{replaced}; {_passes(self.batch_size*self.steps_to_do/self.n_train)}', 'batch_size'),
             ('rate', f'{self.base_lr:g}', 'base_lr'),
             ('steps', f'{self.n_steps}', 'n_steps'),
-            ('warm-up', f'from 0 over {self.warmup} steps', 'warmup'),
+            ('warm-up', f'from 0 over {self.warmup} step{"s"*(self.warmup != 1)}', 'warmup'),
             ('a tenth', f'after steps {", ".join(map(str, self.milestones))}', 'milestones'),
             ('mixup', f'alpha {self.mixup:g}, one draw a step' if self.mixup else 'none', 'mixup'),
             *([('stop', f'after {self.steps_to_do} steps', 'stop_after')] if self.stop_after else [])]

@@ -46,6 +46,8 @@ def rule_differences(
     return bits
 
 # %% ../nbs/05b_rulefit.ipynb #3c285a69
+def _steps(n): return 'step' if n == 1 else f'{n} steps'
+
 def rule_text(
     learn,          # A fastbit learner
     rule:HyperRule,
@@ -56,9 +58,10 @@ def rule_text(
     micro = min(learn.dls.train.bs, rule.batch_size)
     pieces = -(-rule.batch_size // micro)
     how = f'{pieces} micro-batches of {micro}: the gradient is that of the whole batch' if pieces > 1 else 'in one piece'
-    rows = [('a step', how), ('evaluation', f'every {eval_every} steps, on {learn.dls.valid.n} images'), *[('differs', o) for o in rule_differences(learn, rule)]]
+    rows = [('a step', how), ('evaluation', f'every {_steps(eval_every)}, on {learn.dls.valid.n} images'), *[('differs', o) for o in rule_differences(learn, rule)]]
     if found:
-        rows.append(('goes on', f"from step {found['parts']['callback rule_steps']['done']} of {rule.steps_to_do}"))
+        done = found['parts']['callback rule_steps']['done']
+        rows.append(('goes on', f'from step {done} of {rule.steps_to_do}') if done < rule.steps_to_do else ('finished', f'all {done} steps are in the checkpoint, nothing is trained again'))
         if found['micro_batch'] != micro: rows.append(('', f"which was made with micro-batches of {found['micro_batch']}: the same numbers but for rounding"))
     return '\n'.join([str(rule), *[f'  {k:10}  {v}' for k, v in rows]])
 
