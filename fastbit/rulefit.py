@@ -166,7 +166,7 @@ class RuleFit:
             self.opt_func = partial(SGD, mom=MOMENTUM)
             self.create_opt()
             super().fit(steps.n_evals, lr=steps.rule.lr(0), wd=0., cbs=[steps, *cbs])
-        finally: self.opt_func, self.opt, self.first_epoch = own, None, 0   # the next fit is the user's own again
+        finally: self.opt_func, self.opt, self.first_epoch, self.step_share = own, None, 0, 0.   # the next fit is the user's own again, also after an interrupt in a step
 
     def _unfreeze_for(self, rule, cbs):
         if self.recorder.train_metrics: raise ValueError("The Recorder measures on training batches too, and would see the last micro-batch of each step only: leave train_metrics out.")

@@ -138,6 +138,20 @@ def test_after_an_interrupt_the_learner_is_usable(dls, tmp_path):
     assert learn.recorder.lrs == straight.recorder.lrs and len(learn.recorder.values) == 4
 
 
+def test_an_interrupt_within_a_step_leaves_nothing_for_the_next_fit(dls):
+    "A plain log would tell of a step that is no more"
+    from fastbit.callbacks import PlainLog
+    class StopInside(Callback):
+        pieces = 0
+        def after_pred(self):
+            self.pieces += self.training
+            if self.pieces == 2: raise KeyboardInterrupt
+    learn = transfer_learner(dls, **TINY)
+    with pytest.raises(KeyboardInterrupt): fit(learn, cbs=StopInside())
+    learn.fit(1, 1e-2, cbs=PlainLog(every=0))
+    assert len(learn.history.steps) == 4
+
+
 def test_a_finished_run_is_not_trained_again(dls, tmp_path):
     torch.manual_seed(0)
     path, learn = tmp_path/'run.safetensors', transfer_learner(dls, **TINY)
