@@ -6,11 +6,11 @@ Docs: https://fastbit.github.io/fastbit/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['TOP5_FROM', 'CROP_VIEWS', 'VIEWS', 'wilson_interval', 'Evaluation', 'evaluate_probs', 'default_views', 'check_views',
-           'view_image', 'ViewsImage', 'view_logits', 'mean_probs', 'TTAResult', 'tta_probs']
+           'view_image', 'SquaresImage', 'view_sizes', 'cut_view', 'view_logits', 'mean_probs', 'TTAResult',
+           'tta_probs']
 
 # %% ../nbs/05_evaluate.ipynb #82e456dd
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 # %% ../nbs/05_evaluate.ipynb #326b9614
@@ -26,7 +26,9 @@ from torch import nn
 
 # %% ../nbs/05_evaluate.ipynb #d455c686
 from .bodies import Preprocess
+from .fold import FoldedModel, can_fold
 from .images import crop_at, square_image
+from .model import swapped
 
 # %% ../nbs/05_evaluate.ipynb #29dadb4b
 TOP5_FROM = 11  # classes; with ten or fewer, half of all answers are among the top five
@@ -104,45 +106,59 @@ def view_image(
     pp:Preprocess,  # Sizes and interpolation
 ) -> PILImage: # pp.size x pp.size
     "One named view of an image"
-    name, flip = view.removesuffix('hflip').rstrip('_') or 'identity', view.endswith('hflip')
-    if name == 'identity': out = square_image(img, pp.size, pp)
-    else:
-        room = pp.train_size - pp.size
-        left, top = {'top_left': (0, 0), 'top_right': (room, 0), 'bottom_left': (0, room), 'bottom_right': (room, room), 'center': (room//2, room//2)}[name[5:]]
-        out = crop_at(square_image(img, pp.train_size, pp), left, top, pp.size)
-    return PILImage(ImageOps.mirror(out) if flip else out)
+    left, top, side = _view_square(view, pp)
+    out = square_image(img, pp.train_size if side else pp.size, pp)
+    if side: out = crop_at(out, left, top, pp.size)
+    return PILImage(ImageOps.mirror(out) if view.endswith('hflip') else out)
 
-class ViewsImage(Transform):
-    "All `views` of an image as one tensor, views x 3 x size x size, from one decoding"
-    def __init__(self, views, pp:Preprocess): self.views, self.pp = views, pp
-    def encodes(self, x:PILImage): return TensorImage(torch.stack([image2tensor(view_image(x, v, self.pp)) for v in self.views]))
+def _view_square(view, pp) -> tuple:
+    "(left, top, is it a crop of the larger square?)"
+    name, room = view.removesuffix('hflip').rstrip('_') or 'identity', pp.train_size - pp.size
+    if name == 'identity': return 0, 0, False
+    return *{'top_left': (0, 0), 'top_right': (room, 0), 'bottom_left': (0, room), 'bottom_right': (room, room), 'center': (room//2, room//2)}[name[5:]], True
+
+class SquaresImage(Transform):
+    "What all `views` of an image are cut out of, from one decoding: one square, or one at each of the two sizes, as one flat tensor"
+    def __init__(self, views, pp:Preprocess): self.sizes, self.pp = view_sizes(views, pp), pp
+    def encodes(self, x:PILImage): return TensorImage(torch.cat([image2tensor(square_image(x, size, self.pp)).flatten() for size in self.sizes]))
+
+def view_sizes(views, pp:Preprocess) -> list[int]:
+    "The sides of the squares that `views` are cut out of, pixels"
+    return sorted({pp.train_size if _view_square(v, pp)[2] else pp.size for v in views})
+
+def cut_view(
+    flat:torch.Tensor, # bs x numbers: what `SquaresImage` gave
+    view:str,          # One of its `views`
+    sizes:list,        # `view_sizes` of all of them
+    pp:Preprocess,
+) -> torch.Tensor: # bs x 3 x size x size
+    "One view of a batch of squares: the pixels of `view_image`"
+    left, top, crop = _view_square(view, pp)
+    side = pp.train_size if crop else pp.size
+    start = sum(3*s*s for s in sizes[:sizes.index(side)])
+    x = flat[:, start:start+3*side*side].reshape(len(flat), 3, side, side)[..., top:top+pp.size, left:left+pp.size]
+    return x.flip(-1) if view.endswith('hflip') else x
 
 # %% ../nbs/05_evaluate.ipynb #4def3645
 class _ViewsModel(nn.Module):
-    "Runs the views of a batch one after the other, and keeps the time of each"
-    def __init__(self, model, n): super().__init__(); self.model, self.seconds = model, np.zeros(n)
+    "Cuts the views of a batch and runs them one after the other, and keeps the time of each"
+    def __init__(self, model, views, pp):
+        super().__init__()
+        self.model, self.views, self.pp, self.seconds = model, views, pp, np.zeros(len(views))
+        self.sizes = view_sizes(views, pp) if pp else None
+
+    def _cut(self, x, view):
+        if self.pp: return cut_view(x, view, self.sizes, self.pp)
+        return x.flip(-1) if view == 'hflip' else x   # loaders whose files fastbit cannot read again
+
     def forward(self, x):
-        out = []
-        for i in range(len(self.seconds)):
+        out, x = [], x.as_subclass(torch.Tensor)
+        for i, view in enumerate(self.views):
             start = time.perf_counter()
-            out.append(self.model(x[:, i].contiguous()))
+            out.append(self.model(self._cut(x, view).contiguous()))
             if out[-1].is_cuda: torch.cuda.synchronize()
             self.seconds[i] += time.perf_counter() - start
         return torch.stack(out, 1)
-
-class _TensorViews(nn.Module):
-    "Views of tensors, for loaders whose files fastbit cannot read again"
-    def __init__(self, views): super().__init__(); self.views = views
-    def forward(self, x): return torch.stack([x.flip(-1) if v == 'hflip' else x for v in self.views], 1)
-
-@contextmanager
-def _swapped(learn, **kwargs):
-    old = {k: getattr(learn, k) for k in kwargs}
-    try:
-        for k, v in kwargs.items(): setattr(learn, k, v)
-        yield
-    finally:
-        for k, v in old.items(): setattr(learn, k, v)
 
 def view_logits(
     learn,    # A fastai `Learner` of images
@@ -151,12 +167,13 @@ def view_logits(
     pp:Preprocess=None, # Of the data; `None`: loaders that fastbit did not make
 ) -> tuple: # logits (n x views x classes), targs (n, or `None`), seconds of each view's forward passes
     "The network's output for every view of every image of `dl`, in the order of the data set"
-    dl = dl.new(shuffle=False, drop_last=False, **(dict(after_item=[ViewsImage(views, pp)]) if pp else {}))
-    model = _ViewsModel(learn.model, len(views))
-    run = model if pp else nn.Sequential(_TensorViews(views), model)
-    with _swapped(learn, model=run, loss_func=lambda pred, *y: pred.new_zeros(()), metrics=[]):   # neither knows what a view is
+    dl = dl.new(shuffle=False, drop_last=False, **(dict(after_item=[SquaresImage(views, pp)]) if pp else {}))
+    inner = FoldedModel(learn.model) if can_fold(learn.model) else learn.model
+    model = _ViewsModel(inner, views, pp)
+    with swapped(learn, model=model, loss_func=lambda pred, *y: pred.new_zeros(()), metrics=[]):   # neither knows what a view is
         logits, targs = learn.get_preds(dl=dl, act=noop)
     assert len(logits) == len(dl.dataset), f'{len(logits)} predictions for {len(dl.dataset)} images'
+    learn.fold_difference = getattr(inner, 'difference', None)
     return logits.as_subclass(torch.Tensor), targs, model.seconds
 
 def mean_probs(logits:torch.Tensor) -> torch.Tensor:

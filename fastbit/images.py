@@ -6,7 +6,7 @@ Docs: https://fastbit.github.io/fastbit/images.html.md"""
 
 # %% auto #0
 __all__ = ['IMAGE_EXTENSIONS', 'to_rgb', 'read_image', 'inspect_image', 'check_images', 'header_size', 'middle_size',
-           'median_size', 'header_sizes', 'square_image', 'EvalImage', 'TrainImage', 'crop_at']
+           'median_size', 'header_sizes', 'square_image', 'EvalImage', 'TrainImage', 'train_image', 'crop_at']
 
 # %% ../nbs/01b_images.ipynb #28bad9aa
 import hashlib, io, os, random
@@ -142,12 +142,19 @@ class TrainImage(Transform):
     "Resize, then a random crop and a random horizontal flip as far as `pp` allows them; for training"
     split_idx = 0
     def __init__(self, pp:Preprocess): self.pp = pp
-    def encodes(self, x:PILImage):
-        pp, room = self.pp, self.pp.train_size - self.pp.size
-        img = square_image(x, pp.train_size if pp.crop else pp.size, pp)
-        if pp.crop: img = crop_at(img, random.randint(0, room), random.randint(0, room), pp.size)
-        if pp.flip and random.random() < .5: img = ImageOps.mirror(img)
-        return PILImage(img)
+    def encodes(self, x:PILImage): return train_image(x, self.pp)
+
+def train_image(
+    img:Image.Image, # RGB
+    pp:Preprocess,   # Sizes, and what is allowed
+    rng=random,      # Drawn from: two whole numbers for a crop, then one in [0, 1) for a flip
+) -> PILImage: # pp.size x pp.size
+    "What `TrainImage` makes of an image"
+    room = pp.train_size - pp.size
+    img = square_image(img, pp.train_size if pp.crop else pp.size, pp)
+    if pp.crop: img = crop_at(img, rng.randint(0, room), rng.randint(0, room), pp.size)
+    if pp.flip and rng.random() < .5: img = ImageOps.mirror(img)
+    return PILImage(img)
 
 def crop_at(img:Image.Image, left:int, top:int, size:int) -> Image.Image:
     "The `size` x `size` square of `img` at `left`, `top`"

@@ -32,7 +32,9 @@ from .bodies import body_preprocess, build_body, timm_name
 from .callbacks import History, PlainLog
 from .data import ImageDL
 from .evaluate import Evaluation, TTAResult, evaluate_probs, mean_probs, tta_probs, view_logits
-from .model import TransferModel, same_draws, untouched
+from .fold import FoldedModel, can_fold
+from .model import TransferModel, same_draws, swapped, untouched
+from .headfit import HeadFit
 from .progress import is_interactive
 from .rulefit import RuleFit
 from .tables import say
@@ -78,8 +80,9 @@ def _check_pixels(dls):
     if x.dtype != torch.uint8 and (x.min() < -1e-3 or x.max() > 1+1e-3):
         raise ValueError(f"The DataLoaders give pixels from {x.min().item():.3g} to {x.max().item():.3g}, so something normalises or scales them. {remedy}")
 
-class TransferLearner(RuleFit, Learner):
+class TransferLearner(HeadFit, RuleFit, Learner):
     "A fastai `Learner` of a `TransferModel`; make it with `transfer_learner`"
+    fold_difference = None   # largest difference of the last folded inference from the model itself, relative to the largest output; `None`: it was not folded
     def __init__(self, dls, model:TransferModel, **kwargs):
         # fastai's `train_bn` trains the BatchNorm of frozen layers, and back-propagates through all of them for it
         super().__init__(dls, model, splitter=TransferModel.stage_params, train_bn=False, **kwargs)
@@ -110,6 +113,14 @@ class TransferLearner(RuleFit, Learner):
         "fastai 'trains' on no batches at all, and says nothing"
         dl = self.dls.train
         if not len(dl): raise ValueError(f"The training loader has no batches: {dl.n} images, batch size {dl.bs}, drop_last={dl.drop_last}. Make it with drop_last=False, or a smaller bs.")
+
+    def _do_epoch_validate(self, ds_idx=1, dl=None):
+        "Whatever only looks at outputs (validation of an epoch, `validate`, `get_preds`, `predict`) runs the folded network"
+        if not can_fold(self.model): return super()._do_epoch_validate(ds_idx, dl)
+        folded = FoldedModel(self.model)
+        try:
+            with swapped(self, model=folded): super()._do_epoch_validate(ds_idx, dl)
+        finally: self.fold_difference = folded.difference
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         self._check_batches()
