@@ -24,8 +24,8 @@ check: prepare ## fail if `make prepare` leaves a difference
 	@echo "make check: nothing to regenerate."
 
 test: ## all notebooks, then tests/
-	@# an empty IPython folder: nbdev-test would load the user's profile, whose start-up files are not part of the tests
-	IPYTHONDIR=$$(mktemp -d) nbdev-test --n-workers 2
+	@# an empty cache, and an empty IPython folder: nbdev-test would load the user's profile, whose start-up files are not part of the tests
+	FASTBIT_CACHE=$$(mktemp -d) IPYTHONDIR=$$(mktemp -d) nbdev-test --n-workers 2
 	$(PYTHON) -m pytest -q tests
 
 docs: ## the documentation site, in _docs (`quarto render _proc` does the same where Quarto is installed)

@@ -46,7 +46,7 @@ def run_fastbit(table, args, seed):
     learn = transfer_learner(dls, ARCH)
     start = time.perf_counter()
     with learn.no_logging():
-        for s in onecycle_stages(args.epochs): learn.freeze_to(s.freeze_to); learn.fit_one_cycle(s.n_epoch, s.lr_max)
+        for s in onecycle_stages(args.epochs, cache=False): s.fit(learn)
     seconds = time.perf_counter() - start
     report = learn.tta(show=False).report
     return dict(seconds=seconds, accuracy=report.accuracy['plain'], tta=report.accuracy['TTA'], n=int(report.n['plain']))

@@ -9,8 +9,10 @@ __all__ = []
 
 # %% ../nbs/11_all.ipynb #07f13e3a
 from fastai.vision.all import *
+from .store import *
 from .bodies import *
 from .images import *
+from .pixels import *
 from .hyperrule import *
 from .tables import *
 from .data import *
@@ -21,7 +23,10 @@ from .accumulate import *
 from .checkpoint import *
 from .evaluate import *
 from .model import *
+from .fold import *
+from .features import *
 from .rulefit import *
+from .headfit import *
 from .learner import *
 from .report import *
 from .recipes import *

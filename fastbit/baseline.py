@@ -26,12 +26,14 @@ from .data import PathLabel, check_device, image_dataloaders
 from .datasets import PUBLIC_SETS, named_table
 from .evaluate import Evaluation, default_views, evaluate_probs, tta_probs
 from .files import write_bytes, write_text
+from .headfit import HEAD_EPOCHS, check_head_options
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .images import header_sizes, middle_size
 from .learner import HEAD_LR, TransferLearner, transfer_learner
-from .recipes import RECIPES, Plan, RuleStage, clock, measure_stages, onecycle_stages
+from .recipes import RECIPES, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages
 from .report import plot_losses, plot_rates
 from .rulefit import check_steps, default_eval_every, rule_text
+from .store import CACHE_GB
 from .tables import few_shot_table, image_table, say, split_table
 
 # %% ../nbs/09_baseline.ipynb #47048049
@@ -53,6 +55,7 @@ class BaselineResult:
     left_out: pd.DataFrame     # unreadable files: path, reason
     seconds: dict              # of training and evaluation
     settings: dict             # what `baseline` was called with
+    fold_difference: float = None # largest difference that folding made to the outputs, relative; `None`: the body was not folded
     chosen: str = ''           # which weights `keep_best` went back to; '': the last
     learn: TransferLearner = None # trained
     out: Path = None           # where the files are; `None`: nowhere
@@ -75,7 +78,7 @@ class BaselineResult:
         "Everything but the tables and the learner, for `results.json`"
         plan = asdict(self.plan)
         versions = {m: __import__(m).__version__ for m in ('fastai', 'timm', 'torch', 'torchvision')}
-        return dict(evaluation=asdict(self.evaluation), chosen=self.chosen, tta=dict(views=list(self.views), **asdict(self.tta)), plan=plan, settings=self.settings,
+        return dict(evaluation=asdict(self.evaluation), fold_difference=self.fold_difference, chosen=self.chosen, tta=dict(views=list(self.views), **asdict(self.tta)), plan=plan, settings=self.settings,
             seconds=self.seconds, versions=dict(fastbit=__version__, python=platform.python_version(), **versions))
 
     def save(self,
@@ -120,25 +123,31 @@ def find_data(path):
     return path, Path(path).resolve().name, {}
 
 _RULE_ONLY = ('batch_size', 'base_lr', 'scale', 'n_steps', 'stop_after', 'mixup', 'eval_every', 'checkpoint_every')
-_ONECYCLE_ONLY = ('epochs', 'lr')
+_ONECYCLE_ONLY = ('epochs', 'lr', 'views')
 _WATCHED = ('valid_loss', 'accuracy')   # what a baseline measures
 CHECKPOINT = 'checkpoint.safetensors'  # in the folder of the results
 
 def _check_recipe(recipe, given):
     "An option of the other recipe is a misunderstanding, not something to pass over"
     if recipe not in RECIPES: raise ValueError(f"recipe={recipe!r}; there is {', '.join(map(repr, RECIPES))}.")
-    foreign, other = (_RULE_ONLY, 'hyperrule') if recipe == 'onecycle' else (_ONECYCLE_ONLY, 'onecycle')
+    foreign, other = (_ONECYCLE_ONLY, 'onecycle') if recipe == 'hyperrule' else (_RULE_ONLY, 'hyperrule')
     defaults = {k: p.default for k, p in inspect.signature(baseline).parameters.items()}
     wrong = [k for k in foreign if given[k] != defaults[k]]
     if wrong: raise ValueError(f"{wrong[0]}={given[wrong[0]]!r} belongs to recipe={other!r}, and this is {recipe!r}" + (", which counts steps: n_steps=, and base_lr= is its rate." if recipe == 'hyperrule' else '.'))
+
+def _stages(recipe, epochs, lr, how) -> list:
+    "Of 'onecycle' and 'head'"
+    check_head_options(how['views'], 'sgd', how['cache_gb'])
+    lr = HEAD_LR if lr is None else lr
+    return head_stages(HEAD_EPOCHS if epochs is None else epochs, lr, **how) if recipe == 'head' else onecycle_stages(8 if epochs is None else epochs, lr, **how)
 
 def baseline(
     path:str|Path|pd.DataFrame=None, # Folder, CSV file, DataFrame, or the name of a public set; `None`: scikit-learn's digits
     arch:str='tf_efficientnet_lite0', # A BiT or EfficientNet name; `list_bodies()` has all
     weights:str|Path='auto',  # 'auto', 'bundled', 'hub', a local file, or 'random'
-    recipe:str='onecycle',    # 'onecycle': the head, then everything; 'hyperrule': everything, by the BiT authors' rule
+    recipe:str='onecycle',    # 'onecycle': the head, then everything; 'head': the head alone; 'hyperrule': everything, by the BiT authors' rule
     size:int=None,            # Side of the images, pixels; `None`: the one of the pre-training, 64 for digits; the rule's for 'hyperrule'
-    epochs:int=None,          # Passes over the training images, all stages together; `None`: 8
+    epochs:int=None,          # Passes over the training images, all stages together, the head stage being one; `None`: 8. For 'head', over the body's outputs; `None`: `HEAD_EPOCHS`
     bs:int=None,              # Images in a batch; `None`: 32. For 'hyperrule' in a micro-batch; `None`: by size and device
     lr:float=None,            # Peak rate of the head stage; later stages keep their ratio to it; `None`: `HEAD_LR`
     seed:int=0,               # Of the split, the order, the augmentation: the same seed gives the same numbers
@@ -154,6 +163,10 @@ def baseline(
     k_per_class:int=None,     # Training images to keep of each class; `None`: all
     keep_best:str=None,       # Go back to the weights that were best by this: 'valid_loss', 'accuracy'; `None`: the last
     patience:int=None,        # Evaluations without a better one after which training stops; `None`: it does not
+    views:int=1,              # Of 'onecycle' and 'head': views of each training image that the head stage keeps; k: the image as it is, and k-1 augmentations
+    draft:bool=True,          # Decode large JPEGs at a reduced scale, twice what is needed or more?
+    cache:bool=True,          # Keep decoded images and features for later epochs and runs, and use what is kept?
+    cache_gb:float=CACHE_GB,  # GB that the cache may take
     batch_size:int=BATCH_SIZE, # Of 'hyperrule': images in an optimizer step
     base_lr:float=BASE_LR,    # Of 'hyperrule': rate of a batch of 512
     scale:str='linear',       # Of 'hyperrule': 'linear', 'preset' or `None`
@@ -171,7 +184,7 @@ def baseline(
     if keep_best not in (None, *_WATCHED): raise ValueError(f"keep_best={keep_best!r}; it can be {' or '.join(map(repr, _WATCHED))}.")
     watch = KeepBest(keep_best or 'valid_loss', patience) if keep_best or patience is not None else None
     numbers = dict(batch_size=batch_size, base_lr=base_lr, scale=scale, n_steps=n_steps, stop_after=stop_after, mixup=mixup)
-    stages = [] if by_rule else onecycle_stages(8 if epochs is None else epochs, HEAD_LR if lr is None else lr)
+    stages = [] if by_rule else _stages(recipe, epochs, lr, dict(views=views, cache=cache, cache_gb=cache_gb))
     if by_rule:
         HyperRule.for_data(1, 32, **numbers)   # for its errors, before the data is looked at
         check_steps('eval_every', eval_every, 1); check_steps('checkpoint_every', checkpoint_every, 1)
@@ -180,7 +193,7 @@ def baseline(
     data, name, usual = find_data(path)
     choose = lambda key, asked, default: asked if asked is not None else usual.get(key, default)
     dls = image_dataloaders(data, arch, ('hyperrule' if size is None else size) if by_rule else choose('size', size, None), (None if by_rule else 32) if bs is None else bs, valid_pct, seed, k_per_class, resize=resize,
-        crop=choose('crop', crop, True), flip=choose('flip', flip, True), train_size='hyperrule' if by_rule else None, num_workers=num_workers, device=device)
+        crop=choose('crop', crop, True), flip=choose('flip', flip, True), train_size='hyperrule' if by_rule else None, num_workers=num_workers, device=device, draft=draft, cache=cache, cache_gb=cache_gb)
     set_seed(seed)
     learn = transfer_learner(dls, arch, weights, metrics=accuracy, bn=bn)
     if watch: learn.add_cb(watch)
@@ -196,13 +209,13 @@ def baseline(
     if verbose: print(plan, flush=True)
     times = dict(training=_train(learn, stages, seed, verbose, checkpoint))
     start = time.perf_counter()
-    views = default_views(dls.preprocess)
-    tta = tta_probs(learn, dls.valid, views, dls.preprocess)
+    tta_views = default_views(dls.preprocess)
+    tta = tta_probs(learn, dls.valid, tta_views, dls.preprocess)
     times['evaluation'] = time.perf_counter() - start
     best = getattr(learn, 'keep_best', None)
-    res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), evaluate_probs(*tta), views, learn.history.epochs, learn.history.steps,
+    res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), evaluate_probs(*tta), tta_views, learn.history.epochs, learn.history.steps,
         _predictions(dls, tta.plain), dls.left_out, times, dict(path='digits' if path is None else str(path) if not isinstance(path, pd.DataFrame) else 'DataFrame', **settings),
-        f'the weights of {best.where}, by {best.monitor}' if best and best.where else '', learn)
+        learn.fold_difference, f'the weights of {best.where}, by {best.monitor}' if best and best.where else '', learn)
     if out is not None: res.save(out)
     if verbose: print(res, flush=True)
     return res
@@ -211,11 +224,13 @@ def _make_plan(learn, name, arch, source, stages, recipe, seed, rule, checkpoint
     dls, pp = learn.dls, learn.dls.preprocess
     saved = f'{checkpoint}, every {stages[0].checkpoint_every} steps; the same command goes on from there' if checkpoint else ''
     return Plan(name, dls.train.n, dls.valid.n, len(dls.left_out), list(map(str, dls.vocab)), dls.split_words, arch if arch.startswith('BiT') else timm_name(arch), str(source),
-        sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp), dls.bs, recipe, stages, str(dls.device), seed, measure_stages(learn, stages), rule, saved)
+        sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp, dls.table.path), dls.bs, recipe, stages, str(dls.device), seed, measure_stages(learn, stages), rule, saved)
 
-def _image_words(pp):
+def _image_words(pp, paths):
     how = dict(squash='squashed', crop='cropped', pad='padded')[pp.resize] + f' to {pp.size} px ({pp.interpolation})'
     extra = [f'random crops out of {pp.train_size} px'] * pp.crop + ['random flips'] * pp.flip
+    jpegs = any(str(p).lower().endswith(('.jpg', '.jpeg', '.jfif', '.jpe')) for p in paths)
+    how += ', large JPEGs decoded at a reduced scale' * (pp.draft and jpegs)
     return how + (f', training on {" and ".join(extra)}' if extra else ', no augmentation')
 
 def _train(learn, stages, seed, verbose, checkpoint) -> float:

@@ -80,6 +80,7 @@ class Preprocess:
     crop: bool = True    # train on random crops of `train_size`? `False` where a crop can cut away what is counted
     flip: bool = True    # train on random horizontal flips? `False` where left and right differ
     train_size: int = None # side of the square that training crops from, pixels; `None`: size * 512/480, rounded up
+    draft: bool = True   # decode JPEGs at a reduced scale where that leaves twice the pixels that are needed, each way?
 
     def __post_init__(self):
         if self.resize not in RESIZES: raise ValueError(f"resize={self.resize!r}; it can be {', '.join(map(repr, RESIZES))}.")
@@ -90,7 +91,7 @@ class Preprocess:
 def body_preprocess(
     arch:str,            # A name that `timm_name` takes
     size:int=None,       # Side in pixels; `None`: the one of the pre-training
-    **kwargs,            # Other fields of `Preprocess`: `resize`, `crop`, `flip`, `train_size`
+    **kwargs,            # Other fields of `Preprocess`: `resize`, `crop`, `flip`, `train_size`, `draft`
 ) -> Preprocess:
     "The preprocessing that the weights of `arch` were made with, at `size`"
     cfg = timm.get_pretrained_cfg(timm_name(arch))

@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
         description='From images to a measured baseline: check the data, train by a recipe, evaluate with TTA, write the results.')
     b.add_argument('--arch', default='tf_efficientnet_lite0', help='BiT or EfficientNet body; `fastbit bodies` lists them')
     b.add_argument('--weights', default='auto', help='auto, bundled, hub, random, or a .npz, .safetensors or .pth file')
-    b.add_argument('--recipe', default='onecycle', help="onecycle: the head, then everything; hyperrule: everything, by the BiT authors' rule")
+    b.add_argument('--recipe', default='onecycle', help="onecycle: the head, then everything; head: the head alone; hyperrule: everything, by the BiT authors' rule")
     b.add_argument('--bs', type=int, metavar='N', help='images in a batch, by default 32; with hyperrule, images loaded at a time, by default by size and device')
     b.add_argument('--no-flip', action='store_true', help='no mirror images, where left and right differ')
     b.add_argument('--no-crop', action='store_true', help='no random crops, where a crop can cut away what is counted')
@@ -43,8 +43,12 @@ def make_parser() -> argparse.ArgumentParser:
     b.add_argument('--workers', type=int, metavar='N', help='loader processes; by default one a core')
     b.add_argument('--device', help='cpu, cuda, cuda:1, …; by default the GPU if there is one')
     b.add_argument('--out', metavar='FOLDER', help='where the results go; by default a new folder in fastbit-runs')
-    o = b.add_argument_group('with --recipe onecycle')
-    o.add_argument('--epochs', type=int, metavar='N', help='passes over the training images, all stages together, by default 8')
+    b.add_argument('--no-cache', action='store_true', help='keep nothing for other runs, and use nothing that is kept')
+    b.add_argument('--cache-gb', type=float, default=4., metavar='GB', help='what the cache may take on the disk; `fastbit cache` shows it')
+    b.add_argument('--no-draft', action='store_true', help='decode large JPEGs at their full scale; else at a reduced one that leaves twice the pixels needed, or more')
+    o = b.add_argument_group('with --recipe onecycle or head')
+    o.add_argument('--epochs', type=int, metavar='N', help='passes over the training images, all stages together, by default 8; with head, over the outputs of the frozen body, by default 10')
+    o.add_argument('--views', type=int, default=1, metavar='K', help='views of each training image for the head stage: the image as it is, and K-1 augmentations')
     o.add_argument('--lr', type=float, help='peak rate of the head stage, by default 0.01; later stages keep their ratio to it')
     h = b.add_argument_group('with --recipe hyperrule')
     _rule_options(h)
@@ -56,7 +60,9 @@ def make_parser() -> argparse.ArgumentParser:
     r.add_argument('--plot', metavar='FILE', help='draw the learning rate of every step into a .png, .svg or .pdf file')
     s = sub.add_parser('bodies', help='list the bodies and where their weights come from', description='List the bodies that fastbit can build, and where their weights would come from on this machine.')
     s.add_argument('pattern', nargs='?', default='*', metavar='PATTERN', help="of names, '*lite*', 'BiT-M*'")
-    for c in (b, r, s): c.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
+    c = sub.add_parser('cache', help='show what is kept from run to run, or clear it', description='Show what fastbit keeps from run to run, and where; FASTBIT_CACHE=FOLDER puts it elsewhere.')
+    c.add_argument('--clear', action='store_true', help='remove it')
+    for c in (b, r, s, c): c.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     return p
 
 def _data_options():
@@ -98,7 +104,7 @@ def _baseline(args):
     from fastbit.baseline import baseline
     baseline(args.path, args.arch, args.weights, args.recipe, args.size, args.epochs, args.bs, args.lr, args.seed, args.valid_pct, flip=False if args.no_flip else None,
         crop=False if args.no_crop else None, num_workers=args.workers, device=args.device, out=args.out or _out_folder(args), k_per_class=args.k_per_class,
-        keep_best=args.keep_best, patience=args.patience, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every, **_rule_numbers(args))
+        keep_best=args.keep_best, patience=args.patience, views=args.views, draft=not args.no_draft, cache=not args.no_cache, cache_gb=args.cache_gb, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every, **_rule_numbers(args))
 
 def _given(args) -> list[str]:
     "The options that differ from their defaults, as words to type"
@@ -122,6 +128,15 @@ def _bodies(args):
     official = df[df.official_file != '']
     if len(official): print("\nThe BiT authors' own files, for --weights FILE.npz:", *official.official_file, sep='\n  ')
 
+def _cache(args):
+    from fastbit.store import cache_root, clear_stores, list_stores
+    df, where = list_stores(), cache_root()
+    if args.clear: print(f'{clear_stores():.1f} MB removed from {where}'); return
+    if df.empty: print(f'Nothing is kept in {where}.'); return
+    show = df.assign(mb=df.mb.map('{:.1f}'.format), used=df.used.dt.strftime('%Y-%m-%d %H:%M'), folder=[Path(f).name for f in df.folder])
+    print(show.to_string(index=False))
+    print(f'{df.mb.sum():.1f} MB in {where}; `fastbit cache --clear` removes them')
+
 def _one_line(e) -> str: return ' '.join(str(e).split()) or type(e).__name__
 
 def _show_warning(message, category, *args, **kwargs):
@@ -135,7 +150,7 @@ def main(
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='`torch.jit')   # torch 2.14 deprecates what torchvision 0.29 and fastai 2.8 still use
         warnings.showwarning = _show_warning
-        try: dict(baseline=_baseline, recipe=_recipe, bodies=_bodies)[args.command](args)
+        try: dict(baseline=_baseline, recipe=_recipe, bodies=_bodies, cache=_cache)[args.command](args)
         except KeyboardInterrupt:
             by_rule = args.command == 'baseline' and args.recipe == 'hyperrule'
             print('fastbit: stopped' + ('; the same command goes on from the last checkpoint' if by_rule else ''), file=sys.stderr)

@@ -17,13 +17,13 @@ import numpy as np, pandas as pd
 from PIL import Image
 
 # %% ../nbs/02b_datasets.ipynb #e902ce09
+from .store import cache_root
 from .tables import find_images, image_table
 
 # %% ../nbs/02b_datasets.ipynb #7cb6512f
 def cache_dir() -> Path:
-    "Where fastbit keeps what can be made again: `FASTBIT_CACHE`, or the platform's cache folder; a temporary one if that is read-only"
-    from platformdirs import user_cache_dir
-    path = Path(os.environ.get('FASTBIT_CACHE') or user_cache_dir('fastbit', appauthor=False))
+    "Where the files go that can be made again: `cache_root`, or a temporary folder if that is read-only"
+    path = cache_root()
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path): return path

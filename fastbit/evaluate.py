@@ -27,7 +27,7 @@ from torch import nn
 # %% ../nbs/05_evaluate.ipynb #d455c686
 from .bodies import Preprocess
 from .fold import FoldedModel, can_fold
-from .images import crop_at, square_image
+from .images import ImageFile, crop_at, square_image
 from .model import swapped
 
 # %% ../nbs/05_evaluate.ipynb #29dadb4b
@@ -119,8 +119,9 @@ def _view_square(view, pp) -> tuple:
 
 class SquaresImage(Transform):
     "What all `views` of an image are cut out of, from one decoding: one square, or one at each of the two sizes, as one flat tensor"
+    takes_files = True
     def __init__(self, views, pp:Preprocess): self.sizes, self.pp = view_sizes(views, pp), pp
-    def encodes(self, x:PILImage): return TensorImage(torch.cat([image2tensor(square_image(x, size, self.pp)).flatten() for size in self.sizes]))
+    def encodes(self, x:PILImage|ImageFile): return TensorImage(torch.cat([image2tensor(square_image(x, size, self.pp)).flatten() for size in self.sizes]))
 
 def view_sizes(views, pp:Preprocess) -> list[int]:
     "The sides of the squares that `views` are cut out of, pixels"

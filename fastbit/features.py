@@ -20,10 +20,11 @@ import numpy as np, PIL, timm, torch
 # %% ../nbs/03c_features.ipynb #8a779083
 from .bodies import Preprocess
 from .fold import FoldedModel
-from .images import read_image, square_image, train_image
+from .images import ImageFile, draft_size, square_image, train_image
 from .model import TransferModel, run_stages
+from .pixels import PixelCache, common_folder
 from .progress import track
-from .store import CACHE_GB, RowStore, file_key, make_room, open_store
+from .store import CACHE_GB, file_key, make_room, open_store
 from .tables import say
 
 # %% ../nbs/03c_features.ipynb #1d84074f
@@ -32,9 +33,10 @@ def view_pixels(
     view:int,      # 0: as validation sees it; from 1: an augmentation
     pp:Preprocess,
     seed:int=0,    # Of the augmentations
+    pixels:PixelCache=None, # Of decoded images; `None`: the file is read
 ) -> np.ndarray: # 3 x size x size, uint8
     "One view of an image file"
-    img = read_image(path)
+    img = ImageFile(path, pp, pixels)
     if view:
         name = Path(path)
         img = train_image(img, pp, random.Random(f'{seed}/{view}/{name.parent.name}/{name.name}'))
@@ -75,9 +77,9 @@ def body_digest(
         h.update(f'{name} {a.dtype} {a.shape}'.encode()); h.update(a)
     return h.hexdigest()
 
-def _about(model, pp, last) -> dict:
+def _about(model, pp, last, paths) -> dict:
     cfg = model.net.pretrained_cfg
-    return dict(made_from=f"{cfg['architecture']} up to {model.stages[last].name}, {pp.size} px", weights=body_digest(model, last), stage=last, size=pp.size, resize=pp.resize, interpolation=pp.interpolation,
+    return dict(made_from=f"{cfg['architecture']} up to {model.stages[last].name}, {pp.size} px, of {common_folder(paths)}", weights=body_digest(model, last), stage=last, size=pp.size, resize=pp.resize, interpolation=pp.interpolation, draft=draft_size(pp),
         device=model.mean.device.type, versions=dict(torch=torch.__version__, timm=timm.__version__, pillow=PIL.__version__))
 
 @torch.no_grad()
@@ -122,24 +124,35 @@ def frozen_features(
     bs:int=32,           # Images in a pass
     cache:bool=True,     # Keep them, and look for kept ones?
     cache_gb:float=CACHE_GB, # GB that they may take; `ValueError` if they need more
+    pixels:PixelCache=None,  # Of decoded images; `None`: the files are read
 ) -> Features:
     "What the stages before `last` put out for all views of all images"
-    start, last = time.perf_counter(), len(model.stages)-1 if last is None else last
-    jobs = [(str(p), v) for p in paths for v in range(views)]
+    last, options = len(model.stages)-1 if last is None else last, (views, seed, bs)
     shape = feature_shape(model, pp.size, last)
-    gb = len(jobs)*4*int(np.prod(shape))/2**30
-    if gb > cache_gb: raise ValueError(f"The output of {model.stages[last-1].name} for {len(jobs)} images takes {gb:.3g} GB, and cache_gb={cache_gb:g} is allowed. Freeze more stages (learn.freeze() freezes all but the classifier), or allow more.")
-    store = _open(_about(model, pp, last), shape, cache_gb) if cache else None
+    n = len(paths)*views
+    gb = n*4*int(np.prod(shape))/2**30
+    if gb > cache_gb: raise ValueError(f"The output of {model.stages[last-1].name} for {n} images takes {gb:.3g} GB, and cache_gb={cache_gb:g} is allowed. Freeze more stages (learn.freeze() freezes all but the classifier), or allow more.")
+    store = _open(_about(model, pp, last, paths), shape, cache_gb) if cache else None
+    try: return _find_or_compute(model, paths, pp, last, options, store, cache_gb, pixels)
+    except FileNotFoundError:
+        if store is None or store.folder.exists(): raise
+        say(f"The cache in {store.folder} was removed while it was read; this run computes anew, and goes on without.", 4)
+        return _find_or_compute(model, paths, pp, last, options, None, cache_gb, pixels)
+
+def _find_or_compute(model, paths, pp, last, options, store, cache_gb, pixels) -> Features:
+    start, (views, seed, bs) = time.perf_counter(), options
+    jobs = [(str(p), v) for p in paths for v in range(views)]
     kept = (seed, pp.train_size, pp.crop, pp.flip)
     keys = {j: file_key(j[0], *((j[1], *kept) if j[1] else ())) for j in jobs}
     found = store.find(list(keys.values())) if store is not None else np.full(len(keys), -1)
     missing, memory, folded = [j for j, n in zip(keys, found) if n < 0], {}, None
     if missing:
         folded = FoldedModel(model, last).eval()
-        if store is not None: make_room(len(missing)*store.row_bytes, store, cache_gb)
-        for group, rows in _compute(folded, missing, pp, seed, bs):
+        if store is not None: make_room(len(missing)*store.row_bytes, [store.folder], cache_gb)
+        for group, rows in _compute(folded, missing, pp, seed, bs, pixels):
             if store is not None:
                 try: store.add([keys[j] for j in group], rows); continue
+                except FileNotFoundError: raise   # removed, and what it had with it
                 except OSError as e:
                     say(f"The cache could not be written to ({e}); what it has is whole, and this run goes on in memory.", 4)
                     memory, store = {j: r for j, r in zip(keys, _rows_of(store, keys)) if r is not None}, None
@@ -153,8 +166,8 @@ def _gather(store, keys, jobs, memory):
     at = {j: i for i, j in enumerate(keys)} if store is None else {j: store.numbers[k] for j, k in keys.items()}
     return np.stack([memory[j] for j in keys]) if store is None else store.rows, np.array([at[j] for j in jobs])
 
-def _compute(folded, jobs, pp, seed, bs):
-    batches = read_ahead(lambda j: view_pixels(*j, pp, seed), jobs, bs)
+def _compute(folded, jobs, pp, seed, bs, pixels):
+    batches = read_ahead(lambda j: view_pixels(*j, pp, seed, pixels), jobs, bs)
     device = folded._source[0].mean.device
     for group, x in track(batches, -(-len(jobs)//bs), 'features'):
         with torch.inference_mode(): yield group, folded(torch.from_numpy(x).to(device)).float().cpu().numpy()

@@ -81,26 +81,29 @@ class FoldedModel(nn.Module):
         last:int=None,       # Stage to stop before; `None`: run to the logits
     ):
         super().__init__()
-        self.net, self.last, self.difference = fold_net(model.net), last, None
+        self.net, self.last, self.difference, self._measured = fold_net(model.net), last, None, False   # `difference` stays `None` where the outputs are not finite
         self._source = (model,)   # a tuple, so that its parameters are not taken for ours
 
-    def _run(self, net, x):
+    def _run(self, net, x, last):
         model = self._source[0]
         x = model.normalised(x)
-        return net(x) if self.last is None else run_stages(net, model.stages, x, last=self.last)
+        return net(x) if last is None else run_stages(net, model.stages, x, last=last)
 
     def _measure(self, x):
+        "At the logits, and at what goes into the classifier: a new one, all zeros, gives the same logits for everything"
         model, x = self._source[0], x[:2]
+        ends = {len(model.stages)-1, None} if self.last is None else {self.last}
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            a, b = self._run(model.net, x), self._run(self.net, x)
-        self.difference = ((a-b).abs().max() / a.abs().max().clamp_min(torch.finfo(a.dtype).tiny)).item()
+            pairs = [(self._run(model.net, x, end), self._run(self.net, x, end)) for end in ends]
+        if not all(a.isfinite().all() for a, _ in pairs): self.net = model.net; return   # diverged weights: there is nothing to compare
+        self.difference = max(((a-b).abs().max() / a.abs().max().clamp_min(torch.finfo(a.dtype).tiny)).item() for a, b in pairs)
         if not self.difference <= FOLD_TOLERANCE:
             say(f"Folded, {model.net.pretrained_cfg['architecture']} differs from itself by {self.difference:.1e}, more than {FOLD_TOLERANCE:g}: the unfolded network is used.", 5)
             self.net = model.net
 
     def forward(self, x): # As `TransferModel` takes them
-        if self.difference is None: self._measure(x)
-        return self._run(self.net, x)
+        if not self._measured: self._measure(x); self._measured = True
+        return self._run(self.net, x, self.last)
 
     def train(self, mode:bool=True):
         "There is no training of a folded copy; the model itself goes into evaluation mode with it"

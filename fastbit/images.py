@@ -6,15 +6,17 @@ Docs: https://fastbit.github.io/fastbit/images.html.md"""
 
 # %% auto #0
 __all__ = ['IMAGE_EXTENSIONS', 'to_rgb', 'read_image', 'inspect_image', 'check_images', 'header_size', 'middle_size',
-           'median_size', 'header_sizes', 'square_image', 'EvalImage', 'TrainImage', 'train_image', 'crop_at']
+           'median_size', 'header_sizes', 'draft_size', 'ImageFile', 'square_image', 'EvalImage', 'TrainImage',
+           'train_image', 'crop_at']
 
 # %% ../nbs/01b_images.ipynb #28bad9aa
 import hashlib, io, os, random
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 # %% ../nbs/01b_images.ipynb #2d41c00b
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, PIL
 from fastai.vision.core import PILImage
 from fasttransform import Transform
 from PIL import Image, ImageOps
@@ -22,6 +24,7 @@ from PIL import Image, ImageOps
 # %% ../nbs/01b_images.ipynb #59c09031
 from .bodies import Preprocess
 from .progress import track
+from .store import file_key, open_store
 
 # %% ../nbs/01b_images.ipynb #df8cdf3b
 IMAGE_EXTENSIONS = frozenset(Image.registered_extensions())  # what the installed Pillow knows, lower case with the dot
@@ -50,12 +53,15 @@ def _upright(img):
 
 def read_image(
     file:str|Path|bytes|Image.Image|np.ndarray, # Path, encoded bytes, Pillow image, or height x width (x 3) array of uint8
+    draft:int=None, # A JPEG is decoded at the smallest of the scales 1/8, 1/4, 1/2 and 1 at which both sides have so many pixels; `None`: at full scale
 ) -> PILImage: # Mode RGB, right way up; the first frame of an animation
     "Read one image as right-way-up RGB; `OSError`, `ValueError` or `SyntaxError` if it cannot be"
     if isinstance(file, np.ndarray): file = Image.fromarray(file)
     if isinstance(file, bytes): file = io.BytesIO(file)
     if isinstance(file, Image.Image): return PILImage(to_rgb(_upright(file)))
-    with Image.open(file) as img: return PILImage(to_rgb(_upright(img)))
+    with Image.open(file) as img:
+        if draft: img.draft('RGB', (draft, draft))   # does nothing to other formats
+        return PILImage(to_rgb(_upright(img)))
 
 # %% ../nbs/01b_images.ipynb #2daed2ad
 def inspect_image(
@@ -83,11 +89,34 @@ def _reason(e):
 def check_images(
     paths,              # Files
     n_workers:int=None, # Threads; `None`: as many as there are cores, at most 16
+    cache:bool=True,    # Keep for other runs what was found about good files, and look for what is kept?
 ) -> pd.DataFrame: # One row a file: path, reason, digest, height, width
     "Read all `paths` in parallel, with a progress bar; `reason` is '' for the good ones"
-    paths = list(paths)
-    found = _in_threads(inspect_image, paths, 'checking images', n_workers)
+    paths, store, known = list(paths), _open_checks() if cache else None, {}
+    if store is not None:
+        keys = [_key_of(p) for p in paths]
+        known = {i: _unpack(store.rows[n]) for i, n in enumerate(store.find(keys)) if n >= 0}
+    todo = [i for i in range(len(paths)) if i not in known]
+    found = known | dict(zip(todo, _in_threads(inspect_image, [paths[i] for i in todo], 'checking images', n_workers) if todo else []))
+    good = [i for i in todo if not found[i][0] and store is not None and keys[i]]
+    if good:
+        with suppress(OSError): store.add([keys[i] for i in good], np.stack([_pack(*found[i][1:]) for i in good]))   # else it is checked again next time
+    found = [found[i] for i in range(len(paths))]
     return pd.DataFrame([(str(p), *o) for p, o in zip(paths, found)], columns=['path', 'reason', 'digest', 'height', 'width'])
+
+def _open_checks():
+    try: return open_store('checks', dict(made_from='what was found in image files', pillow=PIL.__version__), (24,), np.uint8)
+    except OSError: return None   # nothing is lost but time
+
+def _key_of(path) -> bytes:
+    try: return file_key(path)
+    except (OSError, ValueError): return b''   # absent; a name with a zero byte
+
+def _pack(digest, height, width): return np.frombuffer(bytes.fromhex(digest) + height.to_bytes(4, 'little') + width.to_bytes(4, 'little'), np.uint8)
+
+def _unpack(row):
+    data = row.tobytes()
+    return '', data[:16].hex(), int.from_bytes(data[16:20], 'little'), int.from_bytes(data[20:], 'little')
 
 def _in_threads(f, paths, what, n_workers=None):
     with ThreadPoolExecutor(n_workers or min(16, os.cpu_count() or 1)) as ex: return list(track(ex.map(f, paths), len(paths), what))
@@ -121,12 +150,30 @@ def header_sizes(paths, n_workers:int=None) -> list[tuple]:
     return _in_threads(header_size, list(paths), 'reading image sizes', n_workers)
 
 # %% ../nbs/01b_images.ipynb #d34ef287
+def draft_size(
+    pp:Preprocess
+) -> int|None: # For `read_image`
+    "The sides that a JPEG must have after it was decoded at a reduced scale: twice the largest square that is made of it"
+    return 2*pp.train_size if pp.draft else None
+
+class ImageFile:
+    "An image file that is read when a square of it is asked for, and not if `kept` has that"
+    def __init__(self, path, pp:Preprocess, kept=None): self.path, self.pp, self.kept, self._img = path, pp, kept, None
+
+    def read(self) -> PILImage:
+        if self._img is None: self._img = read_image(self.path, draft_size(self.pp))
+        return self._img
+
+    def square(self, size:int) -> Image.Image:
+        return square_image(self.read(), size, self.pp) if self.kept is None else self.kept.square(self, size)
+
 def square_image(
-    img:Image.Image, # RGB
+    img:Image.Image|ImageFile, # RGB
     size:int,        # Side of the square, pixels
     pp:Preprocess,   # For `resize` and `interpolation`
 ) -> Image.Image: # `size` x `size`
     "Resize to a square by `pp.resize`, with the interpolation of the pre-training"
+    if isinstance(img, ImageFile): return img.square(size)
     how = Image.Resampling[pp.interpolation.upper()]
     if pp.resize == 'crop': return ImageOps.fit(img, (size, size), how)
     if pp.resize == 'pad': return ImageOps.pad(img, (size, size), how, color=(128, 128, 128))
@@ -134,18 +181,18 @@ def square_image(
 
 class EvalImage(Transform):
     "Resize to the size the body sees; for validation and prediction"
-    split_idx = 1
+    split_idx, takes_files = 1, True
     def __init__(self, pp:Preprocess): self.pp = pp
-    def encodes(self, x:PILImage): return PILImage(square_image(x, self.pp.size, self.pp))
+    def encodes(self, x:PILImage|ImageFile): return PILImage(square_image(x, self.pp.size, self.pp))
 
 class TrainImage(Transform):
     "Resize, then a random crop and a random horizontal flip as far as `pp` allows them; for training"
-    split_idx = 0
+    split_idx, takes_files = 0, True
     def __init__(self, pp:Preprocess): self.pp = pp
-    def encodes(self, x:PILImage): return train_image(x, self.pp)
+    def encodes(self, x:PILImage|ImageFile): return train_image(x, self.pp)
 
 def train_image(
-    img:Image.Image, # RGB
+    img:Image.Image|ImageFile, # RGB
     pp:Preprocess,   # Sizes, and what is allowed
     rng=random,      # Drawn from: two whole numbers for a crop, then one in [0, 1) for a flip
 ) -> PILImage: # pp.size x pp.size

@@ -27,6 +27,12 @@ def _axes(width=7., height=3.6):
     ax.spines[['top', 'right']].set_visible(False)
     return fig, ax
 
+def _labelled(epochs) -> list[tuple]:
+    "(step, loss, accuracy) of the epochs that the plot has room to name: all of up to a dozen, else the last of each stage"
+    if 'accuracy' not in epochs: return []
+    df = epochs if len(epochs) <= 12 else epochs[epochs.stage != epochs.stage.shift(-1)]
+    return list(zip(df.step, df.valid_loss, df.accuracy))
+
 def plot_losses(
     epochs:pd.DataFrame, # From `History.epochs`
     steps:pd.DataFrame,  # From `History.steps`
@@ -38,7 +44,7 @@ def plot_losses(
     ax.plot(steps.index+1, smooth, color='C0', label='training')
     ends = epochs.step
     ax.plot(ends, epochs.valid_loss, 'o-', color='C1', ms=4, label='validation')
-    for x, y, a in zip(ends, epochs.valid_loss, epochs.get('accuracy', [])): ax.annotate(f'{a:.1%}', (x, y), xytext=(0, 6), textcoords='offset points', size=7, ha='center', color='C1')
+    for x, y, a in _labelled(epochs): ax.annotate(f'{a:.1%}', (x, y), xytext=(0, 6), textcoords='offset points', size=7, ha='center', color='C1')
     top = max(steps.loss.max(), epochs.valid_loss.max()) if len(epochs) else steps.loss.max()
     ax.set(xlabel='optimizer step', ylabel='cross-entropy, nats', ylim=(0, top*1.12 if top < float('inf') else None), xlim=(0, len(steps)*1.03))   # room for the accuracies
     _stage_lines(ax, steps.stage.tolist())

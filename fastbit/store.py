@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/store.html.md"""
 __all__ = ['CACHE_GB', 'row_key', 'file_key', 'RowStore', 'cache_root', 'open_store', 'list_stores', 'clear_stores', 'make_room']
 
 # %% ../nbs/00d_store.ipynb #7e340e65
-import hashlib, json, os, shutil, zlib
+import hashlib, json, os, shutil, threading, zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -46,16 +46,22 @@ class RowStore:
         self.row_bytes = int(np.prod(self.shape))*self.dtype.itemsize
         self.folder.mkdir(parents=True, exist_ok=True)
         self.keys_file, self.rows_file = self.folder/'keys.bin', self.folder/'rows.bin'
-        self.numbers, self.checks, self._rows = {}, [], None
+        self.numbers, self.checks, self._rows, self._lock = {}, [], None, threading.Lock()
         self.refresh()
 
     def __len__(self): return len(self.checks)
+    def __bool__(self): return True   # also an empty one
+    def __getstate__(self): return {k: v for k, v in vars(self).items() if k not in ('_lock', '_rows')}   # for loaders whose workers are not forked
+    def __setstate__(self, state): vars(self).update(state, _rows=None, _lock=threading.Lock())
     @property
     def n_bytes(self) -> int: return len(self)*(self.row_bytes + _KEY.itemsize)
 
     def refresh(self):
         "See what other processes have added"
         if not self.keys_file.exists(): return
+        with self._lock: self._read_keys()
+
+    def _read_keys(self):
         with open(self.keys_file, 'rb') as f:
             f.seek(len(self)*_KEY.itemsize)
             data = f.read()
@@ -87,6 +93,17 @@ class RowStore:
     @staticmethod
     def _check(key, data): return zlib.crc32(data, zlib.crc32(key))
 
+    def get(self,
+        key:bytes # Of `row_key` or `file_key`
+    ) -> np.ndarray|None: # A row of one's own; `None`: absent or damaged
+        "One row, without looking for what other processes have added; `OSError` if the store has been removed"
+        n = self.numbers.get(key, -1)
+        if n < 0: return None
+        with open(self.rows_file, 'rb') as f:
+            f.seek(n*self.row_bytes)
+            data = bytearray(f.read(self.row_bytes))
+        return np.frombuffer(data, self.dtype).reshape(self.shape) if self._check(key, data) == self.checks[n] else None
+
     def add(self,
         keys,            # One a row
         rows:np.ndarray, # n x shape
@@ -94,13 +111,17 @@ class RowStore:
         "Append rows; `OSError` if the disk is full or may not be written to, and then the store is as it was"
         rows = np.ascontiguousarray(rows, self.dtype)
         assert rows.shape == (len(keys), *self.shape), f'{rows.shape} for {len(keys)} rows of {self.shape}'
+        if not self.folder.is_dir(): raise self._gone()   # the lock would make it again
         with FileLock(self.folder/'lock', mode=0o644):
             self.refresh()
+            if len(self) and not (self.keys_file.exists() and self.keys_file.stat().st_size >= len(self)*_KEY.itemsize): raise self._gone()
             if self.max_bytes is not None and self.n_bytes + len(keys)*(self.row_bytes+_KEY.itemsize) > self.max_bytes: raise OSError(f'it would grow beyond {self.max_bytes/2**30:.3g} GB')
             data = [r.tobytes() for r in rows]
             self._write(self.rows_file, len(self)*self.row_bytes, b''.join(data))   # over what an interrupted process may have left
             self._write(self.keys_file, len(self)*_KEY.itemsize, b''.join(k + self._check(k, d).to_bytes(4, 'little') for k, d in zip(keys, data)))
-        self.refresh()
+            self.refresh()
+
+    def _gone(self): return FileNotFoundError(2, 'somebody removed it', str(self.folder))
 
     @staticmethod
     def _write(file, at, data):
@@ -115,7 +136,7 @@ _VERSION = 1   # of the files' layout
 
 def cache_root() -> Path:
     "Where stores live: `FASTBIT_CACHE`, or the system's folder for caches"
-    return Path(os.environ.get('FASTBIT_CACHE') or platformdirs.user_cache_path('fastbit'))
+    return Path(os.environ.get('FASTBIT_CACHE') or platformdirs.user_cache_path('fastbit', appauthor=False))
 
 def open_store(
     kind:str,       # 'features', 'pixels'
@@ -153,15 +174,18 @@ def clear_stores(
     return float(df.mb.sum())
 
 def make_room(
-    n_bytes:int,       # That a store is going to grow by
-    keep:RowStore,     # It
-    gb:float=CACHE_GB, # All together may take so much
-):
-    "Remove the stores that were not used for the longest time until there is room"
+    n_bytes:int,       # That the stores in `keep` are going to grow by
+    keep:list,         # Folders of stores
+    gb:float=CACHE_GB, # All stores together may take so much
+    kinds:tuple=('pixels', 'checks', 'features'), # What may be removed, the first kind first
+) -> int: # Bytes that are free now
+    "Remove the stores that were not used for the longest time until there is room, those of the first kind first"
     df = list_stores()
-    others = df[df.folder != str(keep.folder)].iloc[::-1]
-    too_much = df.mb.sum()*2**20 + n_bytes - gb*2**30
+    df['rank'] = df.kind.map({k: i for i, k in enumerate(kinds)})
+    others = df[~df.folder.isin(list(map(str, keep)))].dropna(subset='rank').sort_values(['rank', 'used'])
+    free = gb*2**30 - df.mb.sum()*2**20
     for folder, mb in zip(others.folder, others.mb):
-        if too_much <= 0: return
-        too_much -= mb*2**20
+        if free >= n_bytes: break
+        free += mb*2**20
         clear_stores([folder])
+    return int(max(0, free))

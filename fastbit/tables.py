@@ -191,9 +191,9 @@ def _say_copies(train, valid, digests):
     pairs = [f'{of[digests[p]]} = {p}' for p in valid.path if digests.get(p) in of]
     if pairs: say(f"{len(pairs)} of {len(valid)} validation images are byte for byte in training too, so the accuracy is too good:{_shown(pairs)}", 4)
 
-def leave_out_unreadable(table:pd.DataFrame, n_workers:int=None) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def leave_out_unreadable(table:pd.DataFrame, n_workers:int=None, cache:bool=True) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     "The rows whose files can be read, the (path, reason) of those that cannot, and what `check_images` found; says what it leaves out"
-    report = check_images(table.path, n_workers)
+    report = check_images(table.path, n_workers, cache)
     bad = report[report.reason != ''][['path', 'reason']].reset_index(drop=True)
     if len(bad) == len(table): raise ValueError(f"None of the {len(table)} images can be read:{_shown([f'{p}: {r}' for p, r in bad.values])}")
     if len(bad): say(f"{len(bad)} of {len(table)} images cannot be read and are left out:{_shown([f'{p}: {r}' for p, r in bad.values], 10)}", 4)
