@@ -69,8 +69,13 @@ class ReadImage(Transform):
 
 class PathLabel:
     "The label of a path, for fastai's `Datasets`"
-    def __init__(self, table:pd.DataFrame): self.of = {Path(p): l for p, l in zip(table.path, table.label)}
-    def __call__(self, path): return self.of[Path(path)]
+    def __init__(self, table:pd.DataFrame): self.of = dict(zip(map(_plain, table.path), table.label))
+    def __call__(self, path): return self.of[_plain(path)]
+
+def _plain(path) -> str:
+    "`str(Path(path))`, without the `Path` where it would change nothing: there may be millions"
+    s = os.fspath(path)
+    return s if os.sep == '/' and s[:1] != '.' and s[-1:] != '/' and '//' not in s and '/.' not in s else str(Path(s))
 
 def check_device(device) -> torch.device|None: # `None`: fastai's default
     "A device that is there; `ValueError` otherwise"

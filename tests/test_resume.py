@@ -44,7 +44,7 @@ def half(tensors, path, metadata):
         with open(path, 'rb+') as f: f.truncate(os.path.getsize(path)//2)
         die()
 def before_the_name(self, target):
-    if kind == 'before the new name' and learn.rule_steps.done >= at: die()
+    if kind == 'before the new name' and str(target).endswith('.safetensors') and learn.rule_steps.done >= at: die()
     return replace(self, target)
 checkpoint.save_file, checkpoint.Path.replace = half, before_the_name
 
