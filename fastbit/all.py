@@ -19,6 +19,7 @@ from .data import *
 from .datasets import *
 from .steps import *
 from .callbacks import *
+from .optim import *
 from .accumulate import *
 from .checkpoint import *
 from .evaluate import *

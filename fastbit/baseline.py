@@ -29,7 +29,7 @@ from .files import write_bytes, write_text
 from .headfit import HEAD_EPOCHS, check_head_options
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .images import header_sizes, middle_size
-from .learner import HEAD_LR, TransferLearner, transfer_learner
+from .learner import HEAD_LR, TransferLearner, check_precision, transfer_learner
 from .recipes import RECIPES, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages
 from .report import plot_losses, plot_rates
 from .rulefit import check_steps, default_eval_every, rule_text
@@ -164,6 +164,7 @@ def baseline(
     keep_best:str=None,       # Go back to the weights that were best by this: 'valid_loss', 'accuracy'; `None`: the last
     patience:int=None,        # Evaluations without a better one after which training stops; `None`: it does not
     views:int=1,              # Of 'onecycle' and 'head': views of each training image that the head stage keeps; k: the image as it is, and k-1 augmentations
+    precision:str='float32',  # Of the arithmetic in training: 'float32', 'bf16', 'fp16', or 'auto', what the device is fast at
     draft:bool=True,          # Decode large JPEGs at a reduced scale, twice what is needed or more?
     cache:bool=True,          # Keep decoded images and features for later epochs and runs, and use what is kept?
     cache_gb:float=CACHE_GB,  # GB that the cache may take
@@ -180,6 +181,7 @@ def baseline(
     given = dict(locals())
     settings = {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in given.items() if k not in ('path', 'verbose')}
     _check_recipe(recipe, given)
+    check_precision(precision)
     by_rule, source, device = recipe == 'hyperrule', weights_source(arch, weights), check_device(device)
     if keep_best not in (None, *_WATCHED): raise ValueError(f"keep_best={keep_best!r}; it can be {' or '.join(map(repr, _WATCHED))}.")
     watch = KeepBest(keep_best or 'valid_loss', patience) if keep_best or patience is not None else None
@@ -195,7 +197,7 @@ def baseline(
     dls = image_dataloaders(data, arch, ('hyperrule' if size is None else size) if by_rule else choose('size', size, None), (None if by_rule else 32) if bs is None else bs, valid_pct, seed, k_per_class, resize=resize,
         crop=choose('crop', crop, True), flip=choose('flip', flip, True), train_size='hyperrule' if by_rule else None, num_workers=num_workers, device=device, draft=draft, cache=cache, cache_gb=cache_gb)
     set_seed(seed)
-    learn = transfer_learner(dls, arch, weights, metrics=accuracy, bn=bn)
+    learn = transfer_learner(dls, arch, weights, metrics=accuracy, bn=bn, precision=precision)
     if watch: learn.add_cb(watch)
     checkpoint, words, found = Path(out)/CHECKPOINT if out is not None and by_rule else None, '', None
     if by_rule:
@@ -224,7 +226,7 @@ def _make_plan(learn, name, arch, source, stages, recipe, seed, rule, checkpoint
     dls, pp = learn.dls, learn.dls.preprocess
     saved = f'{checkpoint}, every {stages[0].checkpoint_every} steps; the same command goes on from there' if checkpoint else ''
     return Plan(name, dls.train.n, dls.valid.n, len(dls.left_out), list(map(str, dls.vocab)), dls.split_words, arch if arch.startswith('BiT') else timm_name(arch), str(source),
-        sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp, dls.table.path), dls.bs, recipe, stages, str(dls.device), seed, measure_stages(learn, stages), rule, saved)
+        sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp, dls.table.path), dls.bs, recipe, stages, str(dls.device) + (f', {learn.precision}' if learn.precision != 'float32' else ''), seed, measure_stages(learn, stages), rule, saved)
 
 def _image_words(pp, paths):
     how = dict(squash='squashed', crop='cropped', pad='padded')[pp.resize] + f' to {pp.size} px ({pp.interpolation})'

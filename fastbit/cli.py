@@ -40,6 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     b.add_argument('--no-crop', action='store_true', help='no random crops, where a crop can cut away what is counted')
     b.add_argument('--keep-best', metavar='METRIC', help='end with the weights that were best by it: valid_loss, accuracy')
     b.add_argument('--patience', type=int, metavar='N', help='stop after N evaluations without a better one')
+    b.add_argument('--precision', default='float32', help='of the arithmetic in training: float32, bf16, fp16, or auto, what the device is fast at')
     b.add_argument('--workers', type=int, metavar='N', help='loader processes; by default one a core')
     b.add_argument('--device', help='cpu, cuda, cuda:1, …; by default the GPU if there is one')
     b.add_argument('--out', metavar='FOLDER', help='where the results go; by default a new folder in fastbit-runs')
@@ -104,7 +105,7 @@ def _baseline(args):
     from fastbit.baseline import baseline
     baseline(args.path, args.arch, args.weights, args.recipe, args.size, args.epochs, args.bs, args.lr, args.seed, args.valid_pct, flip=False if args.no_flip else None,
         crop=False if args.no_crop else None, num_workers=args.workers, device=args.device, out=args.out or _out_folder(args), k_per_class=args.k_per_class,
-        keep_best=args.keep_best, patience=args.patience, views=args.views, draft=not args.no_draft, cache=not args.no_cache, cache_gb=args.cache_gb, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every, **_rule_numbers(args))
+        keep_best=args.keep_best, patience=args.patience, views=args.views, precision=args.precision, draft=not args.no_draft, cache=not args.no_cache, cache_gb=args.cache_gb, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every, **_rule_numbers(args))
 
 def _given(args) -> list[str]:
     "The options that differ from their defaults, as words to type"

@@ -86,9 +86,11 @@ def check_device(device) -> torch.device|None: # `None`: fastai's default
         raise ValueError(f"device={str(device)!r}: this machine has {torch.cuda.device_count() or 'no'} CUDA device(s); type 'cpu'.")
     return device
 
-def _n_workers(n_images):
-    "Starting worker processes costs more than loading a few images"
-    return 0 if n_images < 200 else min(16, os.cpu_count() or 1)
+def _n_workers(n_images, device) -> int:
+    "None for a few images, which are loaded before workers have started, and none beside training that keeps every core of a small machine busy itself"
+    cores = os.cpu_count() or 1
+    busy = (device or default_device()).type == 'cpu' and cores <= 4
+    return 0 if n_images < 200 or busy else min(16, cores)
 
 CPU_PIXELS = 32*128*128  # of a batch; R50x1 trains on that many in about 1.2 GB
 ACCELERATOR_BS = 128     # to begin with: training by steps halves it when the memory runs out
@@ -121,7 +123,7 @@ def image_dataloaders(
     train_size:int|str=None,      # Side of the square that training crops from, pixels; `None`: size * 512/480; 'hyperrule': as much larger than `size` as the BiT authors'
     check:bool=True,              # Read every file first and leave unreadable ones out?
     batch_tfms:list=None,         # fastai batch transforms to add, `aug_transforms()`; never a normalisation
-    num_workers:int=None,         # Loader processes; `None`: one a core up to 16, none for fewer than 200 images
+    num_workers:int=None,         # Loader processes; `None`: one a core up to 16, none for fewer than 200 images, none to train on a CPU of four cores or fewer
     device:str|torch.device=None, # Where batches go; `None`: the GPU if there is one
     draft:bool=True,              # Decode large JPEGs at a reduced scale, twice what is needed or more?
     cache:bool=True,              # Keep decoded and resized images for later epochs and runs, and use what is kept?
@@ -159,7 +161,7 @@ def table_dataloaders(table:pd.DataFrame, pp:Preprocess, *, bs:int, seed:int=0, 
     splits = [np.flatnonzero(table.split == s).tolist() for s in ('train', 'valid')]
     dsets = Datasets([Path(p) for p in table.path], [[ReadImage(draft_size(pp))], [PathLabel(table), Categorize(vocab=sorted(set(table.label)))]], splits=splits)
     dls = dsets.dataloaders(bs=bs, dl_type=ImageDL, seed=seed, pixels=PixelCache(pp, table, cache_gb) if cache else None, shuffle=True, drop_last=False, device=device,
-        num_workers=_n_workers(len(table)) if num_workers is None else num_workers,
+        num_workers=_n_workers(len(table), device) if num_workers is None else num_workers,
         after_item=[TrainImage(pp), EvalImage(pp), ToTensor()], after_batch=[IntToFloatTensor(), *(batch_tfms or [])])
     dls.preprocess, dls.table, dls.left_out, dls.report, dls.image_size = pp, table, pd.DataFrame(columns=['path', 'reason']), None, None
     return dls

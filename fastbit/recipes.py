@@ -123,7 +123,9 @@ def _one_pass(learn, stage):
             with torch.inference_mode(): folded(x)
     else:
         learn.model.train()
-        def once(x, y): learn.loss_func(learn.model(x), y).backward()
+        def once(x, y):
+            with torch.autocast(x.device.type, dict(bf16=torch.bfloat16, fp16=torch.float16).get(learn.precision), enabled=learn.precision != 'float32'): loss = learn.loss_func(learn.model(x).float(), y)
+            loss.backward()
     return once
 
 def _seconds_an_image(learn, stage) -> float:
@@ -176,7 +178,7 @@ class Plan:
     bs: int            # images in a batch, or in a micro-batch
     recipe: str        # its name
     stages: list       # of `HeadStage`, `StagePlan` or `RuleStage`
-    device: str        # 'cpu', 'cuda:0'
+    device: str        # 'cpu', 'cuda:0, bf16'
     seed: int          # of everything that is drawn
     seconds_an_image: list = field(default_factory=list) # of training, measured, one a stage
     rule: str = ''     # the rule in words, for `RuleStage`

@@ -14,7 +14,6 @@ from pathlib import Path
 # %% ../nbs/05b_rulefit.ipynb #bf5f6ed2
 from fastai.callback.core import CancelEpochException
 from fastai.imports import noop  # not fastcore's of the same name: the one that `no_logging` sets
-from fastai.optimizer import SGD
 from fastcore.foundation import L
 
 # %% ../nbs/05b_rulefit.ipynb #3d753fcb
@@ -23,6 +22,7 @@ from .bodies import WeightsSource, zero_classifier
 from .callbacks import RuleSteps
 from .checkpoint import Checkpoint, check_checkpoint, describe_run, sole_user
 from .tables import say, training_size
+from .optim import ForeachSGD
 from .hyperrule import BASE_LR, BATCH_SIZE, MOMENTUM, HyperRule
 from .images import median_size
 from .steps import StepBatch
@@ -163,7 +163,7 @@ class RuleFit:
     def _fit_steps(self, steps, cbs):
         own = self.opt_func
         try:
-            self.opt_func = partial(SGD, mom=MOMENTUM)
+            self.opt_func = partial(ForeachSGD, mom=MOMENTUM)
             self.create_opt()
             super().fit(steps.n_evals, lr=steps.rule.lr(0), wd=0., cbs=[steps, *cbs])
         finally: self.opt_func, self.opt, self.first_epoch, self.step_share = own, None, 0, 0.   # the next fit is the user's own again, also after an interrupt in a step
