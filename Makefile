@@ -32,6 +32,6 @@ docs: ## the documentation site, in _docs (`quarto render _proc` does the same w
 	$(PYTHON) -c "from nbdev.serve import proc_nbs; proc_nbs()"
 	smalldocs render _proc
 
-bench: ## all benchmarks on DATA (a folder of class folders), `make bench DATA=FOLDER`
+bench: ## the figures of the documentation's results, on DATA (a folder of class folders), `make bench DATA=FOLDER`
 	@test -n "$(DATA)" || { echo "Which data? make bench DATA=FOLDER"; exit 2; }
-	@for f in benchmarks/*.py; do echo "== $$f"; $(PYTHON) $$f --data $(DATA) || exit 1; done
+	$(PYTHON) benchmarks/all.py --data $(DATA)

@@ -1,93 +1,90 @@
-"""How long does it take from image files to a classifier on a frozen body, and how good is it?
+"""How long does it take from image files to a classifier on a frozen body, how good is it, and what do several views of an image add?
 
-    python benchmarks/head_training.py --data FOLDER [--arch tf_efficientnet_lite0] [--size 128] [--epochs 5] [--repeats 3] [--seeds 0] [--fastai-epochs N]
+    python benchmarks/head_training.py --data FOLDER [--arch tf_efficientnet_lite0] [--size 128] [--epochs 5 20] [--seeds 0 1 2 3 4] [--fastai-epochs N]
 
 fastai trains a frozen `vision_learner` with `Resize` and one-cycle; fastbit runs `fit_head`. Same weights, split, size, batch size and number of epochs; both times run from the list of files to the trained
 classifier, data loaders and network included. `cold` begins with an empty cache, `warm` finds the features of the run before. `forward` is the least that any way of doing it needs: one pass of the plain timm network, in its better
-memory format, over the same pixels when they are in memory already. fastai's epochs are alike, so for a long run `--fastai-epochs` measures fewer and multiplies.
-Peers alternate within one process; times are medians over the repeats, accuracies means over the seeds.
+memory format, over the same pixels when they are in memory already. fastai's epochs are alike, so `--fastai-epochs` measures fewer of a long run and multiplies. TTA is each one's default: five passes for fastai, two for fastbit.
+A seed is a split and a repeat; peers alternate within one process. Times are medians over the seeds, accuracies means.
 """
-import argparse, os, shutil, statistics, tempfile, time, warnings
+import os, shutil
 
-warnings.simplefilter('ignore')
-import numpy as np, pandas as pd, torch
-from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, IndexSplitter, Normalize, Resize, accuracy, set_seed, vision_learner
+import pandas as pd, torch
+from fastai.vision.all import accuracy
 
-from fastbit.bodies import body_preprocess, build_body
-from fastbit.data import image_dataloaders
-from fastbit.features import view_pixels
-from fastbit.learner import transfer_learner
-from fastbit.tables import image_table, split_table
+from fastbit.bodies import build_body
+from peers import fastai_learner, fastbit_learner, note, parser, pixels_in_memory, prepare, quiet, seconds, split
 
 
-def run_fastai(table, args, seed, epochs, state):
-    pp = body_preprocess(args.arch)
-    set_seed(seed)
-    start = time.perf_counter()
-    block = DataBlock((ImageBlock, CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=IndexSplitter(table.index[table.split == 'valid']),
-                      item_tfms=Resize(args.size), batch_tfms=[Normalize.from_stats(pp.mean, pp.std)])
-    learn = vision_learner(block.dataloaders(table, bs=args.bs), args.arch, pretrained=False, metrics=accuracy)
-    learn.model[0].model.load_state_dict(state)
-    learn.freeze()
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1e-2)
-    return time.perf_counter() - start, learn.recorder.values[-1][-1]
+def trained(make, fit, table, args, seed, epochs):
+    "(learner, seconds from files to the trained head, its accuracy)"
+    made = []
+    def run():
+        made.append(make(table, args, seed))
+        with quiet(made[0]): fit(made[0], epochs)
+    t = seconds(run)
+    return made[0], t, made[0].recorder.values[-1][-1]
 
 
-def run_fastbit(table, args, seed, epochs):
-    set_seed(seed)
-    start = time.perf_counter()
-    learn = transfer_learner(image_dataloaders(table, args.arch, args.size, args.bs, seed=seed, check=False), args.arch, args.weights)
-    with learn.no_bar(), learn.no_logging(): learn.fit_head(epochs)
-    return time.perf_counter() - start, learn.recorder.values[-1][-1]
-
-
-def run_forward(net, pixels, args, format):
-    start = time.perf_counter()
+def forward(net, pixels, args, format):
     with torch.inference_mode():
         for x in pixels.split(args.bs): net(x.contiguous(memory_format=format))
-    return time.perf_counter() - start
+
+
+def tta(learn):
+    res = []
+    with quiet(learn): t = seconds(lambda: res.append(learn.tta()))
+    preds, targs = res[0]
+    return t, accuracy(preds, targs).item()
+
+
+def one_seed(args, seed, net, rows):
+    table = split(args, seed)
+    pixels = pixels_in_memory(table.path, args)
+    def note_(peer, epochs, t, acc=None): rows.append(dict(peer=peer, epochs=epochs, seed=seed, seconds=t, accuracy=acc)); print(rows[-1], flush=True)
+    for format in (torch.channels_last, torch.contiguous_format):
+        net.to(memory_format=format)
+        note_(f'forward {str(format)[6:]}', 0, seconds(lambda: forward(net, pixels, args, format)))
+    for i, epochs in enumerate(args.epochs):
+        measured = min(epochs, args.fastai_epochs or epochs)
+        def theirs():
+            learn, t, acc = trained(fastai_learner, lambda l, n: l.fit_one_cycle(n, 1e-2), table, args, seed, measured)
+            note_('fastai', epochs, t*epochs/measured, acc if measured == epochs else None)
+            if not i: note_('fastai TTA', epochs, *tta(learn))
+        def ours():
+            shutil.rmtree(os.environ['FASTBIT_CACHE'], ignore_errors=True)
+            learn, t, acc = trained(fastbit_learner, lambda l, n: l.fit_head(n), table, args, seed, epochs)
+            note_('cold', epochs, t, acc)
+            note_('warm', epochs, *trained(fastbit_learner, lambda l, n: l.fit_head(n), table, args, seed, epochs)[1:])
+            if not i: note_('fastbit TTA', epochs, *tta(learn))
+        for f in ((theirs, ours) if seed % 2 == 0 else (ours, theirs)):
+            if f is ours or not i or not args.fastai_epochs: f()
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--data', required=True); p.add_argument('--arch', default='tf_efficientnet_lite0'); p.add_argument('--weights', default='auto'); p.add_argument('--size', type=int, default=128)
-    p.add_argument('--epochs', type=int, nargs='+', default=[5, 20]); p.add_argument('--bs', type=int, default=32); p.add_argument('--repeats', type=int, default=3)
-    p.add_argument('--seeds', type=int, nargs='+', default=[0]); p.add_argument('--fastai-epochs', type=int)
+    p = parser(__doc__)
+    p.add_argument('--epochs', type=int, nargs='+', default=[5, 20]); p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2]); p.add_argument('--fastai-epochs', type=int)
     args = p.parse_args()
-    os.environ['FASTBIT_CACHE'] = folder = tempfile.mkdtemp()
-    pp = body_preprocess(args.arch, args.size)
-    torch.manual_seed(0)
-    net = build_body(args.arch, 0, args.weights)
-    state = {k: v.clone() for k, v in net.state_dict().items()}
-    if args.weights == 'random':   # both begin from the same ones
-        torch.save(state, f'{folder}/body.pth'); args.weights = f'{folder}/body.pth'
-    table = split_table(image_table(args.data), .2, 0)
-    mean, std = (torch.tensor(o).view(1, 3, 1, 1) for o in (pp.mean, pp.std))
-    pixels = (torch.from_numpy(np.stack([view_pixels(f, 0, pp) for f in table.path])).float()/255 - mean)/std
-    rows = []
-    def note(peer, epochs, seed, seconds, acc=None): rows.append(dict(peer=peer, epochs=epochs, seed=seed, seconds=seconds, accuracy=acc)); print(rows[-1], flush=True)
-    for format in (torch.channels_last, torch.contiguous_format): run_forward(net.to(memory_format=format), pixels[:args.bs], args, format)
-    for repeat in range(args.repeats):
-        for format in (torch.channels_last, torch.contiguous_format): note(f'forward {str(format)[6:]}', 0, 0, run_forward(net.to(memory_format=format), pixels, args, format))
-        for seed in args.seeds:
-            table = split_table(image_table(args.data), .2, seed)
-            for epochs in args.epochs:
-                shutil.rmtree(f'{folder}/cache', ignore_errors=True); os.environ['FASTBIT_CACHE'] = f'{folder}/cache'
-                note('fastbit cold', epochs, seed, *run_fastbit(table, args, seed, epochs))
-                note('fastbit warm', epochs, seed, *run_fastbit(table, args, seed, epochs))
-                if repeat and len(args.seeds) > 1: continue   # its accuracy is known, and its time from one seed each
-                measured = min(epochs, args.fastai_epochs or epochs)
-                seconds, acc = run_fastai(table, args, seed, measured, state)
-                note('fastai', epochs, seed, seconds*epochs/measured, acc if measured == epochs else None)
+    prepare(args)
+    net, rows = build_body(args.arch, 0, args.weights), []
+    forward(net, torch.zeros(args.bs, 3, args.size, args.size), args, torch.contiguous_format)   # whatever is prepared once
+    for seed in args.seeds: one_seed(args, seed, net, rows)
     df = pd.DataFrame(rows)
-    forward = df[df.peer.str.startswith('forward')].groupby('peer').seconds.median().min()
-    print(f'\n{args.arch}, {args.size} px, {len(table)} images ({(table.split == "train").sum()} to train), batches of {args.bs}, seeds {args.seeds}, {args.repeats} repeats, {torch.get_num_threads()} threads, one forward pass {forward:.2f} s')
+    least = df[df.peer.str.startswith('forward')].groupby('peer').seconds.median().min()
+    lite = 'efficientnet' in args.arch
+    print(f'\n{args.arch}, {args.size} px, {len(split(args))} images, batches of {args.bs}, seeds {args.seeds}; one forward pass {least:.2f} s')
     for epochs in args.epochs:
-        part = df[df.epochs == epochs]
-        t, a = part.groupby('peer').seconds.median(), part.groupby('peer').accuracy.mean()
-        cold, warm, peer = t['fastbit cold'], t['fastbit warm'], t['fastai']
-        print(f'{epochs} epochs: fastai {peer:.2f} s, fastbit {cold:.2f} s, ratio {peer/cold:.1f}; again {warm:.2f} s, {warm/cold:.2f} of the first; fastbit / forward {cold/forward:.2f}; '
-              f'accuracy fastbit {a["fastbit cold"]:.4f}, fastai {a["fastai"]:.4f}', flush=True)
+        t, a = (df[df.epochs == epochs].groupby('peer')[c] for c in ('seconds', 'accuracy'))
+        t, a = t.median(), a.mean()
+        their = t.get('fastai', df[df.peer == 'fastai'].seconds.median()/args.epochs[0]*epochs)
+        more = dict(seeds=args.seeds, seconds={**t.round(2), 'fastai': round(their, 2)}, forward=round(least, 2))
+        note(args, f'head training, {epochs} epochs, fastai / fastbit', round(their/t['cold'], 1), {5: '12' if lite else '8', 20: '45' if lite else ''}.get(epochs, ''), **more)
+        note(args, f'head training, {epochs} epochs, fastbit / one forward pass', round(t['cold']/least, 2), '1.35 at most', **more)
+        note(args, f'head training, {epochs} epochs, second run / first', round(t['warm']/t['cold'], 2), '0.15 at most', **more)
+        if a.get('fastai') == a.get('fastai'): note(args, f'head accuracy after {epochs} epochs, fastbit; fastai', f"{a['cold']:.4f}; {a['fastai']:.4f}", 'not lower', seeds=args.seeds)
+        if 'fastai TTA' in t:
+            note(args, 'default TTA, time, fastai / fastbit', round(t['fastai TTA']/t['fastbit TTA'], 2), '3')
+            note(args, 'default TTA, accuracy, fastbit; fastai', f"{a['fastbit TTA']:.4f}; {a['fastai TTA']:.4f}", 'not lower', seeds=args.seeds)
 
 
 if __name__ == '__main__': main()

@@ -160,7 +160,7 @@ def test_all_layers_train_without_weight_decay(dls):
     rule = learn.hyperrule(batch_size=16, n_steps=6)
     assert seen == [[(0., .9, rule.lr(s))]*7 for s in range(6)]
     assert learn.model.n_frozen == 0 and all(p.requires_grad for p in learn.model.parameters())
-    assert learn.opt is None and learn.opt_func.__name__ == 'Adam'   # the next fit is not SGD's
+    assert learn.opt is None and learn.opt_func.__name__ == 'FusedAdam'   # the next fit is not SGD's
     with quiet(learn): learn.fit_one_cycle(1, 1e-3)
 
 

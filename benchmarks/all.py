@@ -1,0 +1,41 @@
+"""Run every benchmark on a folder of images, and write the figures where the documentation reads them: `make bench DATA=FOLDER`
+
+    python benchmarks/all.py --data FOLDER [--only head fine_tuning …] [--results benchmarks/results.jsonl]
+
+`--only` replaces the figures of the scripts it names and keeps the others. BiT bodies begin from random weights where none are installed: times do not depend on them, and accuracies are quoted for EfficientNet-Lite0 alone.
+"""
+import argparse, json, subprocess, sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+BIT = ['--arch', 'BiT-M-R50x1', '--weights', 'random']
+RUNS = dict(   # name: script and its options, after --data and --results
+    head=['head_training.py', '--epochs', '5', '20', '--seeds', '0', '1', '2', '3', '4', '--fastai-epochs', '5'],
+    head_bit=['head_training.py', *BIT, '--epochs', '5', '--seeds', '0', '--fastai-epochs', '2'],
+    fine_tuning=['fine_tuning.py'],
+    fine_tuning_bit=['fine_tuning.py', *BIT, '--repeats', '2'],
+    evaluation=['evaluation.py'],
+    evaluation_bit=['evaluation.py', *BIT, '--repeats', '2'],
+    memory=['caching_memory.py'],
+    startup=['startup.py'],
+)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('--data', required=True); p.add_argument('--only', nargs='+', choices=RUNS, default=list(RUNS)); p.add_argument('--results', type=Path, default=HERE/'results.jsonl')
+    args = p.parse_args()
+    kept = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
+    for name in args.only:
+        script, *options = RUNS[name]
+        new = args.results.with_suffix('.new')
+        new.unlink(missing_ok=True)
+        print(f'== {script} {" ".join(options)}', flush=True)
+        subprocess.run([sys.executable, HERE/script, '--data', args.data, '--results', new, *options], check=True)
+        rows = [dict(run=name, command=f'python benchmarks/{script} --data FOLDER {" ".join(options)}'.rstrip(), **json.loads(line)) for line in new.read_text().splitlines()]
+        kept = sorted([r for r in kept if r['run'] != name] + rows, key=lambda r: list(RUNS).index(r['run']))
+        args.results.write_text(''.join(json.dumps(r) + '\n' for r in kept))   # after each: an hour of others is not lost
+        new.unlink()
+
+
+if __name__ == '__main__': main()

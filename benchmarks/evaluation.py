@@ -1,0 +1,41 @@
+"""How long does evaluation take, plain and with five views of each image?
+
+    python benchmarks/evaluation.py --data FOLDER [--arch BiT-M-R50x1 --weights random] [--size 128] [--repeats 3]
+
+Plain: timm's network as it is, in its better memory format, against fastbit's `get_preds`, which folds first; both over the same loader. TTA: fastai's `tta(n=4)`, which is five passes, against fastbit's `tta(views='five_crops')`, five passes, too.
+"""
+import torch
+
+from fastbit.bodies import build_body
+from peers import fastai_learner, fastbit_learner, interleaved, median, note, paired, parser, prepare, quiet, seconds, split
+
+
+def main():
+    args = parser(__doc__).parse_args()
+    prepare(args)
+    table = split(args)
+    theirs, ours = fastai_learner(table, args), fastbit_learner(table, args)
+    model = ours.model.eval()
+    net = build_body(args.arch, table.label.nunique(), args.weights).eval()
+    everything = ours.dls.test_dl(list(table.path), num_workers=0, bs=args.bs)
+    def timm_pass(format):
+        with torch.inference_mode():
+            for x, in everything: net(((x.as_subclass(torch.Tensor)-model.mean)/model.std).contiguous(memory_format=format))
+    peers = {}
+    for format in (torch.channels_last, torch.contiguous_format): peers[f'timm {str(format)[6:]}'] = lambda format=format: (net.to(memory_format=format), seconds(lambda: timm_pass(format)))[1]
+    def quietly(learn, f):
+        with quiet(learn): return seconds(f)
+    peers['fastbit'] = lambda: quietly(ours, lambda: ours.get_preds(dl=everything))
+    peers['fastai TTA'] = lambda: quietly(theirs, lambda: theirs.tta(n=4))
+    peers['fastbit TTA'] = lambda: quietly(ours, lambda: ours.tta(views='five_crops', show=False))
+    for f in peers.values(): f()   # decoded, prepared
+    times = interleaved(peers, args.repeats)
+    t = median(times)
+    best = min((k for k in t if k.startswith('timm')), key=t.get)
+    bit = 'efficientnet' not in args.arch
+    print(f'\n{args.arch}, {args.size} px, batches of {args.bs}, {args.repeats} repeats; plain on {len(table)} images, TTA on {int((table.split == "valid").sum())}: ' + ', '.join(f'{k} {v:.2f} s' for k, v in t.items()))
+    note(args, f'evaluation, unfolded timm ({best[5:]}) / fastbit', round(paired(times, best, 'fastbit'), 2), '1.35' if bit else '', seconds=t, difference=ours.fold_difference)
+    note(args, 'TTA, five passes, fastai / fastbit', round(paired(times, 'fastai TTA', 'fastbit TTA'), 2), '1.35' if bit else '1.5', seconds=t)
+
+
+if __name__ == '__main__': main()
