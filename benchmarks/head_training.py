@@ -81,7 +81,7 @@ def main():
         note(args, f'head training, {epochs} epochs, fastai / fastbit', round(their/t['cold'], 1), {5: '12' if lite else '8', 20: '45' if lite else ''}.get(epochs, ''), **more)
         note(args, f'head training, {epochs} epochs, fastbit / one forward pass', round(t['cold']/least, 2), '1.35 at most', **more)
         note(args, f'head training, {epochs} epochs, second run / first', round(t['warm']/t['cold'], 2), '0.15 at most', **more)
-        if a.get('fastai') == a.get('fastai'): note(args, f'head accuracy after {epochs} epochs, fastbit; fastai', f"{a['cold']:.4f}; {a['fastai']:.4f}", 'not lower', seeds=args.seeds)
+        if pd.notna(a.get('fastai')): note(args, f'head accuracy after {epochs} epochs, fastbit; fastai', f"{a['cold']:.4f}; {a['fastai']:.4f}", 'not lower', seeds=args.seeds)
         if 'fastai TTA' in t:
             note(args, 'default TTA, time, fastai / fastbit', round(t['fastai TTA']/t['fastbit TTA'], 2), '3')
             note(args, 'default TTA, accuracy, fastbit; fastai', f"{a['fastbit TTA']:.4f}; {a['fastai TTA']:.4f}", 'not lower', seeds=args.seeds)

@@ -5,7 +5,7 @@ warnings.simplefilter('ignore')
 import numpy as np, torch
 from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, IndexSplitter, Normalize, Resize, accuracy, set_seed, vision_learner
 
-from fastbit.bodies import body_preprocess, build_body
+from fastbit.bodies import body_preprocess, build_body, timm_name
 from fastbit.data import image_dataloaders
 from fastbit.features import view_pixels
 from fastbit.learner import transfer_learner
@@ -41,7 +41,7 @@ def fastai_learner(table, args, seed=0):
     set_seed(seed)
     block = DataBlock((ImageBlock, CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=IndexSplitter(table.index[table.split == 'valid']),
                       item_tfms=Resize(args.size), batch_tfms=[Normalize.from_stats(pp.mean, pp.std)])
-    learn = vision_learner(block.dataloaders(table, bs=args.bs), args.arch, pretrained=False, metrics=accuracy)
+    learn = vision_learner(block.dataloaders(table, bs=args.bs), timm_name(args.arch), pretrained=False, metrics=accuracy)
     learn.model[0].model.load_state_dict(args.state)
     learn.freeze()
     return learn

@@ -156,7 +156,7 @@ def baseline(
     crop:bool=None,           # Train on random crops? `None`: yes, but for digits
     resize:str='squash',      # 'squash', 'crop' or 'pad' to a square
     bn:str='frozen',          # BatchNorm of stages that train: 'frozen', 'affine', 'train'
-    num_workers:int=None,     # Loader processes; `None`: one a core
+    num_workers:int=None,     # Loader processes; `None`: one a core, none beside training on a CPU of four cores or fewer
     device:str=None,          # 'cpu', 'cuda'; `None`: the GPU if there is one
     out:str|Path=None,        # Folder for the results; `None`: nothing is written
     verbose:bool=True,        # Print the plan and the result?

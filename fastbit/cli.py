@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     b.add_argument('--keep-best', metavar='METRIC', help='end with the weights that were best by it: valid_loss, accuracy')
     b.add_argument('--patience', type=int, metavar='N', help='stop after N evaluations without a better one')
     b.add_argument('--precision', default='float32', help='of the arithmetic in training: float32, bf16, fp16, or auto, what the device is fast at')
-    b.add_argument('--workers', type=int, metavar='N', help='loader processes; by default one a core')
+    b.add_argument('--workers', type=int, metavar='N', help='loader processes; by default one a core, none beside training on a CPU of four cores or fewer')
     b.add_argument('--device', help='cpu, cuda, cuda:1, …; by default the GPU if there is one')
     b.add_argument('--out', metavar='FOLDER', help='where the results go; by default a new folder in fastbit-runs')
     b.add_argument('--no-cache', action='store_true', help='keep nothing for other runs, and use nothing that is kept')

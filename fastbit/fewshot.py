@@ -63,7 +63,7 @@ def few_shot_curve(
     crop:bool=None,           # Train on random crops? `None`: yes, but for digits
     valid_pct:float=.2,       # Share held out where the data has no split of its own
     seed:int=0,               # Of the split and of the first repeat; each repeat draws and trains with the next
-    num_workers:int=None,     # Loader processes; `None`: one a core
+    num_workers:int=None,     # Loader processes; `None`: one a core, none beside training on a CPU of four cores or fewer
     device:str=None,          # 'cpu', 'cuda'; `None`: the GPU if there is one
     out:str|Path=None,        # A CSV file that is written after each run; `None`: none
     verbose:bool=True,        # A line for each run?
