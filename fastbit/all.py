@@ -22,6 +22,8 @@ from .callbacks import *
 from .optim import *
 from .accumulate import *
 from .checkpoint import *
+from .intervals import *
+from .calibration import *
 from .evaluate import *
 from .model import *
 from .fold import *
@@ -29,10 +31,13 @@ from .features import *
 from .rulefit import *
 from .headfit import *
 from .learner import *
+from .figures import *
+from .cam import *
 from .report import *
 from .recipes import *
 from .baseline import *
 from .fewshot import *
+from .leaderboard import *
 
 # %% ../nbs/11_all.ipynb #076b5047
 __all__ = [o for o in globals() if not o.startswith('_')]

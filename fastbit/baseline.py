@@ -8,12 +8,12 @@ Docs: https://fastbit.github.io/fastbit/baseline.html.md"""
 __all__ = ['DIGITS', 'CHECKPOINT', 'BaselineResult', 'check_out', 'make_out', 'find_data', 'baseline', 'folder_rule']
 
 # %% ../nbs/09_baseline.ipynb #493330f6
-import inspect, json, os, platform, tempfile, time
+import inspect, json, os, platform, shlex, sys, tempfile, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # %% ../nbs/09_baseline.ipynb #a29ed839
-import pandas as pd
+import pandas as pd, torch
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from fastcore.xtras import ContextManagers
@@ -21,17 +21,19 @@ from fastcore.xtras import ContextManagers
 # %% ../nbs/09_baseline.ipynb #9edd5008
 from . import __version__
 from .bodies import hub_file, timm_name, weights_source
+from .calibration import fit_temperature
 from .callbacks import KeepBest
 from .data import PathLabel, check_device, image_dataloaders
 from .datasets import PUBLIC_SETS, named_table
 from .evaluate import Evaluation, default_views, evaluate_probs, tta_probs
+from .figures import plot_losses, plot_rates
 from .files import write_bytes, write_text
 from .headfit import HEAD_EPOCHS, check_head_options
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .images import header_sizes, middle_size
 from .learner import HEAD_LR, TransferLearner, check_precision, transfer_learner
 from .recipes import RECIPES, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages
-from .report import plot_losses, plot_rates
+from .report import Findings, Report, make_report, temper
 from .rulefit import check_steps, default_eval_every, rule_text
 from .store import CACHE_GB
 from .tables import few_shot_table, image_table, say, split_table
@@ -46,28 +48,39 @@ def _png(fig) -> bytes:
 class BaselineResult:
     "What a baseline found; `print` it"
     plan: Plan
-    evaluation: Evaluation     # plain prediction over the held-out images
+    evaluation: Evaluation     # plain prediction over the test images, if there are any, or else the validation images
     tta: Evaluation            # the same with the mean over `views`
     views: tuple               # of the TTA
     epochs: pd.DataFrame       # one row an epoch, over all stages
     steps: pd.DataFrame        # one row an optimizer step
-    predictions: pd.DataFrame  # one row a held-out image: path, label, prediction, probability
+    predictions: pd.DataFrame  # one row a held-out image: path, split, label, prediction, probability, calibrated (the probability with the temperature)
     left_out: pd.DataFrame     # unreadable files: path, reason
     seconds: dict              # of training and evaluation
     settings: dict             # what `baseline` was called with
+    part: str                  # 'test' or 'valid': what the numbers were measured on
+    probs: torch.Tensor        # n x classes: plain prediction over those images
+    targs: torch.Tensor        # n class numbers
+    temperature: float         # fitted on the validation images; `None` where the outputs are not finite
+    calibrated: Evaluation     # plain prediction with the temperature
+    validation: Evaluation     # plain prediction over the validation images, where `part` is 'test'; else `None`
+    gain: pd.DataFrame         # plain prediction against TTA, with the seconds of each
+    stages: pd.DataFrame       # one row a stage: stage, images, took and expected (seconds)
+    command: str               # what to type for the same run
     fold_difference: float = None # largest difference that folding made to the outputs, relative; `None`: the body was not folded
     chosen: str = ''           # which weights `keep_best` went back to; '': the last
     learn: TransferLearner = None # trained
     out: Path = None           # where the files are; `None`: nowhere
 
     def __str__(self):
-        e, t = self.evaluation, self.tta
-        rows = [f'accuracy {e.accuracy:.2%}, 95 % interval {e.low:.1%} to {e.high:.1%}, on {e.n} held-out images ({round(e.accuracy*e.n)} right)',
+        e, t, c, v = self.evaluation, self.tta, self.calibrated, self.validation
+        rows = [f'accuracy {e.accuracy:.2%}, 95 % interval {e.low:.1%} to {e.high:.1%}, on {e.n} {"test" if self.part == "test" else "held-out"} images ({round(e.accuracy*e.n)} right)',
+            *([] if v is None else [f'         {v.accuracy:.2%} on {v.n} validation images; what was chosen was chosen there']),
             *([] if e.top5 is None else [f'top-5    {e.top5:.2%}']),
             f'loss     {e.loss:.4f}, macro-F1 {e.macro_f1:.4f}',
             f'TTA      {t.accuracy:.2%} ({t.low:.1%} to {t.high:.1%}), loss {t.loss:.4f}, mean of {len(self.views)} views: {", ".join(self.views)}'
                 if len(self.views) > 1 else 'TTA      none: mirror images and crops are off for this data',
-            *([f'chosen   {self.chosen}, on these same images: the numbers are a little too good'] if self.chosen else []),
+            *([] if c is None else [f'sureness calibration error {e.ece:.3f}, {c.ece:.3f} with temperature {self.temperature:.2f}' + (', fitted on these same images' if self.part == 'valid' else ', fitted on validation')]),
+            *([f'chosen   {self.chosen}, ' + ('on these same images: the numbers are a little too good' if self.part == 'valid' else 'on the validation images')] if self.chosen else []),
             f'time     {clock(self.seconds["training"])} training, {clock(self.seconds["evaluation"])} evaluation']
         return '\n'.join(rows + ([f'files    {self.out}'] if self.out else []))
     def _repr_html_(self):
@@ -78,16 +91,25 @@ class BaselineResult:
         "Everything but the tables and the learner, for `results.json`"
         plan = asdict(self.plan)
         versions = {m: __import__(m).__version__ for m in ('fastai', 'timm', 'torch', 'torchvision')}
-        return dict(evaluation=asdict(self.evaluation), fold_difference=self.fold_difference, chosen=self.chosen, tta=dict(views=list(self.views), **asdict(self.tta)), plan=plan, settings=self.settings,
+        measured = lambda e: e and asdict(e)
+        return dict(evaluation=asdict(self.evaluation), part=self.part, validation=measured(self.validation), temperature=self.temperature, calibrated=measured(self.calibrated), command=self.command, stages=self.stages.to_dict('records'), fold_difference=self.fold_difference, chosen=self.chosen, tta=dict(views=list(self.views), **asdict(self.tta)), plan=plan, settings=self.settings,
             seconds=self.seconds, versions=dict(fastbit=__version__, python=platform.python_version(), **versions))
+
+    def report(self) -> Report: # Shown inline; `.save('report.html')` writes it
+        "The run on one page"
+        dls, learn = self.learn.dls, self.learn
+        chosen = [f'The weights were chosen ({self.chosen})'] if self.chosen and self.part == 'valid' else []
+        return make_report(Findings(learn, self.probs, self.targs, list((dls[2] if self.part == 'test' else dls.valid).items), self.part, self.plan.data, str(self.plan), str(self), self.gain,
+            self.validation, self.temperature, chosen, self.stages, self.left_out, learn.rate_curve, self.plan.seed, self.command))
 
     def save(self,
         out:str|Path # Folder, made if need be
     ) -> Path:
-        "Write `results.json`, `history.csv`, `predictions.csv`, `left_out.csv`, `loss.png` and `rate.png`"
+        "Write `results.json`, `report.html`, `history.csv`, `predictions.csv`, `left_out.csv`, `loss.png` and `rate.png`"
         out = Path(out); out.mkdir(parents=True, exist_ok=True)
         for name, df in (('history', self.epochs), ('predictions', self.predictions), ('left_out', self.left_out)): write_text(out/f'{name}.csv', df.to_csv(index=False))
         for name, fig in (('loss', plot_losses(self.epochs, self.steps)), ('rate', plot_rates(self.steps))): write_bytes(out/f'{name}.png', _png(fig))
+        if self.probs.isfinite().all(): self.report().save(out/'report.html')   # of a run that diverged there are only the curves
         write_text(out/'results.json', json.dumps(self.as_dict(), indent=1, default=str) + '\n')   # last: where it is, the rest is
         self.out = out
         return out
@@ -151,7 +173,8 @@ def baseline(
     bs:int=None,              # Images in a batch; `None`: 32. For 'hyperrule' in a micro-batch; `None`: by size and device
     lr:float=None,            # Peak rate of the head stage; later stages keep their ratio to it; `None`: `HEAD_LR`
     seed:int=0,               # Of the split, the order, the augmentation: the same seed gives the same numbers
-    valid_pct:float=.2,       # Share held out where the data has no split of its own
+    valid_pct:float=.2,       # Share held out for validation where the data has no split of its own
+    test_pct:float=0.,        # Share held out for a test set, which nothing is chosen on and which is looked at once; 0: none but the data's own
     flip:bool=None,           # Train on mirror images? `None`: yes, but for digits
     crop:bool=None,           # Train on random crops? `None`: yes, but for digits
     resize:str='squash',      # 'squash', 'crop' or 'pad' to a square
@@ -194,7 +217,7 @@ def baseline(
     if source.kind == 'hub': hub_file(arch)   # no network is found out now, not after the data has been checked
     data, name, usual = find_data(path)
     choose = lambda key, asked, default: asked if asked is not None else usual.get(key, default)
-    dls = image_dataloaders(data, arch, ('hyperrule' if size is None else size) if by_rule else choose('size', size, None), (None if by_rule else 32) if bs is None else bs, valid_pct, seed, k_per_class, resize=resize,
+    dls = image_dataloaders(data, arch, ('hyperrule' if size is None else size) if by_rule else choose('size', size, None), (None if by_rule else 32) if bs is None else bs, valid_pct, test_pct, seed, k_per_class, resize=resize,
         crop=choose('crop', crop, True), flip=choose('flip', flip, True), train_size='hyperrule' if by_rule else None, num_workers=num_workers, device=device, draft=draft, cache=cache, cache_gb=cache_gb)
     set_seed(seed)
     learn = transfer_learner(dls, arch, weights, metrics=accuracy, bn=bn, precision=precision)
@@ -209,15 +232,17 @@ def baseline(
     plan = _make_plan(learn, name, arch, source, stages, recipe, seed, words, checkpoint)
     if out is not None: make_out(out)
     if verbose: print(plan, flush=True)
-    times = dict(training=_train(learn, stages, seed, verbose, checkpoint))
-    start = time.perf_counter()
-    tta_views = default_views(dls.preprocess)
-    tta = tta_probs(learn, dls.valid, tta_views, dls.preprocess)
-    times['evaluation'] = time.perf_counter() - start
+    times, took = {}, _train(learn, stages, seed, verbose, checkpoint)
+    times['training'], start, tta_views = sum(took), time.perf_counter(), default_views(dls.preprocess)
+    held_out = {part: tta_probs(learn, dl, tta_views, dls.preprocess) for part, dl in zip(('valid', 'test'), dls.loaders[1:])}
+    valid, part = held_out['valid'], list(held_out)[-1]
+    times['evaluation'], tta = time.perf_counter() - start, held_out[part]
+    learn.temperature = fit_temperature(_log(valid.plain), valid[1]) if valid.plain.isfinite().all() else None
     best = getattr(learn, 'keep_best', None)
-    res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), evaluate_probs(*tta), tta_views, learn.history.epochs, learn.history.steps,
-        _predictions(dls, tta.plain), dls.left_out, times, dict(path='digits' if path is None else str(path) if not isinstance(path, pd.DataFrame) else 'DataFrame', **settings),
-        learn.fold_difference, f'the weights of {best.where}, by {best.monitor}' if best and best.where else '', learn)
+    settings = dict(path='digits' if path is None else str(path) if not isinstance(path, pd.DataFrame) else 'DataFrame', **settings)
+    res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), evaluate_probs(*tta), tta_views, learn.history.epochs, learn.history.steps, _predictions(dls, held_out, learn.temperature), dls.left_out, times, settings,
+        part, tta.plain, tta[1], learn.temperature, evaluate_probs(temper(tta.plain, learn.temperature), tta[1]) if learn.temperature else None, evaluate_probs(valid.plain, valid[1]) if part == 'test' else None, tta.report,
+        _stage_times(plan, took), _command(settings), learn.fold_difference, f'the weights of {best.where}, by {best.monitor}' if best and best.where else '', learn)
     if out is not None: res.save(out)
     if verbose: print(res, flush=True)
     return res
@@ -225,7 +250,7 @@ def baseline(
 def _make_plan(learn, name, arch, source, stages, recipe, seed, rule, checkpoint):
     dls, pp = learn.dls, learn.dls.preprocess
     saved = f'{checkpoint}, every {stages[0].checkpoint_every} steps; the same command goes on from there' if checkpoint else ''
-    return Plan(name, dls.train.n, dls.valid.n, len(dls.left_out), list(map(str, dls.vocab)), dls.split_words, arch if arch.startswith('BiT') else timm_name(arch), str(source),
+    return Plan(name, dls.train.n, dls.valid.n, dls[2].n if len(dls.loaders) > 2 else 0, len(dls.left_out), list(map(str, dls.vocab)), dls.split_words, arch if arch.startswith('BiT') else timm_name(arch), str(source),
         sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp, dls.table.path), dls.bs, recipe, stages, str(dls.device) + (f', {learn.precision}' if learn.precision != 'float32' else ''), seed, measure_stages(learn, stages), rule, saved)
 
 def _image_words(pp, paths):
@@ -235,23 +260,44 @@ def _image_words(pp, paths):
     how += ', large JPEGs decoded at a reduced scale' * (pp.draft and jpegs)
     return how + (f', training on {" and ".join(extra)}' if extra else ', no augmentation')
 
-def _train(learn, stages, seed, verbose, checkpoint) -> float:
-    start = time.perf_counter()
+def _train(learn, stages, seed, verbose, checkpoint) -> list[float]:
+    "Seconds of each stage"
+    took = []
     set_seed(seed)
     with ContextManagers([] if verbose else [learn.no_logging(), learn.no_bar()]):
         for s in stages:
             if verbose: print(f'{s.name}:', flush=True)
+            start = time.perf_counter()
             s.fit(learn, checkpoint)
-    return time.perf_counter() - start
+            took.append(time.perf_counter() - start)
+    return took
 
-def _predictions(dls, probs) -> pd.DataFrame:
-    best, items, label = probs.max(1), dls.valid_ds.items, PathLabel(dls.table)
-    return pd.DataFrame(dict(path=[str(p) for p in items], label=[label(p) for p in items], prediction=[dls.vocab[i] for i in best.indices], probability=best.values.tolist()))
+def _stage_times(plan, took) -> pd.DataFrame:
+    rows = [(s.name, s.n_images(plan.n_train), t, e) for s, t, e in zip(plan.stages, took, plan.stage_seconds)]
+    return pd.DataFrame(rows, columns=['stage', 'images', 'took', 'expected'])
+
+def _log(probs): return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
+
+def _predictions(dls, held_out, temperature) -> pd.DataFrame:
+    parts, label = [], PathLabel(dls.table)
+    for (part, tta), dl in zip(held_out.items(), dls.loaders[1:]):
+        best, items = tta.plain.max(1), dl.items
+        calibrated = temper(tta.plain, temperature).max(1).values.tolist() if temperature else float('nan')
+        parts.append(pd.DataFrame(dict(path=[str(p) for p in items], split=part, label=[label(p) for p in items], prediction=[dls.vocab[i] for i in best.indices], probability=best.values.tolist(), calibrated=calibrated)))
+    return pd.concat(parts, ignore_index=True)
+
+def _command(settings) -> str:
+    "What to type for the same run: the words on the command line, or the call"
+    if Path(sys.argv[0]).name in ('fastbit', '__main__.py') and Path(sys.argv[0]).parent.name in ('bin', 'Scripts', 'fastbit'): return shlex.join(['fastbit', *sys.argv[1:]])
+    usual = {k: p.default for k, p in inspect.signature(baseline).parameters.items()}
+    given = [f'{k}={v!r}' for k, v in settings.items() if k != 'path' and v != usual[k] and v is not None]
+    return f"baseline({', '.join([repr(settings['path']), *given])})"
 
 # %% ../nbs/09_baseline.ipynb #b2510b44
 def folder_rule(
     path:str|Path|pd.DataFrame=None, # Folder, CSV file, DataFrame, or the name of a public set; `None`: scikit-learn's digits
-    valid_pct:float=.2,       # Share held out where the data has no split of its own
+    valid_pct:float=.2,       # Share held out for validation where the data has no split of its own
+    test_pct:float=0.,        # Share held out for a test set; 0: none but the data's own
     seed:int=0,               # Of the split
     k_per_class:int=None,     # Training images to keep of each class; `None`: all
     size:int=None,            # Side of the images, pixels; `None`: the rule's
@@ -263,7 +309,7 @@ def folder_rule(
     sizes = dict(zip(table.path, header_sizes(table.path)))
     known = table.path.map(lambda p: sizes[p][0] > 0)
     if not known.all(): say(f"{(~known).sum()} of {len(table)} files are no images and not counted, e.g. {table.path[~known].iloc[0]}")
-    table = split_table(table[known].reset_index(drop=True), valid_pct, seed)
+    table = split_table(table[known].reset_index(drop=True), valid_pct, seed, test_pct)
     if k_per_class is not None: table = few_shot_table(table, k_per_class, seed)
     train = table.path[table.split == 'train']
     return HyperRule.for_data(len(train), middle_size(sizes[p] for p in train), size=size, **numbers), table

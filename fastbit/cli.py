@@ -55,6 +55,19 @@ def make_parser() -> argparse.ArgumentParser:
     _rule_options(h)
     h.add_argument('--eval-every', type=int, metavar='N', help='steps between two evaluations; by default a tenth of the run')
     h.add_argument('--checkpoint-every', type=int, metavar='N', help='steps between two savings, from where the same command goes on; by default as --eval-every')
+    m = sub.add_parser('compare', parents=[data], help='compare bodies and recipes on a folder of images', formatter_class=_Help,
+        description='Probe bodies on a folder of images with their features and logistic regression, fine-tune the best, and rank them. Typed again, it does only what is missing.')
+    m.add_argument('--arch', action='append', metavar='NAME[=WEIGHTS]', help='a body, and a weights file or random; give it several times. By default those whose weights are installed here')
+    m.add_argument('--recipe', action='append', metavar='RECIPE', help='to fine-tune the best with: onecycle (the default), head, hyperrule; several times for several')
+    m.add_argument('--top', type=int, default=2, metavar='K', help='bodies to fine-tune, the best of the probes; 0: none')
+    m.add_argument('--epochs', type=int, metavar='N', help='of the recipes that count epochs, as for baseline')
+    m.add_argument('--no-flip', action='store_true', help='no mirror images, where left and right differ')
+    m.add_argument('--no-crop', action='store_true', help='no random crops, where a crop can cut away what is counted')
+    m.add_argument('--workers', type=int, metavar='N', help='loader processes')
+    m.add_argument('--device', help='cpu, cuda, cuda:1, …; by default the GPU if there is one')
+    m.add_argument('--out', metavar='FOLDER', help='where the results go; by default fastbit-runs/NAME-compare-…, the same for the same question')
+    m.add_argument('--no-cache', action='store_true', help='keep nothing for other runs, and use nothing that is kept')
+    m.add_argument('--cache-gb', type=float, default=4., metavar='GB', help='what the cache may take on the disk')
     r = sub.add_parser('recipe', parents=[data], help="show the BiT authors' rule for a folder of images", formatter_class=_Help,
         description='The BiT-HyperRule for a folder of images, from names and headers alone: resolution, steps, rate, mixup, and which of the numbers are the authors\'.')
     _rule_options(r)
@@ -63,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     s.add_argument('pattern', nargs='?', default='*', metavar='PATTERN', help="of names, '*lite*', 'BiT-M*'")
     c = sub.add_parser('cache', help='show what is kept from run to run, or clear it', description='Show what fastbit keeps from run to run, and where; FASTBIT_CACHE=FOLDER puts it elsewhere.')
     c.add_argument('--clear', action='store_true', help='remove it')
-    for c in (b, r, s, c): c.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
+    for c in (b, m, r, s, c): c.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     return p
 
 def _data_options():
@@ -72,7 +85,8 @@ def _data_options():
     p.add_argument('path', nargs='?', metavar='PATH', help="folder of class folders, folder with train/ and valid/, CSV file of path and label, or a public set's name (cifar, pets, flowers, …); without it: scikit-learn's digits")
     p.add_argument('--size', type=int, metavar='PX', help="side of the images; by default the pre-training's, 64 for digits, and the rule's for hyperrule")
     p.add_argument('--seed', type=int, default=0, help='of split, order and augmentation: the same seed gives the same numbers')
-    p.add_argument('--valid-pct', type=float, default=.2, metavar='SHARE', help='share held out where the data has no split of its own')
+    p.add_argument('--valid-pct', type=float, default=.2, metavar='SHARE', help='share held out for validation where the data has no split of its own')
+    p.add_argument('--test-pct', type=float, default=0., metavar='SHARE', help="share held out for a test set that nothing is chosen on; by default none but the data's own test/")
     p.add_argument('--k-per-class', type=int, metavar='K', help='train on K images of each class; by default on all')
     return p
 
@@ -103,9 +117,18 @@ def _rule_numbers(args): return dict(batch_size=args.batch_size, base_lr=args.ba
 
 def _baseline(args):
     from fastbit.baseline import baseline
-    baseline(args.path, args.arch, args.weights, args.recipe, args.size, args.epochs, args.bs, args.lr, args.seed, args.valid_pct, flip=False if args.no_flip else None,
+    baseline(args.path, args.arch, args.weights, args.recipe, args.size, args.epochs, args.bs, args.lr, args.seed, args.valid_pct, args.test_pct, flip=False if args.no_flip else None,
         crop=False if args.no_crop else None, num_workers=args.workers, device=args.device, out=args.out or _out_folder(args), k_per_class=args.k_per_class,
         keep_best=args.keep_best, patience=args.patience, views=args.views, precision=args.precision, draft=not args.no_draft, cache=not args.no_cache, cache_gb=args.cache_gb, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every, **_rule_numbers(args))
+
+def _compare(args):
+    from fastbit.leaderboard import leaderboard
+    what = {k: v for k, v in vars(args).items() if k in ('size', 'seed', 'valid_pct', 'test_pct', 'k_per_class', 'epochs', 'no_flip', 'no_crop')} | dict(path=str(Path(args.path).resolve()) if args.path else '')
+    name = Path(args.path).resolve().name if args.path else 'digits'
+    out = args.out or Path('fastbit-runs')/f'{name}-compare-{hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=4).hexdigest()}'
+    board = leaderboard(args.path, args.arch, args.recipe or ('onecycle',), args.top, args.size, args.epochs, args.seed, args.valid_pct, args.test_pct, flip=False if args.no_flip else None, crop=False if args.no_crop else None,
+        k_per_class=args.k_per_class, num_workers=args.workers, device=args.device, cache=not args.no_cache, cache_gb=args.cache_gb, out=out)
+    if not board.best: raise ValueError('every run failed; the reasons are above.')
 
 def _given(args) -> list[str]:
     "The options that differ from their defaults, as words to type"
@@ -115,7 +138,7 @@ def _given(args) -> list[str]:
 def _recipe(args):
     from fastbit.baseline import folder_rule
     if args.plot and Path(args.plot).suffix not in ('.png', '.svg', '.pdf'): raise ValueError(f"--plot {args.plot}: the name ends in .png, .svg or .pdf.")
-    rule, table = folder_rule(args.path, args.valid_pct, args.seed, args.k_per_class, args.size, **_rule_numbers(args))
+    rule, table = folder_rule(args.path, args.valid_pct, args.test_pct, args.seed, args.k_per_class, args.size, **_rule_numbers(args))
     print(f"{args.path or 'digits'}: {len(table)} images, {table.label.nunique()} classes; {rule.n_train} to train, {len(table)-rule.n_train} held out")
     print(rule)
     if args.plot: rule.plot().figure.savefig(args.plot, dpi=150)
@@ -151,7 +174,7 @@ def main(
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='`torch.jit')   # torch 2.14 deprecates what torchvision 0.29 and fastai 2.8 still use
         warnings.showwarning = _show_warning
-        try: dict(baseline=_baseline, recipe=_recipe, bodies=_bodies, cache=_cache)[args.command](args)
+        try: dict(baseline=_baseline, compare=_compare, recipe=_recipe, bodies=_bodies, cache=_cache)[args.command](args)
         except KeyboardInterrupt:
             by_rule = args.command == 'baseline' and args.recipe == 'hyperrule'
             print('fastbit: stopped' + ('; the same command goes on from the last checkpoint' if by_rule else ''), file=sys.stderr)

@@ -103,6 +103,11 @@ def default_bs(
     if (check_device(device) or default_device()).type != 'cpu': return ACCELERATOR_BS
     return 2**max(0, (CPU_PIXELS // size**2).bit_length()-1)
 
+def _split_words(table, valid_pct, test_pct, seed) -> str:
+    if (table.split != '').all(): return 'the split of the data'
+    own = ', the test set is the data\'s' if (table.split == 'test').any() else ''
+    return f'{valid_pct:.0%}' + (f' to validate, {test_pct:.0%} to test' if test_pct else '') + f', stratified, seed {seed}{own}'
+
 def _rule_preprocess(preprocess, size, table, report):
     "The authors' resolution for images as large as these, or `size` with the authors' room to crop in"
     image_size = training_size(table, report)
@@ -114,7 +119,8 @@ def image_dataloaders(
     arch:str='tf_efficientnet_lite0', # The body that will see the pixels: decides size and interpolation
     size:int|str=None,            # Side of the square, pixels; `None`: the one of the pre-training; 'hyperrule': the BiT authors' for images as large as these
     bs:int=32,                    # Images in a batch; of `fit_hyperrule`, in a micro-batch; `None`: `default_bs`
-    valid_pct:float=.2,           # Share held out where the data has no split of its own, in (0, 1)
+    valid_pct:float=.2,           # Share held out for validation where the data has no split of its own, in (0, 1)
+    test_pct:float=0.,            # Share held out for a test set, in [0, 1); 0: none but the data's own
     seed:int=0,                   # Of the split, the order and the augmentation
     k_per_class:int=None,         # Training images to keep of each class; `None`: all
     resize:str='squash',          # 'squash', 'crop' or 'pad' to a square
@@ -132,7 +138,7 @@ def image_dataloaders(
     path_col:str=None,            # The table's column of paths
     label_col:str=None,           # The table's column of labels
     split_col:str=None,           # The table's column of splits
-) -> DataLoaders: # With `preprocess`, `table`, `left_out` and `split_words` (how it was split) beside what fastai gives them
+) -> DataLoaders: # With `preprocess`, `table`, `left_out` and `split_words` (how it was split) beside what fastai gives them; a test set is the third loader, `dls[2]`
     "fastai `DataLoaders` of uint8 images scaled to [0, 1], from a folder or a table"
     if bs is not None and (not isinstance(bs, int) or bs < 1): raise ValueError(f"bs={bs!r}: a batch has one image or more.")
     if num_workers is not None and num_workers < 0: raise ValueError(f"num_workers={num_workers}: 0 loads in this process, 1 or more in others.")
@@ -140,15 +146,14 @@ def image_dataloaders(
         if isinstance(v, str) and v != 'hyperrule': raise ValueError(f"{k}={v!r}; a number of pixels, or 'hyperrule'.")
     if k_per_class is not None: check_k_per_class(k_per_class)
     if not cache_gb >= 0: raise ValueError(f"cache_gb={cache_gb!r}: GB that the cache may take, 0 or more.")
-    device, _ = check_device(device), check_share(valid_pct)
+    device, _ = check_device(device), check_share(valid_pct, test_pct)
     preprocess = partial(body_preprocess, arch, resize=resize, crop=crop, flip=flip, draft=draft)
     by_rule, size = 'hyperrule' in (size, train_size), None if size == 'hyperrule' else size
     pp = preprocess(size, train_size=None if by_rule else train_size)   # before the work, for its errors
     table, report = image_table(path, root, path_col, label_col, split_col), None
     left_out = pd.DataFrame(columns=['path', 'reason'])
     if check: table, left_out, report = leave_out_unreadable(table, cache=cache)
-    split_words = 'the split of the data' if (table.split != '').all() else f'{valid_pct:.0%}, stratified, seed {seed}'
-    table = split_table(table, valid_pct, seed)
+    split_words, table = _split_words(table, valid_pct, test_pct, seed), split_table(table, valid_pct, seed, test_pct)
     if k_per_class is not None: table, split_words = few_shot_table(table, k_per_class, seed), f'{split_words}; {k_per_class} a class to train'
     check_table(table, None if report is None else dict(zip(report.path, report.digest)))
     pp, image_size = _rule_preprocess(preprocess, size, table, report) if by_rule else (pp, None)
@@ -163,5 +168,7 @@ def table_dataloaders(table:pd.DataFrame, pp:Preprocess, *, bs:int, seed:int=0, 
     dls = dsets.dataloaders(bs=bs, dl_type=ImageDL, seed=seed, pixels=PixelCache(pp, table, cache_gb) if cache else None, shuffle=True, drop_last=False, device=device,
         num_workers=_n_workers(len(table), device) if num_workers is None else num_workers,
         after_item=[TrainImage(pp), EvalImage(pp), ToTensor()], after_batch=[IntToFloatTensor(), *(batch_tfms or [])])
+    test = table.path[table.split == 'test']
+    if len(test): dls.loaders.append(dls.test_dl([Path(p) for p in test], with_labels=True))
     dls.preprocess, dls.table, dls.left_out, dls.report, dls.image_size = pp, table, pd.DataFrame(columns=['path', 'reason']), None, None
     return dls

@@ -76,9 +76,9 @@ def _pets(path):
     return pd.DataFrame(dict(path=files, label=[re.sub(r'_\d+$', '', Path(f).stem) for f in files], split=''))
 
 def _flowers(path):
-    "Its own training and validation lists, 1,020 images each; the test list is left alone"
+    "Its own lists: 1,020 images each to train and to validate, 6,149 to test"
     read = lambda name, split: pd.read_csv(path/f'{name}.txt', sep=' ', names=['path', 'label'], dtype=str).assign(split=split)
-    df = pd.concat([read('train', 'train'), read('valid', 'valid')])
+    df = pd.concat([read(split, split) for split in ('train', 'valid', 'test')])
     return image_table(df.assign(path=[str(path/p) for p in df.path]))
 
 _LAYOUTS = dict(folder=image_table, deep=_deep, pets=_pets, flowers=_flowers)

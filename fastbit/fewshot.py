@@ -74,7 +74,7 @@ def few_shot_curve(
     numbers = dict(batch_size=batch_size, base_lr=base_lr, scale=scale, n_steps=n_steps)
     HyperRule.for_data(1, 32, **numbers); weights_source(arch, weights)   # for their errors, before the data is looked at
     data, _, usual = find_data(path)
-    whole = image_dataloaders(data, arch, size or 'hyperrule', bs, valid_pct, seed, train_size='hyperrule', num_workers=num_workers, device=device,
+    whole = image_dataloaders(data, arch, size or 'hyperrule', bs, valid_pct, seed=seed, train_size='hyperrule', num_workers=num_workers, device=device,
         crop=usual.get('crop', True) if crop is None else crop, flip=usual.get('flip', True) if flip is None else flip)   # looked through once, for all runs
     rows = []
     for k in ks:

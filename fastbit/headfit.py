@@ -79,6 +79,7 @@ class HeadFit:
         cbs=None,         # fastai callbacks; of 'sgd'
         cache:bool=True,  # Keep the features for other runs, and look for kept ones?
         cache_gb:float=CACHE_GB, # GB that the cache may take
+        find_lr:bool=False, # Run the rate finder first, for the report? It changes nothing
     ):
         "Train what is not frozen on the outputs of what is, computed once"
         check_head_options(views, solver, cache_gb)
@@ -87,9 +88,13 @@ class HeadFit:
         self.head_features = features
         self.fold_difference = max((f.difference for f in features if f.difference is not None), default=None)
         if self.logger is not noop: print(*_told(features), sep='\n', flush=True)
+        lr = self.recipe_lr if lr is None else lr
+        if find_lr:   # on loaders of its own, whose order it draws
+            with self._on_features(n, features, labels), self.no_bar(): rates, losses, found = self._rate_curve()
+            self.rate_curve = (rates, losses, {o[0]: o[2] for o in found or []}, lr)
         with self._on_features(n, features, labels):
             if solver == 'lbfgs': self._solve(features[0], labels[0])
-            else: self.fit_one_cycle(n_epoch, self.recipe_lr if lr is None else lr, cbs=cbs)
+            else: self.fit_one_cycle(n_epoch, lr, cbs=cbs)
 
     def _check_head(self, solver) -> int:
         n = self.model.n_frozen

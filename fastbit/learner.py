@@ -29,14 +29,16 @@ from fastcore.foundation import L
 
 # %% ../nbs/06_learner.ipynb #47d4fb7b
 from .bodies import body_preprocess, build_body, timm_name
+from .calibration import fit_temperature
 from .callbacks import DevicePrecision, DeviceSmoothLoss, History, PlainLog, RarelyProgress
 from .data import ImageDL
-from .evaluate import Evaluation, TTAResult, evaluate_probs, mean_probs, tta_probs, view_logits
+from .evaluate import Evaluation, TTAResult, default_views, evaluate_probs, mean_probs, tta_probs, view_logits
 from .fold import FoldedModel, can_fold
 from .model import TransferModel, same_draws, swapped, untouched
 from .headfit import HeadFit
 from .optim import FusedAdam
 from .progress import is_interactive
+from .report import Findings, Report, make_report
 from .rulefit import RuleFit
 from .tables import say
 
@@ -99,6 +101,8 @@ def fast_precision(
 class TransferLearner(HeadFit, RuleFit, Learner):
     "A fastai `Learner` of a `TransferModel`; make it with `transfer_learner`"
     precision = 'float32'    # of the arithmetic in training
+    rate_curve = None        # of the last rate finder: rates, losses, {rule: (rate, loss)}, the rate that was trained with (`None`: not known)
+    temperature = None       # that `calibrate` found; `None`: not calibrated
     fold_difference = None   # largest difference of the last folded inference from the model itself, relative to the largest output; `None`: it was not folded
     def __init__(self, dls, model:TransferModel, **kwargs):
         # fastai's `train_bn` trains the BatchNorm of frozen layers, and back-propagates through all of them for it
@@ -178,16 +182,21 @@ class TransferLearner(HeadFit, RuleFit, Learner):
         "Train with growing rates, suggest one, and leave everything as it was: no files, no changed weights, no random numbers drawn"
         if num_it < 20: raise ValueError(f"num_it={num_it}: a curve needs 20 steps or more.")
         self._check_batches()
+        funcs = tuplify(suggest_funcs) if suggest_funcs is not None else ()
+        lrs, losses, found = self._rate_curve(funcs, start_lr, end_lr, num_it, stop_div)
+        if found is None and funcs: print(f"lr_find: the loss has no clear minimum, so this is the recipe's rate, {self.recipe_lr:g}")
+        self.rate_curve = (lrs, losses, {o[0]: o[2] for o in found or []}, None)
+        if show_plot: self.recorder.losses = [torch.tensor(o) for o in losses]; self.recorder.plot_lr_find(suggestions=[o[2] for o in found or []], nms=[o[0] for o in found or []])
+        names = [o[0] for o in found] if found else [f.func.__name__ if isinstance(f, partial) else f.__name__ for f in funcs]
+        return namedtuple('SuggestedLRs', names)(*([o[1] for o in found] if found else [self.recipe_lr]*len(names))) if funcs else None
+
+    def _rate_curve(self, funcs=(schedule.valley,), start_lr=1e-7, end_lr=10, num_it=100, stop_div=True) -> tuple:
+        "Rates, losses, and what `funcs` suggest: (name, rate, point) each, `None` where the loss has no clear minimum"
         quiet = [cb for cb in self.cbs if isinstance(cb, (History, PlainLog))]
         finder = MemoryLRFinder(start_lr, end_lr, num_it, stop_div)
         with untouched(self), self.removed_cbs(quiet), self.no_logging(): self.fit(num_it//len(self.dls.train) + 1, cbs=finder)
         lrs, losses = self.recorder.lrs, [float(o) for o in self.recorder.losses]
-        funcs = tuplify(suggest_funcs) if suggest_funcs is not None else ()
-        found = _suggest(funcs, lrs, losses, num_it) if clear_minimum(losses[num_it//10:-5]) else None
-        if found is None and funcs: print(f"lr_find: the loss has no clear minimum, so this is the recipe's rate, {self.recipe_lr:g}")
-        if show_plot: self.recorder.losses = [torch.tensor(o) for o in losses]; self.recorder.plot_lr_find(suggestions=[o[2] for o in found or []], nms=[o[0] for o in found or []])
-        names = [o[0] for o in found] if found else [f.func.__name__ if isinstance(f, partial) else f.__name__ for f in funcs]
-        return namedtuple('SuggestedLRs', names)(*([o[1] for o in found] if found else [self.recipe_lr]*len(names))) if funcs else None
+        return lrs, losses, _suggest(funcs, lrs, losses, num_it) if clear_minimum(losses[num_it//10:-5]) else None
 
     def _preprocess(self, dl):
         "Of loaders that fastbit made; others can only be looked at as tensors"
@@ -218,6 +227,27 @@ class TransferLearner(HeadFit, RuleFit, Learner):
         if show and res.report is not None:
             for what, r in res.report.iterrows(): print(f"{what:>5}: accuracy {r.accuracy:.2%} ({r.low:.1%} to {r.high:.1%}, n = {r.n}), loss {r.loss:.4f}, {r.views} view(s), {r.seconds:.1f} s")
         return res
+
+    def calibrate(self,
+        ds_idx:int=1, # Which loader of `dls`; 1: validation
+        dl=None,      # Other labelled data
+    ) -> float: # Kept as `learn.temperature`; above 1: the network is too sure
+        "Find the temperature that the logits have to be divided by for honest probabilities; it changes no answer, and `get_preds` does not use it"
+        dl = self.dls[ds_idx] if dl is None else dl
+        logits, targs, _ = view_logits(self, dl, ('identity',), self._preprocess(dl))
+        if targs is None: raise ValueError("There are no labels to calibrate with; type dls.test_dl(items, with_labels=True).")
+        self.temperature = fit_temperature(logits[:, 0], targs)
+        return self.temperature
+
+    def report(self,
+        ds_idx:int=1, # Which loader of `dls`; 1: validation, 2: the test set
+    ) -> Report: # Shown inline; `.save('report.html')` writes it
+        "The run so far on one page: metrics with intervals, mistakes, where the network looks, how sure it is"
+        dl = self.dls[ds_idx]
+        pp, paths = self._preprocess(dl), [o for o in getattr(dl, 'items', []) if isinstance(o, (str, Path))]
+        res = tta_probs(self, dl, default_views(pp), pp)
+        return make_report(Findings(self, res.plain, res[1], paths if len(paths) == len(res[1]) else [], 'test' if ds_idx == 2 else 'valid', Path(self.dls.path).resolve().name,
+            tta=res.report, temperature=self.temperature, left_out=getattr(self.dls, 'left_out', None), curve=self.rate_curve, command='learn.report()'))
 
 # %% ../nbs/06_learner.ipynb #6d888053
 def transfer_learner(

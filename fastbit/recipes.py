@@ -47,7 +47,7 @@ class HeadStage:
 
     def fit(self, learn, checkpoint=None):
         learn.freeze_to(self.freeze_to)
-        learn.fit_head(self.n_epoch, self.lr, self.views, cache=self.cache, cache_gb=self.cache_gb)
+        learn.fit_head(self.n_epoch, self.lr, self.views, cache=self.cache, cache_gb=self.cache_gb, find_lr=True)
 
 @dataclass(frozen=True)
 class StagePlan:
@@ -166,7 +166,8 @@ class Plan:
     "What a run is going to do; `print` it"
     data: str          # name of the data set
     n_train: int       # images
-    n_valid: int       # images held out
+    n_valid: int       # images held out to validate
+    n_test: int        # images held out to test; 0: none
     n_left_out: int    # unreadable files
     classes: list      # labels, sorted
     split: str         # how it came about
@@ -187,12 +188,18 @@ class Plan:
     @property
     def seconds(self) -> float:
         "Time expected for training, seconds; evaluation at a third of training everything, or as the head stage; kept features take less"
+        return sum(self.stage_seconds)
+
+    @property
+    def stage_seconds(self) -> list[float]:
+        "The same for each stage"
         forward = min(self.seconds_an_image[0], self.seconds_an_image[-1]/3) if self.seconds_an_image else 0
-        return sum(s.n_images(self.n_train)*t + s.n_evals*self.n_valid*forward for s, t in zip(self.stages, self.seconds_an_image))
+        return [s.n_images(self.n_train)*t + s.n_evals*self.n_valid*forward for s, t in zip(self.stages, self.seconds_an_image)]
 
     def __str__(self):
         left = f', {self.n_left_out} unreadable left out' if self.n_left_out else ''
-        rows = [('data', f'{self.data}: {self.n_train+self.n_valid} images, {len(self.classes)} classes{left}; {self.n_train} to train, {self.n_valid} held out ({self.split})'),
+        test = f' to validate and {self.n_test} to test' if self.n_test else ''
+        rows = [('data', f'{self.data}: {self.n_train+self.n_valid+self.n_test} images, {len(self.classes)} classes{left}; {self.n_train} to train, {self.n_valid} held out{test} ({self.split})'),
             ('body', f'{self.arch}, {self.n_params/1e6:.1f} M parameters, weights: {self.weights}'),
             ('images', f'{self.images}; ' + (f'loaded {self.bs} at a time' if self.rule else f'batches of {self.bs}, {-(-self.n_train//self.bs)} an epoch')),
             *([] if self.rule else [(f'stage {i}', str(s)) for i, s in enumerate(self.stages, 1)])]

@@ -71,9 +71,8 @@ def _folder_table(folder):
     subs = _subfolders(folder)
     train, valid, test = (_first(ns, subs) for ns in (TRAIN_NAMES, VALID_NAMES, TEST_NAMES))
     if train is None: return _class_rows(folder, '')
-    if valid is not None and test is not None: say(f"{test} is left alone: {valid} is the validation set.", 4)
-    valid = valid or test
-    return _class_rows(train, 'train' if valid else '') + (_class_rows(valid, 'valid') if valid else [])
+    parts = ((train, 'train' if valid else ''), (valid, 'valid'), (test, 'test'))
+    return [rows for part, split in parts if part is not None for rows in _class_rows(part, split)]
 
 # %% ../nbs/01c_tables.ipynb #9d29fce2
 def _column(df, wanted, default, what):
@@ -95,11 +94,10 @@ def _frame_table(df, root, path_col, label_col, split_col):
     if df[[p, l]].isna().any(axis=None) or (df[l].astype(str) == '').any(): raise ValueError(f"Some rows have no path or no label: rows {list(df.index[(df[[p, l]].isna().any(axis=1)) | (df[l].astype(str) == '')][:5])}.")
     paths = [os.path.join(root, str(o)) for o in df[p]]
     splits = [_split_word(o) for o in df[s]] if s else ['']*len(df)
-    if '' in splits and set(splits) != {''}: raise ValueError(f"Some rows of column {s!r} name a split and some are empty, e.g. row {df.index[splits.index('')]}; fill in all or none.")
-    if 'test' in splits and 'valid' in splits: say(f"{splits.count('test')} rows of the test split are left alone: the valid split is the validation set.", 4)
-    else: splits = ['valid' if o == 'test' else o for o in splits]
+    if not set(splits) & {'', 'valid'}: splits = ['' if o == 'train' else o for o in splits]   # validation is drawn from training, as for folders
+    if '' in splits and not set(splits) <= {'', 'test'}: raise ValueError(f"Some rows of column {s!r} name a split and some are empty, e.g. row {df.index[splits.index('')]}; fill in all or none.")
     table = pd.DataFrame(dict(path=paths, label=df[l].astype(str).tolist(), split=splits), columns=COLUMNS)
-    return [table[table.split != 'test']] if len(table) else []
+    return [table] if len(table) else []
 
 def image_table(
     source:str|Path|pd.DataFrame, # A folder of class folders, one with train/ and valid/, a `.csv` or `.tsv` file, or a DataFrame
@@ -107,7 +105,7 @@ def image_table(
     path_col:str=None,            # The table's column of paths; `None`: 'path', or the first
     label_col:str=None,           # The table's column of labels; `None`: 'label', or the second
     split_col:str=None,           # The table's column of splits; `None`: 'split' or 'is_valid' if there is one
-) -> pd.DataFrame: # Columns path, label, split ('train', 'valid', or '' for not yet split), sorted by path
+) -> pd.DataFrame: # Columns path, label, split ('train', 'valid', 'test', or '' for not yet split), sorted by path
     "One row an image; `FileNotFoundError` or `ValueError` for what is no data set"
     if isinstance(source, pd.DataFrame): rows = _frame_table(source, root or '', path_col, label_col, split_col)
     else:
@@ -127,31 +125,48 @@ def _one_row_a_path(df):
     df = df.drop_duplicates(ignore_index=True)
     twice = df[df.duplicated('path', keep=False)]
     both = twice.groupby('path').split.nunique().gt(1)
-    if both.any(): raise ValueError(f"The same file in training and validation, {int(both.sum())} times:{_shown(list(both.index[both]))}\nTake it out of one of them.")
+    if both.any(): raise ValueError(f"The same file in two splits, {int(both.sum())} times:{_shown(list(both.index[both]))}\nTake it out of one of them.")
     if len(twice): raise ValueError(f"One file with two labels, {twice.path.nunique()} times:{_shown(list(twice.path.unique()))}\nfastbit trains one label an image.")
     return df
 
 # %% ../nbs/01c_tables.ipynb #0900aba7
-def check_share(valid_pct):
+def check_share(
+    valid_pct:float,    # Share held out to validate, in (0, 1)
+    test_pct:float=0.,  # Share held out to test, in [0, 1); 0: none
+):
     "`ValueError` for what is no share, such as 20 for 20 %"
     if not 0 < valid_pct < 1: raise ValueError(f"valid_pct={valid_pct!r}: the share to hold out lies between 0 and 1, type e.g. valid_pct=0.2.")
+    if not 0 <= test_pct < 1: raise ValueError(f"test_pct={test_pct!r}: the share to test on lies between 0 and 1, type e.g. test_pct=0.2, or 0 for none.")
+    if valid_pct + test_pct >= 1: raise ValueError(f"valid_pct={valid_pct:g} and test_pct={test_pct:g} leave nothing to train on.")
+
+def _draw(table, rows, share, n_all, seed):
+    "Numbers of the stratified `share` of `n_all` out of `rows`, and one of each class at least"
+    labels = table.label[rows]
+    some = rows[labels.groupby(labels).transform('size') > 1]
+    classes = table.label[some].nunique()
+    n = max(round(share*n_all), classes)
+    if len(some) - n < max(classes, 1) or not classes:
+        raise ValueError(f"{len(rows)} images of {labels.nunique()} classes are too few to hold {share:.0%} out and keep one of each class on both sides.")
+    return train_test_split(some, test_size=n, stratify=table.label[some], random_state=seed)[1]
 
 def split_table(
     table:pd.DataFrame,   # From `image_table`
-    valid_pct:float=.2,   # Share held out, in (0, 1)
+    valid_pct:float=.2,   # Share of what is not yet split to hold out for validation, in (0, 1)
     seed:int=0,           # Of the draw
+    test_pct:float=0.,    # Share of it to hold out for the test set, in [0, 1); 0: none but the data's own
 ) -> pd.DataFrame: # The same rows, `split` filled in
     "Fill in a seeded, stratified split; a table that has one is left as it is"
-    if (table.split != '').all(): return table
-    check_share(valid_pct)
-    n_class = table.groupby('label').path.transform('size')
-    some = table.index[n_class > 1]
-    classes = table.label[some].nunique()
-    n_valid = max(round(valid_pct*len(table)), classes)
-    if len(some) - n_valid < max(classes, 1) or not classes:
-        raise ValueError(f"{len(table)} images of {table.label.nunique()} classes are too few to hold {valid_pct:.0%} out and keep one of each class on both sides.")
-    _, valid = train_test_split(some, test_size=n_valid, stratify=table.label[some], random_state=seed)
-    return table.assign(split=np.where(table.index.isin(valid), 'valid', 'train'))
+    check_share(valid_pct, test_pct)
+    if test_pct and (table.split != '').any(): raise ValueError(f"test_pct={test_pct:g}, and the data has a split of its own ({', '.join(sorted(set(table.split) - {''}))}): leave test_pct out, or put the images to test on into a folder or a split called test.")
+    rest, split = table.index[table.split == ''], table.split.copy()
+    if not len(rest): return table
+    n_all = len(rest)
+    if test_pct:
+        test = _draw(table, rest, test_pct, n_all, seed)
+        split[test], rest = 'test', rest.difference(test)
+    split[rest] = 'train'
+    split[_draw(table, rest, valid_pct, n_all, seed)] = 'valid'
+    return table.assign(split=split)
 
 # %% ../nbs/01c_tables.ipynb #52f8db8a
 def check_k_per_class(k_per_class):
@@ -180,21 +195,23 @@ def check_table(
     digests:dict=None,  # path -> digest of the file's bytes; `None`: copies are not looked for
 ):
     "Say what is odd about a split table as `DataWarning`s; `ValueError` for what cannot be trained on"
-    train, valid = (table[table.split == s] for s in ('train', 'valid'))
+    train, valid, test = (table[table.split == s] for s in ('train', 'valid', 'test'))
     if table.label.nunique() < 2: raise ValueError(f"Only one class, {table.label.iloc[0]!r}: a classifier needs two. Are the images one folder too high or too low?")
     for part, name in ((train, 'training'), (valid, 'validation')):
         if part.empty: raise ValueError(f"There are no {name} images.")
-    unseen = sorted(set(valid.label) - set(train.label))
-    if unseen: say(f"{len(unseen)} class(es) only in validation, so never learnt and always wrong: {', '.join(unseen[:10])}")
+    for part, name in ((valid, 'validation'), (test, 'the test set')):
+        unseen = sorted(set(part.label) - set(train.label))
+        if unseen: say(f"{len(unseen)} class(es) only in {name}, so never learnt and always wrong: {', '.join(unseen[:10])}")
     if len(train) < table.label.nunique(): say(f"Fewer training images ({len(train)}) than classes ({table.label.nunique()}).")
     untested = sorted(set(train.label) - set(valid.label))
     if untested: say(f"{len(untested)} class(es) have no validation image, so the accuracy does not speak of them: {', '.join(untested[:10])}")
-    if digests: _say_copies(train, valid, digests)
+    for seen, part, what in ((train, valid, 'validation images are byte for byte in training too'), (train, test, 'test images are byte for byte in training too'), (valid, test, 'test images are byte for byte in validation too')):
+        if digests: _say_copies(seen, part, what, digests)
 
-def _say_copies(train, valid, digests):
-    of = {digests[p]: p for p in train.path if digests.get(p)}
-    pairs = [f'{of[digests[p]]} = {p}' for p in valid.path if digests.get(p) in of]
-    if pairs: say(f"{len(pairs)} of {len(valid)} validation images are byte for byte in training too, so the accuracy is too good:{_shown(pairs)}", 4)
+def _say_copies(seen, part, what, digests):
+    of = {digests[p]: p for p in seen.path if digests.get(p)}
+    pairs = [f'{of[digests[p]]} = {p}' for p in part.path if digests.get(p) in of]
+    if pairs: say(f"{len(pairs)} of {len(part)} {what}, so the accuracy is too good:{_shown(pairs)}", 4)
 
 def leave_out_unreadable(table:pd.DataFrame, n_workers:int=None, cache:bool=True) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     "The rows whose files can be read, the (path, reason) of those that cannot, and what `check_images` found; says what it leaves out"

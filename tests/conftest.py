@@ -49,3 +49,24 @@ def run_fastbit(*args, cwd, timeout=300, **env) -> subprocess.CompletedProcess:
     "The installed command's module in a process of its own"
     return subprocess.run([sys.executable, '-m', 'fastbit', *map(str, args)], cwd=cwd, timeout=timeout, capture_output=True, text=True,
                           env={**os.environ, **env})
+
+
+def look_at(page: Path, width: int, dark=False) -> dict:
+    "Open a page in headless Chromium and say what went wrong: {errors, broken pictures, pixels wider than the window, requests}"
+    import shutil
+    from selenium import webdriver
+    if not (chromium := shutil.which('chromium')) or not (driver := shutil.which('chromedriver')): pytest.skip('no Chromium here: apt-get install chromium chromium-driver')
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for o in ('headless=new', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking', 'disable-component-update', 'disable-sync', 'disable-dev-shm-usage', *(['force-dark-mode'] if dark else [])): options.add_argument(f'--{o}')
+    options.set_capability('goog:loggingPrefs', dict(browser='ALL', performance='ALL'))
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=False))   # windows are not made narrower than 500
+        browser.get(Path(page).resolve().as_uri())
+        browser.execute_async_script('const done = arguments[0]; Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => done())')
+        run = browser.execute_script
+        requests = [r for line in browser.get_log('performance') if '"Network.requestWillBeSent"' in line['message'] for r in [__import__('json').loads(line['message'])['message']['params']['request']['url']] if not r.startswith(('data:', 'file:'))]
+        return dict(errors=[o['message'] for o in browser.get_log('browser') if o['level'] in ('SEVERE', 'WARNING')], pictures=run('return document.images.length'), broken=run('return [...document.images].filter(i => !i.naturalWidth).map(i => i.alt)'),
+                    too_wide=run('return document.documentElement.scrollWidth - window.innerWidth'), requests=requests, text=run('return document.body.innerText'))
+    finally: browser.quit()

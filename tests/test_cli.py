@@ -7,7 +7,7 @@ from PIL import Image
 from conftest import run_fastbit, write_folder
 
 QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--epochs', 2, '--bs', 8)
-FILES = ['history.csv', 'left_out.csv', 'loss.png', 'predictions.csv', 'rate.png', 'results.json']
+FILES = ['history.csv', 'left_out.csv', 'loss.png', 'predictions.csv', 'rate.png', 'report.html', 'results.json']
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +25,7 @@ def test_a_run_writes_its_results(shared):
     out = root/'run'
     assert sorted(p.name for p in out.iterdir()) == FILES
     res, preds, hist = json.loads((out/'results.json').read_text()), pd.read_csv(out/'predictions.csv'), pd.read_csv(out/'history.csv')
-    assert list(preds) == ['path', 'label', 'prediction', 'probability'] and len(preds) == res['evaluation']['n'] == 7
+    assert list(preds) == ['path', 'split', 'label', 'prediction', 'probability', 'calibrated'] and set(preds.split) == {'valid'} and len(preds) == res['evaluation']['n'] == 7
     assert (preds.label == preds.prediction).mean() == pytest.approx(res['evaluation']['accuracy'])
     assert preds.probability.between(1/3, 1).all() and all(os.path.exists(p) for p in preds.path)
     assert hist.stage.tolist() == ['head']*10 + ['all stages'] and hist.epoch.tolist() == [*range(10), 0]

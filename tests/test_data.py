@@ -19,7 +19,7 @@ def test_layouts_agree(folder, tmp_path):
     assert flat.label.value_counts().to_dict() == dict(blue=14, green=14, red=12)
 
 
-@pytest.mark.parametrize('valid', ['valid', 'val', 'validation', 'test', 'Val'])
+@pytest.mark.parametrize('valid', ['valid', 'val', 'validation', 'Val'])
 def test_train_and_valid_folders(make_folder, tmp_path, valid):
     make_folder(dict(a=4, b=3), 'data/train'); make_folder(dict(a=2, b=1), f'data/{valid}')
     table = image_table(tmp_path/'data')
@@ -28,12 +28,42 @@ def test_train_and_valid_folders(make_folder, tmp_path, valid):
     assert (dls.train.n, dls.valid.n, list(dls.vocab)) == (7, 3, ['a', 'b'])
 
 
-def test_a_test_folder_beside_valid_is_left_alone_aloud(make_folder, tmp_path):
-    for part in ('train', 'valid', 'test'): make_folder(dict(a=2, b=2), f'data/{part}')
-    with pytest.warns(DataWarning, match='left alone'): table = image_table(tmp_path/'data')
-    assert len(table) == 8
+def test_a_test_folder_is_a_third_split(make_folder, tmp_path):
+    for part, n in (('train', 4), ('valid', 2), ('test', 3)): make_folder(dict(a=n, b=n), f'data/{part}')
+    table = image_table(tmp_path/'data')
+    assert table.split.value_counts().to_dict() == dict(train=8, valid=4, test=6)
+    dls = image_dataloaders(tmp_path/'data', bs=4, **small)
+    assert [dl.n for dl in dls.loaders] == [8, 4, 6] and dls.split_words == 'the split of the data'
+    x, y = next(iter(dls[2]))
+    with Image.open(table.path[table.split == 'test'].iloc[0]) as img: mean = np.asarray(img.convert('RGB')).mean()/255
+    assert x.max() <= 1 and abs(x[0].mean().item() - mean) < .02 and y[0] == 0   # as validation sees them, with labels
     rows = pd.DataFrame(dict(path=['1', '2', '3'], label=['a', 'b', 'c'], split=['train', 'valid', 'test']))
-    with pytest.warns(DataWarning, match='left alone'): assert len(image_table(rows)) == 2
+    assert image_table(rows).split.tolist() == ['train', 'valid', 'test']
+
+
+def test_validation_is_drawn_from_training_where_there_is_only_a_test_set(make_folder, tmp_path):
+    make_folder(dict(a=10, b=10), 'data/train'); make_folder(dict(a=3, b=3), 'data/test')
+    dls = image_dataloaders(tmp_path/'data', bs=4, **small)
+    assert [dl.n for dl in dls.loaders] == [16, 4, 6] and "the test set is the data's" in dls.split_words
+    with pytest.raises(ValueError, match='a split of its own'): image_dataloaders(tmp_path/'data', test_pct=.1, **small)
+    rows = pd.DataFrame(dict(path=list(map(str, range(20))), label=['a', 'b']*10, split=['train']*14 + ['test']*6))
+    assert image_table(rows).split.value_counts().to_dict() == {'': 14, 'test': 6}
+
+
+def test_test_pct_draws_a_stratified_seeded_test_set(make_folder):
+    table = image_table(make_folder(dict(a=50, b=20, lone=1)))
+    one = split_table(table, .2, seed=1, test_pct=.1)
+    assert pd.crosstab(one.split, one.label).to_dict('index') == dict(test=dict(a=5, b=2, lone=0), train=dict(a=35, b=14, lone=1), valid=dict(a=10, b=4, lone=0))
+    assert one.equals(split_table(table, .2, seed=1, test_pct=.1))
+    assert not (one.path[one.split == 'test'].tolist() == split_table(table, .2, seed=2, test_pct=.1).query("split == 'test'").path.tolist())
+    for shares, message in (((.5, .5), 'nothing to train on'), ((.2, 20), 'test_pct=20')):
+        with pytest.raises(ValueError, match=message): split_table(table, shares[0], test_pct=shares[1])
+
+
+def test_copies_of_training_images_in_the_test_set_are_said(make_folder, tmp_path):
+    train = make_folder(dict(a=4, b=4), 'data/train'); make_folder(dict(a=2, b=2), 'data/valid'); test = make_folder(dict(a=2, b=2), 'data/test')
+    shutil.copy(train/'a'/'000.png', test/'a'/'copy.png')
+    with pytest.warns(DataWarning, match=r'(?s)1 of 5 test images are byte for byte in training.*copy\.png'): image_dataloaders(tmp_path/'data', **small)
 
 
 def test_only_train_folder_is_split(make_folder, tmp_path):
@@ -105,7 +135,7 @@ def test_class_without_validation_image(make_folder, tmp_path):
 def test_the_same_file_in_both_splits(folder):
     table = split_table(image_table(folder))
     twice = pd.concat([table, table[table.split == 'valid'].assign(split='train')])
-    with pytest.raises(ValueError, match='in training and validation'): image_dataloaders(twice, **small)
+    with pytest.raises(ValueError, match='in two splits'): image_dataloaders(twice, **small)
 
 
 def test_the_same_bytes_in_both_splits(make_folder, tmp_path):

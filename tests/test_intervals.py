@@ -1,0 +1,96 @@
+"Intervals cover what they should, and calibration is what others compute"
+import numpy as np, pandas as pd, pytest, torch
+from scipy.stats import binomtest
+from sklearn.metrics import brier_score_loss
+
+from fastbit.calibration import brier_scores, calibration_error, fit_temperature, reliability_table
+from fastbit.evaluate import evaluate_probs
+from fastbit.intervals import compare, mcnemar_p, paired_difference, wilson_interval
+
+DRAWS = 1000
+# 95 % +- what 1,000 draws allow (three standard errors of a share of .95), and what the intervals' own approximations cost with some hundred images
+LOW, HIGH = .95 - 3*(.95*.05/DRAWS)**.5, .95 + 3*(.95*.05/DRAWS)**.5
+
+
+@pytest.mark.parametrize('n, p', [(60, .85), (131, .9), (359, .98)])
+def test_the_accuracy_interval_covers_the_truth(n, p):
+    rng = np.random.default_rng(0)
+    ends = {k: wilson_interval(k, n) for k in range(n+1)}
+    covered = np.mean([ends[k][0] <= p <= ends[k][1] for k in rng.binomial(n, p, DRAWS)])
+    assert LOW - .01 <= covered <= HIGH + .01   # shares of n images come in steps, which no interval can smooth
+
+
+@pytest.mark.parametrize('n, only_a, only_b', [(131, .05, .05), (131, .03, .10), (400, .01, .04)])
+def test_the_interval_of_a_difference_covers_the_truth(n, only_a, only_b):
+    rng = np.random.default_rng(1)
+    covered = []
+    for _ in range(DRAWS):
+        u = rng.random(n)
+        a, b = (u < only_a) | (u > .5), ((u >= only_a) & (u < only_a+only_b)) | (u > .5)
+        _, low, high = paired_difference(a, b)
+        covered.append(low <= only_b-only_a <= high)
+    assert LOW - .005 <= np.mean(covered) <= HIGH + .02   # rather too wide than too narrow where few images differ
+
+
+def _population(n=200_000, classes=4):
+    "Logits and labels: a network that is right about 80 % of the time, and too sure"
+    g = torch.Generator().manual_seed(3)
+    targs = torch.randint(classes, (n,), generator=g)
+    logits = 1.5*torch.randn(n, classes, generator=g)
+    logits[torch.arange(n), targs] += 2.5
+    return (1.5*logits).softmax(1), targs
+
+
+def test_the_bootstrap_intervals_cover_the_truth():
+    probs, targs = _population()
+    truth, rng, n = evaluate_probs(probs, targs), np.random.default_rng(2), 300
+    covered = dict(loss=0, f1=0, brier=0)
+    for _ in range(DRAWS):
+        rows = rng.integers(0, len(targs), n)
+        ev = evaluate_probs(probs[rows], targs[rows])
+        for k, pair, v in (('loss', ev.loss_interval, truth.loss), ('f1', ev.f1_interval, truth.macro_f1), ('brier', ev.brier_interval, truth.brier)): covered[k] += pair[0] <= v <= pair[1]
+    for k, v in covered.items(): assert LOW - .01 <= v/DRAWS <= HIGH, (k, v)
+
+
+def test_one_image_has_no_bootstrap_interval():
+    ev = evaluate_probs(torch.tensor([[.9, .1]]), torch.tensor([0]))
+    assert ev.loss_interval is None and ev.low < 1 and ev.accuracy == 1
+
+
+def test_calibration_is_torchmetrics_and_scikit_learns():
+    from torchmetrics.functional.classification import multiclass_calibration_error
+    probs, targs = _population(3000)
+    assert calibration_error(reliability_table(probs, targs)) == pytest.approx(multiclass_calibration_error(probs, targs, 4, n_bins=15).item(), abs=1e-6)
+    exact = torch.tensor([[1., 0.], [0., 1.], [2/15, 13/15], [.5, .5]])   # on the edges of bins
+    assert calibration_error(reliability_table(exact, torch.tensor([0, 0, 1, 1]))) == pytest.approx(multiclass_calibration_error(exact, torch.tensor([0, 0, 1, 1]), 2, n_bins=15).item(), abs=1e-6)
+    assert brier_scores(probs, targs).mean() == pytest.approx(brier_score_loss(targs, probs.double()/probs.double().sum(1, keepdim=True), labels=range(4), scale_by_half=False), abs=1e-6)
+
+
+def test_the_temperature_is_found_and_changes_no_answer():
+    probs, targs = _population(20_000)
+    T = fit_temperature(probs.log(), targs)
+    assert T == pytest.approx(1.5*1.5**2/2.5, rel=.03)   # a gap of 2.5 in noise of 1.5 is worth 2.5/1.5^2, and the logits say 1.5
+    scaled = (probs.log()/T).softmax(1)
+    assert torch.equal(scaled.argmax(1), probs.argmax(1))
+    before, after = evaluate_probs(probs, targs), evaluate_probs(scaled, targs)
+    assert after.ece < before.ece/2 and after.loss < before.loss and after.accuracy == before.accuracy
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    assert mcnemar_p(3, 12) == pytest.approx(binomtest(3, 15).pvalue) and mcnemar_p(0, 0) == 1
+
+
+def test_runs_are_compared_whatever_folder_they_were_named_from(tmp_path):
+    rows = pd.DataFrame(dict(path=[f'photos/{c}/{i}.png' for c in 'ab' for i in range(30)], label=['a']*30 + ['b']*30, prediction=['a']*27 + ['b']*33, probability=.9, split='valid'))
+    other = rows.assign(path=[f'/elsewhere/{p}' for p in rows.path], prediction=['a']*30 + ['b']*30)[::-1]
+    (tmp_path/'one').mkdir(); rows.to_csv(tmp_path/'one'/'predictions.csv', index=False); other.to_csv(tmp_path/'other.csv', index=False)
+    res = compare(tmp_path/'one', tmp_path/'other.csv')
+    assert (res.n, res.only_a, res.only_b, res.difference) == (60, 0, 3, pytest.approx(.05)) and res.low < res.difference < res.high
+    with pytest.raises(ValueError, match='other labels'): compare(rows, other.assign(label=other.label.replace('a', 'c')))
+    with pytest.raises(ValueError, match='no column'): compare(rows, rows.drop(columns='label'))
+
+
+def test_the_test_set_is_compared_where_both_have_one():
+    rows = pd.DataFrame(dict(path=list('123456'), label='a', prediction=list('aaabab'), split=['valid']*3 + ['test']*3))
+    assert compare(rows, rows.assign(prediction='a')).n == 3
+    assert compare(rows, rows[rows.split == 'valid'].assign(prediction='a')).n == 3

@@ -1,0 +1,124 @@
+"The report in a real browser, and what a run says about itself"
+import json, re
+
+import numpy as np, pandas as pd, pytest, torch
+from fastai.callback.core import Callback
+from fastai.metrics import accuracy
+from fastai.vision.data import ImageDataLoaders
+from fastai.vision.augment import Resize
+
+import fastbit.baseline as module
+from fastbit.baseline import baseline
+from fastbit.data import image_dataloaders
+from fastbit.evaluate import tta_probs
+from fastbit.learner import transfer_learner
+from conftest import TINY, look_at, picture
+
+small = dict(TINY, size=32, num_workers=0, epochs=2, verbose=False)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "A run with a test set, on classes and files with names that a page could trip over"
+    root = tmp_path_factory.mktemp('data')
+    for k, label in enumerate(['blue & <i>grey', 'green', "red's"]):
+        (root/label).mkdir()
+        for i in range(14): picture(i, k).save(root/label/f'<b>{i}&.png')
+    (root/'green'/'broken.png').write_bytes(b'no image')
+    out = tmp_path_factory.mktemp('out')/'run'
+    with pytest.warns(UserWarning, match='cannot be read'): res = baseline(root, test_pct=.2, keep_best='valid_loss', out=out, **small)
+    return res, out
+
+
+@pytest.mark.parametrize('width', [1200, 390])
+def test_the_page_in_a_browser(run, width):
+    seen = look_at(run[1]/'report.html', width)
+    assert (seen['errors'], seen['broken'], seen['requests']) == ([], [], []) and seen['pictures'] > 15
+    assert seen['too_wide'] <= 0   # nothing to scroll sideways on a phone
+    for word in ('Largest losses', 'Most confused', 'Where it looks', 'Learning rate', 'Left out', 'broken.png', 'not an image that Pillow can read', 'blue & <i>grey', 'BLAKE2b', 'Test-time augmentation', 'measured limit'): assert word in seen['text'], word
+
+
+def test_the_page_is_self_contained_and_escaped(run):
+    html = (run[1]/'report.html').read_text()
+    assert '<script' not in html and not re.search(r'(src|href)="(?!data:|#)', html)
+    assert '<i>grey' not in html and '<b>1' not in html
+    assert all('alt="' in tag and 'alt=""' not in tag for tag in re.findall(r'<img[^>]*>', html))
+    assert html == run[0].report().html or run[0].report().html.count('<img') == html.count('<img')   # shown inline: the same page, but for the minute
+
+
+def test_the_test_set_is_what_is_reported(run):
+    res, out = run
+    assert res.part == 'test' and res.evaluation.n == 8 and res.validation.n == 8
+    rows = pd.read_csv(out/'predictions.csv')
+    assert rows.split.value_counts().to_dict() == dict(valid=8, test=8)
+    test = rows[rows.split == 'test']
+    assert (test.label == test.prediction).mean() == res.evaluation.accuracy
+    held = json.loads((out/'results.json').read_text())
+    assert held['part'] == 'test' and held['temperature'] == res.temperature and held['validation']['n'] == 8
+    assert 'on the validation images' in str(res) and 'too good' not in str(res)
+    assert 'these same images' not in (out/'report.html').read_text()
+
+
+def test_the_test_set_is_touched_once(folder, monkeypatch):
+    "No image of it is read before the last stage has ended, and the temperature does not know it"
+    calls, trained = [], []
+    monkeypatch.setattr(module, 'tta_probs', lambda learn, dl, *a: (calls.append([str(p) for p in dl.items]), tta_probs(learn, dl, *a))[1])
+    real = module._train
+    monkeypatch.setattr(module, '_train', lambda learn, *a: (trained.append(real(learn, *a)), calls.append('trained'))[0] or trained[-1])
+    res = baseline(folder, test_pct=.2, **small)
+    table = res.learn.dls.table
+    test = set(table.path[table.split == 'test'])
+    assert [c if isinstance(c, str) else bool(test & set(c)) for c in calls] == ['trained', False, True]
+    from fastbit.calibration import fit_temperature
+    probs, targs = res.learn.get_preds()
+    assert res.temperature == pytest.approx(fit_temperature(probs.log(), targs), rel=1e-4)
+
+
+def test_what_was_chosen_on_the_reported_images_is_said(folder, tmp_path):
+    res = baseline(folder, keep_best='valid_loss', out=tmp_path/'run', **small)
+    assert res.part == 'valid' and res.validation is None and 'too good' in str(res)
+    assert 'these same images, so the numbers are a little too good' in (tmp_path/'run'/'report.html').read_text()
+    plain = baseline(folder, **small)
+    assert 'nothing was chosen on them' in plain.report().html
+
+
+def test_the_command_is_what_to_type(run, folder):
+    assert run[0].command.startswith('baseline(') and "keep_best='valid_loss'" in run[0].command and 'test_pct=0.2' in run[0].command
+    assert 'seed=' not in run[0].command   # only what differs from the defaults
+
+
+def test_a_report_of_a_learner_trained_by_hand(folder):
+    learn = transfer_learner(image_dataloaders(folder, 'test_efficientnet', size=32, num_workers=0), **TINY, metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1)
+    learn.calibrate()
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    html = learn.report().html
+    assert 'Largest losses' in html and f'{learn.temperature:.2f}' in html and all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+
+
+def test_a_report_on_loaders_that_fastbit_did_not_make(folder):
+    dls = ImageDataLoaders.from_folder(folder, valid_pct=.3, item_tfms=Resize(32), bs=8, num_workers=0, seed=0)
+    learn = transfer_learner(dls, **TINY, metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1)
+    html = learn.report().html
+    assert 'Largest losses' in html and 'Where it looks' not in html.replace('href="#where"', '')   # how these were cropped is not known
+
+
+def test_a_run_that_diverged_is_reported_too(folder):
+    class Break(Callback):
+        def after_fit(self):
+            if not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds'): self.model.net.classifier.weight.data.fill_(float('nan'))
+    learn = transfer_learner(image_dataloaders(folder, 'test_efficientnet', size=32, num_workers=0), **TINY, metrics=accuracy)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, cbs=Break())
+    with pytest.raises(ValueError, match='not finite'): learn.calibrate()
+    with pytest.raises(ValueError, match='not finite'): learn.report()
+
+
+def test_the_rate_finder_of_the_report_changes_nothing(folder):
+    one, two = (transfer_learner(image_dataloaders(folder, 'test_efficientnet', size=32, num_workers=0), **TINY) for _ in range(2))
+    two.model.load_state_dict(one.model.state_dict())
+    for learn, find in ((one, False), (two, True)):
+        torch.manual_seed(0); np.random.seed(0)
+        with learn.no_bar(), learn.no_logging(): learn.fit_head(3, find_lr=find)
+    assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values()))
+    assert one.history.steps.equals(two.history.steps) and two.rate_curve is not None
