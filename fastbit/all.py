@@ -38,6 +38,7 @@ from .recipes import *
 from .baseline import *
 from .fewshot import *
 from .leaderboard import *
+from .doctor import *
 
 # %% ../nbs/11_all.ipynb #076b5047
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -68,6 +68,16 @@ def make_parser() -> argparse.ArgumentParser:
     m.add_argument('--out', metavar='FOLDER', help='where the results go; by default fastbit-runs/NAME-compare-…, the same for the same question')
     m.add_argument('--no-cache', action='store_true', help='keep nothing for other runs, and use nothing that is kept')
     m.add_argument('--cache-gb', type=float, default=4., metavar='GB', help='what the cache may take on the disk')
+    d = sub.add_parser('check', help='look for what is wrong with a folder of images', formatter_class=_Help,
+        description='Look for unreadable files, copies across splits, wrong labels and whatever else makes numbers lie. Nothing is changed. Exit status 1 if something was found.')
+    d.add_argument('path', nargs='?', metavar='PATH', help="as for baseline; without it: scikit-learn's digits")
+    d.add_argument('--arch', default='tf_efficientnet_lite0', help='the body whose features labels are judged by')
+    d.add_argument('--weights', default='auto', help='auto, bundled, hub, or a .npz, .safetensors or .pth file')
+    d.add_argument('--size', type=int, metavar='PX', help="side of the images for it; by default the pre-training's, 64 for digits")
+    d.add_argument('--no-labels', action='store_true', help='do not look for wrong labels, which takes a pass of the body over the images')
+    d.add_argument('--device', help='cpu, cuda, cuda:1, …; by default the GPU if there is one')
+    d.add_argument('--no-cache', action='store_true', help='keep nothing for other runs, and use nothing that is kept')
+    d.add_argument('--out', metavar='FOLDER', help='where check.csv and the page check.html go; by default a new folder in fastbit-runs')
     r = sub.add_parser('recipe', parents=[data], help="show the BiT authors' rule for a folder of images", formatter_class=_Help,
         description='The BiT-HyperRule for a folder of images, from names and headers alone: resolution, steps, rate, mixup, and which of the numbers are the authors\'.')
     _rule_options(r)
@@ -76,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     s.add_argument('pattern', nargs='?', default='*', metavar='PATTERN', help="of names, '*lite*', 'BiT-M*'")
     c = sub.add_parser('cache', help='show what is kept from run to run, or clear it', description='Show what fastbit keeps from run to run, and where; FASTBIT_CACHE=FOLDER puts it elsewhere.')
     c.add_argument('--clear', action='store_true', help='remove it')
-    for c in (b, m, r, s, c): c.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
+    for c in (b, m, d, r, s, c): c.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     return p
 
 def _data_options():
@@ -130,6 +140,12 @@ def _compare(args):
         k_per_class=args.k_per_class, num_workers=args.workers, device=args.device, cache=not args.no_cache, cache_gb=args.cache_gb, out=out)
     if not board.best: raise ValueError('every run failed; the reasons are above.')
 
+def _check(args) -> int:
+    from fastbit.doctor import check_data
+    name = Path(args.path).resolve().name if args.path else 'digits'
+    res = check_data(args.path, args.arch, args.weights, args.size, not args.no_labels, args.device, not args.no_cache, out=args.out or Path('fastbit-runs')/f'{name}-check-{datetime.now():%Y%m%d-%H%M%S}')
+    return int(res.found)
+
 def _given(args) -> list[str]:
     "The options that differ from their defaults, as words to type"
     usual = vars(make_parser().parse_args([args.command]))
@@ -168,13 +184,13 @@ def _show_warning(message, category, *args, **kwargs):
 
 def main(
     argv:list=None, # Words after `fastbit`; `None`: the command line's
-) -> int: # Exit status: 0, 2 for an error, 130 for Ctrl-C
+) -> int: # Exit status: 0, 1 if `check` found something, 2 for an error, 130 for Ctrl-C
     "The `fastbit` command"
     args = make_parser().parse_args(argv)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='`torch.jit')   # torch 2.14 deprecates what torchvision 0.29 and fastai 2.8 still use
         warnings.showwarning = _show_warning
-        try: dict(baseline=_baseline, compare=_compare, recipe=_recipe, bodies=_bodies, cache=_cache)[args.command](args)
+        try: return dict(baseline=_baseline, compare=_compare, check=_check, recipe=_recipe, bodies=_bodies, cache=_cache)[args.command](args) or 0
         except KeyboardInterrupt:
             by_rule = args.command == 'baseline' and args.recipe == 'hyperrule'
             print('fastbit: stopped' + ('; the same command goes on from the last checkpoint' if by_rule else ''), file=sys.stderr)

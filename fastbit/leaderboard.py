@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/leaderboard.html.md"""
 __all__ = ['bodies_here', 'forward_speed', 'probe', 'Leaderboard', 'plot_cost', 'leaderboard']
 
 # %% ../nbs/09c_leaderboard.ipynb #974b3aec
-import hashlib, io, json, tempfile, time
+import hashlib, io, json, re, tempfile, time
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
@@ -88,8 +88,10 @@ class Leaderboard:
         table = pd.DataFrame({'body': d.body, 'recipe': d.recipe, 'accuracy': ['failed' if f else f'{a:.1%}' for a, f in zip(d.accuracy, d.failed)], '95 % interval': [span(*o, '.1%') for o in zip(d.low, d.high)],
             'behind the best': ['' if b != b else '–' if i == 0 else f'{100*b:+.1f} ({100*low:+.1f} to {100*high:+.1f})' for i, (b, low, high) in enumerate(zip(d.behind, d.behind_low, d.behind_high))],
             'images/s': ['' if o != o else f'{o:.0f}' for o in d.images_s], 'M params': ['' if o != o else f'{o:.1f}' for o in d.params_m], 'MB': ['' if o != o else f'{o:.0f}' for o in d.disk_mb], 'took': ['' if o != o else clock(o) for o in d.seconds]})
-        if d.failed.any(): table['why'] = d.failed
         return table
+
+    @property
+    def failures(self) -> list[str]: return [f'{r.body}, {r.recipe} failed: {r.failed}' for r in self.rows.itertuples() if r.failed]
 
     def _notes(self) -> list[str]:
         notes = [f'Accuracy is that of the {self.n} validation images, and rows are ranked by it; with several rows the best one is a little lucky.', 'Behind the best: points, with the 95 % interval of the difference on the same images; where it reaches zero, these images cannot tell the two apart.']
@@ -100,17 +102,17 @@ class Leaderboard:
 
     def __str__(self):
         table = self._table()
-        text = ['' if c in ('body', 'recipe', 'why') else '>' for c in table]
+        text = ['' if c in ('body', 'recipe') else '>' for c in table]
         width = [max(map(len, [c, *table[c]])) for c in table]
         line = lambda cells: '  '.join(f'{v:{a}{w}}' for v, a, w in zip(cells, text, width)).rstrip()
-        return '\n'.join([f'{self.data}: {len(self.rows)} rows', line(table.columns), *(line(r) for r in table.itertuples(index=False)), *self._notes(), *([f'files: {self.out}'] if self.out else [])])
+        return '\n'.join([f'{self.data}: {len(self.rows)} rows', line(table.columns), *(line(r) for r in table.itertuples(index=False)), *self.failures, *self._notes(), *([f'files: {self.out}'] if self.out else [])])
 
-    def _repr_html_(self): return self._table().to_html(index=False) + ''.join(f'<p>{escape(n)}</p>' for n in self._notes())
+    def _repr_html_(self): return self._table().to_html(index=False) + ''.join(f'<p>{escape(n)}</p>' for n in [*self.failures, *self._notes()])
 
     def html(self) -> str:
         "One self-contained page: the table, and accuracy against cost"
         fig = picture_uri(plot_cost(self.rows)) if self.best else ''
-        return render_page(_BOARD, title=f'{self.data}: {len(self.rows)} rows compared', table=self._table(), notes=self._notes(), fig=fig, best=self.best, first=self.rows.iloc[0], n=self.n,
+        return render_page(_BOARD, title=f'{self.data}: {len(self.rows)} rows compared', table=self._table(), notes=self._notes(), failures=self.failures, fig=fig, best=self.best, first=self.rows.iloc[0], n=self.n,
             links=[f'runs/{_slug(b, r)}/report.html' if self.out and (self.out/'runs'/_slug(b, r)/'report.html').exists() else '' for b, r in zip(self.rows.body, self.rows.recipe)], version=__version__)
 
     def save(self,
@@ -126,12 +128,12 @@ class Leaderboard:
         write_text(self.out/'leaderboard.html', self.html())
 
 _BOARD = '''<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title><link rel="icon" href="data:,"><style>{{ style }}</style></head><body><main>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title><link rel="icon" href="data:,"><style>{{ style }}td,td.text{white-space:nowrap;min-width:0}</style></head><body><main>
 <h1>{{ title }}</h1><p class="soft">fastbit {{ version }}</p>
 {% if best %}<div class="big"><div><b>{{ best }}</b>is ahead<br><span>{{ '%.1f'|format(100*first.accuracy) }} %, 95 % interval {{ '%.1f'|format(100*first.low) }} to {{ '%.1f'|format(100*first.high) }} %</span></div><div><b>{{ '%.0f'|format(first.images_s) }}</b>images a second<br><span>prediction on this machine</span></div><div><b>{{ n }}</b>validation images<br><span>the same for every row</span></div></div>{% else %}<p class="note">Every run failed.</p>{% endif %}
-<div class="scroll"><table><tr>{% for c in table.columns %}<th{% if c in ('body', 'recipe', 'why') %} class="text"{% endif %}>{{ c }}</th>{% endfor %}<th></th></tr>
-{% for r in table.itertuples(index=False) %}<tr>{% set link = links[loop.index0] %}{% for v in r %}<td{% if table.columns[loop.index0] in ('body', 'recipe', 'why') %} class="text"{% endif %}>{{ v }}</td>{% endfor %}<td>{% if link %}<a href="{{ link }}">report</a>{% endif %}</td></tr>{% endfor %}</table></div>
-{% for t in notes %}<p class="soft">{{ t }}</p>{% endfor %}
+<div class="scroll"><table><tr>{% for c in table.columns %}<th{% if c in ('body', 'recipe') %} class="text"{% endif %}>{{ c }}</th>{% endfor %}<th></th></tr>
+{% for r in table.itertuples(index=False) %}<tr>{% set link = links[loop.index0] %}{% for v in r %}<td{% if table.columns[loop.index0] in ('body', 'recipe') %} class="text"{% endif %}>{{ v }}</td>{% endfor %}<td>{% if link %}<a href="{{ link }}">report</a>{% endif %}</td></tr>{% endfor %}</table></div>
+{% for t in failures %}<p class="note">{{ t }}</p>{% endfor %}{% for t in notes %}<p class="soft">{{ t }}</p>{% endfor %}
 {% if fig %}<h2>Accuracy against cost</h2><figure><img src="{{ fig }}" alt="Accuracy against milliseconds an image, one point a row with its interval; the table above has the numbers"><figcaption>Above and to the left is better. Lines are 95 % intervals.</figcaption></figure>{% endif %}
 </main></body></html>'''
 
@@ -158,13 +160,13 @@ def plot_cost(
     return fig
 
 # %% ../nbs/09c_leaderboard.ipynb #553471d8
-def _slug(arch, recipe) -> str: return f'{timm_name(arch) if not arch.startswith("BiT") else arch}-{recipe}'.replace('/', '_')
+def _slug(body, recipe) -> str: return re.sub(r'[^\w.-]+', '_', f'{body}-{recipe}').strip('_')
 
-def _name_and_weights(arch) -> tuple[str, str]:
-    "'BiT-M-R50x1=BiT-M-R50x1.npz' -> both; without weights, 'auto'"
+def _body(arch) -> tuple[str, tuple]:
+    "'BiT-M-R50x1=my.npz' -> what it is called in the table, (name, weights); without weights, 'auto'"
     name, _, weights = str(arch).partition('=')
     timm_name(name)   # for its error, before any work
-    return name, weights or 'auto'
+    return f'{name} ({Path(weights).name})' if weights else name, (name, weights or 'auto')
 
 def _kept(file, what):
     "A finished row of the same question; `None` if there is none"
@@ -187,7 +189,7 @@ def _costs(learn):
 
 def _reason(e) -> str: return ' '.join(str(e).split()) or type(e).__name__
 
-def _probe_row(data, arch, weights, how, cache, cache_gb) -> tuple:
+def _probe_row(data, body, arch, weights, how, cache, cache_gb) -> tuple:
     start = time.perf_counter()
     dls = image_dataloaders(data, arch, **how, cache=cache, cache_gb=cache_gb)
     set_seed(how['seed'])
@@ -196,15 +198,15 @@ def _probe_row(data, arch, weights, how, cache, cache_gb) -> tuple:
     right = int((predictions.label == predictions.prediction).sum())
     low, high = wilson_interval(right, len(predictions))
     seconds = time.perf_counter() - start
-    return _row(arch, 'probe', accuracy=right/len(predictions), low=low, high=high, loss=loss, seconds=seconds, **_costs(learn)), predictions
+    return _row(body, 'probe', accuracy=right/len(predictions), low=low, high=high, loss=loss, seconds=seconds, **_costs(learn)), predictions
 
-def _tune_row(data, arch, weights, recipe, how, folder, costs, cache, cache_gb, more) -> tuple:
+def _tune_row(data, body, arch, weights, recipe, how, folder, costs, cache, cache_gb, more) -> tuple:
     options = {k: v for k, v in how.items() if k not in ('check',)}
     (folder/'results.json').unlink(missing_ok=True)   # of a run whose row was not written
     res = baseline(data, arch, weights, recipe, out=folder, verbose=False, cache=cache, cache_gb=cache_gb, **options, **more)
     ev = res.validation or res.evaluation
     test = dict(test_accuracy=res.evaluation.accuracy, test_low=res.evaluation.low, test_high=res.evaluation.high) if res.part == 'test' else {}
-    return _row(arch, recipe, accuracy=ev.accuracy, low=ev.low, high=ev.high, loss=ev.loss, seconds=sum(res.seconds.values()), **costs, **test), None
+    return _row(body, recipe, accuracy=ev.accuracy, low=ev.low, high=ev.high, loss=ev.loss, seconds=sum(res.seconds.values()), **costs, **test), None
 
 def _attempt(what, body, recipe, folder, f, verbose) -> dict:
     "A row: kept, made, or the reason why not"
@@ -272,23 +274,23 @@ def leaderboard(
     if isinstance(top, bool) or not isinstance(top, int) or top < 0: raise ValueError(f"top={top!r}: bodies to fine-tune, 0 or more.")
     wrong = [r for r in recipes if r not in RECIPES]
     if wrong or (top and not recipes): raise ValueError(f"recipes={list(recipes)!r}; there is {', '.join(map(repr, RECIPES))}.")
-    bodies, _, device = dict(map(_name_and_weights, archs)), check_share(valid_pct, test_pct), check_device(device)
+    bodies, _, device = dict(map(_body, archs)), check_share(valid_pct, test_pct), check_device(device)
     out = make_out(Path(out)/'runs').parent if out is not None else Path(tempfile.mkdtemp(prefix='fastbit-'))
     data, name, usual = find_data(path)
     choose = lambda key, asked, default: asked if asked is not None else usual.get(key, default)
     how = dict(size=choose('size', size, None), seed=seed, valid_pct=valid_pct, test_pct=test_pct, flip=choose('flip', flip, True), crop=choose('crop', crop, True), k_per_class=k_per_class, num_workers=num_workers, device=device)
-    first = image_dataloaders(data, next(iter(bodies)), **how, cache=False)
+    first = image_dataloaders(data, next(iter(bodies.values()))[0], **how, cache=False)
     what = dict(version=__version__, epochs=epochs, **{k: str(v) for k, v in how.items() if k != 'num_workers'}, images=_data_digest(first.table))
     _same_question(out, what)
     n, n_test = first.valid.n, int((first.table.split == 'test').sum())
     if verbose: print(f'{name}: {len(first.table)} images, {len(first.vocab)} classes, {first.train.n} to train, {n} to validate' + (f', {n_test} to test' if n_test else '') + f'; {len(bodies)} bodies to probe, the best {min(top, len(bodies))} to fine-tune by {", ".join(recipes)}', flush=True)
-    rows = [_attempt(dict(what, weights=w), a, 'probe', out/'runs'/_slug(a, 'probe'), lambda a=a, w=w: _probe_row(data, a, w, how, cache, cache_gb), verbose) for a, w in bodies.items()]
+    rows = [_attempt(dict(what, weights=w), b, 'probe', out/'runs'/_slug(b, 'probe'), lambda b=b, a=a, w=w: _probe_row(data, b, a, w, how, cache, cache_gb), verbose) for b, (a, w) in bodies.items()]
     best = sorted((r for r in rows if not r['failed']), key=lambda r: (-r['accuracy'], r['loss']))[:top]
     for r in best:
         for recipe in recipes:
-            a, folder, costs = r['body'], out/'runs'/_slug(r['body'], recipe), {k: r[k] for k in ('images_s', 'params_m', 'disk_mb')}
+            (a, w), folder, costs = bodies[r['body']], out/'runs'/_slug(r['body'], recipe), {k: r[k] for k in ('images_s', 'params_m', 'disk_mb')}
             more = {} if recipe == 'hyperrule' or epochs is None else dict(epochs=epochs)
-            rows.append(_attempt(dict(what, weights=bodies[a]), a, recipe, folder, lambda: _tune_row(data, a, bodies[a], recipe, how, folder, costs, cache, cache_gb, more), verbose))
+            rows.append(_attempt(dict(what, weights=w), r['body'], recipe, folder, lambda: _tune_row(data, r['body'], a, w, recipe, how, folder, costs, cache, cache_gb, more), verbose))
     df = _ranked(rows, out)
     first_row = df.iloc[0]
     board = Leaderboard(df, name, n, f'{first_row.body}, {first_row.recipe}' if not first_row.failed else '', n_test, out)
