@@ -35,6 +35,7 @@ from .figures import *
 from .cam import *
 from .report import *
 from .recipes import *
+from .budget import *
 from .baseline import *
 from .fewshot import *
 from .leaderboard import *

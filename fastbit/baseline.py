@@ -21,6 +21,7 @@ from fastcore.xtras import ContextManagers
 # %% ../nbs/09_baseline.ipynb #9edd5008
 from . import __version__
 from .bodies import hub_file, timm_name, weights_source
+from .budget import FIXED, Speed, TimeLimit, budget_text, choose_option, options, parse_budget
 from .calibration import fit_temperature
 from .callbacks import KeepBest
 from .data import PathLabel, check_device, image_dataloaders
@@ -191,6 +192,8 @@ def baseline(
     draft:bool=True,          # Decode large JPEGs at a reduced scale, twice what is needed or more?
     cache:bool=True,          # Keep decoded images and features for later epochs and runs, and use what is kept?
     cache_gb:float=CACHE_GB,  # GB that the cache may take
+    budget:float|str=None,    # Time for everything, '10m' or seconds: chooses size, epochs, and the head alone where there is no time for more; `None`: no limit
+    budget_from:float=None,   # `time.perf_counter()` from when it counts; `None`: now
     batch_size:int=BATCH_SIZE, # Of 'hyperrule': images in an optimizer step
     base_lr:float=BASE_LR,    # Of 'hyperrule': rate of a batch of 512
     scale:str='linear',       # Of 'hyperrule': 'linear', 'preset' or `None`
@@ -201,10 +204,11 @@ def baseline(
     checkpoint_every:int=None, # Of 'hyperrule': steps between two savings into `out`, from where the same call goes on; `None`: as `eval_every`
 ) -> BaselineResult:
     "From images to a measured baseline: check the data, train by a recipe, evaluate with TTA"
-    given = dict(locals())
-    settings = {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in given.items() if k not in ('path', 'verbose')}
+    began, given = time.perf_counter() if budget_from is None else budget_from, dict(locals())
+    settings = {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in given.items() if k not in ('path', 'verbose', 'budget_from', 'began')}
     _check_recipe(recipe, given)
     check_precision(precision)
+    if budget is not None: budget = _check_budget(budget, recipe, epochs)
     by_rule, source, device = recipe == 'hyperrule', weights_source(arch, weights), check_device(device)
     if keep_best not in (None, *_WATCHED): raise ValueError(f"keep_best={keep_best!r}; it can be {' or '.join(map(repr, _WATCHED))}.")
     watch = KeepBest(keep_best or 'valid_loss', patience) if keep_best or patience is not None else None
@@ -217,10 +221,18 @@ def baseline(
     if source.kind == 'hub': hub_file(arch)   # no network is found out now, not after the data has been checked
     data, name, usual = find_data(path)
     choose = lambda key, asked, default: asked if asked is not None else usual.get(key, default)
-    dls = image_dataloaders(data, arch, ('hyperrule' if size is None else size) if by_rule else choose('size', size, None), (None if by_rule else 32) if bs is None else bs, valid_pct, test_pct, seed, k_per_class, resize=resize,
+    load = lambda px: image_dataloaders(data, arch, ('hyperrule' if px is None else px) if by_rule else choose('size', px, None), (None if by_rule else 32) if bs is None else bs, valid_pct, test_pct, seed, k_per_class, resize=resize,
         crop=choose('crop', crop, True), flip=choose('flip', flip, True), train_size='hyperrule' if by_rule else None, num_workers=num_workers, device=device, draft=draft, cache=cache, cache_gb=cache_gb)
-    set_seed(seed)
-    learn = transfer_learner(dls, arch, weights, metrics=accuracy, bn=bn, precision=precision)
+    def make(px):
+        dls = load(px)
+        set_seed(seed)
+        return transfer_learner(dls, arch, weights, metrics=accuracy, bn=bn, precision=precision)
+    learn, within, deadline = make(size), '', None
+    if budget is not None:
+        how = dict(views=views, cache=cache, cache_gb=cache_gb)
+        learn, option, within = _fit_budget(learn, make, size is None, recipe, _stages('onecycle', 2, lr, how), budget, began)
+        stages, recipe, deadline = _stages(option.recipe, option.epochs, lr, how), option.recipe, began + budget
+    dls = learn.dls
     if watch: learn.add_cb(watch)
     checkpoint, words, found = Path(out)/CHECKPOINT if out is not None and by_rule else None, '', None
     if by_rule:
@@ -229,10 +241,10 @@ def baseline(
         stages = [RuleStage(rule, eval_every, checkpoint_every or eval_every)]
         _, found = learn.rule_checkpoint(rule, eval_every, checkpoint)
         words = rule_text(learn, rule, eval_every, found)
-    plan = _make_plan(learn, name, arch, source, stages, recipe, seed, words, checkpoint)
+    plan = _make_plan(learn, name, arch, source, stages, recipe, seed, words, checkpoint, within)
     if out is not None: make_out(out)
     if verbose: print(plan, flush=True)
-    times, took = {}, _train(learn, stages, seed, verbose, checkpoint)
+    times, took = {}, _train(learn, stages, seed, verbose, checkpoint, deadline, plan)
     times['training'], start, tta_views = sum(took), time.perf_counter(), default_views(dls.preprocess)
     held_out = {part: tta_probs(learn, dl, tta_views, dls.preprocess) for part, dl in zip(('valid', 'test'), dls.loaders[1:])}
     valid, part = held_out['valid'], list(held_out)[-1]
@@ -245,13 +257,32 @@ def baseline(
         _stage_times(plan, took), _command(settings), learn.fold_difference, f'the weights of {best.where}, by {best.monitor}' if best and best.where else '', learn)
     if out is not None: res.save(out)
     if verbose: print(res, flush=True)
+    if verbose and budget is not None: print(f'budget   {clock(time.perf_counter()-began)} of {clock(budget)}', flush=True)
     return res
 
-def _make_plan(learn, name, arch, source, stages, recipe, seed, rule, checkpoint):
+def _check_budget(budget, recipe, epochs) -> float:
+    if recipe == 'hyperrule': raise ValueError("budget belongs to 'onecycle' and 'head'; the length of 'hyperrule' is n_steps= (--steps).")
+    if epochs is not None: raise ValueError(f"epochs={epochs} and a budget: the budget chooses the epochs, leave one of them out.")
+    return parse_budget(budget)
+
+def _fit_budget(learn, make, smaller, recipe, stages, budget, began) -> tuple:
+    "(learner at the size that fits, the option, what to say): measured again at a smaller size, which is slower than its pixels say"
+    dls = learn.dls
+    n_test, choices, first = dls[2].n if len(dls.loaders) > 2 else 0, options(dls.preprocess.size, smaller, 'head' if recipe == 'head' else None), []
+    while True:
+        speed = Speed(learn.dls.preprocess.size, *measure_stages(learn, stages))
+        spent = time.perf_counter() - began
+        option, dearer = choose_option([o for o in choices if o.size <= speed.size], budget - spent, speed, dls.train.n, dls.valid.n, n_test)
+        known = dict(first) | dict(dearer)   # at the full size as it was measured there
+        first = list(known.items())
+        if option.size == speed.size: return learn, option, budget_text(option, [(o, known[o]) for o in choices[:choices.index(option)] if o in known], budget, spent)
+        learn = make(option.size)
+
+def _make_plan(learn, name, arch, source, stages, recipe, seed, rule, checkpoint, within=''):
     dls, pp = learn.dls, learn.dls.preprocess
     saved = f'{checkpoint}, every {stages[0].checkpoint_every} steps; the same command goes on from there' if checkpoint else ''
     return Plan(name, dls.train.n, dls.valid.n, dls[2].n if len(dls.loaders) > 2 else 0, len(dls.left_out), list(map(str, dls.vocab)), dls.split_words, arch if arch.startswith('BiT') else timm_name(arch), str(source),
-        sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp, dls.table.path), dls.bs, recipe, stages, str(dls.device) + (f', {learn.precision}' if learn.precision != 'float32' else ''), seed, measure_stages(learn, stages), rule, saved)
+        sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp, dls.table.path), dls.bs, recipe, stages, str(dls.device) + (f', {learn.precision}' if learn.precision != 'float32' else ''), seed, measure_stages(learn, stages), rule, saved, within)
 
 def _image_words(pp, paths):
     how = dict(squash='squashed', crop='cropped', pad='padded')[pp.resize] + f' to {pp.size} px ({pp.interpolation})'
@@ -260,7 +291,7 @@ def _image_words(pp, paths):
     how += ', large JPEGs decoded at a reduced scale' * (pp.draft and jpegs)
     return how + (f', training on {" and ".join(extra)}' if extra else ', no augmentation')
 
-def _train(learn, stages, seed, verbose, checkpoint) -> list[float]:
+def _train(learn, stages, seed, verbose, checkpoint, deadline=None, plan=None) -> list[float]:
     "Seconds of each stage"
     took = []
     set_seed(seed)
@@ -268,9 +299,17 @@ def _train(learn, stages, seed, verbose, checkpoint) -> list[float]:
         for s in stages:
             if verbose: print(f'{s.name}:', flush=True)
             start = time.perf_counter()
-            s.fit(learn, checkpoint)
+            limit = None if deadline is None else _time_limit(plan, deadline)
+            s.fit(learn, checkpoint, cbs=limit)
+            if limit and limit.drawn_together: say(f'The machine was slower than it was measured: {s.name} took {limit.steps} of {s.n_epoch*len(learn.dls.train)} steps, the schedule drawn together, so that it ends in time. The same call may give other numbers on another day.', 4)
             took.append(time.perf_counter() - start)
     return took
+
+def _time_limit(plan, deadline) -> TimeLimit:
+    "What is left for a stage of steps, less the evaluation and the report"
+    forward = min(plan.seconds_an_image[0], plan.seconds_an_image[-1]/3)
+    after = 2*(plan.n_valid + plan.n_test)*forward + FIXED
+    return TimeLimit(max(1., deadline - time.perf_counter() - after), plan.n_valid*forward)
 
 def _stage_times(plan, took) -> pd.DataFrame:
     rows = [(s.name, s.n_images(plan.n_train), t, e) for s, t, e in zip(plan.stages, took, plan.stage_seconds)]

@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/cli.html.md"""
 __all__ = ['make_parser', 'main']
 
 # %% ../nbs/10_cli.ipynb #0d05db04
-import argparse, hashlib, itertools, json, shlex, sys, warnings
+import argparse, hashlib, itertools, json, shlex, sys, time, warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -48,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     b.add_argument('--cache-gb', type=float, default=4., metavar='GB', help='what the cache may take on the disk; `fastbit cache` shows it')
     b.add_argument('--no-draft', action='store_true', help='decode large JPEGs at their full scale; else at a reduced one that leaves twice the pixels needed, or more')
     o = b.add_argument_group('with --recipe onecycle or head')
+    o.add_argument('--budget', metavar='TIME', help='90s, 10m, 1.5h: measure the machine, and choose size, epochs, or the head alone so that everything ends in that time')
     o.add_argument('--epochs', type=int, metavar='N', help='passes over the training images, all stages together, by default 8; with head, over the outputs of the frozen body, by default 10')
     o.add_argument('--views', type=int, default=1, metavar='K', help='views of each training image for the head stage: the image as it is, and K-1 augmentations')
     o.add_argument('--lr', type=float, help='peak rate of the head stage, by default 0.01; later stages keep their ratio to it')
@@ -118,7 +119,7 @@ def _out_folder(args) -> Path:
     "A new folder; for a run that can be gone on with, the one that the same command began, unless that is finished"
     name = Path(args.path).resolve().name if args.path else 'digits'
     if args.recipe != 'hyperrule': return Path('fastbit-runs')/f'{name}-{datetime.now():%Y%m%d-%H%M%S}'
-    what = {k: v for k, v in vars(args).items() if k not in ('out', 'debug', 'workers')} | dict(path=str(Path(args.path).resolve()) if args.path else '')
+    what = {k: v for k, v in vars(args).items() if k not in ('out', 'debug', 'workers', 'began')} | dict(path=str(Path(args.path).resolve()) if args.path else '')
     stem = f'{name}-hyperrule-{hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=4).hexdigest()}'
     folders = (Path('fastbit-runs')/(stem + (f'-{i}' if i > 1 else '')) for i in itertools.count(1))
     return next(f for f in folders if not (f/'results.json').exists())
@@ -129,7 +130,7 @@ def _baseline(args):
     from fastbit.baseline import baseline
     baseline(args.path, args.arch, args.weights, args.recipe, args.size, args.epochs, args.bs, args.lr, args.seed, args.valid_pct, args.test_pct, flip=False if args.no_flip else None,
         crop=False if args.no_crop else None, num_workers=args.workers, device=args.device, out=args.out or _out_folder(args), k_per_class=args.k_per_class,
-        keep_best=args.keep_best, patience=args.patience, views=args.views, precision=args.precision, draft=not args.no_draft, cache=not args.no_cache, cache_gb=args.cache_gb, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every, **_rule_numbers(args))
+        keep_best=args.keep_best, patience=args.patience, views=args.views, precision=args.precision, draft=not args.no_draft, cache=not args.no_cache, cache_gb=args.cache_gb, budget=args.budget, budget_from=args.began, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every, **_rule_numbers(args))
 
 def _compare(args):
     from fastbit.leaderboard import leaderboard
@@ -149,7 +150,7 @@ def _check(args) -> int:
 def _given(args) -> list[str]:
     "The options that differ from their defaults, as words to type"
     usual = vars(make_parser().parse_args([args.command]))
-    return [f"--{k.replace('_', '-')} {'none' if v is None else v}" for k, v in vars(args).items() if v != usual[k] and k not in ('path', 'plot', 'debug')]
+    return [f"--{k.replace('_', '-')} {'none' if v is None else v}" for k, v in vars(args).items() if k not in ('path', 'plot', 'debug', 'began') and v != usual[k]]
 
 def _recipe(args):
     from fastbit.baseline import folder_rule
@@ -186,7 +187,9 @@ def main(
     argv:list=None, # Words after `fastbit`; `None`: the command line's
 ) -> int: # Exit status: 0, 1 if `check` found something, 2 for an error, 130 for Ctrl-C
     "The `fastbit` command"
+    began = time.perf_counter()
     args = make_parser().parse_args(argv)
+    args.began = began
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='`torch.jit')   # torch 2.14 deprecates what torchvision 0.29 and fastai 2.8 still use
         warnings.showwarning = _show_warning

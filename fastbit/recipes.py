@@ -45,7 +45,7 @@ class HeadStage:
         of = 'the images as they are' if self.views == 1 else f'{self.views} views of each image'
         return f'{self.name}, the frozen body once over {of}, then {self.n_epoch} epoch{"s"*(self.n_epoch > 1)} on its outputs, one-cycle to {self.lr:g}'
 
-    def fit(self, learn, checkpoint=None):
+    def fit(self, learn, checkpoint=None, cbs=None):
         learn.freeze_to(self.freeze_to)
         learn.fit_head(self.n_epoch, self.lr, self.views, cache=self.cache, cache_gb=self.cache_gb, find_lr=True)
 
@@ -68,9 +68,9 @@ class StagePlan:
         rate = f'{self.lr:g}' if self.lr == self.lr_first else f'{self.lr_first:g} (stem) … {self.lr:g} (classifier)'
         return f'{self.name}, {self.n_epoch} epoch{"s"*(self.n_epoch > 1)}, one-cycle to {rate}'
 
-    def fit(self, learn, checkpoint=None):
+    def fit(self, learn, checkpoint=None, cbs=None):
         learn.freeze_to(self.freeze_to)
-        learn.fit_one_cycle(self.n_epoch, self.lr_max)
+        learn.fit_one_cycle(self.n_epoch, self.lr_max, cbs=cbs)
 
 LR_SPREAD = 10   # the classifier's rate over the stem's when everything trains
 RECIPES = ('onecycle', 'head', 'hyperrule')
@@ -111,7 +111,7 @@ class RuleStage:
     @property
     def n_evals(self): return -(-self.rule.steps_to_do // self.eval_every)
     def n_images(self, n_train): return self.rule.steps_to_do*self.rule.batch_size
-    def fit(self, learn, checkpoint=None): learn.fit_rule(self.rule, self.eval_every, checkpoint=checkpoint, checkpoint_every=self.checkpoint_every, show=False)
+    def fit(self, learn, checkpoint=None, cbs=None): learn.fit_rule(self.rule, self.eval_every, checkpoint=checkpoint, checkpoint_every=self.checkpoint_every, show=False)
 
 # %% ../nbs/08b_recipes.ipynb #d7320c97
 def _one_pass(learn, stage):
@@ -184,6 +184,7 @@ class Plan:
     seconds_an_image: list = field(default_factory=list) # of training, measured, one a stage
     rule: str = ''     # the rule in words, for `RuleStage`
     goes_on: str = ''  # where checkpoints go
+    budget: str = ''   # what a budget chose, and what more time would buy
 
     @property
     def seconds(self) -> float:
@@ -204,7 +205,7 @@ class Plan:
             ('images', f'{self.images}; ' + (f'loaded {self.bs} at a time' if self.rule else f'batches of {self.bs}, {-(-self.n_train//self.bs)} an epoch')),
             *([] if self.rule else [(f'stage {i}', str(s)) for i, s in enumerate(self.stages, 1)])]
         speed = ', '.join(f'{1/t:.3g} images/s {s.name}' for s, t in zip(self.stages, self.seconds_an_image))
-        end = [*([('saved', self.goes_on)] if self.goes_on else []), ('time', f'about {clock(self.seconds)} on {self.device}, from a measured batch ({speed})')]
+        end = [*([('budget', self.budget)] if self.budget else []), *([('saved', self.goes_on)] if self.goes_on else []), ('time', f'about {clock(self.seconds)} on {self.device}, from a measured batch ({speed})')]
         lines = lambda rows: [f'  {k:10}  {v}' for k, v in rows]
         return '\n'.join([f'fastbit {__version__}, recipe {self.recipe}, seed {self.seed}', *lines(rows), *([self.rule] if self.rule else []), *lines(end)])
 

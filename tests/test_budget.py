@@ -1,0 +1,69 @@
+"A run ends inside its budget, and says what it chose"
+import json, time
+
+import pytest, torch
+
+from fastbit.baseline import baseline
+from fastbit.budget import EPOCHS, FIXED, Option, Speed, TimeLimit, choose_option, option_seconds, options, parse_budget
+from fastbit.data import image_dataloaders
+from fastbit.learner import transfer_learner
+from fastbit.tables import DataWarning
+from conftest import TINY, run_fastbit
+
+small = dict(TINY, size=32, num_workers=0, verbose=False)
+
+
+def test_more_time_never_buys_less():
+    speed, ladder = Speed(224, 1/100, 1/30), options(224)
+    chosen = [ladder.index(choose_option(ladder, s, speed, 1000, 250)[0]) for s in range(40, 900, 10)]
+    assert chosen == sorted(chosen, reverse=True) and chosen[-1] == 0 and len(set(chosen)) > 6
+    for s in (40, 100, 300): assert option_seconds(choose_option(ladder, s, speed, 1000, 250)[0], speed, 1000, 250) < s
+
+
+def test_the_ladder():
+    assert {o.size for o in options(224) if o.recipe == 'onecycle'} == {224, 192, 160, 128} and options(224)[-1] == Option('head', 96, None)
+    assert [o.epochs for o in options(64, smaller=False)] == [*EPOCHS, None] and {o.recipe for o in options(224, recipe='head')} == {'head'}
+
+
+def test_it_ends_in_time_and_says_what_it_chose(folder, tmp_path, capsys):
+    start = time.perf_counter()
+    res = baseline(folder, budget='40s', out=tmp_path/'run', **small | dict(verbose=True))
+    assert time.perf_counter() - start < 44   # what the issue allows: a tenth more
+    text = capsys.readouterr().out
+    assert '40 s: onecycle at 32 px, 8 epochs; more time would buy nothing' in res.plan.budget and res.plan.budget in text and 'of 40 s' in text
+    assert json.loads((tmp_path/'run'/'results.json').read_text())['plan']['budget'] == res.plan.budget
+    fixed = baseline(folder, epochs=8, **small)   # the same without a clock
+    assert fixed.predictions.equals(res.predictions)
+
+
+def test_what_is_no_budget(folder):
+    for options, message in ((dict(budget='soon'), 'a time such as'), (dict(budget='5m', epochs=3), 'leave one of them out'), (dict(budget='5m', recipe='hyperrule'), 'n_steps'), (dict(budget=1), r'(?s)leaves.*or more')):
+        with pytest.raises(ValueError, match=message): baseline(folder, **small | options)
+
+
+def test_a_machine_that_slows_down_still_ends_in_time(folder):
+    learn = transfer_learner(image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=0), **TINY)
+    forward = learn.model.forward
+    learn.model.forward = lambda x: (time.sleep(.1), forward(x))[1]
+    learn.unfreeze()
+    limit = TimeLimit(3., evaluation=.3)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(20, 1e-3, cbs=limit)
+    assert limit.drawn_together and limit.steps < 40   # of 80
+    assert learn.history.steps.lr_last.iloc[-1] < 1e-4 and len(learn.history.epochs)   # annealed, and evaluated at the end
+
+
+def test_in_time_it_changes_nothing(folder):
+    runs = []
+    for cbs in (None, TimeLimit(600)):
+        torch.manual_seed(0)
+        learn = transfer_learner(image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=0), **TINY)
+        with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(2, 1e-3, cbs=cbs)
+        runs.append(learn)
+    assert runs[0].history.steps.equals(runs[1].history.steps)
+    assert all(torch.equal(a, b) for a, b in zip(runs[0].model.state_dict().values(), runs[1].model.state_dict().values()))
+
+
+def test_the_command(folder, tmp_path):
+    run = run_fastbit('baseline', folder, '--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--budget', '2s', cwd=tmp_path)
+    assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1 and 'or more' in run.stderr
+    assert not (tmp_path/'fastbit-runs').exists()
