@@ -23,7 +23,7 @@ from . import __version__
 from .bodies import hub_file, timm_name, weights_source
 from .budget import FIXED, Speed, TimeLimit, budget_text, choose_option, options, parse_budget
 from .calibration import fit_temperature
-from .callbacks import KeepBest
+from .callbacks import JsonLog, KeepBest
 from .data import PathLabel, check_device, image_dataloaders
 from .datasets import PUBLIC_SETS, named_table
 from .evaluate import Evaluation, default_views, evaluate_probs, tta_probs
@@ -33,7 +33,8 @@ from .headfit import HEAD_EPOCHS, check_head_options
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .images import header_sizes, middle_size
 from .learner import HEAD_LR, TransferLearner, check_precision, transfer_learner
-from .recipes import RECIPES, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages
+from .progress import show
+from .recipes import RECIPES, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages, rows_html
 from .report import Findings, Report, make_report, temper
 from .rulefit import check_steps, default_eval_every, rule_text
 from .store import CACHE_GB
@@ -72,21 +73,22 @@ class BaselineResult:
     learn: TransferLearner = None # trained
     out: Path = None           # where the files are; `None`: nowhere
 
-    def __str__(self):
+    def _rows(self) -> list[tuple]:
         e, t, c, v = self.evaluation, self.tta, self.calibrated, self.validation
-        rows = [f'accuracy {e.accuracy:.2%}, 95 % interval {e.low:.1%} to {e.high:.1%}, on {e.n} {"test" if self.part == "test" else "held-out"} images ({round(e.accuracy*e.n)} right)',
-            *([] if v is None else [f'         {v.accuracy:.2%} on {v.n} validation images; what was chosen was chosen there']),
-            *([] if e.top5 is None else [f'top-5    {e.top5:.2%}']),
-            f'loss     {e.loss:.4f}, macro-F1 {e.macro_f1:.4f}',
-            f'TTA      {t.accuracy:.2%} ({t.low:.1%} to {t.high:.1%}), loss {t.loss:.4f}, mean of {len(self.views)} views: {", ".join(self.views)}'
-                if len(self.views) > 1 else 'TTA      none: mirror images and crops are off for this data',
-            *([] if c is None else [f'sureness calibration error {e.ece:.3f}, {c.ece:.3f} with temperature {self.temperature:.2f}' + (', fitted on these same images' if self.part == 'valid' else ', fitted on validation')]),
-            *([f'chosen   {self.chosen}, ' + ('on these same images: the numbers are a little too good' if self.part == 'valid' else 'on the validation images')] if self.chosen else []),
-            f'time     {clock(self.seconds["training"])} training, {clock(self.seconds["evaluation"])} evaluation']
-        return '\n'.join(rows + ([f'files    {self.out}'] if self.out else []))
-    def _repr_html_(self):
-        from html import escape
-        return f'<pre>{escape(str(self))}</pre>'
+        here = self.part == 'valid'
+        rows = [('accuracy', f'{e.accuracy:.2%}, 95 % interval {e.low:.1%} to {e.high:.1%}, on {e.n} {"held-out" if here else "test"} images ({round(e.accuracy*e.n)} right)')]
+        if v is not None: rows.append(('', f'{v.accuracy:.2%} on {v.n} validation images; what was chosen was chosen there'))
+        if e.top5 is not None: rows.append(('top-5', f'{e.top5:.2%}'))
+        rows.append(('loss', f'{e.loss:.4f}, macro-F1 {e.macro_f1:.4f}'))
+        many = len(self.views) > 1
+        rows.append(('TTA', f'{t.accuracy:.2%} ({t.low:.1%} to {t.high:.1%}), loss {t.loss:.4f}, mean of {len(self.views)} views: {", ".join(self.views)}' if many else 'none: mirror images and crops are off for this data'))
+        if c is not None: rows.append(('sureness', f'calibration error {e.ece:.3f}, {c.ece:.3f} with temperature {self.temperature:.2f}, fitted on ' + ('these same images' if here else 'validation')))
+        if self.chosen: rows.append(('chosen', f'{self.chosen}, ' + ('on these same images: the numbers are a little too good' if here else 'on the validation images')))
+        rows.append(('time', f'{clock(self.seconds["training"])} training, {clock(self.seconds["evaluation"])} evaluation'))
+        return rows + ([('files', self.out)] if self.out else [])
+
+    def __str__(self): return '\n'.join(f'{k:8} {v}' for k, v in self._rows())
+    def _repr_html_(self): return rows_html(self._rows())
 
     def as_dict(self) -> dict:
         "Everything but the tables and the learner, for `results.json`"
@@ -106,7 +108,7 @@ class BaselineResult:
     def save(self,
         out:str|Path # Folder, made if need be
     ) -> Path:
-        "Write `results.json`, `report.html`, `history.csv`, `predictions.csv`, `left_out.csv`, `loss.png` and `rate.png`"
+        "Write `results.json`, `report.html`, `history.csv` (`log.jsonl` is written while it trains), `predictions.csv`, `left_out.csv`, `loss.png` and `rate.png`"
         out = Path(out); out.mkdir(parents=True, exist_ok=True)
         for name, df in (('history', self.epochs), ('predictions', self.predictions), ('left_out', self.left_out)): write_text(out/f'{name}.csv', df.to_csv(index=False))
         for name, fig in (('loss', plot_losses(self.epochs, self.steps)), ('rate', plot_rates(self.steps))): write_bytes(out/f'{name}.png', _png(fig))
@@ -194,6 +196,7 @@ def baseline(
     cache_gb:float=CACHE_GB,  # GB that the cache may take
     budget:float|str=None,    # Time for everything, '10m' or seconds: chooses size, epochs, and the head alone where there is no time for more; `None`: no limit
     budget_from:float=None,   # `time.perf_counter()` from when it counts; `None`: now
+    dry_run:bool=False,       # Stop at the plan, and return that?
     batch_size:int=BATCH_SIZE, # Of 'hyperrule': images in an optimizer step
     base_lr:float=BASE_LR,    # Of 'hyperrule': rate of a batch of 512
     scale:str='linear',       # Of 'hyperrule': 'linear', 'preset' or `None`
@@ -202,10 +205,10 @@ def baseline(
     mixup:float=None,         # Of 'hyperrule': alpha; `None`: the rule's
     eval_every:int=None,      # Of 'hyperrule': steps between two evaluations; `None`: a tenth of the run
     checkpoint_every:int=None, # Of 'hyperrule': steps between two savings into `out`, from where the same call goes on; `None`: as `eval_every`
-) -> BaselineResult:
+) -> BaselineResult: # Or the `Plan`, for `dry_run`
     "From images to a measured baseline: check the data, train by a recipe, evaluate with TTA"
     began, given = time.perf_counter() if budget_from is None else budget_from, dict(locals())
-    settings = {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in given.items() if k not in ('path', 'verbose', 'budget_from', 'began')}
+    settings = {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in given.items() if k not in ('path', 'verbose', 'budget_from', 'dry_run')}
     _check_recipe(recipe, given)
     check_precision(precision)
     if budget is not None: budget = _check_budget(budget, recipe, epochs)
@@ -242,8 +245,9 @@ def baseline(
         _, found = learn.rule_checkpoint(rule, eval_every, checkpoint)
         words = rule_text(learn, rule, eval_every, found)
     plan = _make_plan(learn, name, arch, source, stages, recipe, seed, words, checkpoint, within)
-    if out is not None: make_out(out)
-    if verbose: print(plan, flush=True)
+    if verbose: show(plan)
+    if dry_run: return plan
+    if out is not None: learn.add_cb(JsonLog(make_out(out)/'log.jsonl'))
     times, took = {}, _train(learn, stages, seed, verbose, checkpoint, deadline, plan)
     times['training'], start, tta_views = sum(took), time.perf_counter(), default_views(dls.preprocess)
     held_out = {part: tta_probs(learn, dl, tta_views, dls.preprocess) for part, dl in zip(('valid', 'test'), dls.loaders[1:])}
@@ -256,7 +260,7 @@ def baseline(
         part, tta.plain, tta[1], learn.temperature, evaluate_probs(temper(tta.plain, learn.temperature), tta[1]) if learn.temperature else None, evaluate_probs(valid.plain, valid[1]) if part == 'test' else None, tta.report,
         _stage_times(plan, took), _command(settings), learn.fold_difference, f'the weights of {best.where}, by {best.monitor}' if best and best.where else '', learn)
     if out is not None: res.save(out)
-    if verbose: print(res, flush=True)
+    if verbose: show(res)
     if verbose and budget is not None: print(f'budget   {clock(time.perf_counter()-began)} of {clock(budget)}', flush=True)
     return res
 

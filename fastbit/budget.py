@@ -21,7 +21,7 @@ from .recipes import clock
 # %% ../nbs/08c_budget.ipynb #82aefe9a
 SIZES = (224, 192, 160, 128, 96)  # sides in pixels that are tried below the body's own
 EPOCHS = (8, 6, 5, 4)             # of 'onecycle', the head stage being one; fewer than three of the whole network are not worth their time
-SAFETY = .85    # share of the time that plans may fill: batches on small machines differ by a tenth
+SAFETY = .95    # share of the time that plans may fill; one that turns out late is drawn together
 FIXED = 6.      # seconds for reading results, plots and the report, on two cores
 
 @dataclass(frozen=True)

@@ -20,6 +20,19 @@ class _Parser(argparse.ArgumentParser):
     "argparse, with errors of one line"
     def error(self, message): self.exit(2, f'{self.prog}: error: {message} (`{self.prog} --help` shows all options)\n')
 
+class _Completion(argparse.Action):
+    "Print what the shell needs to complete options and names, and stop"
+    def __call__(self, parser, args, shell, option=None):
+        import shtab
+        from fastbit.bodies import list_bodies
+        choices = dict(arch=sorted(list_bodies().name), recipe=['onecycle', 'head', 'hyperrule'], precision=['float32', 'bf16', 'fp16', 'auto'], keep_best=['valid_loss', 'accuracy'], weights=shtab.FILE, path=shtab.FILE, out=shtab.DIRECTORY, plot=shtab.FILE)
+        subs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices.values()
+        for a in (a for p in subs for a in p._actions if a.dest in choices):
+            if isinstance(choices[a.dest], dict): a.complete = choices[a.dest]
+            else: a.choices = choices[a.dest]
+        print(shtab.complete(parser, shell))
+        parser.exit()
+
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     "Show defaults, but for switches and for options whose help says what happens without them"
     def _get_help_string(self, action): return action.help if action.default in (None, False) else super()._get_help_string(action)
@@ -28,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     "The command's options; their defaults are `baseline`'s"
     p = _Parser(prog='fastbit', description='Strong image-classification baselines in one line.', epilog='`fastbit COMMAND --help` shows the options of a command.')
     p.add_argument('--version', action='version', version=f'fastbit {__version__}')
+    p.add_argument('--print-completion', action=_Completion, choices=['bash', 'zsh', 'tcsh'], metavar='SHELL', help='print what bash, zsh or tcsh needs to complete names and options: eval "$(fastbit --print-completion bash)"')
     sub = p.add_subparsers(dest='command', metavar='COMMAND', required=True)
     data = _data_options()
     b = sub.add_parser('baseline', parents=[data], help='train and measure a baseline on a folder of images', formatter_class=_Help,
@@ -43,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     b.add_argument('--precision', default='float32', help='of the arithmetic in training: float32, bf16, fp16, or auto, what the device is fast at')
     b.add_argument('--workers', type=int, metavar='N', help='loader processes; by default one a core, none beside training on a CPU of four cores or fewer')
     b.add_argument('--device', help='cpu, cuda, cuda:1, …; by default the GPU if there is one')
+    b.add_argument('--dry-run', action='store_true', help='show the plan, and stop there')
     b.add_argument('--out', metavar='FOLDER', help='where the results go; by default a new folder in fastbit-runs')
     b.add_argument('--no-cache', action='store_true', help='keep nothing for other runs, and use nothing that is kept')
     b.add_argument('--cache-gb', type=float, default=4., metavar='GB', help='what the cache may take on the disk; `fastbit cache` shows it')
@@ -119,7 +134,7 @@ def _out_folder(args) -> Path:
     "A new folder; for a run that can be gone on with, the one that the same command began, unless that is finished"
     name = Path(args.path).resolve().name if args.path else 'digits'
     if args.recipe != 'hyperrule': return Path('fastbit-runs')/f'{name}-{datetime.now():%Y%m%d-%H%M%S}'
-    what = {k: v for k, v in vars(args).items() if k not in ('out', 'debug', 'workers', 'began')} | dict(path=str(Path(args.path).resolve()) if args.path else '')
+    what = {k: v for k, v in vars(args).items() if k not in ('out', 'debug', 'workers', 'began', 'dry_run')} | dict(path=str(Path(args.path).resolve()) if args.path else '')
     stem = f'{name}-hyperrule-{hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=4).hexdigest()}'
     folders = (Path('fastbit-runs')/(stem + (f'-{i}' if i > 1 else '')) for i in itertools.count(1))
     return next(f for f in folders if not (f/'results.json').exists())
@@ -130,7 +145,7 @@ def _baseline(args):
     from fastbit.baseline import baseline
     baseline(args.path, args.arch, args.weights, args.recipe, args.size, args.epochs, args.bs, args.lr, args.seed, args.valid_pct, args.test_pct, flip=False if args.no_flip else None,
         crop=False if args.no_crop else None, num_workers=args.workers, device=args.device, out=args.out or _out_folder(args), k_per_class=args.k_per_class,
-        keep_best=args.keep_best, patience=args.patience, views=args.views, precision=args.precision, draft=not args.no_draft, cache=not args.no_cache, cache_gb=args.cache_gb, budget=args.budget, budget_from=args.began, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every, **_rule_numbers(args))
+        keep_best=args.keep_best, patience=args.patience, views=args.views, precision=args.precision, draft=not args.no_draft, cache=not args.no_cache, cache_gb=args.cache_gb, budget=args.budget, budget_from=args.began, dry_run=args.dry_run, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every, **_rule_numbers(args))
 
 def _compare(args):
     from fastbit.leaderboard import leaderboard

@@ -34,6 +34,7 @@ from .features import frozen_features
 from .files import write_text
 from .images import in_threads, check_images, read_image
 from .model import TransferModel
+from .progress import show
 from .report import THUMB, picture_uri, render_page
 from .store import CACHE_GB
 from .tables import image_table
@@ -274,5 +275,5 @@ def check_data(
     order = {k: i for i, k in enumerate(KINDS)}
     res = DataCheck(pd.DataFrame(sorted(rows, key=lambda r: order[r[0]]), columns=COLUMNS), name, len(table), table.label.nunique(), skipped)
     if out is not None: res.save(out)
-    if verbose: print(res, flush=True)
+    if verbose: show(res)
     return res

@@ -30,6 +30,7 @@ from .files import write_bytes, write_text
 from .fold import FoldedModel
 from .intervals import compare, read_predictions, wilson_interval
 from .learner import transfer_learner
+from .progress import show
 from .recipes import RECIPES, clock
 from .report import picture_uri, render_page
 from .store import CACHE_GB
@@ -295,5 +296,5 @@ def leaderboard(
     first_row = df.iloc[0]
     board = Leaderboard(df, name, n, f'{first_row.body}, {first_row.recipe}' if not first_row.failed else '', n_test, out)
     board.save(out)
-    if verbose: print(board, flush=True)
+    if verbose: show(board)
     return board

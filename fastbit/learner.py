@@ -30,14 +30,14 @@ from fastcore.foundation import L
 # %% ../nbs/06_learner.ipynb #47d4fb7b
 from .bodies import body_preprocess, build_body, timm_name
 from .calibration import fit_temperature
-from .callbacks import DevicePrecision, DeviceSmoothLoss, History, PlainLog, RarelyProgress
+from .callbacks import DevicePrecision, DeviceSmoothLoss, History, JsonLog, PlainLog, RarelyProgress
 from .data import ImageDL
 from .evaluate import Evaluation, TTAResult, default_views, evaluate_probs, mean_probs, tta_probs, view_logits
 from .fold import FoldedModel, can_fold
 from .model import TransferModel, same_draws, swapped, untouched
 from .headfit import HeadFit
 from .optim import FusedAdam
-from .progress import is_interactive
+from .progress import is_interactive, show as show_it
 from .report import Findings, Report, make_report
 from .rulefit import RuleFit
 from .tables import say
@@ -114,6 +114,13 @@ class TransferLearner(HeadFit, RuleFit, Learner):
     def to_detach(self, b, cpu=True, gather=True):
         "As fastai's, but a loss or metric stays on the device, where it is summed, until somebody looks at the sum"
         return super().to_detach(b, cpu and not (isinstance(b, torch.Tensor) and b.ndim == 0), gather)
+
+    def gather_args(self) -> dict:
+        "What fastai's `WandbCallback` logs as configuration"
+        # fastai 2.8.12 formats it with fastcore 2.2's `init_args`, which fails for whatever has no `__dict__`, numbers and paths among them: given to W&B here instead
+        import wandb   # whoever asks has it
+        wandb.config.update(dict(self.body_settings, weights=str(self.weights_source), bs=self.dls.bs, images=self.dls.train.n), allow_val_change=True)
+        return {}
 
     def _bn_bias_state(self, with_bias):
         "Parameters without weight decay: all norm weights and biases. fastai's list of norms has no GroupNorm"
@@ -192,7 +199,7 @@ class TransferLearner(HeadFit, RuleFit, Learner):
 
     def _rate_curve(self, funcs=(schedule.valley,), start_lr=1e-7, end_lr=10, num_it=100, stop_div=True) -> tuple:
         "Rates, losses, and what `funcs` suggest: (name, rate, point) each, `None` where the loss has no clear minimum"
-        quiet = [cb for cb in self.cbs if isinstance(cb, (History, PlainLog))]
+        quiet = [cb for cb in self.cbs if isinstance(cb, (History, JsonLog, PlainLog))]
         finder = MemoryLRFinder(start_lr, end_lr, num_it, stop_div)
         with untouched(self), self.removed_cbs(quiet), self.no_logging(): self.fit(num_it//len(self.dls.train) + 1, cbs=finder)
         lrs, losses = self.recorder.lrs, [float(o) for o in self.recorder.losses]
@@ -212,7 +219,7 @@ class TransferLearner(HeadFit, RuleFit, Learner):
         logits, targs, _ = view_logits(self, dl, ('identity',), self._preprocess(dl))
         if targs is None: raise ValueError("There are no labels to evaluate against; type dls.test_dl(items, with_labels=True).")
         res = evaluate_probs(mean_probs(logits), targs)
-        if show: print(res)
+        if show: show_it(res)
         return res
 
     def tta(self,
@@ -245,9 +252,10 @@ class TransferLearner(HeadFit, RuleFit, Learner):
         "The run so far on one page: metrics with intervals, mistakes, where the network looks, how sure it is"
         dl = self.dls[ds_idx]
         pp, paths = self._preprocess(dl), [o for o in getattr(dl, 'items', []) if isinstance(o, (str, Path))]
-        res = tta_probs(self, dl, default_views(pp), pp)
+        res, best = tta_probs(self, dl, default_views(pp), pp), getattr(self, 'keep_best', None)
+        chosen = [f'The weights of {best.where} were chosen by {best.monitor}'] if best and best.where and ds_idx == 1 else []
         return make_report(Findings(self, res.plain, res[1], paths if len(paths) == len(res[1]) else [], 'test' if ds_idx == 2 else 'valid', Path(self.dls.path).resolve().name,
-            tta=res.report, temperature=self.temperature, left_out=getattr(self.dls, 'left_out', None), curve=self.rate_curve, command='learn.report()'))
+            tta=res.report, temperature=self.temperature, chosen=chosen, left_out=getattr(self.dls, 'left_out', None), curve=self.rate_curve, command='learn.report()'))
 
 # %% ../nbs/06_learner.ipynb #6d888053
 def transfer_learner(

@@ -6,11 +6,12 @@ Docs: https://fastbit.github.io/fastbit/recipes.html.md"""
 
 # %% auto #0
 __all__ = ['LR_SPREAD', 'RECIPES', 'HeadStage', 'StagePlan', 'head_stages', 'onecycle_stages', 'RuleStage', 'measure_stages',
-           'clock', 'Plan']
+           'clock', 'rows_html', 'Plan']
 
 # %% ../nbs/08b_recipes.ipynb #c7316c46
 import os, time
 from dataclasses import dataclass, field
+from html import escape
 
 # %% ../nbs/08b_recipes.ipynb #4be23153
 import torch
@@ -161,6 +162,15 @@ def clock(seconds:float) -> str:
     s = round(seconds)
     return f'{s} s' if s < 90 else f'{s//60} min {s%60:02d} s' if s < 5400 else f'{s//3600} h {s%3600//60:02d} min'
 
+def rows_html(
+    rows:list,    # (name, value) pairs
+    title:str='', # Above them
+) -> str:
+    "A small table for notebooks"
+    cell = 'style="text-align:left;vertical-align:top"'
+    head = f'<caption style="text-align:left;font-weight:600;caption-side:top">{escape(title)}</caption>' if title else ''
+    return f'<table>{head}' + ''.join(f'<tr><th {cell}>{escape(str(k))}</th><td {cell}>{escape(str(v))}</td></tr>' for k, v in rows) + '</table>'
+
 @dataclass
 class Plan:
     "What a run is going to do; `print` it"
@@ -197,7 +207,8 @@ class Plan:
         forward = min(self.seconds_an_image[0], self.seconds_an_image[-1]/3) if self.seconds_an_image else 0
         return [s.n_images(self.n_train)*t + s.n_evals*self.n_valid*forward for s, t in zip(self.stages, self.seconds_an_image)]
 
-    def __str__(self):
+    def _rows(self) -> tuple:
+        "What is said before the rule, and after it"
         left = f', {self.n_left_out} unreadable left out' if self.n_left_out else ''
         test = f' to validate and {self.n_test} to test' if self.n_test else ''
         rows = [('data', f'{self.data}: {self.n_train+self.n_valid+self.n_test} images, {len(self.classes)} classes{left}; {self.n_train} to train, {self.n_valid} held out{test} ({self.split})'),
@@ -206,9 +217,14 @@ class Plan:
             *([] if self.rule else [(f'stage {i}', str(s)) for i, s in enumerate(self.stages, 1)])]
         speed = ', '.join(f'{1/t:.3g} images/s {s.name}' for s, t in zip(self.stages, self.seconds_an_image))
         end = [*([('budget', self.budget)] if self.budget else []), *([('saved', self.goes_on)] if self.goes_on else []), ('time', f'about {clock(self.seconds)} on {self.device}, from a measured batch ({speed})')]
+        return rows, end
+
+    def _title(self): return f'fastbit {__version__}, recipe {self.recipe}, seed {self.seed}'
+    def __str__(self):
         lines = lambda rows: [f'  {k:10}  {v}' for k, v in rows]
-        return '\n'.join([f'fastbit {__version__}, recipe {self.recipe}, seed {self.seed}', *lines(rows), *([self.rule] if self.rule else []), *lines(end)])
+        rows, end = self._rows()
+        return '\n'.join([self._title(), *lines(rows), *([self.rule] if self.rule else []), *lines(end)])
 
     def _repr_html_(self):
-        from html import escape
-        return f'<pre>{escape(str(self))}</pre>'
+        rows, end = self._rows()
+        return rows_html(rows, self._title()) + (f'<pre>{escape(self.rule)}</pre>' if self.rule else '') + rows_html(end)

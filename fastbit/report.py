@@ -213,8 +213,8 @@ _STYLE = '''
 @media(prefers-color-scheme:dark){:root{--ink:#e6eaf0;--soft:#a4afbd;--line:#37414e;--paper:#14191f;--card:#1d242c;--good:#5fd0a5;--bad:#ff8a80;--link:#7db8ff}}
 *{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1060px;margin:0 auto;padding:1rem 1.2rem 4rem}h1{font-size:1.5rem;line-height:1.25;margin:.6rem 0 .2rem;overflow-wrap:anywhere}h2{font-size:1.2rem;margin:2.4rem 0 .6rem;border-bottom:1px solid var(--line);padding-bottom:.25rem}h3{font-size:1rem;margin:1.4rem 0 .4rem}
-p{margin:.4rem 0 .8rem;max-width:70ch}.soft,figcaption,caption{color:var(--soft);font-size:.88rem}a{color:var(--link)}nav{font-size:.9rem;display:flex;flex-wrap:wrap;gap:.2rem .9rem;margin:.8rem 0}
-.big{display:flex;flex-wrap:wrap;gap:.8rem;margin:1rem 0}.big div{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.6rem .9rem;flex:1 1 9rem}.big b{display:block;font-size:1.5rem;line-height:1.2}.big span{color:var(--soft);font-size:.85rem}
+p{margin:.4rem 0 .8rem;max-width:70ch;overflow-wrap:anywhere}.soft,figcaption,caption{color:var(--soft);font-size:.88rem}a{color:var(--link)}nav{font-size:.9rem;display:flex;flex-wrap:wrap;gap:.2rem .9rem;margin:.8rem 0}
+.big{display:flex;flex-wrap:wrap;gap:.8rem;margin:1rem 0}.big div{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.6rem .9rem;flex:1 1 9rem}.big b{display:block;font-size:1.5rem;line-height:1.2;overflow-wrap:anywhere}.big span{color:var(--soft);font-size:.85rem}
 .note{border-left:4px solid var(--bad);background:var(--card);padding:.5rem .8rem;margin:.8rem 0}
 .scroll{overflow-x:auto;max-width:100%}table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}th,td{text-align:right;padding:.22rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}th:first-child,td:first-child,td.text,th.text{text-align:left}td.text{overflow-wrap:anywhere;min-width:9rem}th{font-weight:600}
 pre{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:.7rem;overflow-x:auto;font-size:.82rem;line-height:1.4}
@@ -301,5 +301,5 @@ def make_report(
     if f.paths and len(f.paths) != len(f.targs): raise ValueError(f"{len(f.paths)} files do not go with {len(f.targs)} labels.")
     s = _sections(f)
     arch = getattr(f.learn, 'arch', type(f.learn.model).__name__)
-    lead = f'{arch}, measured on {len(f.targs)} {s["part"]} images that it was not trained on' + ('; nothing was chosen on them' if not f.chosen else '')
+    lead = f'{arch}, measured on {len(f.targs)} {s["part"]} images that it was not trained on' + ('; no weights were chosen by them' if not f.chosen else '')
     return Report(render_page(_PAGE, title=f'{f.title or "Images"}: {s["ev"].accuracy:.1%} accuracy', lead=lead, **s))

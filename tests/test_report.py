@@ -79,7 +79,7 @@ def test_what_was_chosen_on_the_reported_images_is_said(folder, tmp_path):
     assert res.part == 'valid' and res.validation is None and 'too good' in str(res)
     assert 'these same images, so the numbers are a little too good' in (tmp_path/'run'/'report.html').read_text()
     plain = baseline(folder, **small)
-    assert 'nothing was chosen on them' in plain.report().html
+    assert 'no weights were chosen by them' in plain.report().html
 
 
 def test_the_command_is_what_to_type(run, folder):

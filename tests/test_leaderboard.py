@@ -1,0 +1,70 @@
+"Bodies compared on one folder: ranked, kept, and gone on with"
+import json
+
+import pandas as pd, pytest
+
+import fastbit.leaderboard as module
+from fastbit.intervals import compare
+from fastbit.leaderboard import leaderboard
+from conftest import look_at, run_fastbit
+
+small = dict(archs=['test_efficientnet=random', 'test_efficientnet_ln=random', 'tf_efficientnet_b0'], size=32, epochs=2, top=1, num_workers=0, verbose=False)
+
+
+@pytest.fixture
+def small_archs():
+    from fastbit.bodies import timm_name
+    try: timm_name('test_efficientnet_ln')
+    except ValueError: return small | dict(archs=['test_efficientnet=random', 'tf_efficientnet_b0'])
+    return small
+
+
+def test_the_board(folder, tmp_path, small_archs):
+    board = leaderboard(folder, out=tmp_path/'board', **small_archs)
+    df = board.rows
+    assert df.recipe.tolist().count('probe') == len(small_archs['archs']) and (df.recipe == 'onecycle').sum() == 1
+    good = df[df.failed == '']
+    assert good.accuracy.is_monotonic_decreasing and good.images_s.gt(0).all() and good.disk_mb.gt(0).all() and (good.low <= good.accuracy).all()
+    assert df.iloc[-1].failed and 'hub' in df.iloc[-1].failed and len(board.failures) == 1 and board.failures[0] in str(board)
+    assert pd.read_csv(tmp_path/'board'/'leaderboard.csv').body.tolist() == df.body.tolist()
+    if len(good) > 1:
+        runs = [tmp_path/'board'/'runs'/module._slug(r.body, r.recipe) for r in good.itertuples()]
+        assert compare(runs[0], runs[1]).difference == pytest.approx(good.behind.iloc[1])
+    seen = look_at(tmp_path/'board'/'leaderboard.html', 390)
+    assert (seen['errors'], seen['broken'], seen['requests'], seen['pictures']) == ([], [], [], 1) and seen['too_wide'] <= 0
+    assert 'failed' in seen['text'] and 'report' in seen['text']
+
+
+def test_again_does_only_what_is_missing(folder, tmp_path, monkeypatch, small_archs):
+    first = leaderboard(folder, out=tmp_path/'board', **small_archs)
+    done = []
+    for name in ('_probe_row', '_tune_row'):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, real=real: (done.append(a[1]), real(*a))[1])
+    again = leaderboard(folder, out=tmp_path/'board', **small_archs)
+    assert done == ['tf_efficientnet_b0']   # what failed is tried again
+    assert again.rows.equals(first.rows)
+    more = leaderboard(folder, out=tmp_path/'board', **small_archs | dict(recipes=['onecycle', 'head']))
+    assert done[1:] == [first.rows[first.rows.recipe == 'onecycle'].body.item(), 'tf_efficientnet_b0'][::-1] and 'head' in set(more.rows.recipe)
+    with pytest.raises(ValueError, match='another epochs'): leaderboard(folder, out=tmp_path/'board', **small_archs | dict(epochs=3))
+
+
+def test_the_test_set_is_shown_for_the_chosen_one_alone(folder, tmp_path, small_archs):
+    board = leaderboard(folder, out=tmp_path/'board', **small_archs | dict(archs=['test_efficientnet=random']), test_pct=.2)
+    text = str(board)
+    tuned = board.rows[board.rows.recipe == 'onecycle'].iloc[0]
+    run = json.loads((tmp_path/'board'/'runs'/module._slug(tuned.body, 'onecycle')/'results.json').read_text())
+    assert run['part'] == 'test' and tuned.accuracy == run['validation']['accuracy'] and tuned.test_accuracy == run['evaluation']['accuracy']
+    assert text.count('test images') == (1 if board.rows.iloc[0].recipe == 'onecycle' else 0) and 'test_accuracy' not in board._table()
+
+
+def test_the_command(folder, tmp_path):
+    args = ('compare', folder, '--arch', 'test_efficientnet=random', '--size', 32, '--top', 1, '--recipe', 'head', '--epochs', 2)
+    run = run_fastbit(*args, cwd=tmp_path)
+    assert run.returncode == 0 and 'behind the best' in run.stdout, run.stderr
+    again = run_fastbit(*args, cwd=tmp_path)
+    assert again.stdout.count('kept from before') == 2 and len(list((tmp_path/'fastbit-runs').iterdir())) == 1
+    wrong = run_fastbit('compare', folder, '--arch', 'resnet50', cwd=tmp_path)
+    assert wrong.returncode == 2 and 'not a BiT or EfficientNet body' in wrong.stderr
+    none = run_fastbit('compare', folder, '--arch', 'tf_efficientnet_b0', '--size', 32, '--out', 'none', cwd=tmp_path)
+    assert none.returncode == 2 and 'failed' in none.stdout and 'every run failed' in none.stderr
