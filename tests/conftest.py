@@ -55,7 +55,7 @@ def look_at(page: Path, width: int, dark=False) -> dict:
     "Open a page in headless Chromium and say what went wrong: {errors, broken pictures, pixels wider than the window, requests}"
     import shutil
     from selenium import webdriver
-    if not (chromium := shutil.which('chromium')) or not (driver := shutil.which('chromedriver')): pytest.skip('no Chromium here: apt-get install chromium chromium-driver')
+    if not (chromium := next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)) or not (driver := shutil.which('chromedriver')): pytest.skip('no Chromium here: apt-get install chromium chromium-driver')
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for o in ('headless=new', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking', 'disable-component-update', 'disable-sync', 'disable-dev-shm-usage', *(['force-dark-mode'] if dark else [])): options.add_argument(f'--{o}')

@@ -101,10 +101,11 @@ def test_a_clean_folder_has_nothing_to_see_and_the_command_says_so(planted, tmp_
 
 
 def test_classes_with_hardly_any_images(tmp_path):
-    for label, n in (('bird', 30), ('owl', 3)):
+    for label, n in (('bird', 33), ('owl', 3)):
         (tmp_path/label).mkdir()
         for i in range(n): drawing(label, i).save(tmp_path/label/f'{i}.png')
     rows = check_data(tmp_path, size=64, verbose=False).rows
+    assert rows[rows.kind == 'imbalance'].detail.tolist() == ['3 images, and bird has 33, 11 times as many']
     assert rows[rows.kind == 'few'].label.tolist() == ['owl'] and not (rows.kind == 'label').any()   # three are too few to judge
 
 
