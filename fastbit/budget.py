@@ -111,13 +111,14 @@ class TimeLimit(Callback):
     def __init__(self,
         seconds:float, # From the first batch to the end of the last evaluation
         evaluation:float=0., # Seconds that an evaluation is expected to take; after the first one, what that took
-    ): self.seconds, self.validating, self.steps, self.drawn_together = seconds, evaluation, 0, False
+        now=time.monotonic,  # The clock
+    ): self.seconds, self.validating, self.now, self.steps, self.drawn_together = seconds, evaluation, now, 0, False
 
     def before_fit(self):
-        self.start, self.steps, self.run = time.monotonic(), 0, not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+        self.start, self.steps, self.run = self.now(), 0, not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
 
     @property
-    def elapsed(self) -> float: return time.monotonic() - self.start
+    def elapsed(self) -> float: return self.now() - self.start
     def before_batch(self):
         # one evaluation has to fit in after the last step
         share = self.elapsed/max(1e-9, self.seconds - self.validating)
@@ -127,7 +128,7 @@ class TimeLimit(Callback):
         self.steps += 1
         if self.elapsed >= self.seconds - self.validating: self.drawn_together = True; raise CancelTrainException
 
-    def before_validate(self): self.began = time.monotonic()
-    def after_validate(self): self.validating = time.monotonic() - self.began
+    def before_validate(self): self.began = self.now()
+    def after_validate(self): self.validating = self.now() - self.began
     def after_epoch(self):
         if self.elapsed >= self.seconds - self.validating and self.epoch+1 < self.n_epoch: raise CancelFitException

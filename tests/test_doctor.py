@@ -24,7 +24,7 @@ def drawing(label: str, i: int) -> Image.Image:
 @pytest.fixture(scope='module')
 def planted(tmp_path_factory):
     "(folder, what was planted: kind -> names of files)"
-    root, faults, rng = tmp_path_factory.mktemp('check')/'data', {}, np.random.default_rng(0)
+    root, faults = tmp_path_factory.mktemp('check')/'data', {}
     for part, n in (('train', 50), ('valid', 15)):
         for label in COLOURS:
             (root/part/label).mkdir(parents=True)

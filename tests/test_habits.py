@@ -1,5 +1,5 @@
 "What people are used to: a plan before the work, a log to follow, fastai's trackers, completion, rich displays"
-import json, os, subprocess, sys
+import json, subprocess, sys
 
 import numpy as np, pandas as pd, pytest
 from fastai.metrics import accuracy
