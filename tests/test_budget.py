@@ -4,7 +4,7 @@ import json
 import pytest, torch
 
 from fastbit.baseline import baseline
-from fastbit.budget import EPOCHS, Option, Speed, TimeLimit, choose_option, option_seconds, options
+from fastbit.budget import EPOCHS, BudgetOption, Speed, TimeLimit, choose_option, option_seconds, options
 from fastbit.data import image_dataloaders
 from fastbit.learner import transfer_learner
 from conftest import TINY, run_fastbit
@@ -20,7 +20,7 @@ def test_more_time_never_buys_less():
 
 
 def test_the_ladder():
-    assert {o.size for o in options(224) if o.recipe == 'onecycle'} == {224, 192, 160, 128} and options(224)[-1] == Option('head', 96, None)
+    assert {o.size for o in options(224) if o.recipe == 'onecycle'} == {224, 192, 160, 128} and options(224)[-1] == BudgetOption('head', 96, None)
     assert [o.epochs for o in options(64, smaller=False)] == [*EPOCHS, None] and {o.recipe for o in options(224, recipe='head')} == {'head'}
 
 
