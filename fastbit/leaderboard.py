@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.torch_core import set_seed
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 # %% ../nbs/09c_leaderboard.ipynb #27ef7568
 from . import __version__
@@ -142,22 +143,21 @@ def plot_cost(
     rows:pd.DataFrame # Of a `Leaderboard`
 ) -> Figure:
     "Accuracy with its interval against the time that an image takes"
-    fig = Figure(figsize=(7, 4.2), layout='constrained')
+    fig = Figure(figsize=(8, 4.2), layout='constrained')
     ax = fig.add_subplot()
     good = rows[rows.failed == '']
-    recipes = list(dict.fromkeys(good.recipe))
-    for i, r in enumerate(recipes):
-        part = good[good.recipe == r]
-        x = 1000/part.images_s * (1 + .012*(i - (len(recipes)-1)/2))   # beside each other, not on top
-        ax.vlines(x, 100*part.low, 100*part.high, color=f'C{i}', lw=1.2, alpha=.5)
-        ax.plot(x, 100*part.accuracy, 'o', color=f'C{i}', label=r)
-    for body, part in good.groupby('body', sort=False):
-        top = part.sort_values('high').iloc[-1]
-        ax.annotate(body.removeprefix('tf_').removesuffix('.in1k'), (1000/top.images_s, 100*top.high), xytext=(0, 4), textcoords='offset points', ha='center', size=8)
-    ax.set(xlabel='milliseconds an image, on this machine', ylabel='validation accuracy, %')
-    ax.margins(x=.18, y=.12)
+    colours, markers = {b: f'C{i}' for i, b in enumerate(dict.fromkeys(good.body))}, dict(zip(dict.fromkeys(good.recipe), 'osD^v'))
+    for r in good.itertuples():
+        x = 1000/r.images_s * (1 + .03*list(markers).index(r.recipe))   # beside each other, not on top
+        ax.vlines(x, 100*r.low, 100*r.high, color=colours[r.body], lw=1.2, alpha=.5)
+        ax.plot(x, 100*r.accuracy, markers[r.recipe], color=colours[r.body], ms=6)
+    for b, c in colours.items(): ax.plot([], [], 'o', color=c, label=b)
+    for r, m in markers.items(): ax.plot([], [], m, color='.4', label=r)
+    ax.set(xlabel='milliseconds an image, on this machine', ylabel='validation accuracy, %', xscale='log')
+    ax.xaxis.set_major_formatter(ScalarFormatter()); ax.xaxis.set_minor_formatter(ScalarFormatter())
+    ax.margins(x=.15, y=.1)
     ax.spines[['top', 'right']].set_visible(False)
-    ax.legend(frameon=False, loc='lower right')
+    fig.legend(frameon=False, loc='outside right upper', fontsize=9)
     return fig
 
 # %% ../nbs/09c_leaderboard.ipynb #553471d8
@@ -190,6 +190,8 @@ def _costs(learn):
 
 def _reason(e) -> str: return ' '.join(str(e).split()) or type(e).__name__
 
+def _tested(ev): return dict(test_accuracy=ev.accuracy, test_low=ev.low, test_high=ev.high)
+
 def _probe_row(data, body, arch, weights, how, cache, cache_gb) -> tuple:
     start = time.perf_counter()
     dls = image_dataloaders(data, arch, **how, cache=cache, cache_gb=cache_gb)
@@ -199,14 +201,15 @@ def _probe_row(data, body, arch, weights, how, cache, cache_gb) -> tuple:
     right = int((predictions.label == predictions.prediction).sum())
     low, high = wilson_interval(right, len(predictions))
     seconds = time.perf_counter() - start
-    return _row(body, 'probe', accuracy=right/len(predictions), low=low, high=high, loss=loss, seconds=seconds, **_costs(learn)), predictions
+    test = _tested(learn.evaluate(ds_idx=2, show=False)) if len(dls.loaders) > 2 else {}
+    return _row(body, 'probe', **test, accuracy=right/len(predictions), low=low, high=high, loss=loss, seconds=seconds, **_costs(learn)), predictions
 
 def _tune_row(data, body, arch, weights, recipe, how, folder, costs, cache, cache_gb, more) -> tuple:
     options = {k: v for k, v in how.items() if k not in ('check',)}
     (folder/'results.json').unlink(missing_ok=True)   # of a run whose row was not written
     res = baseline(data, arch, weights, recipe, out=folder, verbose=False, cache=cache, cache_gb=cache_gb, **options, **more)
     ev = res.validation or res.evaluation
-    test = dict(test_accuracy=res.evaluation.accuracy, test_low=res.evaluation.low, test_high=res.evaluation.high) if res.part == 'test' else {}
+    test = _tested(res.evaluation) if res.part == 'test' else {}
     return _row(body, recipe, accuracy=ev.accuracy, low=ev.low, high=ev.high, loss=ev.loss, seconds=sum(res.seconds.values()), **costs, **test), None
 
 def _attempt(what, body, recipe, folder, f, verbose) -> dict:

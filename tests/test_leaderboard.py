@@ -55,7 +55,7 @@ def test_the_test_set_is_shown_for_the_chosen_one_alone(folder, tmp_path, small_
     tuned = board.rows[board.rows.recipe == 'onecycle'].iloc[0]
     run = json.loads((tmp_path/'board'/'runs'/module._slug(tuned.body, 'onecycle')/'results.json').read_text())
     assert run['part'] == 'test' and tuned.accuracy == run['validation']['accuracy'] and tuned.test_accuracy == run['evaluation']['accuracy']
-    assert text.count('test images') == (1 if board.rows.iloc[0].recipe == 'onecycle' else 0) and 'test_accuracy' not in board._table()
+    assert text.count('test images') == 1 and f'{board.rows.iloc[0].test_accuracy:.1%}' in text and 'test_accuracy' not in board._table()
 
 
 def test_the_command(folder, tmp_path):
