@@ -32,6 +32,13 @@ def test_the_interval_of_a_difference_covers_the_truth(n, only_a, only_b):
     assert LOW - .005 <= np.mean(covered) <= HIGH + .02   # rather too wide than too narrow where few images differ
 
 
+def test_runs_that_agree_everywhere_may_still_differ_elsewhere():
+    "Without the two added pairs the interval would be a point, or nothing at all"
+    d, low, high = paired_difference([True]*50, [True]*50)
+    assert d == 0 and -.06 < low < -.01 and low == pytest.approx(-high)
+    assert paired_difference([True]*50, [True]*50 + [False]*0)[2] > paired_difference([True]*500, [True]*500)[2] > 0
+
+
 def _population(n=200_000, classes=4):
     "Logits and labels: a network that is right about 80 % of the time, and too sure"
     g = torch.Generator().manual_seed(3)

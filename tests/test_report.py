@@ -65,13 +65,14 @@ def test_the_test_set_is_touched_once(folder, monkeypatch):
     monkeypatch.setattr(module, 'tta_probs', lambda learn, dl, *a: (calls.append([str(p) for p in dl.items]), tta_probs(learn, dl, *a))[1])
     real = module._train
     monkeypatch.setattr(module, '_train', lambda learn, *a: (trained.append(real(learn, *a)), calls.append('trained'))[0] or trained[-1])
+    fitted = []
+    monkeypatch.setattr(module, 'fit_temperature', lambda logits, targs: (fitted.append(logits), 1.5)[1])
     res = baseline(folder, test_pct=.2, **small)
     table = res.learn.dls.table
     test = set(table.path[table.split == 'test'])
     assert [c if isinstance(c, str) else bool(test & set(c)) for c in calls] == ['trained', False, True]
-    from fastbit.calibration import fit_temperature
-    probs, targs = res.learn.get_preds()
-    assert res.temperature == pytest.approx(fit_temperature(probs.log(), targs), rel=1e-4)
+    valid, test = (res.learn.get_preds(dl=dl)[0] for dl in res.learn.dls.loaders[1:])
+    assert res.temperature == 1.5 and torch.allclose(fitted[0].softmax(1), valid, atol=1e-6) and not torch.allclose(fitted[0].softmax(1), test, atol=1e-6)
 
 
 def test_what_was_chosen_on_the_reported_images_is_said(folder, tmp_path):
