@@ -7,7 +7,7 @@ Plain: timm's network as it is, in its better memory format, against fastbit's `
 import torch
 
 from fastbit.bodies import build_body
-from peers import fastai_learner, fastbit_learner, interleaved, median, note, paired, parser, prepare, quiet, seconds, split
+from peers import fastai_learner, fastbit_learner, interleaved, median, note, paired, parser, prepare, quiet, seconds, split, spread
 
 
 def main():
@@ -34,8 +34,8 @@ def main():
     best = min((k for k in t if k.startswith('timm')), key=t.get)
     bit = 'efficientnet' not in args.arch
     print(f'\n{args.arch}, {args.size} px, batches of {args.bs}, {args.repeats} repeats; plain on {len(table)} images, TTA on {int((table.split == "valid").sum())}: ' + ', '.join(f'{k} {v:.2f} s' for k, v in t.items()))
-    note(args, f'evaluation, unfolded timm ({best[5:]}) / fastbit', round(paired(times, best, 'fastbit'), 2), '1.35' if bit else '', seconds=t, difference=ours.fold_difference)
-    note(args, 'TTA, five passes, fastai / fastbit', round(paired(times, 'fastai TTA', 'fastbit TTA'), 2), '1.35' if bit else '1.5', seconds=t)
+    note(args, f'evaluation, unfolded timm ({best[5:]}) / fastbit', round(paired(times, best, 'fastbit'), 2), '1.35' if bit else '', seconds=t, range=spread(times[best], times['fastbit']), difference=ours.fold_difference)
+    note(args, 'TTA, five passes, fastai / fastbit', round(paired(times, 'fastai TTA', 'fastbit TTA'), 2), '1.35' if bit else '1.5', seconds=t, range=spread(times['fastai TTA'], times['fastbit TTA']))
 
 
 if __name__ == '__main__': main()

@@ -9,7 +9,7 @@ import torch, torch.nn.functional as F
 
 from fastbit.model import TransferModel
 from fastbit.bodies import build_body
-from peers import fastai_learner, fastbit_learner, interleaved, median, note, paired, parser, pixels_in_memory, prepare, quiet, seconds, split
+from peers import fastai_learner, fastbit_learner, interleaved, median, note, paired, parser, pixels_in_memory, prepare, quiet, seconds, split, spread
 
 
 def bare_loop(table, args):
@@ -47,8 +47,8 @@ def main():
     times = interleaved({'fastai': lambda: fit(theirs), 'fastbit': lambda: fit(ours), 'fastbit, training alone': train_only, 'bare loop': lambda: seconds(bare)}, args.repeats)
     t, n = median(times), int((table.split == 'train').sum())
     print(f'\n{args.arch}, {args.size} px, {n} images to train, {len(table)-n} to validate, batches of {args.bs}, {args.repeats} repeats: ' + ', '.join(f'{k} {v:.2f} s' for k, v in t.items()))
-    note(args, 'one epoch of training everything, fastai / fastbit', round(paired(times, 'fastai', 'fastbit'), 2), '1.4' if 'efficientnet' in args.arch else '1.05', seconds=t)
-    note(args, 'training everything, images a second, fastbit / bare loop', round(paired(times, 'bare loop', 'fastbit, training alone'), 2), '0.9', images_a_second=round(n/t['fastbit, training alone'], 1))
+    note(args, 'one epoch of training everything, fastai / fastbit', round(paired(times, 'fastai', 'fastbit'), 2), '1.4' if 'efficientnet' in args.arch else '1.05', seconds=t, range=spread(times['fastai'], times['fastbit']))
+    note(args, 'training everything, images a second, fastbit / bare loop', round(paired(times, 'bare loop', 'fastbit, training alone'), 2), '0.9', range=spread(times['bare loop'], times['fastbit, training alone']), images_a_second=round(n/t['fastbit, training alone'], 1))
 
 
 if __name__ == '__main__': main()

@@ -13,7 +13,7 @@ import pandas as pd, torch
 from fastai.vision.all import accuracy
 
 from fastbit.bodies import build_body
-from peers import fastai_learner, fastbit_learner, note, parser, pixels_in_memory, prepare, quiet, seconds, split
+from peers import fastai_learner, fastbit_learner, note, parser, pixels_in_memory, prepare, quiet, seconds, split, spread
 
 
 def trained(make, fit, table, args, seed, epochs):
@@ -76,16 +76,18 @@ def main():
     print(f'\n{args.arch}, {args.size} px, {len(split(args))} images, batches of {args.bs}, seeds {args.seeds}; one forward pass {least:.2f} s')
     for epochs in args.epochs:
         t, a = (df[df.epochs == epochs].groupby('peer')[c] for c in ('seconds', 'accuracy'))
+        every, accs = ({k: list(v) for k, v in o} for o in (t, a))   # of each seed
         t, a = t.median(), a.mean()
         their = t.get('fastai', df[df.peer == 'fastai'].seconds.median()/args.epochs[0]*epochs)
         more = dict(seeds=args.seeds, seconds={**t.round(2), 'fastai': round(their, 2)}, forward=round(least, 2))
-        note(args, f'head training, {epochs} epochs, fastai / fastbit', round(their/t['cold'], 1), {5: '12' if lite else '8', 20: '45' if lite else ''}.get(epochs, ''), **more)
+        theirs = every.get('fastai') or [o/args.epochs[0]*epochs for o in df[df.peer == 'fastai'].seconds]
+        note(args, f'head training, {epochs} epochs, fastai / fastbit', round(their/t['cold'], 1), {5: '12' if lite else '8', 20: '45' if lite else ''}.get(epochs, ''), range=spread(theirs, every['cold'], 1), **more)
         note(args, f'head training, {epochs} epochs, fastbit / one forward pass', round(t['cold']/least, 2), '1.35 at most', **more)
-        note(args, f'head training, {epochs} epochs, second run / first', round(t['warm']/t['cold'], 2), '0.15 at most', **more)
-        if pd.notna(a.get('fastai')) and not untrained: note(args, f'head accuracy after {epochs} epochs, fastbit; fastai', f"{a['cold']:.4f}; {a['fastai']:.4f}", 'not lower', seeds=args.seeds)
+        note(args, f'head training, {epochs} epochs, second run / first', round(t['warm']/t['cold'], 2), '0.15 at most', range=spread(every['warm'], every['cold']), **more)
+        if pd.notna(a.get('fastai')) and not untrained: note(args, f'head accuracy after {epochs} epochs, fastbit; fastai', f"{a['cold']:.4f}; {a['fastai']:.4f}", 'not lower', seeds=args.seeds, range=[spread(accs[k], digits=3) for k in ('cold', 'fastai')])
         if 'fastai TTA' in t:
-            note(args, 'default TTA, time, fastai / fastbit', round(t['fastai TTA']/t['fastbit TTA'], 2), '3')
-            if not untrained: note(args, 'default TTA, accuracy, fastbit; fastai', f"{a['fastbit TTA']:.4f}; {a['fastai TTA']:.4f}", 'not lower', seeds=args.seeds)
+            note(args, 'default TTA, time, fastai / fastbit', round(t['fastai TTA']/t['fastbit TTA'], 2), '3', range=spread(every['fastai TTA'], every['fastbit TTA']))
+            if not untrained: note(args, 'default TTA, accuracy, fastbit; fastai', f"{a['fastbit TTA']:.4f}; {a['fastai TTA']:.4f}", 'not lower', seeds=args.seeds, range=[spread(accs[k], digits=3) for k in ('fastbit TTA', 'fastai TTA')])
 
 
 if __name__ == '__main__': main()

@@ -87,6 +87,12 @@ def paired(times, a, b):
     return statistics.median(x/y for x, y in zip(times[a], times[b]))
 
 
+def spread(a, b=None, digits=2):
+    "[smallest, largest] of some figures, or of the ratios of two rows of them"
+    values = [x if b is None else x/y for x, y in zip(a, a if b is None else b)]
+    return [round(min(values), digits), round(max(values), digits)]
+
+
 def machine(): return f'{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, ' + ('CUDA' if torch.cuda.is_available() else 'no GPU')
 
 

@@ -17,6 +17,7 @@ from .hyperrule import *
 from .tables import *
 from .data import *
 from .datasets import *
+from .flowers import *
 from .steps import *
 from .callbacks import *
 from .optim import *

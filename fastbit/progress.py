@@ -8,13 +8,13 @@ Docs: https://fastbit.github.io/fastbit/progress.html.md"""
 __all__ = ['is_interactive', 'show', 'track']
 
 # %% ../nbs/00b_progress.ipynb #b642dda0
-import sys, time
+import os, sys, time
 
 # %% ../nbs/00b_progress.ipynb #f2200c08
 def is_interactive() -> bool:
     "Is the output a notebook or a terminal, something that a bar can redraw itself in?"
     from fastcore.imports import IN_NOTEBOOK
-    return IN_NOTEBOOK or bool(getattr(sys.stdout, 'isatty', lambda: False)())
+    return IN_NOTEBOOK or (os.environ.get('TERM') != 'dumb' and bool(getattr(sys.stdout, 'isatty', lambda: False)()))
 
 def show(obj): # Whatever has a text, and a table or page for notebooks
     "Display in a notebook, print elsewhere"

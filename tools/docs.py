@@ -1,0 +1,174 @@
+"""The documentation site: `python tools/docs.py` makes `_proc` (pages, by nbdev) and `_docs` (HTML, by smalldocs)
+
+nbdev processes the notebooks, as for Quarto: hidden cells go, names become links, exported definitions become their documentation. What is different here:
+pages have the names that nbdev's links and docstrings use (`learner.html`, not `06_learner.html`), parameters are tables, a class shows its methods, and links within
+the site are relative, so that it also works from a folder. `_proc` is an ordinary Quarto project: `quarto render _proc` renders it as well.
+A warning or a broken link is an error.
+"""
+import inspect, re, shutil, sys
+from functools import cached_property
+from pathlib import Path
+from types import FunctionType
+
+from fastcore.docments import DocmentTbl
+from fastcore.parallel import parallel
+from nbdev import serve_drv
+from nbdev.config import get_config, nbpath2html
+from nbdev.doclinks import NbdevLookup
+from nbdev.process import Processor
+from nbdev.processors import FilterDefaults, add_show_docs, exec_show_docs
+from nbdev.showdoc import BasicMarkdownRenderer
+
+ROOT = Path(__file__).parents[1]
+
+
+# Definitions
+
+def short_signature(sym, name: str) -> str:
+    "Names and defaults; types and what they mean are in the table below"
+    try: params = inspect.signature(sym).parameters.values()
+    except (ValueError, TypeError): return name
+    params = [p.replace(annotation=inspect.Parameter.empty) for p in params if p.name != 'self']
+    text = re.sub(r' at 0x\w+', '', str(inspect.Signature([p.replace(default=Named(p.default)) if p.default is not p.empty else p for p in params])))
+    return name + (text if len(name + text) <= 88 else wrapped(text))
+
+
+class Named:
+    "A default with the name that it is written with"
+    def __init__(self, v): self.v = v
+    def __repr__(self): return getattr(self.v, '__name__', None) or repr(self.v)
+
+
+def wrapped(text: str, width: int = 84) -> str:
+    "A signature over several lines, as many parameters on each as there is room for"
+    lines, parts = [''], re.split(r', (?=\*{0,2}\w+(?:=|,|\)|$))', text[1:-1])
+    for part in parts:
+        if lines[-1] and len(lines[-1]) + len(part) > width: lines.append('')
+        lines[-1] += part + ', '
+    return '(\n' + '\n'.join('    ' + line.rstrip() for line in lines).rstrip(',') + '\n)'
+
+
+def plain_types(table: str) -> str:
+    "Types as one writes them in the notebook"
+    return re.sub(r'\b(?:__main__|pathlib|pandas|torch|fastai|fastbit|matplotlib|PIL|numpy|timm|collections)(?:\.[a-z_]+\w*)*\.(?=[A-Z]\w*)', '', table).replace('NoneType', 'None')
+
+
+class Page(BasicMarkdownRenderer):
+    "A definition: signature, one line, a table of parameters; for a class, its methods too"
+    def _repr_markdown_(self):
+        src = NbdevLookup().code(self.fn)
+        link = f'[source]({src}){{.source-link}}\n\n' if src else ''
+        docs = f'\n\n{inspect.cleandoc(self.docs)}' if self.docs else ''
+        prefix = 'class ' if inspect.isclass(self.sym) else ''
+        table = plain_types(str(DocmentTbl(self.sym)))
+        table = f'\n\n::: {{.docments}}\n\n{table}\n\n:::' if table else ''
+        return f"{'#'*self.title_level} {self.nm}\n\n{link}```python\n{prefix}{short_signature(self.sym, self.nm)}\n```{docs}{table}\n\n" + '\n\n'.join(self.methods)
+
+    @cached_property
+    def methods(self) -> list:
+        if not inspect.isclass(self.sym): return []
+        own = [getattr(self.sym, n) for n, f in vars(self.sym).items() if not n.startswith('_') and isinstance(f, (FunctionType, classmethod, staticmethod)) and f.__doc__]
+        return [Page(f, name=f'{self.nm}.{f.__name__}', title_level=self.title_level+1)._repr_markdown_() for f in own]
+
+
+class InSourceOrder(Processor):
+    "nbdev documents the definitions of a cell from the last to the first"
+    def begin(self):
+        cells, i = self.nb.cells, 0
+        while i < len(cells):
+            j = i
+            while j < len(cells) and getattr(cells[j], 'has_sd', False): j += 1
+            cells[i:j] = cells[i:j][::-1]
+            i = max(j, i+1)
+
+
+class ShowDefinitions(exec_show_docs):
+    "nbdev's step, with our page of a definition, of the module and not of the notebook's own cells"
+    def begin(self):
+        super().begin()
+        module = next((c.directives_['default_exp'] for c in self.nb.cells if 'default_exp' in c.get('directives_', {})), None)
+        if module: self.k.run_cell(f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom functools import partial\nfrom docs import Page\nfrom fastbit.{module} import *\nshow_doc = partial(show_doc, renderer=Page)')
+
+    def __call__(self, cell):
+        if getattr(cell, 'has_sd', False): super().__call__(cell)
+
+
+# Pages
+
+def page_name(nb: Path) -> str: return nbpath2html(nb).with_suffix('.ipynb').name
+
+def page_names(nbs: Path) -> dict: return {p.name: page_name(p.relative_to(nbs)) for p in notebooks(nbs)}
+
+def notebooks(nbs: Path) -> list: return sorted(p for p in nbs.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(nbs).parts))
+
+
+class SiteLinks(Processor):
+    "Links between pages are relative, and to the pages' names; nbdev's own are to where the site will be"
+    def begin(self):
+        cfg = get_config()
+        nbs, here = Path(cfg.nbs_path), Path(self.nb.path_).resolve()
+        self.up = '../'*(len(here.relative_to(nbs).parts)-1)
+        self.base = re.compile(re.escape(f"{cfg['doc_host']}{cfg['doc_baseurl']}".rstrip('/')) + r'/(?=[\w/]+\.html)')
+        self.names = page_names(nbs)
+
+    def _text(self, s):
+        s = self.base.sub(self.up, s)
+        return re.sub(r'(\]\((?:\.\./|\w+/)*)([\w.]+\.ipynb)', lambda m: m[1] + self.names.get(m[2], m[2]), s)
+
+    def cell(self, cell):
+        if not cell.get('source'): return
+        if cell.cell_type == 'raw': cell.source = re.sub(r'^output-file: .*\n', '', cell.source, flags=re.M)   # the file has that name already
+        if cell.cell_type == 'markdown': cell.source = self._text(cell.source)
+        for o in cell.get('outputs', []):
+            md = o.get('data', {}).get('text/markdown')
+            if md: o['data']['text/markdown'] = self._text(''.join(md))
+
+
+OURS = {exec_show_docs: (ShowDefinitions,), add_show_docs: (add_show_docs, InSourceOrder)}
+
+class SitePages(FilterDefaults):
+    def base_procs(self): return [q for p in super().base_procs() for q in OURS.get(p, (p,))] + [SiteLinks]
+
+
+def process(root: Path = ROOT) -> Path:
+    "The notebooks, processed by nbdev, with `_quarto.yml` beside them: `_proc`. What has not changed is kept"
+    nbs, out = root/'nbs', root/'_proc'
+    names = page_names(nbs)
+    todo = {p: out/p.relative_to(nbs).with_name(names[p.name]) for p in notebooks(nbs)}
+    for old in set(out.rglob('*.ipynb')) - set(todo.values()): old.unlink()
+    newest = max(p.stat().st_mtime for p in (Path(__file__), *(root/'fastbit').glob('*.py'), root/'pyproject.toml'))
+    work = [(src, dst, SitePages) for src, dst in todo.items() if not dst.exists() or dst.stat().st_mtime < max(newest, src.stat().st_mtime)]
+    for _, dst, _ in work: dst.parent.mkdir(parents=True, exist_ok=True)
+    parallel(serve_drv.main, work, n_workers=min(len(work), get_config().get('doc_workers', 2)), pause=.01, method='spawn')
+    text = (nbs/'_quarto.yml').read_text()
+    (out/'_quarto.yml').write_text(re.sub(r'\b[\w.]+\.ipynb', lambda m: names.get(m[0], m[0]), text))
+    for css in nbs.glob('*.css'): shutil.copy(css, out)
+    return out
+
+
+def render(proc: Path) -> list:
+    "HTML in `output-dir`; returns what smalldocs had to say"
+    from smalldocs.config import load
+    from smalldocs.site import Site
+    site = Site(load(proc), quiet=True)
+    n = site.build()
+    docstring_copies(site.out)
+    print(f'{n} pages in {site.out}')
+    return [*site.project.warnings, *(w for w in site.warnings if w not in site.project.warnings)]
+
+
+def docstring_copies(out: Path):
+    "The Markdown copies under the names that nbdev's docstrings give them: `learner.html.md`"
+    for p in out.rglob('*.llms.md'): p.rename(p.with_name(p.name.replace('.llms.md', '.html.md')))
+    for p in (*out.rglob('*.html.md'), *out.rglob('*.html'), out/'llms.txt'): p.write_text(p.read_text().replace('.llms.md', '.html.md'))
+
+
+def main() -> int:
+    problems = render(process())
+    for p in problems: print(f'error: {p}', file=sys.stderr)
+    return int(bool(problems))
+
+
+if __name__ == '__main__':
+    import docs   # by its name, under which the workers find it
+    sys.exit(docs.main())
