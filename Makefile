@@ -5,7 +5,7 @@ NBS := nbs
 # torch 2.14 deprecates torch.jit.script, which torchvision and fastai still use at import: no such lines in kept outputs
 export PYTHONWARNINGS := ignore:`torch.jit:FutureWarning
 
-.PHONY: help config prepare check test docs bench
+.PHONY: help config prepare check test docs coverage bench
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -28,9 +28,11 @@ test: ## all notebooks, then tests/
 	FASTBIT_CACHE=$$(mktemp -d) IPYTHONDIR=$$(mktemp -d) nbdev-test --n-workers 2
 	$(PYTHON) -m pytest -q tests
 
-docs: ## the documentation site, in _docs (`quarto render _proc` does the same where Quarto is installed)
-	$(PYTHON) -c "from nbdev.serve import proc_nbs; proc_nbs()"
-	smalldocs render _proc
+docs: ## the documentation site, in _docs; a warning or a broken link is an error (`quarto render _proc` makes one of the same pages where Quarto is installed)
+	$(PYTHON) tools/docs.py
+
+coverage: ## which lines of fastbit notebooks and tests run: a table, and the lines that none of them does
+	$(PYTHON) tools/coverage.py
 
 bench: ## the figures of the documentation's results, on DATA (a folder of class folders), `make bench DATA=FOLDER`
 	@test -n "$(DATA)" || { echo "Which data? make bench DATA=FOLDER"; exit 2; }

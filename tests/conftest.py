@@ -3,7 +3,8 @@ import os
 
 os.environ.update(HF_HUB_OFFLINE='1', MPLBACKEND='agg')  # before anything imports the hub's client or pyplot
 
-import random, subprocess, sys, zlib
+import random, shutil, subprocess, sys, zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np, pytest
@@ -51,17 +52,23 @@ def run_fastbit(*args, cwd, timeout=300, **env) -> subprocess.CompletedProcess:
                           env={**os.environ, **env})
 
 
-def look_at(page: Path, width: int, dark=False) -> dict:
-    "Open a page in headless Chromium and say what went wrong: {errors, broken pictures, pixels wider than the window, requests}"
-    import shutil
+@contextmanager
+def chromium(dark=False):
+    "Headless Chromium with a log of console and network; the test is skipped where there is none"
     from selenium import webdriver
-    if not (chromium := next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)) or not (driver := shutil.which('chromedriver')): pytest.skip('no Chromium here: apt-get install chromium chromium-driver')
+    if not (binary := next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)) or not (driver := shutil.which('chromedriver')): pytest.skip('no Chromium here: apt-get install chromium chromium-driver')
     options = webdriver.ChromeOptions()
-    options.binary_location = chromium
+    options.binary_location = binary
     for o in ('headless=new', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking', 'disable-component-update', 'disable-sync', 'disable-dev-shm-usage', *(['force-dark-mode'] if dark else [])): options.add_argument(f'--{o}')
     options.set_capability('goog:loggingPrefs', dict(browser='ALL', performance='ALL'))
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    try:
+    try: yield browser
+    finally: browser.quit()
+
+
+def look_at(page: Path, width: int, dark=False) -> dict:
+    "Open a page in headless Chromium and say what went wrong: {errors, broken pictures, pixels wider than the window, requests}"
+    with chromium(dark) as browser:
         browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=False))   # windows are not made narrower than 500
         browser.get(Path(page).resolve().as_uri())
         browser.execute_async_script('const done = arguments[0]; Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => done())')
@@ -69,4 +76,3 @@ def look_at(page: Path, width: int, dark=False) -> dict:
         requests = [r for line in browser.get_log('performance') if '"Network.requestWillBeSent"' in line['message'] for r in [__import__('json').loads(line['message'])['message']['params']['request']['url']] if not r.startswith(('data:', 'file:'))]
         return dict(errors=[o['message'] for o in browser.get_log('browser') if o['level'] in ('SEVERE', 'WARNING')], pictures=run('return document.images.length'), broken=run('return [...document.images].filter(i => !i.naturalWidth).map(i => i.alt)'),
                     too_wide=run('return document.documentElement.scrollWidth - window.innerWidth'), requests=requests, text=run('return document.body.innerText'))
-    finally: browser.quit()

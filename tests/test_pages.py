@@ -1,0 +1,118 @@
+"""Every line of code that stands in the text of a page runs, and every notebook has the form of a page
+
+Code cells are run by nbdev; this is about code in Markdown, which nothing runs. Its lines are those of full-size runs, so they run here as they stand, but with small numbers: the public sets are a few drawn flowers, the hub's files are random
+weights, images have 32 pixels, and a fit has a step or an epoch. What a page writes is checked against the signatures before the numbers are replaced.
+"""
+import inspect, json, re, shlex
+from functools import wraps
+from pathlib import Path
+
+import pytest, torch
+
+import fastbit.all as fa
+from fastbit import baseline as baseline_module, bodies, cli, datasets
+from fastbit.flowers import drawn_flowers
+from fastbit.learner import TransferLearner
+from fastbit.tables import image_table
+
+NBS = Path(__file__).parents[1]/'nbs'
+NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(NBS).parts))
+# what a test cannot do inside itself: .ci/run does it, in the words of the README
+SETUP = ('python -m venv', '. fastbit-env', 'python -m pip install')
+
+
+def blocks(lang) -> list:
+    "(page, code) of every fenced block of a language"
+    return [(str(p.relative_to(NBS)), m[1]) for p in NOTEBOOKS for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'markdown'
+            for m in re.finditer(rf'^```{lang}\n(.*?)^```', ''.join(c['source']), re.M | re.S)]
+
+
+def test_there_are_such_blocks():
+    "So that the tests below run something"
+    assert len(blocks('python')) >= 6 and len(blocks('sh')) >= 8
+    langs = {m for p in NOTEBOOKS for c in json.loads(p.read_text())['cells'] if c['cell_type'] == 'markdown' for m in re.findall(r'^```(\w+)$', ''.join(c['source']), re.M)}
+    assert langs <= {'python', 'sh'}, langs
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    "A folder `photos`, stand-ins for what a network would bring"
+    photos = drawn_flowers(tmp_path/'photos', 8)
+    fa.draw_flower('poppy', 77).save(tmp_path/'new.jpg')
+    monkeypatch.chdir(tmp_path)
+
+    def hub_file(arch):
+        file = tmp_path/f'{arch}.safetensors'
+        if not file.exists():
+            from safetensors.torch import save_model
+            save_model(bodies.timm.create_model(bodies.timm_name(arch).split('.')[0], pretrained=False), str(file))
+        return file
+    monkeypatch.setattr(bodies, 'hub_file', hub_file); monkeypatch.setattr(baseline_module, 'hub_file', hub_file)
+    table = lambda name: image_table(photos) if name in datasets.PUBLIC_SETS else datasets.digits_table()
+    monkeypatch.setattr(baseline_module, 'named_table', table)
+    return dict(named_table=table, untar_data=lambda url: photos)
+
+
+def shrunk(f, **numbers):
+    "`f` with other numbers than it is called with, where it takes them; called as on the page it has to be callable"
+    sig = inspect.signature(f)
+    @wraps(f)
+    def call(*args, **kwargs):
+        bound = sig.bind(*args, **kwargs)
+        bound.arguments.update({k: v for k, v in numbers.items() if k in sig.parameters and not (k == 'epochs' and bound.arguments.get('recipe') == 'hyperrule')})
+        return f(*bound.args, **bound.kwargs)
+    return call
+
+
+@pytest.mark.parametrize('page, code', blocks('python'), ids=lambda v: v if v.endswith('.ipynb') else '')
+def test_python_on_a_page_runs(page, code, small, monkeypatch):
+    for name, numbers in (('fit_hyperrule', dict(batch_size=8, n_steps=1, eval_every=1)), ('fit_one_cycle', dict(n_epoch=1)), ('fit_head', dict(n_epoch=1)), ('lr_find', dict(num_it=20))):
+        monkeypatch.setattr(TransferLearner, name, shrunk(getattr(TransferLearner, name), **numbers))
+    made = [p for p in Path().iterdir()]
+    ours = dict(image_dataloaders=shrunk(fa.image_dataloaders, size=32, bs=8), baseline=shrunk(fa.baseline, size=32, epochs=2),
+                few_shot_curve=shrunk(fa.few_shot_curve, size=32, ks=(1,), repeats=1, n_steps=1, batch_size=8, scale=None), **small)
+    for k, v in ours.items(): monkeypatch.setattr(fa, k, v)
+    names = {}
+    if 'import' not in code: exec('from fastbit.all import *', names)
+    with pytest.warns() as _:   # random weights, short runs: said aloud, and beside the point here
+        import warnings; warnings.warn('one at least')
+        exec(code, names)
+    fa.plt.close('all')
+
+
+@pytest.mark.parametrize('page, code', blocks('sh'), ids=lambda v: v if v.endswith('.ipynb') else '')
+def test_commands_on_a_page_run(page, code, small, capsys):
+    for line in code.splitlines():
+        for part in re.split(r'\s&&\s', re.sub(r'(^|\s)#.*', '', line).strip()):
+            if not part or part.startswith((*SETUP, 'make test', 'make bench')): continue
+            words = shlex.split(part)
+            assert words[0] == 'fastbit', f'{page}: who runs {part!r}?'
+            takes = {o for a in cli.make_parser()._subparsers._group_actions[0].choices[words[1]]._actions for o in a.option_strings}
+            more = [w for o, v in (('--dry-run', []), ('--size', ['32']), ('--device', ['cpu'])) if o in takes and '--help' not in words for w in (o, *v)]
+            if words[1] == 'recipe': more = []
+            if words[1] == 'compare': more += ['--top', '0']
+            try: status = cli.main(words[1:] + more)
+            except SystemExit as e: status = e.code
+            assert not status or (words[1] == 'check' and status == 1), (page, part, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: str(p.relative_to(NBS)))
+def test_a_notebook_is_a_page(path):
+    nb = json.loads(path.read_text())
+    cells = nb['cells']
+    first = ''.join(cells[0]['source'])
+    assert cells[0]['cell_type'] == 'markdown' and re.match(r'# .+\n> .+', first), 'a title and a line that says what it is about'
+    assert len(cells) > 1 and cells[1]['cell_type'] == 'markdown' or path.name in ('11_all.ipynb', 'interval.ipynb'), 'then a paragraph'
+    assert nb['metadata'] == dict(kernelspec=dict(display_name='python3', language='python', name='python3'))
+    errors = [o for c in cells for o in c.get('outputs', []) if o['output_type'] == 'error' or o.get('name') == 'stderr' and 'Warning' in ''.join(o['text'])]
+    assert not errors
+    for c in cells:
+        text = ''.join(c['source'])
+        if c['cell_type'] == 'code' and re.match(r'\s*(import|from) ', re.sub(r'^#\|.*\n', '', text)) and '#| hide' not in text and '#| export' in text:
+            assert not re.search(r'^(?!import |from |#|\s|\)|$)', text, re.M), f'imports alone in a cell: {text[:80]}'
+
+
+def test_tutorials_keep_their_pictures():
+    for path in sorted((NBS/'tutorials').glob('*.ipynb')):
+        data = [o.get('data', {}) for c in json.loads(path.read_text())['cells'] for o in c.get('outputs', [])]
+        assert sum('image/png' in d for d in data) >= (0 if path.stem == 'shell_and_files' else 2), path.name

@@ -1,0 +1,164 @@
+"The documentation site: built without a warning, every link leads somewhere, and a browser opens every page"
+import functools, http.server, json, os, re, subprocess, sys, threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
+
+import pytest
+
+from conftest import chromium
+
+ROOT = Path(__file__).parents[1]
+WIDTHS = dict(desktop=1280, phone=390)
+
+
+@pytest.fixture(scope='session')
+def site():
+    "`make docs`, which fails on a warning; pages that have not changed since the last time are kept"
+    out = subprocess.run([sys.executable, 'tools/docs.py'], cwd=ROOT, capture_output=True, text=True, timeout=1200, env={**os.environ, 'PYTHONWARNINGS': 'ignore'})
+    assert out.returncode == 0, out.stdout + out.stderr
+    return ROOT/'_docs'
+
+
+def pages(site) -> list: return sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html') if 'site_libs' not in p.parts)
+
+
+class Links(HTMLParser):
+    "Where a page leads, what it loads, and its anchors"
+    def __init__(self, text):
+        super().__init__()
+        self.links, self.loaded, self.ids = [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        if 'id' in a: self.ids.add(a['id'])
+        if tag == 'a' and a.get('href'): self.links.append(a['href'])
+        if tag in ('script', 'img', 'iframe', 'source') and a.get('src'): self.loaded.append(a['src'])
+        if tag == 'link' and a.get('href') and a.get('rel') not in ('canonical', 'alternate', 'llms-txt'): self.loaded.append(a['href'])
+
+
+@pytest.fixture(scope='session')
+def parsed(site): return {p: Links((site/p).read_text()) for p in pages(site)}
+
+
+def test_every_notebook_is_a_page_and_in_the_sidebar(site):
+    nbs = [p.relative_to(ROOT/'nbs') for p in (ROOT/'nbs').rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(ROOT/'nbs').parts)]
+    listed = set(re.findall(r'[\w/]+\.ipynb', (ROOT/'nbs'/'_quarto.yml').read_text()))
+    assert {p.as_posix() for p in nbs} - listed == {'10b_main.ipynb'}   # two lines that run the command
+    assert len(pages(site)) == len(nbs) > 50
+
+
+def test_every_link_leads_somewhere_anchors_included(site, parsed):
+    wrong = []
+    for page, p in parsed.items():
+        for href in p.links:
+            u = urlsplit(href)
+            if u.scheme or href.startswith(('//', 'javascript:')): continue
+            target = unquote(urlsplit(urljoin(f'http://x/{page}', href)).path)[1:] or 'index.html'
+            if not (site/target).is_file(): wrong.append((page, href, 'no such page'))
+            elif u.fragment and target in parsed and unquote(u.fragment) not in parsed[target].ids: wrong.append((page, href, 'no such place on it'))
+    assert not wrong, wrong[:10]
+
+
+def test_nothing_is_loaded_from_another_host(parsed):
+    assert not [(page, src) for page, p in parsed.items() for src in p.loaded if urlsplit(src).netloc and not src.startswith('data:')]
+
+
+def test_docstrings_lead_to_their_pages(site):
+    "Each module says where its documentation is: `learner.html.md`"
+    import fastbit.learner
+    name = re.search(r'Docs: \S*/(\S+)', fastbit.learner.__doc__)[1]
+    text = (site/name).read_text()
+    assert name == 'learner.html.md' and 'transfer_learner' in text and '.llms.md' not in text + (site/'llms.txt').read_text()
+
+
+def test_a_definition_has_signature_table_source_and_methods(site):
+    text = (site/'learner.html').read_text()
+    for part in ('id="transfer_learner"', 'id="transferlearner.lr_find"', 'Stochastic depth, probability at the last block', 'blob/main/fastbit/learner.py#L', '>Details<'): assert part in text, part
+    text = (site/'hyperrule.html').read_text()
+    for part in ('id="hyperrule.for_data"', 'optimizer steps of the whole schedule'): assert part in text, part   # a class method, a field of a dataclass
+
+
+def test_a_broken_link_or_a_warning_fails_the_build(tmp_path):
+    sys.path.insert(0, str(ROOT/'tools'))
+    try: import docs
+    finally: sys.path.pop(0)
+    (tmp_path/'_quarto.yml').write_text('project:\n  type: website\n  output-dir: out\nwebsite:\n  title: t\n  no-such-option: 1\n')
+    (tmp_path/'index.md').write_text('# Home\n\n[nowhere](nowhere.md)\n')
+    problems = '\n'.join(docs.render(tmp_path))
+    assert 'broken link' in problems and 'no-such-option' in problems
+
+
+# In a browser
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+
+@pytest.fixture(scope='module')
+def url(site):
+    "The site over HTTP: from files, a browser does not let the search read its index"
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(_Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown(); server.server_close()
+
+
+@pytest.fixture(scope='module')
+def browser():
+    with chromium() as b: yield b
+
+
+def open_page(browser, url, width, scheme='light'):
+    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=False))
+    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[dict(name='prefers-color-scheme', value=scheme)]))
+    browser.get(url)
+
+
+TOO_WIDE = '''
+const seen = [], w = document.documentElement.clientWidth;
+if (document.documentElement.scrollWidth > w) seen.push('the page: ' + document.documentElement.scrollWidth);
+for (const pre of document.querySelectorAll('pre.sourceCode')) if (pre.scrollWidth > pre.clientWidth + 1) seen.push('code: ' + pre.innerText.slice(0, 60));
+for (const img of document.images) if (!img.naturalWidth) seen.push('picture: ' + img.src.slice(0, 60));
+return seen'''
+
+
+@pytest.mark.parametrize('where', WIDTHS)
+def test_every_page_in_a_browser(site, url, browser, where):
+    "No console error, no failed or foreign request, no broken picture, nothing wider than the window"
+    problems = []
+    for page in pages(site):
+        browser.get_log('browser'); browser.get_log('performance')
+        open_page(browser, url + page, WIDTHS[where])
+        browser.execute_async_script('const done = arguments[0]; Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => done())')
+        problems += [(page, o) for o in browser.execute_script(TOO_WIDE)]
+        problems += [(page, o['message']) for o in browser.get_log('browser') if o['level'] in ('SEVERE', 'WARNING')]
+        for m in (json.loads(line['message'])['message'] for line in browser.get_log('performance')):
+            if m['method'] == 'Network.requestWillBeSent' and not m['params']['request']['url'].startswith((url, 'data:')): problems.append((page, m['params']['request']['url']))
+            if m['method'] == 'Network.responseReceived' and m['params']['response']['status'] >= 400: problems.append((page, m['params']['response']['url']))
+            if m['method'] == 'Network.loadingFailed' and not m['params'].get('canceled'): problems.append((page, m['params']['errorText']))
+    assert not problems, problems[:10]
+
+
+def test_the_search_finds_fit_hyperrule(url, browser):
+    from selenium.webdriver.support.ui import WebDriverWait
+    open_page(browser, url + 'index.html', WIDTHS['desktop'])
+    box = browser.find_element('css selector', '#quarto-search input')
+    box.click(); box.send_keys('fit_hyperrule')
+    found = WebDriverWait(browser, 20).until(lambda b: [a.get_attribute('href') for a in b.find_elements('css selector', '.smalldocs-search-results a')])
+    assert any('rulefit.html' in h for h in found), found
+    browser.get(next(h for h in found if 'rulefit.html' in h))
+    assert 'fit_hyperrule' in browser.find_element('tag name', 'main').text
+
+
+def test_light_and_dark(url, browser):
+    light, dark = [], []
+    for scheme, colours in (('light', light), ('dark', dark)):
+        open_page(browser, url + 'learner.html', WIDTHS['desktop'], scheme)
+        browser.execute_script('localStorage.clear()'); browser.refresh()
+        for what in ('body', 'pre.sourceCode', '.docments td:last-child'):
+            colours.append(browser.execute_script('const s = getComputedStyle(document.querySelector(arguments[0])); return [s.color, s.backgroundColor]', what))
+    bright = lambda c: sum(map(int, re.findall(r'\d+', c)[:3]))
+    assert bright(light[0][1]) > 600 > 200 > bright(dark[0][1])          # the page
+    assert all(bright(l[0]) < 450 for l in light) and all(bright(d[0]) > 400 for d in dark)   # text can be read on it
