@@ -32,7 +32,7 @@ docs: ## the documentation site, in _docs; a warning or a broken link is an erro
 	$(PYTHON) tools/docs.py
 
 coverage: ## which lines of fastbit notebooks and tests run: a table, and the lines that none of them does
-	$(PYTHON) tools/coverage.py
+	$(PYTHON) tools/coverage.py --results benchmarks/coverage.json
 
 bench: ## the figures of the documentation's results, on DATA (a folder of class folders), `make bench DATA=FOLDER`
 	@test -n "$(DATA)" || { echo "Which data? make bench DATA=FOLDER"; exit 2; }

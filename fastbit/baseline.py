@@ -117,6 +117,7 @@ class BaselineResult:
         self.out = out
         return out
 
+# %% ../nbs/09_baseline.ipynb #42e30e5d
 def check_out(
     out:str|Path # Folder to be
 ) -> Path:
@@ -147,6 +148,7 @@ def find_data(path):
     if not Path(path).exists() and str(path) in PUBLIC_SETS: return named_table(str(path)), str(path), dict(flip=PUBLIC_SETS[str(path)].flip)
     return path, Path(path).resolve().name, {}
 
+# %% ../nbs/09_baseline.ipynb #de85b1fd
 _RULE_ONLY = ('batch_size', 'base_lr', 'scale', 'n_steps', 'stop_after', 'mixup', 'eval_every', 'checkpoint_every')
 _ONECYCLE_ONLY = ('epochs', 'lr', 'views')
 _WATCHED = ('valid_loss', 'accuracy')   # what a baseline measures
@@ -166,6 +168,7 @@ def _stages(recipe, epochs, lr, how) -> list:
     lr = HEAD_LR if lr is None else lr
     return head_stages(HEAD_EPOCHS if epochs is None else epochs, lr, **how) if recipe == 'head' else onecycle_stages(8 if epochs is None else epochs, lr, **how)
 
+# %% ../nbs/09_baseline.ipynb #b58cdc92
 def baseline(
     path:str|Path|pd.DataFrame=None, # Folder, CSV file, DataFrame, or the name of a public set; `None`: scikit-learn's digits
     arch:str='tf_efficientnet_lite0', # A BiT or EfficientNet name; `list_bodies()` has all
@@ -264,6 +267,7 @@ def baseline(
     if verbose and budget is not None: print(f'budget   {clock(time.perf_counter()-began)} of {clock(budget)}', flush=True)
     return res
 
+# %% ../nbs/09_baseline.ipynb #18fd4409
 def _check_budget(budget, recipe, epochs) -> float:
     if recipe == 'hyperrule': raise ValueError("budget belongs to 'onecycle' and 'head'; the length of 'hyperrule' is n_steps= (--steps).")
     if epochs is not None: raise ValueError(f"epochs={epochs} and a budget: the budget chooses the epochs, leave one of them out.")

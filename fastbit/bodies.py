@@ -215,6 +215,7 @@ def weights_digest(
         while part := f.read(1 << 20): h.update(part)
     return h.hexdigest()
 
+# %% ../nbs/01_bodies.ipynb #4fb63688
 def load_weights(
     net:nn.Module,         # A timm network; changed in place
     source:WeightsSource,  # Where from
@@ -241,6 +242,7 @@ def _full_name(net):
     cfg = net.pretrained_cfg
     return cfg['architecture'] + (f".{cfg['tag']}" if cfg.get('tag') else '')
 
+# %% ../nbs/01_bodies.ipynb #afd3d670
 _NPZ_HEAD = 'resnet/head/conv2d/'   # the authors' name for the classifier
 
 def _npz_shapes(path) -> dict:

@@ -39,6 +39,7 @@ class Speed:
     head: float    # seconds an image for the frozen body, with loading
     train: float   # seconds an image for a training step of everything, with loading
 
+# %% ../nbs/08c_budget.ipynb #9b80a88d
 def parse_budget(
     budget:str|float # '90s', '10m', '1.5h', or seconds
 ) -> float: # Seconds
@@ -51,6 +52,7 @@ def parse_budget(
     if not seconds > 0: raise ValueError(f"budget={budget!r}: a time above zero.")
     return seconds
 
+# %% ../nbs/08c_budget.ipynb #13eeab1e
 def options(
     size:int,         # The body's own side, or the one that was asked for
     smaller:bool=True, # May it be smaller?
@@ -75,6 +77,7 @@ def option_seconds(
     total = (n_train + n_valid)*head + views*(n_valid + n_test)*forward + FIXED
     return total + (option.epochs-1)*(n_train*speed.train*k + n_valid*forward) if option.recipe == 'onecycle' else total
 
+# %% ../nbs/08c_budget.ipynb #19df9e83
 def choose_option(
     choices:list,    # Of `BudgetOption`, the best first
     seconds:float,   # That are left

@@ -41,6 +41,7 @@ def calibration_error(
     "The expected calibration error (ECE): the distance of confidence and accuracy, averaged over images"
     return float((abs(table.confidence - table.accuracy)*table.n).sum()/table.n.sum())
 
+# %% ../nbs/04f_calibration.ipynb #836e9854
 def brier_scores(
     probs:torch.Tensor, # n x classes
     targs:torch.Tensor, # n class numbers
@@ -48,6 +49,7 @@ def brier_scores(
     "The squared distance of the probabilities from the truth (G. W. Brier 1950)"
     return (torch.as_tensor(probs).double() - F.one_hot(torch.as_tensor(targs).long(), probs.shape[1])).square().sum(1).numpy()
 
+# %% ../nbs/04f_calibration.ipynb #807fa5d0
 def fit_temperature(
     logits:torch.Tensor, # n x classes; logarithms of probabilities will do
     targs:torch.Tensor,  # n class numbers
@@ -58,6 +60,7 @@ def fit_temperature(
     loss = lambda log_t: F.cross_entropy(logits/np.exp(log_t), targs).item()
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(.05), np.log(20)), method='bounded').x))
 
+# %% ../nbs/04f_calibration.ipynb #90b8bbd2
 def plot_reliability(
     table:pd.DataFrame,       # From `reliability_table`
     scaled:pd.DataFrame=None, # The same with a temperature; `None`: none

@@ -101,6 +101,7 @@ class History(Callback):
         rows = [(s, e, _item(loss), *lrs) for s, e, loss, *lrs in self.step_rows]   # read from the device only here
         return pd.DataFrame(rows, columns=['stage', 'epoch', 'loss', 'lr_first', 'lr_last'])
 
+# %% ../nbs/04_callbacks.ipynb #702971ea
 class KeepBest(TrackerCallback):
     "Keep the weights of the best evaluation over all fits of a learner, and go back to them at the end of each"
     order = 51   # after the Recorder has its values, before what is built on this
@@ -150,6 +151,7 @@ class KeepBest(TrackerCallback):
     def checkpoint_state(self): return dict(best=self.best, where=self.where, waited=self.waited), self.weights or {}
     def load_checkpoint_state(self, values, tensors): self.best, self.where, self.waited, self.weights, self.fitting = values['best'], values['where'], values['waited'], tensors or None, True
 
+# %% ../nbs/04_callbacks.ipynb #fe846c49
 class RuleSteps(Callback):
     "Train by optimizer steps: a rule's rates and batches, with an evaluation every so many of them in the place of fastai's epochs"
     order = 52   # after the Recorder, before whatever draws or logs
@@ -181,6 +183,7 @@ class RuleSteps(Callback):
     def checkpoint_state(self): return dict(done=self.done), {}
     def load_checkpoint_state(self, values, tensors): self.done = self.learn.train_iter = values['done']
 
+# %% ../nbs/04_callbacks.ipynb #d32cd75b
 class JsonLog(Callback):
     "One JSON object a line for each epoch of each fit, on the disk at once: for programs that follow a run"
     order = 56   # after the History has its row
@@ -194,6 +197,7 @@ class JsonLog(Callback):
             for r in new: f.write(json.dumps({k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in r.items() if k != 'time'}) + '\n')
         self.written = len(rows)
 
+# %% ../nbs/04_callbacks.ipynb #afa566f8
 class PlainLog(Callback):
     "Plain lines instead of a progress bar: one an epoch, and one every `every` seconds in between"
     order = 60

@@ -127,6 +127,7 @@ def _unpack_recorder(learn, values, tensors):
     r.iters, r.values, r.lrs, r.losses = values['iters'], [L(v) for v in values['values']], values['lrs'], list(tensors['losses'])
     if r.losses: learn.smooth_loss = r.smooth_loss.value
 
+# %% ../nbs/04c_checkpoint.ipynb #a9a3e880
 def _with_state(learn): return {cb.name: cb for cb in learn.cbs if hasattr(cb, 'checkpoint_state')}
 
 def save_checkpoint(
@@ -157,6 +158,7 @@ def read_checkpoint(
     by_part = {part: {k[len(part)+1:]: v for k, v in found.items() if k.startswith(f'{part}/')} for part in meta['parts']}
     return meta, by_part
 
+# %% ../nbs/04c_checkpoint.ipynb #c36da59e
 def load_checkpoint(path:str|Path, learn):
     "Bring a learner that begins a fit to the state of a checkpoint"
     meta, tensors = read_checkpoint(path)

@@ -37,6 +37,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
     "Show defaults, but for switches and for options whose help says what happens without them"
     def _get_help_string(self, action): return action.help if action.default in (None, False) else super()._get_help_string(action)
 
+# %% ../nbs/10_cli.ipynb #8fa263d4
 def make_parser() -> argparse.ArgumentParser:
     "The command's options; their defaults are `baseline`'s"
     p = _Parser(prog='fastbit', description='Strong image-classification baselines in one line.', epilog='`fastbit COMMAND --help` shows the options of a command.')
@@ -105,6 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     for c in (b, m, d, r, s, c): c.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     return p
 
+# %% ../nbs/10_cli.ipynb #78627142
 def _data_options():
     "What is trained on: options that commands share"
     p = argparse.ArgumentParser(add_help=False)
@@ -147,6 +149,7 @@ def _baseline(args):
         crop=False if args.no_crop else None, num_workers=args.workers, device=args.device, out=args.out or _out_folder(args), k_per_class=args.k_per_class,
         keep_best=args.keep_best, patience=args.patience, views=args.views, precision=args.precision, draft=not args.no_draft, cache=not args.no_cache, cache_gb=args.cache_gb, budget=args.budget, budget_from=args.began, dry_run=args.dry_run, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every, **_rule_numbers(args))
 
+# %% ../nbs/10_cli.ipynb #14e709cb
 def _compare(args):
     from fastbit.leaderboard import leaderboard
     what = {k: v for k, v in vars(args).items() if k in ('size', 'seed', 'valid_pct', 'test_pct', 'k_per_class', 'epochs', 'no_flip', 'no_crop')} | dict(path=str(Path(args.path).resolve()) if args.path else '')
@@ -193,6 +196,7 @@ def _cache(args):
     print(show.to_string(index=False))
     print(f'{df.mb.sum():.1f} MB in {where}; `fastbit cache --clear` removes them')
 
+# %% ../nbs/10_cli.ipynb #c3c4c2cb
 def _one_line(e) -> str: return ' '.join(str(e).split()) or type(e).__name__
 
 def _show_warning(message, category, *args, **kwargs):

@@ -61,6 +61,7 @@ class ImageDL(TfmdDL):
         try: return super().do_item(s)
         finally: random.setstate(state)
 
+# %% ../nbs/02_data.ipynb #5518fad9
 class ReadImage(Transform):
     "`read_image` as a step of fastai's `Datasets`"
     input_types = (str, Path, bytes, Image.Image, np.ndarray)   # fastai's `test_dl` asks what it may be given
@@ -77,6 +78,7 @@ def _plain(path) -> str:
     s = os.fspath(path)
     return s if os.sep == '/' and s[:1] != '.' and s[-1:] != '/' and '//' not in s and '/.' not in s else str(Path(s))
 
+# %% ../nbs/02_data.ipynb #dea5581f
 def check_device(device) -> torch.device|None: # `None`: fastai's default
     "A device that is there; `ValueError` otherwise"
     if device is None: return None
@@ -103,6 +105,7 @@ def default_bs(
     if (check_device(device) or default_device()).type != 'cpu': return ACCELERATOR_BS
     return 2**max(0, (CPU_PIXELS // size**2).bit_length()-1)
 
+# %% ../nbs/02_data.ipynb #4f5c35a7
 def _split_words(table, valid_pct, test_pct, seed) -> str:
     if (table.split != '').all(): return 'the split of the data'
     own = ', the test set is the data\'s' if (table.split == 'test').any() else ''
@@ -161,6 +164,7 @@ def image_dataloaders(
     dls.left_out, dls.split_words, dls.report, dls.image_size = left_out, split_words, report, image_size
     return dls
 
+# %% ../nbs/02_data.ipynb #b9dfa567
 def table_dataloaders(table:pd.DataFrame, pp:Preprocess, *, bs:int, seed:int=0, batch_tfms:list=None, num_workers:int=None, device=None, cache:bool=True, cache_gb:float=CACHE_GB) -> DataLoaders:
     "fastai `DataLoaders` of a split table; `image_dataloaders` without the looking and checking"
     splits = [np.flatnonzero(table.split == s).tolist() for s in ('train', 'valid')]

@@ -235,6 +235,7 @@ _GALLERY = '''<!doctype html>
 {% if s.more > 0 %}<p class="soft">{{ s.more }} more are in check.csv.</p>{% endif %}</section>{% endfor %}
 </main></body></html>'''
 
+# %% ../nbs/09d_doctor.ipynb #8af3b615
 def _without_the_usual(rows, n) -> tuple:
     "What most images are is no fault of any: (rows without it, what was left out)"
     counts = pd.Series([r[0] for r in rows]).value_counts()

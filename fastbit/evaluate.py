@@ -97,6 +97,7 @@ def check_views(
     if bad or not views: raise ValueError(f"views={list(views)!r}: {bad[0]!r} is not possible{why}; possible are {', '.join(allowed)}." if bad else f"views is empty; possible are {', '.join(allowed)}.")
     return views
 
+# %% ../nbs/05_evaluate.ipynb #7f59c479
 def view_image(
     img:PILImage,   # RGB
     view:str,       # One of `VIEWS`
@@ -158,6 +159,7 @@ class _ViewsModel(nn.Module):
             self.seconds[i] += time.perf_counter() - start
         return torch.stack(out, 1)
 
+# %% ../nbs/05_evaluate.ipynb #e701d2f5
 def view_logits(
     learn,    # A fastai `Learner` of images
     dl,       # Its data, with or without labels
@@ -174,6 +176,7 @@ def view_logits(
     learn.fold_difference = getattr(inner, 'difference', None)
     return logits.as_subclass(torch.Tensor), targs, model.seconds
 
+# %% ../nbs/05_evaluate.ipynb #89177b1d
 def mean_probs(logits:torch.Tensor) -> torch.Tensor:
     "n x views x classes -> n x classes: the mean over views of the probabilities"
     return sum(logits[:, i].softmax(-1) for i in range(logits.shape[1])) / logits.shape[1]

@@ -77,6 +77,7 @@ def body_digest(
         h.update(f'{name} {a.dtype} {a.shape}'.encode()); h.update(a)
     return h.hexdigest()
 
+# %% ../nbs/03c_features.ipynb #b0fbf333
 def _about(model, pp, last, paths) -> dict:
     cfg = model.net.pretrained_cfg
     return dict(made_from=f"{cfg['architecture']} up to {model.stages[last].name}, {pp.size} px, of {common_folder(paths)}", weights=body_digest(model, last), stage=last, size=pp.size, resize=pp.resize, interpolation=pp.interpolation, draft=draft_size(pp),
@@ -95,6 +96,7 @@ def feature_shape(
     try: return tuple(run_stages(model.net, model.stages, model.normalised(model.mean.new_zeros(1, 3, side, side)), last=last).shape[1:])
     finally: model.train(training)
 
+# %% ../nbs/03c_features.ipynb #1d2f5014
 @dataclass
 class Features:
     "The outputs of a frozen body for the views of some images"
@@ -110,6 +112,7 @@ class Features:
         done = f'{n-self.computed} kept from before, ' if self.computed < n else ''
         return f'features: {done}{self.computed} computed, {self.seconds:.1f} s' + (f', folded = unfolded within {self.difference:.0e}' if self.difference is not None else '') + ('' if self.where else ', not kept')
 
+# %% ../nbs/03c_features.ipynb #0f237750
 def _open(about, shape, gb):
     try: return open_store('features', about, shape, gb=gb)
     except OSError as e: say(f"The cache cannot be used ({e}); this run goes on without. FASTBIT_CACHE=FOLDER names another place.", 5)

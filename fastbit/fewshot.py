@@ -50,6 +50,7 @@ def plot_few_shot(
     ax.spines[['top', 'right']].set_visible(False)
     return fig
 
+# %% ../nbs/09b_fewshot.ipynb #7e5dcab9
 _PAGE = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title><link rel="icon" href="data:,"><style>{{ style }}</style></head><body><main>
 <h1>{{ title }}</h1><p class="soft">{{ arch }}, trained by the BiT-HyperRule, {{ repeats }} draw{{ 's' if repeats > 1 }} of training images for each number; always measured on the same {{ n }} held-out images. fastbit {{ version }}</p>
@@ -72,6 +73,7 @@ def few_shot_page(
     low, high = wilson_interval(round(rows[-1]['median']*n_valid), n_valid)
     return Report(render_page(_PAGE, title=f'{name or "Images"}: accuracy against images of each class', arch=arch, repeats=int(df.repeat.max())+1, n=n_valid, rows=rows, low=low, high=high, version=__version__, fig=picture_uri(plot_few_shot(df, n_valid))))
 
+# %% ../nbs/09b_fewshot.ipynb #3964d8ae
 def few_shot_curve(
     path:str|Path|pd.DataFrame=None, # Folder, CSV file, DataFrame, or the name of a public set; `None`: scikit-learn's digits
     ks:tuple=(1, 5, 10),      # Training images of each class; `None` among them: all

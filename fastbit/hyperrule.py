@@ -18,7 +18,7 @@ MOMENTUM = .9        # of SGD; no weight decay, no dropout
 SMALL_IMAGE = 96*96  # an area below it is a small image
 SMALL_DATA, LARGE_DATA = 20_000, 500_000  # training images: below the first a small data set, from the second on a large one
 MIXUP = .1           # alpha of Beta(alpha, alpha), for data sets that are not small
-PRESET = (128, 1e-3) # batch size and rate of the authors' setting for one GPU, at the same number of steps
+PRESET = (128, 1e-3) # batch size and rate of the authors' lighter setting (README of the reference), at the same number of steps
 SCALES = ('linear', 'preset', None)
 
 def resolution(
@@ -57,12 +57,13 @@ def _batch_and_rate(batch_size, base_lr, scale):
     if scale not in SCALES: raise ValueError(f"scale={scale!r}; it can be 'linear', 'preset' or None.")
     if scale == 'preset':
         if batch_size not in (BATCH_SIZE, PRESET[0]) or base_lr != BASE_LR: raise ValueError(f"scale='preset' is batch_size={PRESET[0]} at rate {PRESET[1]:g}, but batch_size={batch_size}, base_lr={base_lr:g} came; give neither, or scale='linear'.")
-        return *PRESET, 1, "the authors' preset for one GPU"
+        return *PRESET, 1, "the authors' lighter preset"
     if scale == 'linear' and batch_size != BATCH_SIZE: return batch_size, base_lr*batch_size/BATCH_SIZE, BATCH_SIZE/batch_size, f'{base_lr:g} · {batch_size}/{BATCH_SIZE}'
     return batch_size, base_lr, 1, ''
 
 def _passes(n): return f'{n:,.0f} passes' if n >= 100 else f'{n:.3g} pass{"es"*(n != 1)}'
 
+# %% ../nbs/00_hyperrule.ipynb #73ab795e
 @dataclass(frozen=True)
 class HyperRule:
     "The BiT-HyperRule for one data set; make it with `HyperRule.for_data`, and `print` it"

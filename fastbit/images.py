@@ -86,6 +86,7 @@ def _reason(e):
     if 'cannot identify' in text: return 'not an image that Pillow can read'
     return f'{text[:100]}' or type(e).__name__
 
+# %% ../nbs/01b_images.ipynb #467be919
 def check_images(
     paths,              # Files
     n_workers:int=None, # Threads; `None`: as many as there are cores, at most 16

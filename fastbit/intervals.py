@@ -85,6 +85,7 @@ class Comparison:
             f'b - a = {self.difference*100:+.2f} points, 95 % interval {self.low*100:+.2f} to {self.high*100:+.2f}, McNemar p = {self.p_value:.3g}: {word}{note}')
     def _repr_html_(self): return pd.DataFrame([asdict(self)])._repr_html_()
 
+# %% ../nbs/04e_intervals.ipynb #e46f55c2
 def paired_difference(
     right_a, # n of True or False: is the first run right?
     right_b, # n of True or False: is the second?
@@ -102,6 +103,7 @@ def mcnemar_p(
     "McNemar's exact test, by scipy's binomial test"
     return float(binomtest(only_a, only_a+only_b).pvalue) if only_a + only_b else 1.
 
+# %% ../nbs/04e_intervals.ipynb #1e1d850b
 def read_predictions(
     run # A result of `baseline`, the folder of one, its `predictions.csv`, or a DataFrame of path, label, prediction (and split)
 ) -> pd.DataFrame:

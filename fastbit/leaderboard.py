@@ -129,6 +129,7 @@ class Leaderboard:
             write_bytes(self.out/'accuracy_cost.png', buf.getvalue())
         write_text(self.out/'leaderboard.html', self.html())
 
+# %% ../nbs/09c_leaderboard.ipynb #b32741ef
 _BOARD = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title><link rel="icon" href="data:,"><style>{{ style }}td,td.text{white-space:nowrap;min-width:0}</style></head><body><main>
 <h1>{{ title }}</h1><p class="soft">fastbit {{ version }}</p>
@@ -139,6 +140,7 @@ _BOARD = '''<!doctype html>
 {% if fig %}<h2>Accuracy against cost</h2><figure><img src="{{ fig }}" alt="Accuracy against milliseconds an image, one point a row with its interval; the table above has the numbers"><figcaption>Above and to the left is better. Lines are 95 % intervals.</figcaption></figure>{% endif %}
 </main></body></html>'''
 
+# %% ../nbs/09c_leaderboard.ipynb #7ceef5b7
 def plot_cost(
     rows:pd.DataFrame # Of a `Leaderboard`
 ) -> Figure:
@@ -192,6 +194,7 @@ def _reason(e) -> str: return ' '.join(str(e).split()) or type(e).__name__
 
 def _tested(ev): return dict(test_accuracy=ev.accuracy, test_low=ev.low, test_high=ev.high)
 
+# %% ../nbs/09c_leaderboard.ipynb #de218471
 def _probe_row(data, body, arch, weights, how, cache, cache_gb) -> tuple:
     start = time.perf_counter()
     dls = image_dataloaders(data, arch, **how, cache=cache, cache_gb=cache_gb)
@@ -223,6 +226,7 @@ def _attempt(what, body, recipe, folder, f, verbose) -> dict:
     if verbose: print(f"{body}, {recipe}: " + (f"failed: {row['failed']}" if row['failed'] else f"accuracy {row['accuracy']:.1%} ({row['low']:.1%} to {row['high']:.1%}){note}"), flush=True)
     return row
 
+# %% ../nbs/09c_leaderboard.ipynb #35b1d67e
 def _ranked(rows, out) -> pd.DataFrame:
     "The best first, with what the others are behind; failures last"
     df = pd.DataFrame(rows)
@@ -252,6 +256,7 @@ def _data_digest(table) -> str:
         h.update(f'{r.path}\0{r.label}\0{r.split}\0{s.st_size}\0{s.st_mtime_ns}\n'.encode('utf-8', 'surrogateescape'))
     return h.hexdigest()
 
+# %% ../nbs/09c_leaderboard.ipynb #89de4103
 def leaderboard(
     path:str|Path|pd.DataFrame=None, # As for `baseline`
     archs:list=None,          # Names of bodies, or 'NAME=WEIGHTS' with a file or 'random'; `None`: those whose weights are installed here

@@ -24,7 +24,7 @@ from fastai.data.transforms import Normalize, get_c
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
-from fastcore.basics import tuplify
+from fastcore.basics import patch, tuplify
 from fastcore.foundation import L
 
 # %% ../nbs/06_learner.ipynb #47d4fb7b
@@ -83,6 +83,7 @@ def _check_pixels(dls):
     if x.dtype != torch.uint8 and (x.min() < -1e-3 or x.max() > 1+1e-3):
         raise ValueError(f"The DataLoaders give pixels from {x.min().item():.3g} to {x.max().item():.3g}, so something normalises or scales them. {remedy}")
 
+# %% ../nbs/06_learner.ipynb #ff497f28
 PRECISIONS = ('float32', 'bf16', 'fp16', 'auto')
 
 def check_precision(precision):
@@ -98,6 +99,7 @@ def fast_precision(
     if device.type == 'cpu': can = getattr(torch.cpu, 'get_capabilities', dict)(); return 'bf16' if can.get('amx_bf16') or can.get('avx512_bf16') else 'float32'
     return 'float32'
 
+# %% ../nbs/06_learner.ipynb #961290ee
 class TransferLearner(HeadFit, RuleFit, Learner):
     "A fastai `Learner` of a `TransferModel`; make it with `transfer_learner`"
     precision = 'float32'    # of the arithmetic in training
@@ -164,98 +166,112 @@ class TransferLearner(HeadFit, RuleFit, Learner):
         "The rate for what trains now: `HEAD_LR` for the classifier alone, `BODY_LR` with stages of the body"
         return HEAD_LR if self.model.n_frozen == len(self.model.stages)-1 else BODY_LR
 
-    def lr_table(self,
-        lr:float|slice=None # A rate, `slice(first, last)` spread over the stages, or `slice(last)`; `None`: the optimizer's
-    ) -> pd.DataFrame: # Columns stage, parameters, trainable (parameters that learn), lr
-        "What each stage would be trained with"
-        if self.opt is None: self.create_opt()
-        hypers = deepcopy(list(self.opt.hypers))
-        try:
-            if lr is not None: self.opt.set_hyper('lr', lr)
-            rates = [h['lr'] for h in self.opt.hypers]
-        finally: self.opt.hypers = L(hypers)
-        rows = [(s.name, sum(p.numel() for p in ps), sum(p.numel() for p in ps if p.requires_grad), rate if any(p.requires_grad for p in ps) else 0.)
-                for s, ps, rate in zip(self.model.stages, self.model.stage_params(), rates)]
-        return pd.DataFrame(rows, columns=['stage', 'parameters', 'trainable', 'lr'])
-
-    def lr_find(self,
-        start_lr:float=1e-7,  # First rate
-        end_lr:float=10,      # Last rate
-        num_it:int=100,       # Steps, 20 or more
-        stop_div:bool=True,   # Stop when the loss diverges?
-        show_plot:bool=True,  # Draw the curve?
-        suggest_funcs=schedule.valley # One or several of fastai's `valley, slide, minimum, steep`; `None`: no suggestion
-    ): # Named tuple of rates, one a rule, or `None`
-        "Train with growing rates, suggest one, and leave everything as it was: no files, no changed weights, no random numbers drawn"
-        if num_it < 20: raise ValueError(f"num_it={num_it}: a curve needs 20 steps or more.")
-        self._check_batches()
-        funcs = tuplify(suggest_funcs) if suggest_funcs is not None else ()
-        lrs, losses, found = self._rate_curve(funcs, start_lr, end_lr, num_it, stop_div)
-        if found is None and funcs: print(f"lr_find: the loss has no clear minimum, so this is the recipe's rate, {self.recipe_lr:g}")
-        self.rate_curve = (lrs, losses, {o[0]: o[2] for o in found or []}, None)
-        if show_plot: self.recorder.losses = [torch.tensor(o) for o in losses]; self.recorder.plot_lr_find(suggestions=[o[2] for o in found or []], nms=[o[0] for o in found or []])
-        names = [o[0] for o in found] if found else [f.func.__name__ if isinstance(f, partial) else f.__name__ for f in funcs]
-        return namedtuple('SuggestedLRs', names)(*([o[1] for o in found] if found else [self.recipe_lr]*len(names))) if funcs else None
-
-    def _rate_curve(self, funcs=(schedule.valley,), start_lr=1e-7, end_lr=10, num_it=100, stop_div=True) -> tuple:
-        "Rates, losses, and what `funcs` suggest: (name, rate, point) each, `None` where the loss has no clear minimum"
-        quiet = [cb for cb in self.cbs if isinstance(cb, (History, JsonLog, PlainLog))]
-        finder = MemoryLRFinder(start_lr, end_lr, num_it, stop_div)
-        with untouched(self), self.removed_cbs(quiet), self.no_logging(): self.fit(num_it//len(self.dls.train) + 1, cbs=finder)
-        lrs, losses = self.recorder.lrs, [float(o) for o in self.recorder.losses]
-        return lrs, losses, _suggest(funcs, lrs, losses, num_it) if clear_minimum(losses[num_it//10:-5]) else None
-
     def _preprocess(self, dl):
         "Of loaders that fastbit made; others can only be looked at as tensors"
         return getattr(self.dls, 'preprocess', None) if isinstance(dl, ImageDL) else None
 
-    def evaluate(self,
-        ds_idx:int=1, # Which loader of `dls`; 1: validation
-        dl=None,      # Other labelled data, from `dls.test_dl(..., with_labels=True)`
-        show:bool=True # Print it?
-    ) -> Evaluation:
-        "All metrics over the whole set, with n and interval; images as validation sees them, whatever the loader"
-        dl = self.dls[ds_idx] if dl is None else dl
-        logits, targs, _ = view_logits(self, dl, ('identity',), self._preprocess(dl))
-        if targs is None: raise ValueError("There are no labels to evaluate against; type dls.test_dl(items, with_labels=True).")
-        res = evaluate_probs(mean_probs(logits), targs)
-        if show: show_it(res)
-        return res
+# %% ../nbs/06_learner.ipynb #eadb3ebb
+@patch
+def lr_table(self:TransferLearner,
+    lr:float|slice=None # A rate, `slice(first, last)` spread over the stages, or `slice(last)`; `None`: the optimizer's
+) -> pd.DataFrame: # Columns stage, parameters, trainable (parameters that learn), lr
+    "What each stage would be trained with"
+    if self.opt is None: self.create_opt()
+    hypers = deepcopy(list(self.opt.hypers))
+    try:
+        if lr is not None: self.opt.set_hyper('lr', lr)
+        rates = [h['lr'] for h in self.opt.hypers]
+    finally: self.opt.hypers = L(hypers)
+    rows = [(s.name, sum(p.numel() for p in ps), sum(p.numel() for p in ps if p.requires_grad), rate if any(p.requires_grad for p in ps) else 0.)
+            for s, ps, rate in zip(self.model.stages, self.model.stage_params(), rates)]
+    return pd.DataFrame(rows, columns=['stage', 'parameters', 'trainable', 'lr'])
 
-    def tta(self,
-        ds_idx:int=1, # Which loader of `dls`; 1: validation
-        dl=None,      # Other data, from `dls.test_dl`
-        views=None,   # Names of `VIEWS`, 'five_crops' for five of them; `None`: the image and its mirror image
-        show:bool=True # Print plain against TTA?
-    ) -> TTAResult: # preds (n x classes, probabilities) and targs (n), in the order of the set; `.report` compares
-        "Average the probabilities over deterministic views of each image, and say what that gained and cost"
-        dl = self.dls[ds_idx] if dl is None else dl
-        res = tta_probs(self, dl, views, self._preprocess(dl))
-        if show and res.report is not None:
-            for what, r in res.report.iterrows(): print(f"{what:>5}: accuracy {r.accuracy:.2%} ({r.low:.1%} to {r.high:.1%}, n = {r.n}), loss {r.loss:.4f}, {r.views} view(s), {r.seconds:.1f} s")
-        return res
+# %% ../nbs/06_learner.ipynb #7e9bbacb
+@patch
+def lr_find(self:TransferLearner,
+    start_lr:float=1e-7,  # First rate
+    end_lr:float=10,      # Last rate
+    num_it:int=100,       # Steps, 20 or more
+    stop_div:bool=True,   # Stop when the loss diverges?
+    show_plot:bool=True,  # Draw the curve?
+    suggest_funcs=schedule.valley # One or several of fastai's `valley, slide, minimum, steep`; `None`: no suggestion
+): # Named tuple of rates, one a rule, or `None`
+    "Train with growing rates, suggest one, and leave everything as it was: no files, no changed weights, no random numbers drawn"
+    if num_it < 20: raise ValueError(f"num_it={num_it}: a curve needs 20 steps or more.")
+    self._check_batches()
+    funcs = tuplify(suggest_funcs) if suggest_funcs is not None else ()
+    lrs, losses, found = self._rate_curve(funcs, start_lr, end_lr, num_it, stop_div)
+    if found is None and funcs: print(f"lr_find: the loss has no clear minimum, so this is the recipe's rate, {self.recipe_lr:g}")
+    self.rate_curve = (lrs, losses, {o[0]: o[2] for o in found or []}, None)
+    if show_plot: self.recorder.losses = [torch.tensor(o) for o in losses]; self.recorder.plot_lr_find(suggestions=[o[2] for o in found or []], nms=[o[0] for o in found or []])
+    names = [o[0] for o in found] if found else [f.func.__name__ if isinstance(f, partial) else f.__name__ for f in funcs]
+    return namedtuple('SuggestedLRs', names)(*([o[1] for o in found] if found else [self.recipe_lr]*len(names))) if funcs else None
 
-    def calibrate(self,
-        ds_idx:int=1, # Which loader of `dls`; 1: validation
-        dl=None,      # Other labelled data
-    ) -> float: # Kept as `learn.temperature`; above 1: the network is too sure
-        "Find the temperature that the logits have to be divided by for honest probabilities; it changes no answer, and `get_preds` does not use it"
-        dl = self.dls[ds_idx] if dl is None else dl
-        logits, targs, _ = view_logits(self, dl, ('identity',), self._preprocess(dl))
-        if targs is None: raise ValueError("There are no labels to calibrate with; type dls.test_dl(items, with_labels=True).")
-        self.temperature = fit_temperature(logits[:, 0], targs)
-        return self.temperature
+# %% ../nbs/06_learner.ipynb #0ae30e9a
+@patch
+def _rate_curve(self:TransferLearner, funcs=(schedule.valley,), start_lr=1e-7, end_lr=10, num_it=100, stop_div=True) -> tuple:
+    "Rates, losses, and what `funcs` suggest: (name, rate, point) each, `None` where the loss has no clear minimum"
+    quiet = [cb for cb in self.cbs if isinstance(cb, (History, JsonLog, PlainLog))]
+    finder = MemoryLRFinder(start_lr, end_lr, num_it, stop_div)
+    with untouched(self), self.removed_cbs(quiet), self.no_logging(): self.fit(num_it//len(self.dls.train) + 1, cbs=finder)
+    lrs, losses = self.recorder.lrs, [float(o) for o in self.recorder.losses]
+    return lrs, losses, _suggest(funcs, lrs, losses, num_it) if clear_minimum(losses[num_it//10:-5]) else None
 
-    def report(self,
-        ds_idx:int=1, # Which loader of `dls`; 1: validation, 2: the test set
-    ) -> Report: # Shown inline; `.save('report.html')` writes it
-        "The run so far on one page: metrics with intervals, mistakes, where the network looks, how sure it is"
-        dl = self.dls[ds_idx]
-        pp, paths = self._preprocess(dl), [o for o in getattr(dl, 'items', []) if isinstance(o, (str, Path))]
-        res, best = tta_probs(self, dl, default_views(pp), pp), getattr(self, 'keep_best', None)
-        chosen = [f'The weights of {best.where} were chosen by {best.monitor}'] if best and best.where and ds_idx == 1 else []
-        return make_report(Findings(self, res.plain, res[1], paths if len(paths) == len(res[1]) else [], 'test' if ds_idx == 2 else 'valid', Path(self.dls.path).resolve().name,
-            tta=res.report, temperature=self.temperature, chosen=chosen, left_out=getattr(self.dls, 'left_out', None), curve=self.rate_curve, command='learn.report()'))
+# %% ../nbs/06_learner.ipynb #3b4d88a7
+@patch
+def evaluate(self:TransferLearner,
+    ds_idx:int=1, # Which loader of `dls`; 1: validation
+    dl=None,      # Other labelled data, from `dls.test_dl(..., with_labels=True)`
+    show:bool=True # Print it?
+) -> Evaluation:
+    "All metrics over the whole set, with n and interval; images as validation sees them, whatever the loader"
+    dl = self.dls[ds_idx] if dl is None else dl
+    logits, targs, _ = view_logits(self, dl, ('identity',), self._preprocess(dl))
+    if targs is None: raise ValueError("There are no labels to evaluate against; type dls.test_dl(items, with_labels=True).")
+    res = evaluate_probs(mean_probs(logits), targs)
+    if show: show_it(res)
+    return res
+
+# %% ../nbs/06_learner.ipynb #c20e3887
+@patch
+def tta(self:TransferLearner,
+    ds_idx:int=1, # Which loader of `dls`; 1: validation
+    dl=None,      # Other data, from `dls.test_dl`
+    views=None,   # Names of `VIEWS`, 'five_crops' for five of them; `None`: the image and its mirror image
+    show:bool=True # Print plain against TTA?
+) -> TTAResult: # preds (n x classes, probabilities) and targs (n), in the order of the set; `.report` compares
+    "Average the probabilities over deterministic views of each image, and say what that gained and cost"
+    dl = self.dls[ds_idx] if dl is None else dl
+    res = tta_probs(self, dl, views, self._preprocess(dl))
+    if show and res.report is not None:
+        for what, r in res.report.iterrows(): print(f"{what:>5}: accuracy {r.accuracy:.2%} ({r.low:.1%} to {r.high:.1%}, n = {r.n}), loss {r.loss:.4f}, {r.views} view(s), {r.seconds:.1f} s")
+    return res
+
+# %% ../nbs/06_learner.ipynb #6a0f47d7
+@patch
+def calibrate(self:TransferLearner,
+    ds_idx:int=1, # Which loader of `dls`; 1: validation
+    dl=None,      # Other labelled data
+) -> float: # Kept as `learn.temperature`; above 1: the network is too sure
+    "Find the temperature that the logits have to be divided by for honest probabilities; it changes no answer, and `get_preds` does not use it"
+    dl = self.dls[ds_idx] if dl is None else dl
+    logits, targs, _ = view_logits(self, dl, ('identity',), self._preprocess(dl))
+    if targs is None: raise ValueError("There are no labels to calibrate with; type dls.test_dl(items, with_labels=True).")
+    self.temperature = fit_temperature(logits[:, 0], targs)
+    return self.temperature
+
+# %% ../nbs/06_learner.ipynb #57a74e5c
+@patch
+def report(self:TransferLearner,
+    ds_idx:int=1, # Which loader of `dls`; 1: validation, 2: the test set
+) -> Report: # Shown inline; `.save('report.html')` writes it
+    "The run so far on one page: metrics with intervals, mistakes, where the network looks, how sure it is"
+    dl = self.dls[ds_idx]
+    pp, paths = self._preprocess(dl), [o for o in getattr(dl, 'items', []) if isinstance(o, (str, Path))]
+    res, best = tta_probs(self, dl, default_views(pp), pp), getattr(self, 'keep_best', None)
+    chosen = [f'The weights of {best.where} were chosen by {best.monitor}'] if best and best.where and ds_idx == 1 else []
+    return make_report(Findings(self, res.plain, res[1], paths if len(paths) == len(res[1]) else [], 'test' if ds_idx == 2 else 'valid', Path(self.dls.path).resolve().name,
+        tta=res.report, temperature=self.temperature, chosen=chosen, left_out=getattr(self.dls, 'left_out', None), curve=self.rate_curve, command='learn.report()'))
 
 # %% ../nbs/06_learner.ipynb #6d888053
 def transfer_learner(

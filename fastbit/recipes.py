@@ -50,6 +50,7 @@ class HeadStage:
         learn.freeze_to(self.freeze_to)
         learn.fit_head(self.n_epoch, self.lr, self.views, cache=self.cache, cache_gb=self.cache_gb, find_lr=True)
 
+# %% ../nbs/08b_recipes.ipynb #b4d97560
 @dataclass(frozen=True)
 class StagePlan:
     "One fit of a recipe"
@@ -73,6 +74,7 @@ class StagePlan:
         learn.freeze_to(self.freeze_to)
         learn.fit_one_cycle(self.n_epoch, self.lr_max, cbs=cbs)
 
+# %% ../nbs/08b_recipes.ipynb #6abe04ce
 LR_SPREAD = 10   # the classifier's rate over the stem's when everything trains
 RECIPES = ('onecycle', 'head', 'hyperrule')
 
@@ -129,6 +131,7 @@ def _one_pass(learn, stage):
             loss.backward()
     return once
 
+# %% ../nbs/08b_recipes.ipynb #f364c53d
 def _seconds_an_image(learn, stage) -> float:
     "Loading and training a batch: the second of two, for the first prepares; of half of it and so on where the memory runs out"
     once = _one_pass(learn, stage)
@@ -157,6 +160,7 @@ def measure_stages(
         try: return [_seconds_an_image(learn, s) for s in stages]
         finally: learn.freeze()
 
+# %% ../nbs/08b_recipes.ipynb #17bf3b03
 def clock(seconds:float) -> str:
     "Seconds as people say them"
     s = round(seconds)

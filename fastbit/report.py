@@ -102,6 +102,7 @@ class Findings:
     seed: int = None
     command: str = ''        # what to type for the same run
 
+# %% ../nbs/08_report.ipynb #631ace11
 def _figure(fig, alt, caption=''): return dict(uri=picture_uri(fig), alt=alt, caption=caption, wide=True)
 def _percent(v): return '–' if v is None or v != v else f'{v:.1%}'
 
@@ -130,6 +131,7 @@ def _samples(table, most=24):
     first = table[table.split == 'train'].drop_duplicates('label').head(most)
     return [_thumb(r.path, r.label, f'A training image of class {r.label}') for r in first.itertuples()]
 
+# %% ../nbs/08_report.ipynb #b40a42cb
 def _mistakes(f, classes, most=12):
     "Images with the largest loss"
     loss = -f.probs.clamp_min(1e-12).log()[torch.arange(len(f.targs)), f.targs]
@@ -168,6 +170,7 @@ def _cams(f, classes, most=8):
             alt=f'An image of class {true}, and beside it in colours the places that speak for {pred}'))
     return cards
 
+# %% ../nbs/08_report.ipynb #bed1ed50
 def _ran(f) -> list:
     learn, model = f.learn, f.learn.model
     digest = body_digest(model, len(model.stages)) if isinstance(model, TransferModel) else ''
@@ -272,6 +275,7 @@ _PAGE = '''<!doctype html>
 </main></body></html>
 '''
 
+# %% ../nbs/08_report.ipynb #b1b31201
 class Report:
     "A page of HTML; shown in a notebook, or saved"
     def __init__(self, html:str): self.html = html

@@ -84,6 +84,7 @@ class StepBatch:
             x2, y2 = piece(partners[lo:hi])
             yield (_as_float(b[0])*lam + _as_float(x2)*(1-lam), *b[1:]), y2, lam, share
 
+# %% ../nbs/02c_steps.ipynb #ab99ea74
 def _as_float(t): return t if t.is_floating_point() else t.float()/255
 
 class StepDL(ImageDL):

@@ -34,6 +34,7 @@ def file_key(
     s = os.stat(path)
     return row_key(os.path.abspath(path), s.st_size, s.st_mtime_ns, *parts)
 
+# %% ../nbs/00d_store.ipynb #903ff814
 class RowStore:
     "Rows of one shape by key, in a folder"
     def __init__(self,

@@ -61,7 +61,14 @@ def test_every_link_leads_somewhere_anchors_included(site, parsed):
     assert not wrong, wrong[:10]
 
 
-def test_nothing_is_loaded_from_another_host(parsed):
+def test_no_markdown_is_left_in_the_text(site):
+    "As where a link stands in the text of another"
+    left = {page: m[0] for page in pages(site) if (m := re.search(r'.{20}\]\([^)\s]*\.(ipynb|html).{5}', re.sub(r'<(script|pre)\b.*?</\1>|<[^>]+>', '', (site/page).read_text(), flags=re.S)))}
+    assert not left
+
+
+def test_nothing_is_loaded_from_another_host(site, parsed):
+    assert not [p.name for p in site.rglob('*.css') if re.search(r'(@import|url\()[^;)]*//', re.sub(r'url\("?data:[^)]*\)', '', p.read_text()))]
     assert not [(page, src) for page, p in parsed.items() for src in p.loaded if urlsplit(src).netloc and not src.startswith('data:')]
 
 

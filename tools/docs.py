@@ -39,7 +39,7 @@ class Named:
     def __repr__(self): return getattr(self.v, '__name__', None) or repr(self.v)
 
 
-def wrapped(text: str, width: int = 84) -> str:
+def wrapped(text: str, width: int = 68) -> str:
     "A signature over several lines, as many parameters on each as there is room for"
     lines, parts = [''], re.split(r', (?=\*{0,2}\w+(?:=|,|\)|$))', text[1:-1])
     for part in parts:
@@ -67,8 +67,17 @@ class Page(BasicMarkdownRenderer):
     @cached_property
     def methods(self) -> list:
         if not inspect.isclass(self.sym): return []
-        own = [getattr(self.sym, n) for n, f in vars(self.sym).items() if not n.startswith('_') and isinstance(f, (FunctionType, classmethod, staticmethod)) and f.__doc__]
-        return [Page(f, name=f'{self.nm}.{f.__name__}', title_level=self.title_level+1)._repr_markdown_() for f in own]
+        lines, start = inspect.getsourcelines(self.sym)
+        here = lambda f: start <= f.__code__.co_firstlineno < start + len(lines)   # not patched in: those have a place of their own on the page
+        plain = {n: f.fget if isinstance(f, property) else getattr(f, '__func__', f) for n, f in vars(self.sym).items() if not n.startswith('_')}
+        own = [n for n, f in plain.items() if isinstance(f, FunctionType) and f.__doc__ and here(f)]
+        return [self._member(n, vars(self.sym)[n]) for n in own]
+
+    def _member(self, n, f) -> str:
+        name, level = f'{self.nm}.{n}', self.title_level+1
+        if not isinstance(f, property): return Page(getattr(self.sym, n), name=name, title_level=level)._repr_markdown_()
+        kind = plain_types(str(f.fget.__annotations__.get('return', '')).removeprefix("<class '").removesuffix("'>"))
+        return f"{'#'*level} {name}\n\n*property*{f', {kind}' if kind else ''}: {inspect.cleandoc(f.__doc__)}"
 
 
 class InSourceOrder(Processor):
@@ -112,7 +121,7 @@ class SiteLinks(Processor):
         self.names = page_names(nbs)
 
     def _text(self, s):
-        s = self.base.sub(self.up, s)
+        s = re.sub(r'\[\[(`[^`]+`)\]\([^)]*\)\]\(', r'[\1](', self.base.sub(self.up, s))   # nbdev links a name also where it is the text of a link
         return re.sub(r'(\]\((?:\.\./|\w+/)*)([\w.]+\.ipynb)', lambda m: m[1] + self.names.get(m[2], m[2]), s)
 
     def cell(self, cell):
@@ -142,7 +151,7 @@ def process(root: Path = ROOT) -> Path:
     parallel(serve_drv.main, work, n_workers=min(len(work), get_config().get('doc_workers', 2)), pause=.01, method='spawn')
     text = (nbs/'_quarto.yml').read_text()
     (out/'_quarto.yml').write_text(re.sub(r'\b[\w.]+\.ipynb', lambda m: names.get(m[0], m[0]), text))
-    for css in nbs.glob('*.css'): shutil.copy(css, out)
+    for f in (*nbs.glob('*.css'), *nbs.glob('*.svg')): shutil.copy(f, out)
     return out
 
 
@@ -153,6 +162,7 @@ def render(proc: Path) -> list:
     site = Site(load(proc), quiet=True)
     n = site.build()
     docstring_copies(site.out)
+    no_other_hosts(site.out)
     print(f'{n} pages in {site.out}')
     return [*site.project.warnings, *(w for w in site.warnings if w not in site.project.warnings)]
 
@@ -160,7 +170,12 @@ def render(proc: Path) -> list:
 def docstring_copies(out: Path):
     "The Markdown copies under the names that nbdev's docstrings give them: `learner.html.md`"
     for p in out.rglob('*.llms.md'): p.rename(p.with_name(p.name.replace('.llms.md', '.html.md')))
-    for p in (*out.rglob('*.html.md'), *out.rglob('*.html'), out/'llms.txt'): p.write_text(p.read_text().replace('.llms.md', '.html.md'))
+    for p in (*out.rglob('*.html.md'), *out.rglob('*.html'), *out.glob('llms.txt')): p.write_text(p.read_text().replace('.llms.md', '.html.md'))
+
+
+def no_other_hosts(out: Path):
+    "The bundled themes (smalldocs 0.5.4) fetch their fonts from Google; without it the reader's own are used, and nobody is told who reads what"
+    for p in out.rglob('*.css'): p.write_text(re.sub(r'@import\s+url\(\s*["\']?https?://[^)]*\);?', '', p.read_text()))
 
 
 def main() -> int:
