@@ -25,7 +25,8 @@ check: prepare ## fail if `make prepare` leaves a difference
 
 test: ## all notebooks, then tests/
 	@# an empty cache, and an empty IPython folder: nbdev-test would load the user's profile, whose start-up files are not part of the tests
-	FASTBIT_CACHE=$$(mktemp -d) IPYTHONDIR=$$(mktemp -d) nbdev-test --n-workers 2
+	@# a thread for each of two processes: OpenMP's threads wait by spinning, and with two each on two cores some notebooks take ten times as long
+	OMP_NUM_THREADS=1 FASTBIT_CACHE=$$(mktemp -d) IPYTHONDIR=$$(mktemp -d) nbdev-test --n-workers 2
 	$(PYTHON) -m pytest -q tests
 
 docs: ## the documentation site, in _docs; a warning or a broken link is an error (`quarto render _proc` makes one of the same pages where Quarto is installed)

@@ -1,5 +1,5 @@
 "What the package is made of: names, import cost, generated files"
-import importlib, pkgutil, subprocess, sys
+import importlib, importlib.util, pkgutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +64,26 @@ def test_readme_commands_are_what_ci_runs():
     readme, ci = (root/'README.md').read_text(), (root/'.ci'/'run').read_text()
     for line in ('python -m pip install . && fastbit baseline', 'python -m pip install -e ".[dev]" && make test'):
         assert line in readme and line in ci, line
+
+
+def test_coverage_knows_where_the_cells_of_a_notebook_stand():
+    "Exported cells are run under the name of their module, so their lines have to be its lines"
+    import json
+    tool = importlib.util.spec_from_file_location('cover', Path(__file__).parents[1]/'tools'/'coverage.py')   # not by its name, which is that of the tracer
+    cover = importlib.util.module_from_spec(tool); tool.loader.exec_module(cover)
+    module, nb = Path(fastbit.__file__).with_name('flowers.py'), json.loads((Path(__file__).parents[1]/'nbs'/'02d_flowers.ipynb').read_text())
+    begins, lines = cover.cell_lines(module), module.read_text().splitlines()
+    cells = {c['id']: ''.join(c['source']).splitlines() for c in nb['cells'] if '#| export' in ''.join(c['source'])}
+    assert set(cells) == set(begins) and len(cells) >= 6
+    for id, text in cells.items():
+        for i, line in enumerate(text[1:], begins[id]):
+            if not line.startswith('from fastbit'): assert lines[i] == line   # imports become relative ones
+    assert list(cover.spans([1, 2, 3, 7, 9, 10])) == [[1, 3], [7, 7], [9, 10]]
+
+
+def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
+    from fastbit.progress import is_interactive
+    monkeypatch.setattr(sys, 'stdout', type('Terminal', (), dict(isatty=lambda self: True, write=lambda self, s: 0, flush=lambda self: None))())
+    for term, bars in (('dumb', False), ('xterm', True)):
+        monkeypatch.setenv('TERM', term)
+        assert is_interactive() is bars

@@ -126,7 +126,7 @@ def open_page(browser, url, width, scheme='light'):
 TOO_WIDE = '''
 const seen = [], w = document.documentElement.clientWidth;
 if (document.documentElement.scrollWidth > w) seen.push('the page: ' + document.documentElement.scrollWidth);
-for (const pre of document.querySelectorAll('pre.sourceCode')) if (pre.scrollWidth > pre.clientWidth + 1) seen.push('code: ' + pre.innerText.slice(0, 60));
+for (const pre of document.querySelectorAll('pre.python, pre.sh')) if (pre.scrollWidth > pre.clientWidth + 1) seen.push('code: ' + pre.innerText.slice(0, 60));
 for (const img of document.images) if (!img.naturalWidth) seen.push('picture: ' + img.src.slice(0, 60));
 return seen'''
 
