@@ -5,7 +5,7 @@ pages have the names that nbdev's links and docstrings use (`learner.html`, not 
 the site are relative, so that it also works from a folder. `_proc` is an ordinary Quarto project: `quarto render _proc` renders it as well.
 A warning or a broken link is an error.
 """
-import inspect, re, shutil, sys
+import inspect, os, re, shutil, sys
 from functools import cached_property
 from pathlib import Path
 from types import FunctionType
@@ -148,7 +148,7 @@ def process(root: Path = ROOT) -> Path:
     newest = max(p.stat().st_mtime for p in (Path(__file__), *(root/'fastbit').glob('*.py'), root/'pyproject.toml'))
     work = [(src, dst, SitePages) for src, dst in todo.items() if not dst.exists() or dst.stat().st_mtime < max(newest, src.stat().st_mtime)]
     for _, dst, _ in work: dst.parent.mkdir(parents=True, exist_ok=True)
-    parallel(serve_drv.main, work, n_workers=min(len(work), get_config().get('doc_workers', 2)), pause=.01, method='spawn')
+    parallel(serve_drv.main, work, n_workers=min(len(work), os.cpu_count() or 1), pause=.01, method='spawn')
     text = (nbs/'_quarto.yml').read_text()
     (out/'_quarto.yml').write_text(re.sub(r'\b[\w.]+\.ipynb', lambda m: names.get(m[0], m[0]), text))
     for f in (*nbs.glob('*.css'), *nbs.glob('*.svg')): shutil.copy(f, out)
