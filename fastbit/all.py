@@ -26,6 +26,9 @@ from .checkpoint import *
 from .intervals import *
 from .calibration import *
 from .evaluate import *
+from .artifact import *
+from .predict import *
+from .onnx import *
 from .model import *
 from .fold import *
 from .features import *

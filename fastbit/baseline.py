@@ -22,7 +22,7 @@ from fastcore.xtras import ContextManagers
 from . import __version__
 from .bodies import hub_file, timm_name, weights_source
 from .budget import FIXED, Speed, TimeLimit, budget_text, choose_option, options, parse_budget
-from .calibration import fit_temperature
+from .calibration import fit_temperature, temper
 from .callbacks import JsonLog, KeepBest
 from .data import PathLabel, check_device, image_dataloaders
 from .datasets import PUBLIC_SETS, named_table
@@ -35,10 +35,10 @@ from .images import header_sizes, middle_size
 from .learner import HEAD_LR, TransferLearner, check_precision, transfer_learner
 from .progress import show
 from .recipes import RECIPES, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages, rows_html
-from .report import Findings, Report, make_report, temper
+from .report import Findings, Report, make_report
 from .rulefit import check_steps, default_eval_every, rule_text
 from .store import CACHE_GB
-from .tables import few_shot_table, image_table, say, split_table
+from .tables import csv_text, few_shot_table, image_table, say, split_table
 
 # %% ../nbs/09_baseline.ipynb #47048049
 def _png(fig) -> bytes:
@@ -108,11 +108,13 @@ class BaselineResult:
     def save(self,
         out:str|Path # Folder, made if need be
     ) -> Path:
-        "Write `results.json`, `report.html`, `history.csv` (`log.jsonl` is written while it trains), `predictions.csv`, `left_out.csv`, `loss.png` and `rate.png`"
+        "Write `results.json`, `report.html`, `history.csv` (`log.jsonl` is written while it trains), `predictions.csv`, `left_out.csv`, `loss.png`, `rate.png`, and the network in `model/`"
         out = Path(out); out.mkdir(parents=True, exist_ok=True)
-        for name, df in (('history', self.epochs), ('predictions', self.predictions), ('left_out', self.left_out)): write_text(out/f'{name}.csv', df.to_csv(index=False))
+        for name, df in (('history', self.epochs), ('predictions', self.predictions), ('left_out', self.left_out)): write_text(out/f'{name}.csv', csv_text(df))
         for name, fig in (('loss', plot_losses(self.epochs, self.steps)), ('rate', plot_rates(self.steps))): write_bytes(out/f'{name}.png', _png(fig))
-        if self.probs.isfinite().all(): self.report().save(out/'report.html')   # of a run that diverged there are only the curves
+        if self.probs.isfinite().all():   # of a run that diverged there are only the curves
+            self.report().save(out/'report.html')
+            self.learn.export(out/'model', self.evaluation, self.part, overwrite=True)
         write_text(out/'results.json', json.dumps(self.as_dict(), indent=1, default=str) + '\n')   # last: where it is, the rest is
         self.out = out
         return out

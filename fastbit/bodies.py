@@ -24,6 +24,9 @@ from timm.models import load_state_dict
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
+# %% ../nbs/01_bodies.ipynb #2336c08f
+from .files import file_digest
+
 # %% ../nbs/01_bodies.ipynb #a26f6095
 BODY_PATTERNS = ('*efficientnet*', 'resnetv2_*_bit')  # timm architectures that fastbit knows the recipes of
 BIT_SHAPES = ('R50x1', 'R101x1', 'R50x3', 'R101x3', 'R152x2', 'R152x4')  # as in google-research/big_transfer, models.py
@@ -209,11 +212,8 @@ def weights_digest(
 ) -> str: # Hexadecimal; '' for random weights
     "A digest of the file that weights come from, to tell two of the same name apart"
     if source.kind == 'random': return ''
-    h, path = hashlib.blake2b(digest_size=16), cached_hub_file(source.where) if source.kind == 'hub' else source.where
-    if path is None: return ''   # never fetched, so not used
-    with open(path, 'rb') as f:
-        while part := f.read(1 << 20): h.update(part)
-    return h.hexdigest()
+    path = cached_hub_file(source.where) if source.kind == 'hub' else source.where
+    return '' if path is None else file_digest(path, hashlib.blake2b(digest_size=16))   # never fetched, so not used
 
 # %% ../nbs/01_bodies.ipynb #4fb63688
 def load_weights(

@@ -99,14 +99,35 @@ def make_parser() -> argparse.ArgumentParser:
         description='The BiT-HyperRule for a folder of images, from names and headers alone: resolution, steps, rate, mixup, and which of the numbers are the authors\'.')
     _rule_options(r)
     r.add_argument('--plot', metavar='FILE', help='draw the learning rate of every step into a .png, .svg or .pdf file')
+    _predict_parsers(sub)
     s = sub.add_parser('bodies', help='list the bodies and where their weights come from', description='List the bodies that fastbit can build, and where their weights would come from on this machine.')
     s.add_argument('pattern', nargs='?', default='*', metavar='PATTERN', help="of names, '*lite*', 'BiT-M*'")
     c = sub.add_parser('cache', help='show what is kept from run to run, or clear it', description='Show what fastbit keeps from run to run, and where; FASTBIT_CACHE=FOLDER puts it elsewhere.')
     c.add_argument('--clear', action='store_true', help='remove it')
-    for c in (b, m, d, r, s, c): c.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
+    for c in sub.choices.values(): c.add_argument('--debug', action='store_true', help='show the whole traceback of an error')
     return p
 
 # %% ../nbs/10_cli.ipynb #78627142
+def _predict_parsers(sub):
+    "The commands that take a trained network"
+    def add(name, help, description):
+        p = sub.add_parser(name, help=help, description=description, formatter_class=_Help)
+        p.add_argument('model', metavar='DIR', help='a folder of results of `fastbit baseline`, or what `learn.export` wrote')
+        return p
+    p = add('predict', 'ask a trained network about images', 'Which class each image is, and how sure the network is. Exit status 1 if some of the images cannot be read.')
+    p.add_argument('images', nargs='+', metavar='IMAGES', help='files, and folders, which stand for all images in them')
+    p.add_argument('--csv', action='store_true', help='print CSV, with the reason for what cannot be read, instead of a table')
+    p.add_argument('--probs', action='store_true', help='show the probability of every class')
+    e = add('evaluate', 'measure a trained network on labelled images', 'Accuracy and other metrics with their intervals, on a folder of class folders or a CSV file.')
+    e.add_argument('path', metavar='PATH', help='folder of class folders, folder with test/ or valid/, or CSV file of path and label')
+    e.add_argument('--split', choices=['train', 'valid', 'test'], help='the part of the data; by default test if there is one, else valid, else everything')
+    for o in (p, e):
+        o.add_argument('--tta', action='store_true', help='average over the image and its mirror image, or its crops where left and right differ')
+        o.add_argument('--bs', type=int, metavar='N', help='images in a pass; by default by size and device')
+        o.add_argument('--device', help='cpu, cuda, cuda:1, …; by default the GPU if there is one')
+    x = add('onnx', 'write a trained network as an ONNX file', 'One file from resized uint8 pixels to probabilities, compared with PyTorch before it is kept.')
+    x.add_argument('file', metavar='FILE', help='ends in .onnx')
+
 def _data_options():
     "What is trained on: options that commands share"
     p = argparse.ArgumentParser(add_help=False)
@@ -196,6 +217,53 @@ def _cache(args):
     print(show.to_string(index=False))
     print(f'{df.mb.sum():.1f} MB in {where}; `fastbit cache --clear` removes them')
 
+# %% ../nbs/10_cli.ipynb #5dade97a
+def _check_bs(args):
+    if args.bs is not None and args.bs < 1: raise ValueError(f'--bs {args.bs}: images in a pass, 1 or more.')
+
+def _predict(args) -> int:
+    from fastbit.predict import image_items, load_predictor
+    from fastbit.tables import csv_text
+    _check_bs(args)
+    missing = [p for p in args.images if not Path(p).exists()]
+    if missing: raise FileNotFoundError(f"there is no file or folder {missing[0]!r}.")
+    items = image_items(args.images)   # folders without images are found out before the network is opened
+    df = load_predictor(args.model, args.device).predict(items, args.tta, args.probs, args.bs)
+    if args.csv: print(csv_text(df), end='')
+    else: print(_table(df))
+    bad = df[df.reason != '']
+    if len(bad): print(f'fastbit: note: {len(bad)} of {len(df)} images have no prediction, e.g. {_shown(bad.path.iloc[0])}: {bad.reason.iloc[0]}', file=sys.stderr)
+    return int(len(bad) > 0)
+
+def _shown(path) -> str:
+    "A name as a terminal may see it: line breaks and control characters as escapes"
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'backslashreplace').decode() for c in path)
+
+def _table(df) -> str:
+    "For people: what was not fitted or did not happen has no column"
+    drop = [c for c in ('calibrated', 'reason') if df[c].isna().all() or (df[c] == '').all()]
+    show = df.drop(columns=drop).assign(path=df.path.map(_shown), prediction=df.prediction.fillna(''))
+    return show.to_string(index=False, float_format='{:.4f}'.format, na_rep='')
+
+def _evaluate(args):
+    from fastbit.calibration import calibration_error, reliability_table, temper
+    from fastbit.evaluate import evaluate_probs
+    from fastbit.predict import load_predictor
+    _check_bs(args)
+    predictor = load_predictor(args.model, args.device)
+    res = predictor.labelled_probs(args.path, args.split, args.tta, args.bs)
+    print(f"{args.path}: {'all' if res.part == 'all' else f'the {res.part} split'}, {len(res.targs)} images" + (f', {len(res.left_out)} left out' if len(res.left_out) else ''))
+    print(evaluate_probs(res.probs, res.targs))
+    t = predictor.about.temperature
+    if t: print(f'with temperature {t:.2f}: ECE {calibration_error(reliability_table(temper(res.probs, t), res.targs)):.4f}')
+
+def _onnx(args):
+    from fastbit.onnx import export_onnx
+    from fastbit.predict import load_predictor
+    if not args.file.endswith('.onnx'): raise ValueError(f'{args.file}: the name ends in .onnx.')
+    difference = export_onnx(load_predictor(args.model, 'cpu'), args.file)
+    print(f'{args.file}: from uint8 pixels, n x height x width x 3, to probabilities; differs from PyTorch by {difference:.0e} at most')
+
 # %% ../nbs/10_cli.ipynb #c3c4c2cb
 def _one_line(e) -> str: return ' '.join(str(e).split()) or type(e).__name__
 
@@ -209,10 +277,12 @@ def main(
     began = time.perf_counter()
     args = make_parser().parse_args(argv)
     args.began = began
+    for s in (sys.stdout, sys.stderr):   # a file's name may be no text that the terminal's encoding has
+        if hasattr(s, 'reconfigure'): s.reconfigure(errors='backslashreplace')
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='`torch.jit')   # torch 2.14 deprecates what torchvision 0.29 and fastai 2.8 still use
         warnings.showwarning = _show_warning
-        try: return dict(baseline=_baseline, compare=_compare, check=_check, recipe=_recipe, bodies=_bodies, cache=_cache)[args.command](args) or 0
+        try: return dict(baseline=_baseline, compare=_compare, check=_check, recipe=_recipe, predict=_predict, evaluate=_evaluate, onnx=_onnx, bodies=_bodies, cache=_cache)[args.command](args) or 0
         except KeyboardInterrupt:
             by_rule = args.command == 'baseline' and args.recipe == 'hyperrule'
             print('fastbit: stopped' + ('; the same command goes on from the last checkpoint' if by_rule else ''), file=sys.stderr)

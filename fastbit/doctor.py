@@ -37,7 +37,7 @@ from .model import TransferModel
 from .progress import show
 from .report import THUMB, picture_uri, render_page
 from .store import CACHE_GB
-from .tables import image_table
+from .tables import csv_text, image_table
 
 # %% ../nbs/09d_doctor.ipynb #af86a0ee
 KINDS = dict(   # kind: (title, what it means and what to do), the gravest first
@@ -214,7 +214,7 @@ class DataCheck:
         "Write `check.csv` and `check.html`"
         self.out = Path(out)
         self.out.mkdir(parents=True, exist_ok=True)
-        write_text(self.out/'check.csv', self.rows.to_csv(index=False))
+        write_text(self.out/'check.csv', csv_text(self.rows))
         write_text(self.out/'check.html', self.html())
 
 def _card(r) -> dict:

@@ -28,7 +28,7 @@ from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .intervals import wilson_interval
 from .learner import transfer_learner
 from .report import Report, picture_uri, render_page
-from .tables import few_shot_table
+from .tables import csv_text, few_shot_table
 
 # %% ../nbs/09b_fewshot.ipynb #2db1835a
 def plot_few_shot(
@@ -110,7 +110,7 @@ def few_shot_curve(
             table = whole.table if k is None else few_shot_table(whole.table, k, n)
             right = _accuracy(table, whole, arch, weights, n, num_workers, numbers)
             rows.append(('all' if k is None else k, repeat, right))
-            if out is not None: write_text(out, _frame(rows).to_csv(index=False))
+            if out is not None: write_text(out, csv_text(_frame(rows)))
             if verbose: print(f"k = {rows[-1][0]}, repeat {repeat+1} of {repeats}: accuracy {right:.1%}, trained on {(table.split == 'train').sum()} images in {time.perf_counter()-start:.0f} s", flush=True)
     df = _frame(rows)
     if out is not None: few_shot_page(df, whole.valid.n, name, arch).save(Path(out).with_suffix('.html'))

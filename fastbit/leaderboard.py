@@ -35,7 +35,7 @@ from .progress import show
 from .recipes import RECIPES, clock
 from .report import picture_uri, render_page
 from .store import CACHE_GB
-from .tables import check_share
+from .tables import check_share, csv_text
 
 # %% ../nbs/09c_leaderboard.ipynb #07dd3e55
 def bodies_here() -> list[str]:
@@ -123,7 +123,7 @@ class Leaderboard:
         "Write `leaderboard.csv`, `leaderboard.html` and `accuracy_cost.png`"
         self.out = Path(out)
         self.out.mkdir(parents=True, exist_ok=True)
-        write_text(self.out/'leaderboard.csv', self.rows.to_csv(index=False))
+        write_text(self.out/'leaderboard.csv', csv_text(self.rows))
         if self.best:
             plot_cost(self.rows).savefig(buf := io.BytesIO(), format='png', dpi=150)
             write_bytes(self.out/'accuracy_cost.png', buf.getvalue())
@@ -179,7 +179,7 @@ def _kept(file, what):
 
 def _keep(folder, what, row, predictions=None):
     folder.mkdir(parents=True, exist_ok=True)
-    if predictions is not None: write_text(folder/'predictions.csv', predictions.to_csv(index=False))
+    if predictions is not None: write_text(folder/'predictions.csv', csv_text(predictions))
     write_text(folder/'row.json', json.dumps(dict(what=what, row=row), indent=1, default=float) + '\n')   # last: where it is, the rest is
 
 def _row(body, recipe, **values):

@@ -11,6 +11,7 @@ __all__ = ['HEAD_LR', 'BODY_LR', 'CLEAR_FALL', 'PRECISIONS', 'MemoryLRFinder', '
 # %% ../nbs/06_learner.ipynb #1188f7ff
 from collections import namedtuple
 from copy import deepcopy
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from fastcore.basics import patch, tuplify
 from fastcore.foundation import L
 
 # %% ../nbs/06_learner.ipynb #47d4fb7b
-from .bodies import body_preprocess, build_body, timm_name
+from .artifact import Artifact, check_target, digest_sketch, made_with, save_artifact
+from .bodies import Preprocess, body_preprocess, build_body, timm_name
 from .calibration import fit_temperature
 from .callbacks import DevicePrecision, DeviceSmoothLoss, History, JsonLog, PlainLog, RarelyProgress
 from .data import ImageDL
@@ -166,6 +168,11 @@ class TransferLearner(HeadFit, RuleFit, Learner):
         "The rate for what trains now: `HEAD_LR` for the classifier alone, `BODY_LR` with stages of the body"
         return HEAD_LR if self.model.n_frozen == len(self.model.stages)-1 else BODY_LR
 
+    def _trained_on(self) -> dict|None:
+        "For those who measure later, to find out whether they do it on the training images"
+        table, report = getattr(self.dls, 'table', None), getattr(self.dls, 'report', None)
+        return None if report is None else digest_sketch(report.set_index('path').digest[table.path[table.split == 'train']])
+
     def _preprocess(self, dl):
         "Of loaders that fastbit made; others can only be looked at as tensors"
         return getattr(self.dls, 'preprocess', None) if isinstance(dl, ImageDL) else None
@@ -272,6 +279,24 @@ def report(self:TransferLearner,
     chosen = [f'The weights of {best.where} were chosen by {best.monitor}'] if best and best.where and ds_idx == 1 else []
     return make_report(Findings(self, res.plain, res[1], paths if len(paths) == len(res[1]) else [], 'test' if ds_idx == 2 else 'valid', Path(self.dls.path).resolve().name,
         tta=res.report, temperature=self.temperature, chosen=chosen, left_out=getattr(self.dls, 'left_out', None), curve=self.rate_curve, command='learn.report()'))
+
+# %% ../nbs/06_learner.ipynb #287208ef
+@patch
+def export(self:TransferLearner,
+    folder:str|Path,         # Made; `FileExistsError` if there is something
+    evaluation:Evaluation=None, # As `learn.evaluate` measured it on `part`; `None`: it is measured now, on validation
+    part:str='valid',        # What `evaluation` was measured on
+    preprocess:Preprocess=None, # How a file becomes pixels; `None`: as the loaders do, which have to be fastbit's
+    overwrite:bool=False,    # Replace an artifact that is there?
+) -> Artifact: # What was written beside the weights
+    "Write `model.safetensors` and `config.json` for `load_predictor`, the command line and timm; `ValueError` if there is nothing sound to write"
+    pp = preprocess or getattr(self.dls, 'preprocess', None)
+    if pp is None: raise ValueError(f"These loaders do not tell how their images are made, and a prediction depends on it: type preprocess=body_preprocess({self.body_settings['arch']!r}, size=...).")
+    source, net = self.weights_source, self.model.net
+    about = Artifact(net.pretrained_cfg['architecture'], tuple(map(str, self.dls.vocab)), pp, self.temperature, None, '' if source.kind == 'random' else f'{self.arch}, {source}', self._trained_on(), made_with())
+    check_target(folder, overwrite)   # before the measuring
+    evaluation = self.evaluate(show=False) if evaluation is None else evaluation
+    return save_artifact(folder, net, replace(about, evaluation=dict(part=part, **asdict(evaluation))), overwrite)
 
 # %% ../nbs/06_learner.ipynb #6d888053
 def transfer_learner(

@@ -7,7 +7,7 @@ Docs: https://fastbit.github.io/fastbit/tables.html.md"""
 # %% auto #0
 __all__ = ['TRAIN_NAMES', 'VALID_NAMES', 'TEST_NAMES', 'COLUMNS', 'DataWarning', 'say', 'find_images', 'image_table',
            'check_share', 'split_table', 'check_k_per_class', 'few_shot_table', 'check_table', 'leave_out_unreadable',
-           'training_size']
+           'training_size', 'csv_text']
 
 # %% ../nbs/01c_tables.ipynb #a4c81a9e
 import os, warnings
@@ -230,3 +230,16 @@ def training_size(
     paths = table.path[table.split == 'train']
     if report is None: return median_size(paths)
     return middle_size(report.set_index('path').loc[paths, ['height', 'width']].itertuples(index=False, name=None))
+
+# %% ../nbs/01c_tables.ipynb #1cb6cca5
+def _no_formula(v):
+    if not isinstance(v, str) or v[:1] not in ('=', '+', '-', '@', '\t', '\r'): return v
+    try: float(v); return v
+    except ValueError: return "'" + v
+
+def csv_text(
+    df:pd.DataFrame
+) -> str:
+    "A table as CSV that a spreadsheet shows and does not run"
+    texts = df.select_dtypes(exclude='number').columns
+    return df.assign(**{c: df[c].map(_no_formula) for c in texts}).rename(columns=_no_formula).to_csv(index=False)
