@@ -22,6 +22,7 @@ from .steps import *
 from .callbacks import *
 from .optim import *
 from .accumulate import *
+from .guards import *
 from .checkpoint import *
 from .intervals import *
 from .calibration import *

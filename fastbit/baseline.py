@@ -264,7 +264,11 @@ def baseline(
     res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), evaluate_probs(*tta), tta_views, learn.history.epochs, learn.history.steps, _predictions(dls, held_out, learn.temperature), dls.left_out, times, settings,
         part, tta.plain, tta[1], learn.temperature, evaluate_probs(temper(tta.plain, learn.temperature), tta[1]) if learn.temperature else None, evaluate_probs(valid.plain, valid[1]) if part == 'test' else None, tta.report,
         _stage_times(plan, took), _command(settings), learn.fold_difference, f'the weights of {best.where}, by {best.monitor}' if best and best.where else '', learn)
-    if out is not None: res.save(out)
+    if out is not None:
+        try: res.save(out)
+        except OSError as e:   # the numbers are there, and are not lost with the files
+            if verbose: show(res)
+            raise OSError(f"The results could not be written into {out} ({e.strerror or e}). Make room, or give another folder.") from e
     if verbose: show(res)
     if verbose and budget is not None: print(f'budget   {clock(time.perf_counter()-began)} of {clock(budget)}', flush=True)
     return res

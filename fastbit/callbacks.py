@@ -25,6 +25,7 @@ from fastcore.foundation import L
 # %% ../nbs/04_callbacks.ipynb #99169d84
 from .hyperrule import HyperRule
 from .steps import step_loader
+from .tables import say
 
 # %% ../nbs/04_callbacks.ipynb #71a1eb4f
 class DeviceSmoothLoss(AvgSmoothLoss):
@@ -193,8 +194,10 @@ class JsonLog(Callback):
         new = rows if self.written is None else rows[self.written:]
         if not new: return   # predicting also passes here
         # from the beginning at first: a run that is gone on with has its older rows, and perhaps later ones that it forgot
-        with open(self.path, 'w' if self.written is None else 'a', encoding='utf-8') as f:
-            for r in new: f.write(json.dumps({k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in r.items() if k != 'time'}) + '\n')
+        try:
+            with open(self.path, 'w' if self.written is None else 'a', encoding='utf-8') as f:
+                for r in new: f.write(json.dumps({k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in r.items() if k != 'time'}) + '\n')
+        except OSError as e: say(f'{self.path} could not be written ({e.strerror}); the training goes on without it.', 4); self.run = False
         self.written = len(rows)
 
 # %% ../nbs/04_callbacks.ipynb #afa566f8

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from .bodies import weights_digest
 from .callbacks import KeepBest
 from .files import whole_file
+from .guards import LossNotFinite, first_not_finite
 
 # %% ../nbs/04c_checkpoint.ipynb #4ce97bbf
 def _digest(rows) -> str:
@@ -142,7 +143,7 @@ def save_checkpoint(
     meta = dict(fastbit=json.dumps(dict(run=run, micro_batch=learn.micro_batch, parts={k: v for k, (v, _) in parts.items()})))
     try:
         with whole_file(path) as part: save_file(tensors, part, metadata=meta)
-    except (OSError, SafetensorError) as e: raise OSError(f"The checkpoint {path} could not be written ({e}); the one before it, if any, is untouched.") from e
+    except (OSError, SafetensorError) as e: raise OSError(f"The checkpoint {path} could not be written ({e}); the one before it, if any, is untouched. Make room, and the same call goes on from there.") from e
 
 def read_checkpoint(
     path:str|Path, # `.safetensors`
@@ -188,10 +189,11 @@ class Checkpoint(Callback):
         file:str|Path,   # `.safetensors`
         every:int,       # Optimizer steps; the last step is always saved
         run:dict,        # From `describe_run`
-    ): self.file, self.every, self.run_description = Path(file), every, run
+    ): self.file, self.every, self.run_description, self.saved_at = Path(file), every, run, None
 
     def before_fit(self):
         if not self.file.exists(): return
+        self.saved_at = read_checkpoint(self.file, tensors=False)[0]['parts']['callback rule_steps']['done']
         load_checkpoint(self.file, self.learn)
         self.learn.first_epoch = len(self.recorder.values)
 
@@ -200,7 +202,14 @@ class Checkpoint(Callback):
         if self.training and self._due() and not self.rule_steps.at_end: self.save()
     def after_epoch(self):
         if self._due(): self.save()
-    def save(self): save_checkpoint(self.file, self.learn, self.run_description)
+    def save(self):
+        "`LossNotFinite` in the place of a file that could only go on to be nan"
+        step = self.rule_steps.done
+        if bad := first_not_finite(self.model.state_dict()): raise LossNotFinite(f"{bad} is not finite after step {step}: the training diverged. Set base_lr (--base-lr) to a third or less{'; ' + self.told() if self.told() else ''}.")
+        save_checkpoint(self.file, self.learn, self.run_description)
+        self.saved_at = step
+
+    def told(self) -> str: return '' if self.saved_at is None else f'the checkpoint of step {self.saved_at} is kept in {self.file}'
 
 @contextmanager
 def sole_user(

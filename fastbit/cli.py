@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/cli.html.md"""
 __all__ = ['make_parser', 'main']
 
 # %% ../nbs/10_cli.ipynb #0d05db04
-import argparse, hashlib, itertools, json, shlex, sys, time, warnings
+import argparse, hashlib, itertools, json, shlex, signal, sys, threading, time, warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -156,18 +156,24 @@ def _rule_options(p):
 def _out_folder(args) -> Path:
     "A new folder; for a run that can be gone on with, the one that the same command began, unless that is finished"
     name = Path(args.path).resolve().name if args.path else 'digits'
-    if args.recipe != 'hyperrule': return Path('fastbit-runs')/f'{name}-{datetime.now():%Y%m%d-%H%M%S}'
+    if args.recipe != 'hyperrule': return _new_folder(name)
     what = {k: v for k, v in vars(args).items() if k not in ('out', 'debug', 'workers', 'began', 'dry_run')} | dict(path=str(Path(args.path).resolve()) if args.path else '')
     stem = f'{name}-hyperrule-{hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=4).hexdigest()}'
-    folders = (Path('fastbit-runs')/(stem + (f'-{i}' if i > 1 else '')) for i in itertools.count(1))
-    return next(f for f in folders if not (f/'results.json').exists())
+    return next(f for f in _numbered(stem) if not (f/'results.json').exists())
+
+def _numbered(stem): return (Path('fastbit-runs')/(stem + (f'-{i}' if i > 1 else '')) for i in itertools.count(1))
+
+def _new_folder(name) -> Path:
+    "Named by the time, and by a number where that was there before: clocks are put back"
+    return next(f for f in _numbered(f'{name}-{datetime.now():%Y%m%d-%H%M%S}') if not f.exists())
 
 def _rule_numbers(args): return dict(batch_size=args.batch_size, base_lr=args.base_lr, scale=args.scale, n_steps=args.steps, stop_after=args.stop_after, mixup=args.mixup)
 
 def _baseline(args):
     from fastbit.baseline import baseline
+    args.out = args.out or _out_folder(args)
     baseline(args.path, args.arch, args.weights, args.recipe, args.size, args.epochs, args.bs, args.lr, args.seed, args.valid_pct, args.test_pct, flip=False if args.no_flip else None,
-        crop=False if args.no_crop else None, num_workers=args.workers, device=args.device, out=args.out or _out_folder(args), k_per_class=args.k_per_class,
+        crop=False if args.no_crop else None, num_workers=args.workers, device=args.device, out=args.out, k_per_class=args.k_per_class,
         keep_best=args.keep_best, patience=args.patience, views=args.views, precision=args.precision, draft=not args.no_draft, cache=not args.no_cache, cache_gb=args.cache_gb, budget=args.budget, budget_from=args.began, dry_run=args.dry_run, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every, **_rule_numbers(args))
 
 # %% ../nbs/10_cli.ipynb #14e709cb
@@ -183,7 +189,7 @@ def _compare(args):
 def _check(args) -> int:
     from fastbit.doctor import check_data
     name = Path(args.path).resolve().name if args.path else 'digits'
-    res = check_data(args.path, args.arch, args.weights, args.size, not args.no_labels, args.device, not args.no_cache, out=args.out or Path('fastbit-runs')/f'{name}-check-{datetime.now():%Y%m%d-%H%M%S}')
+    res = check_data(args.path, args.arch, args.weights, args.size, not args.no_labels, args.device, not args.no_cache, out=args.out or _new_folder(f'{name}-check'))
     return int(res.found)
 
 def _given(args) -> list[str]:
@@ -265,7 +271,24 @@ def _onnx(args):
     print(f'{args.file}: from uint8 pixels, n x height x width x 3, to probabilities; differs from PyTorch by {difference:.0e} at most')
 
 # %% ../nbs/10_cli.ipynb #c3c4c2cb
-def _one_line(e) -> str: return ' '.join(str(e).split()) or type(e).__name__
+def _one_line(e) -> str:
+    text = str(e)
+    if 'Original Traceback' in text: text = text.rstrip().splitlines()[-1].partition(': ')[2]   # from a loader process, whose whole traceback torch puts into the message
+    return ' '.join(text.split()) or type(e).__name__
+
+class _Terminated(KeyboardInterrupt): signum = signal.SIGTERM
+
+def _terminated(signum, frame):
+    "What a cluster or a shutdown sends: as Ctrl-C, so that a fit can finish its step and save"
+    raise _Terminated
+_terminated.gives_way = True   # to `gentle_stop`
+
+def _way_on(args, after_stop=False) -> str:
+    "How to go on, where something is saved"
+    if args.command != 'baseline': return ''
+    out = Path(args.out) if args.out else None
+    if args.recipe == 'hyperrule' and out and (out/'checkpoint.safetensors').exists() and not (out/'results.json').exists(): return '; the same command goes on from the last checkpoint'
+    return f"; a run by --recipe {args.recipe} cannot be gone on with, one by hyperrule can" if after_stop and args.recipe != 'hyperrule' else ''
 
 def _show_warning(message, category, *args, **kwargs):
     print(f'fastbit: {"note" if category.__name__ == "DataWarning" else category.__name__}: {message}', file=sys.stderr)
@@ -279,17 +302,19 @@ def main(
     args.began = began
     for s in (sys.stdout, sys.stderr):   # a file's name may be no text that the terminal's encoding has
         if hasattr(s, 'reconfigure'): s.reconfigure(errors='backslashreplace')
+    old = signal.signal(signal.SIGTERM, _terminated) if threading.current_thread() is threading.main_thread() else None
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='`torch.jit')   # torch 2.14 deprecates what torchvision 0.29 and fastai 2.8 still use
         warnings.showwarning = _show_warning
         try: return dict(baseline=_baseline, compare=_compare, check=_check, recipe=_recipe, predict=_predict, evaluate=_evaluate, onnx=_onnx, bodies=_bodies, cache=_cache)[args.command](args) or 0
-        except KeyboardInterrupt:
-            by_rule = args.command == 'baseline' and args.recipe == 'hyperrule'
-            print('fastbit: stopped' + ('; the same command goes on from the last checkpoint' if by_rule else ''), file=sys.stderr)
-            return 130
+        except KeyboardInterrupt as e:
+            print(f"fastbit: {_one_line(e) if getattr(e, 'saved', None) else 'stopped' + _way_on(args, after_stop=True)}", file=sys.stderr)
+            return 128 + getattr(e, 'signum', signal.SIGINT)
         except Exception as e:
             if args.debug: raise
-            expected = isinstance(e, (ValueError, TypeError, OSError))
-            print(f"fastbit: error: {'' if expected else f'unexpected {type(e).__name__}: '}{_one_line(e)}{'' if expected else ' (--debug shows where)'}", file=sys.stderr)
+            expected = isinstance(e, (ValueError, TypeError, OSError, FloatingPointError, ImportError))
+            print(f"fastbit: error: {'' if expected else f'unexpected {type(e).__name__}: '}{_one_line(e)}{'' if expected else ' (--debug shows where)'}{_way_on(args)}", file=sys.stderr)
             return 2
+        finally:
+            if old is not None: signal.signal(signal.SIGTERM, old)
     return 0

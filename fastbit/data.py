@@ -9,7 +9,7 @@ __all__ = ['CPU_PIXELS', 'ACCELERATOR_BS', 'ImageDL', 'ReadImage', 'PathLabel', 
            'table_dataloaders']
 
 # %% ../nbs/02_data.ipynb #af1b7256
-import os, random
+import os, random, signal
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from PIL import Image
 # %% ../nbs/02_data.ipynb #c873f567
 from .bodies import Preprocess, body_preprocess
 from .hyperrule import HyperRule
-from .images import EvalImage, ImageFile, TrainImage, draft_size, read_image
+from .images import EvalImage, ImageFile, TrainImage, draft_size, read_again
 from .pixels import PixelCache
 from .store import CACHE_GB
 from .tables import check_k_per_class, check_share, check_table, few_shot_table, image_table, leave_out_unreadable, split_table, training_size
@@ -36,6 +36,10 @@ class ImageDL(TfmdDL):
     def __init__(self, dataset=None, *, seed:int=0, pixels:PixelCache=None, **kwargs):
         super().__init__(dataset, **kwargs)
         self.seed, self.rng, self.pass_seed, self.pixels = seed, random.Random(seed), 0, pixels
+
+    def wif(self):
+        "Ctrl-C reaches every process of a terminal; a loader process goes on until the step has its images, and ends with its parent"
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'seed': self.seed, 'pixels': self.pixels, **kwargs})
 
@@ -66,7 +70,7 @@ class ReadImage(Transform):
     "`read_image` as a step of fastai's `Datasets`"
     input_types = (str, Path, bytes, Image.Image, np.ndarray)   # fastai's `test_dl` asks what it may be given
     def __init__(self, draft:int=None): self.draft = draft   # as for `read_image`
-    def encodes(self, x:str|Path|bytes|Image.Image|np.ndarray): return read_image(x, self.draft)
+    def encodes(self, x:str|Path|bytes|Image.Image|np.ndarray): return read_again(x, self.draft)
 
 class PathLabel:
     "The label of a path, for fastai's `Datasets`"

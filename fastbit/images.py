@@ -6,8 +6,8 @@ Docs: https://fastbit.github.io/fastbit/images.html.md"""
 
 # %% auto #0
 __all__ = ['IMAGE_EXTENSIONS', 'to_rgb', 'check_regular', 'read_image', 'inspect_image', 'why_unreadable', 'check_images',
-           'in_threads', 'header_size', 'middle_size', 'median_size', 'header_sizes', 'draft_size', 'ImageFile',
-           'square_image', 'EvalImage', 'TrainImage', 'train_image', 'crop_at']
+           'in_threads', 'header_size', 'middle_size', 'median_size', 'header_sizes', 'draft_size', 'read_again',
+           'ImageFile', 'square_image', 'EvalImage', 'TrainImage', 'train_image', 'crop_at']
 
 # %% ../nbs/01b_images.ipynb #28bad9aa
 import hashlib, io, os, random, stat
@@ -171,12 +171,19 @@ def draft_size(
     "The sides that a JPEG must have after it was decoded at a reduced scale: twice the largest square that is made of it"
     return 2*pp.train_size if pp.draft else None
 
+def read_again(path, draft:int=None) -> PILImage:
+    "`read_image` of a file that was fine when the data was looked at; `OSError` with what happened to it"
+    try: return read_image(path, draft)
+    except Exception as e:
+        if not isinstance(path, (str, Path)): raise
+        raise OSError(f"{path} cannot be read ({why_unreadable(e)}). If it was there when the data was checked, it was moved or changed since: put it back, or begin anew without it.") from e
+
 class ImageFile:
     "An image file that is read when a square of it is asked for, and not if `kept` has that"
     def __init__(self, path, pp:Preprocess, kept=None): self.path, self.pp, self.kept, self._img = path, pp, kept, None
 
     def read(self) -> PILImage:
-        if self._img is None: self._img = read_image(self.path, draft_size(self.pp))
+        if self._img is None: self._img = read_again(self.path, draft_size(self.pp))
         return self._img
 
     def square(self, size:int) -> Image.Image:

@@ -36,6 +36,7 @@ from .callbacks import DevicePrecision, DeviceSmoothLoss, History, JsonLog, Plai
 from .data import ImageDL
 from .evaluate import Evaluation, TTAResult, default_views, evaluate_probs, mean_probs, tta_probs, view_logits
 from .fold import FoldedModel, can_fold
+from .guards import FiniteLoss, guarded
 from .model import TransferModel, same_draws, swapped, untouched
 from .headfit import HeadFit
 from .optim import FusedAdam
@@ -111,7 +112,7 @@ class TransferLearner(HeadFit, RuleFit, Learner):
     def __init__(self, dls, model:TransferModel, **kwargs):
         # fastai's `train_bn` trains the BatchNorm of frozen layers, and back-propagates through all of them for it
         super().__init__(dls, model, splitter=TransferModel.stage_params, train_bn=False, **kwargs)
-        self.add_cb(History())
+        self.add_cbs([History(), FiniteLoss()])
         if hasattr(self, 'recorder'): self.recorder.smooth_loss = DeviceSmoothLoss(self.recorder.smooth_loss.beta)
         if hasattr(self, 'progress'): self.remove_cb(ProgressCallback).add_cb(RarelyProgress() if is_interactive() else PlainLog())
 
@@ -161,7 +162,7 @@ class TransferLearner(HeadFit, RuleFit, Learner):
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         self._check_batches()
-        super().fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
+        with guarded() as stop: super().fit(n_epoch, lr=lr, wd=wd, cbs=[*L(cbs), stop], reset_opt=reset_opt, start_epoch=start_epoch)
 
     @property
     def recipe_lr(self) -> float:

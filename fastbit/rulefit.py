@@ -20,6 +20,7 @@ from fastcore.foundation import L
 from .accumulate import accumulate_step, check_accumulation
 from .bodies import WeightsSource, zero_classifier
 from .callbacks import RuleSteps
+from .guards import guarded
 from .checkpoint import Checkpoint, check_checkpoint, describe_run, sole_user
 from .tables import say, training_size
 from .optim import ForeachSGD
@@ -165,7 +166,7 @@ class RuleFit:
         try:
             self.opt_func = partial(ForeachSGD, mom=MOMENTUM)
             self.create_opt()
-            super().fit(steps.n_evals, lr=steps.rule.lr(0), wd=0., cbs=[steps, *cbs])
+            with guarded() as stop: super().fit(steps.n_evals, lr=steps.rule.lr(0), wd=0., cbs=[steps, *cbs, stop])
         finally: self.opt_func, self.opt, self.first_epoch, self.step_share = own, None, 0, 0.   # the next fit is the user's own again, also after an interrupt in a step
 
     def _unfreeze_for(self, rule, cbs):
