@@ -5,7 +5,7 @@ NBS := nbs
 # torch 2.14 deprecates torch.jit.script, which torchvision and fastai still use at import: no such lines in kept outputs
 export PYTHONWARNINGS := ignore:`torch.jit:FutureWarning
 
-.PHONY: help config prepare check test docs coverage bench
+.PHONY: help config prepare check test docs coverage fuzz bench
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -35,6 +35,9 @@ docs: ## the documentation site, in _docs; a warning or a broken link is an erro
 
 coverage: ## which lines of fastbit notebooks and tests run: a table, and the lines that none of them does
 	$(PYTHON) tools/coverage.py --results benchmarks/coverage.json
+
+fuzz: ## a minute of noise into what opens images and artifacts (atheris)
+	$(PYTHON) tools/fuzz.py --seconds 60 2>&1 | grep -v -e Instrumenting -e 'jit.script' -e 'warnings.warn'
 
 bench: ## the figures of the documentation's results, on DATA (a folder of class folders), `make bench DATA=FOLDER`
 	@test -n "$(DATA)" || { echo "Which data? make bench DATA=FOLDER"; exit 2; }

@@ -8,12 +8,13 @@ Docs: https://fastbit.github.io/fastbit/cli.html.md"""
 __all__ = ['make_parser', 'main']
 
 # %% ../nbs/10_cli.ipynb #0d05db04
-import argparse, hashlib, itertools, json, shlex, signal, sys, threading, time, warnings
+import argparse, contextlib, hashlib, itertools, json, os, shlex, signal, sys, threading, time, warnings
 from datetime import datetime
 from pathlib import Path
 
 # %% ../nbs/10_cli.ipynb #d7b59a84
 from . import __version__
+from .progress import printable
 
 # %% ../nbs/10_cli.ipynb #c265c6b8
 class _Parser(argparse.ArgumentParser):
@@ -231,19 +232,17 @@ def _predict(args) -> int:
     from fastbit.predict import image_items, load_predictor
     from fastbit.tables import csv_text
     _check_bs(args)
-    missing = [p for p in args.images if not Path(p).exists()]
+    missing = [p for p in args.images if not os.path.lexists(p)]   # a link that leads nowhere is a file that cannot be read
     if missing: raise FileNotFoundError(f"there is no file or folder {missing[0]!r}.")
     items = image_items(args.images)   # folders without images are found out before the network is opened
-    df = load_predictor(args.model, args.device).predict(items, args.tta, args.probs, args.bs)
-    if args.csv: print(csv_text(df), end='')
+    with contextlib.redirect_stdout(sys.stderr): df = load_predictor(args.model, args.device).predict(items, args.tta, args.probs, args.bs)   # a line of progress is no row
+    if args.csv: print(printable(csv_text(df)) if sys.stdout.isatty() else csv_text(df), end='')   # a file gets what is so, a terminal what is harmless
     else: print(_table(df))
     bad = df[df.reason != '']
     if len(bad): print(f'fastbit: note: {len(bad)} of {len(df)} images have no prediction, e.g. {_shown(bad.path.iloc[0])}: {bad.reason.iloc[0]}', file=sys.stderr)
     return int(len(bad) > 0)
 
-def _shown(path) -> str:
-    "A name as a terminal may see it: line breaks and control characters as escapes"
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'backslashreplace').decode() for c in path)
+def _shown(path) -> str: return printable(path).replace('\n', '\\n').replace('\t', '\\t')
 
 def _table(df) -> str:
     "For people: what was not fitted or did not happen has no column"
@@ -274,7 +273,7 @@ def _onnx(args):
 def _one_line(e) -> str:
     text = str(e)
     if 'Original Traceback' in text: text = text.rstrip().splitlines()[-1].partition(': ')[2]   # from a loader process, whose whole traceback torch puts into the message
-    return ' '.join(text.split()) or type(e).__name__
+    return printable(' '.join(text.split())) or type(e).__name__
 
 class _Terminated(KeyboardInterrupt): signum = signal.SIGTERM
 
@@ -291,7 +290,7 @@ def _way_on(args, after_stop=False) -> str:
     return f"; a run by --recipe {args.recipe} cannot be gone on with, one by hyperrule can" if after_stop and args.recipe != 'hyperrule' else ''
 
 def _show_warning(message, category, *args, **kwargs):
-    print(f'fastbit: {"note" if category.__name__ == "DataWarning" else category.__name__}: {message}', file=sys.stderr)
+    print(f'fastbit: {"note" if category.__name__ == "DataWarning" else category.__name__}: {printable(str(message))}', file=sys.stderr)
 
 def main(
     argv:list=None, # Words after `fastbit`; `None`: the command line's
@@ -304,6 +303,7 @@ def main(
         if hasattr(s, 'reconfigure'): s.reconfigure(errors='backslashreplace')
     old = signal.signal(signal.SIGTERM, _terminated) if threading.current_thread() is threading.main_thread() else None
     with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', module='PIL')   # of odd files, without their names; what cannot be used is left out by name
         warnings.filterwarnings('ignore', message='`torch.jit')   # torch 2.14 deprecates what torchvision 0.29 and fastai 2.8 still use
         warnings.showwarning = _show_warning
         try: return dict(baseline=_baseline, compare=_compare, check=_check, recipe=_recipe, predict=_predict, evaluate=_evaluate, onnx=_onnx, bodies=_bodies, cache=_cache)[args.command](args) or 0

@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'MIN_SIDE', 'MAX_RATIO', 'MIN_IMAGES', 'COLUMNS', 'LABEL_C',
            'copy_groups', 'label_table', 'DataCheck', 'check_data']
 
 # %% ../nbs/09d_doctor.ipynb #5d9fe07a
-import contextlib, io, logging, warnings
+import contextlib, io, logging, os, tempfile, warnings
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -32,7 +32,7 @@ from .bodies import body_preprocess, build_body
 from .data import check_device
 from .features import frozen_features
 from .files import write_text
-from .images import in_threads, check_images, read_image
+from .images import LARGE, check_images, in_threads, open_image, read_image
 from .model import TransferModel
 from .progress import show
 from .report import THUMB, picture_uri, render_page
@@ -72,7 +72,7 @@ def _reading(table, report) -> list:
 
 def _orientation(path) -> int:
     try:
-        with Image.open(path) as img: return int(img.getexif().get(_ORIENTATION, 1))
+        with open_image(path) as img: return int(img.getexif().get(_ORIENTATION, 1))
     except Exception: return 1   # what cannot be read is another finding
 
 def _shapes(table, report) -> list:
@@ -90,6 +90,7 @@ def _sizes(table) -> list:
     return rows + [('few', '', label, '', f'{n} image{"s"*(n > 1)}, and the largest class has {counts.max()}', '', '', float('nan')) for label, n in counts[counts < MIN_IMAGES].items()]
 
 # %% ../nbs/09d_doctor.ipynb #de6444f7
+_PLAIN_SIDE = 4096 # pixels
 HASH_BITS = 6     # of 64 that may differ between copies
 COLOUR_STEP = 7.  # of 255, the mean difference of their colours at 16 x 16 pixels
 
@@ -118,8 +119,23 @@ def copy_groups(
     _, group = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(len(paths),)*2), directed=False)
     return [sorted(paths[i] for i in rows) for rows in pd.Series(group).groupby(group).groups.values() if len(rows) > 1]
 
+def _plain_file(path, folder) -> str:
+    "A file that cleanvision 0.3.7 can judge: it opens files by itself, takes any mode for RGB or grey, and all pixels of large ones at once"
+    with open_image(path) as img:
+        if img.mode in ('RGB', 'L') and img.width*img.height <= LARGE and img.format in ('JPEG', 'PNG'): return path
+    img = read_image(path)
+    if max(img.size) > _PLAIN_SIDE: img = ImageOps.contain(img, (_PLAIN_SIDE, _PLAIN_SIDE))
+    file = Path(folder)/f'{len(os.listdir(folder))}-{Path(path).stat().st_ino}.png'
+    img.save(file)
+    return str(file)
+
 def _odd_pictures(paths) -> pd.DataFrame:
     "Is it dark, light, …? cleanvision's answers, without its bars and prints"
+    with tempfile.TemporaryDirectory() as folder:
+        files = {_plain_file(p, folder): p for p in paths}
+        return _judged(files).rename(index=files)
+
+def _judged(paths) -> pd.DataFrame:
     from cleanvision import Imagelab   # half a second, and only wanted here
     logging.getLogger('matplotlib').setLevel(logging.WARNING)
     with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():

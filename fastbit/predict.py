@@ -24,7 +24,7 @@ from .calibration import temper
 from .data import check_device, default_bs
 from .evaluate import Evaluation, cut_view, default_views, evaluate_probs, mean_probs, view_sizes
 from .features import read_ahead
-from .files import file_digest
+from .files import file_digest, utf8
 from .fold import FoldedModel, can_fold
 from .images import draft_size, in_threads, read_image, square_image, why_unreadable
 from .model import TransferModel
@@ -120,7 +120,7 @@ class Predictor:
         reasons = [r or ('' if ok else 'the network gives no finite numbers for it') for r, ok in zip(reasons, p.isfinite().all(1).tolist())]
         sure, best = p.max(1)
         calibrated = temper(p, self.about.temperature).max(1).values.tolist() if self.about.temperature else [float('nan')]*len(items)
-        df = pd.DataFrame(dict(path=[o if isinstance(o, str) else '' for o in items], prediction=[None if r else self.classes[i] for r, i in zip(reasons, best.tolist())], probability=sure.tolist(), calibrated=calibrated, reason=reasons))
+        df = pd.DataFrame(dict(path=[utf8(o) if isinstance(o, str) else '' for o in items], prediction=[None if r else self.classes[i] for r, i in zip(reasons, best.tolist())], probability=sure.tolist(), calibrated=calibrated, reason=reasons))
         if not probs: return df
         return pd.concat([df, pd.DataFrame(p.numpy(), columns=[f'p({c})' for c in self.classes])], axis=1)
 

@@ -10,7 +10,7 @@ __all__ = ['TRAIN_NAMES', 'VALID_NAMES', 'TEST_NAMES', 'COLUMNS', 'DataWarning',
            'training_size', 'csv_text']
 
 # %% ../nbs/01c_tables.ipynb #a4c81a9e
-import os, warnings
+import csv, os, warnings
 from pathlib import Path
 from zlib import crc32
 
@@ -19,6 +19,7 @@ import numpy as np, pandas as pd
 from sklearn.model_selection import train_test_split
 
 # %% ../nbs/01c_tables.ipynb #3411884c
+from .files import utf8
 from .images import IMAGE_EXTENSIONS, check_images, median_size, middle_size
 
 # %% ../nbs/01c_tables.ipynb #3c0d9e45
@@ -36,6 +37,10 @@ def _shown(paths, n=5):
     "The first `n`, then how many more"
     return '\n  '.join(['', *map(str, paths[:n])]) + (f'\n  … and {len(paths)-n} more' if len(paths) > n else '')
 
+def _is_dir(entry) -> bool:
+    try: return entry.is_dir()
+    except OSError: return False   # a link to itself: no folder, and reading it will say what it is
+
 def find_images(
     folder:str|Path, # Where to look, to any depth; links are followed, each real folder once
 ) -> list[str]: # Sorted, so that the order does not depend on the file system
@@ -43,22 +48,36 @@ def find_images(
     res, seen, todo = [], set(), [os.fspath(folder)]
     while todo:
         here = todo.pop()
-        stat = os.stat(here)
-        if (stat.st_dev, stat.st_ino) in seen: continue
-        seen.add((stat.st_dev, stat.st_ino))
-        with os.scandir(here) as entries:
-            for e in entries:
-                if e.name.startswith(('.', '__')): continue
-                if e.is_dir(): todo.append(e.path)
-                elif os.path.splitext(e.name)[1].lower() in IMAGE_EXTENSIONS: res.append(e.path)
-    return sorted(res)
+        try:
+            stat = os.stat(here)
+            if (stat.st_dev, stat.st_ino) in seen: continue
+            seen.add((stat.st_dev, stat.st_ino))
+            with os.scandir(here) as entries: entries = list(entries)
+        except OSError as e:
+            if here == os.fspath(folder): raise
+            say(f"{here} cannot be read ({e.strerror}) and is left out, with whatever is in it.", 4)
+            continue
+        for e in entries:
+            if e.name.startswith(('.', '__')): continue
+            if _is_dir(e): todo.append(e.path)
+            elif os.path.splitext(e.name)[1].lower() in IMAGE_EXTENSIONS: res.append(e.path)
+    return sorted(_nameable(res))
+
+def _nameable(paths) -> list:
+    "Those that a table, a page or a record of classes can name"
+    bad = [p for p in paths if p != utf8(p)]
+    if bad: say(f"{len(bad)} image(s) have names that are no UTF-8, and are left out; rename them, e.g. {utf8(bad[0])}", 5)
+    return [p for p in paths if p == utf8(p)] if bad else paths
 
 def _subfolders(folder) -> dict:
-    return {p.name: p for p in sorted(Path(folder).iterdir()) if p.is_dir() and not p.name.startswith(('.', '__'))}
+    subs = {p.name: p for p in sorted(Path(folder).iterdir()) if p.is_dir() and not p.name.startswith(('.', '__'))}
+    bad = [n for n in subs if n != utf8(n)]
+    if bad: say(f"{len(bad)} folder(s) of {folder} have names that are no UTF-8, and are left out; rename them, e.g. {utf8(bad[0])}", 5)
+    return {n: p for n, p in subs.items() if n not in bad}
 
-def _class_rows(folder, split):
+def _class_rows(folder, split, subs):
     rows, empty = [], []
-    for name, sub in _subfolders(folder).items():
+    for name, sub in subs.items():
         files = find_images(sub)
         if not files: empty.append(name)
         rows.append(pd.DataFrame(dict(path=files, label=name, split=split), columns=COLUMNS))
@@ -70,9 +89,9 @@ def _first(names, subs): return next((subs[k] for k in subs if k.lower() in name
 def _folder_table(folder):
     subs = _subfolders(folder)
     train, valid, test = (_first(ns, subs) for ns in (TRAIN_NAMES, VALID_NAMES, TEST_NAMES))
-    if train is None: return _class_rows(folder, '')
+    if train is None: return _class_rows(folder, '', subs)
     parts = ((train, 'train' if valid else ''), (valid, 'valid'), (test, 'test'))
-    return [rows for part, split in parts if part is not None for rows in _class_rows(part, split)]
+    return [rows for part, split in parts if part is not None for rows in _class_rows(part, split, _subfolders(part))]
 
 # %% ../nbs/01c_tables.ipynb #9d29fce2
 def _column(df, wanted, default, what):
@@ -242,4 +261,6 @@ def csv_text(
 ) -> str:
     "A table as CSV that a spreadsheet shows and does not run"
     texts = df.select_dtypes(exclude='number').columns
-    return df.assign(**{c: df[c].map(_no_formula) for c in texts}).rename(columns=_no_formula).to_csv(index=False)
+    safe = df.assign(**{c: df[c].map(_no_formula) for c in texts}).rename(columns=_no_formula)
+    returns = any(safe[c].astype(str).str.contains('\r', regex=False).any() for c in texts)   # before Python 3.13 `csv` leaves these unquoted
+    return safe.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)

@@ -1,0 +1,152 @@
+"Four hundred files that are not what they seem, and names that nobody should give: through check, training and prediction, in the command's own process"
+import os, re, subprocess, sys, tempfile, time
+from pathlib import Path
+
+import numpy as np, pandas as pd, pytest
+from PIL import Image
+
+from conftest import TINY, picture, write_folder
+import corpus
+
+QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--device', 'cpu')
+CLASSES = ['blue', 'green', '=1+1', '<b>bold<script>alert(1)<', 'new\nline', '🐈', '-c', 'x'*255, 'quote"s, and commas', os.fsdecode(b'caf\xe9'), '\x1b[31mred']
+MOST_MEMORY = 3.5   # GB; torch and one image of 170 megapixels take about 2
+MOST_SECONDS = 240
+
+
+def as_text(path): return path.encode(errors='backslashreplace').decode()
+
+
+class Run:
+    "The command, its output, and the most memory that it had"
+    def __init__(self, *args, cwd, **env):
+        start = time.monotonic()
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            p = subprocess.Popen([sys.executable, '-m', 'fastbit', *map(str, args)], cwd=cwd, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env={**os.environ, **env})
+            while True:
+                pid, status, usage = os.wait4(p.pid, os.WNOHANG)
+                if pid: break
+                if time.monotonic() - start > MOST_SECONDS: p.kill(); os.wait4(p.pid, 0); pytest.fail(f'{args[0]} hangs')
+                time.sleep(.05)
+            p.returncode = os.waitstatus_to_exitcode(status)
+            out.seek(0); err.seek(0)
+            self.out, self.err = out.read().decode(), err.read().decode()   # strictly: what is printed is UTF-8
+        self.code, self.gb = p.returncode, usage.ru_maxrss/2**20
+
+    def sound(self, *codes, csv=False):
+        assert self.code in codes, self.err[-3000:]
+        for text in (self.out, self.err)[csv:]:
+            assert 'Traceback' not in text and 'unexpected' not in text, text[-3000:]
+            assert not re.search(r'[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x9b]', text.replace('\r', '')), 'a control character'
+        assert self.gb < MOST_MEMORY, f'{self.gb:.1f} GB'
+        return self
+
+
+@pytest.fixture(scope='module')
+def hostile(tmp_path_factory):
+    "Folder of class folders with names from hell, one with the corpus: (folder, {path: Case}, the ones that a folder's scan finds)"
+    root = tmp_path_factory.mktemp('hostile')
+    data = write_folder(root/'data', dict.fromkeys(CLASSES, 8))
+    cases = corpus.write(data/'blue'/'corpus')
+    return data, cases
+
+
+def found(cases): return {p: c for p, c in cases.items() if not os.path.basename(p).startswith('.') and os.path.splitext(p)[1].lower() in ALL and p == as_text(p)}
+from fastbit.images import IMAGE_EXTENSIONS as ALL
+
+
+@pytest.fixture(scope='module')
+def trained(hostile, tmp_path_factory):
+    data, cases = hostile
+    cwd = tmp_path_factory.mktemp('trained')
+    return cwd, Run('baseline', data, *QUICK, '--epochs', 2, '--out', 'out', cwd=cwd, FASTBIT_CACHE=str(cwd/'cache'))
+
+
+def test_there_are_enough():
+    assert len(corpus.all_cases()) >= 370 and sum(c.fate == corpus.BAD for c in corpus.all_cases()) >= 100
+
+
+def test_training(hostile, trained):
+    "What cannot be read is left out by name and reason, what can be is in the tables, and nothing else happens"
+    (data, cases), (cwd, run) = hostile, trained
+    run.sound(0)
+    left_out = pd.read_csv(cwd/'out'/'left_out.csv', keep_default_na=False).set_index('path').reason
+    seen = found(cases)
+    for p, c in seen.items():
+        if c.fate == corpus.BAD: assert left_out[as_text(p)], c.name
+        if c.fate == corpus.GOOD: assert as_text(p) not in left_out, (c.name, left_out[as_text(p)])
+    assert set(left_out.index) <= set(map(as_text, seen)) and (left_out != '').all()
+    predictions = pd.read_csv(cwd/'out'/'predictions.csv', keep_default_na=False)
+    assert predictions.probability.between(0, 1).all() and not set(predictions.path) & set(left_out.index)
+    assert set(predictions.label) <= {c for c in CLASSES if c == as_text(c) and c[0] not in '=-'} | {"'=1+1", "'-c"}
+    assert f'{len(left_out)} of {len(seen) + 8*(len(CLASSES)-1)} images cannot be read' in run.err
+    assert '1 folder(s) of' in run.err and '2 image(s) have names that are no UTF-8' in run.err
+    assert not list(cwd.glob('**/ran')) and not list(data.glob('**/ran'))
+
+
+def test_by_the_rule_with_loader_processes(hostile, tmp_path):
+    run = Run('baseline', hostile[0], *QUICK, '--recipe', 'hyperrule', '--bs', 8, '--batch-size', 16, '--steps', 6, '--workers', 2, '--no-cache', '--out', 'out', cwd=tmp_path, FASTBIT_CACHE=str(tmp_path/'cache')).sound(0)
+    assert (tmp_path/'out'/'results.json').exists()
+
+
+def test_checking(hostile, tmp_path):
+    data, cases = hostile
+    Run('check', data, *QUICK[:-2], '--out', 'out', cwd=tmp_path, FASTBIT_CACHE=str(tmp_path/'cache')).sound(1)
+    rows = pd.read_csv(tmp_path/'out'/'check.csv', keep_default_na=False)
+    reasons = rows[rows.kind.isin(['unreadable', 'truncated'])].set_index('path').detail
+    for p, c in found(cases).items():
+        if c.fate == corpus.BAD: assert reasons[as_text(p)], c.name
+        if c.fate == corpus.GOOD: assert as_text(p) not in reasons, c.name
+
+
+def test_predicting(hostile, trained, tmp_path):
+    "The same files are refused as in training, and what is right gets the answer of the plain picture"
+    (data, cases), (cwd, _) = hostile, trained
+    plain = tmp_path/'plain.png'
+    corpus.art().save(plain)
+    listed = [p for p in cases if '\0' not in p]
+    run = Run('predict', cwd/'out', plain, *listed, '--csv', '--probs', cwd=tmp_path, FASTBIT_CACHE=str(tmp_path/'cache')).sound(1, csv=True)
+    (tmp_path/'rows.csv').write_bytes(run.out.encode())
+    rows = pd.read_csv(tmp_path/'rows.csv', keep_default_na=False, na_values={'probability': ['']})
+    assert rows.path.tolist() == [str(plain), *map(as_text, listed)]
+    probs = rows.filter(like='p(').apply(pd.to_numeric, errors='coerce')
+    left_out = set(pd.read_csv(cwd/'out'/'left_out.csv', keep_default_na=False).path)
+    for i, p in enumerate(listed, 1):
+        c, r = cases[p], rows.iloc[i]
+        assert bool(r.reason) != bool(r.prediction) and (np.isfinite(r.probability) if r.prediction else np.isnan(r.probability)), c.name
+        if c.fate == corpus.BAD: assert r.reason, c.name
+        if c.fate == corpus.GOOD:
+            assert not r.reason, (c.name, r.reason)
+            assert np.abs(probs.iloc[i] - probs.iloc[0]).max() < (.02 if c.name.endswith(('.jpg', '.tif', '.webp', '.bmp')) or 'really' in c.name else 1e-6), c.name
+        if p in found(cases): assert bool(r.reason) == (as_text(p) in left_out), (c.name, r.reason)
+
+
+def test_predicting_in_python(hostile, trained):
+    "Bytes, too"
+    from fastbit.predict import load_predictor
+    p, cases = load_predictor(trained[0]/'out', 'cpu'), [c for c in corpus.all_cases() if 'megapixels' not in c.name]
+    import warnings
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # of Pillow's, about what is odd in a file
+        rows = p.predict([c.data for c in cases])
+    for c, r in zip(cases, rows.itertuples()):
+        assert bool(r.reason) == pd.isna(r.prediction) == np.isnan(r.probability)
+        if c.fate == corpus.BAD: assert r.reason, c.name
+        if c.fate == corpus.GOOD: assert not r.reason, c.name
+
+
+def test_pages_and_tables_escape_what_names_contain(trained, hostile, tmp_path):
+    cwd, _ = trained
+    html = (cwd/'out'/'report.html').read_text()
+    assert '<script>alert(1)<' not in html and '<b>bold' not in html and 'onerror=alert(1)>.png' not in html.replace('&gt;', '')
+    assert '&lt;b&gt;bold' in html
+    for name in ('predictions.csv', 'left_out.csv'):
+        df = pd.read_csv(cwd/'out'/name, keep_default_na=False, dtype=str)
+        cells = [v for v in df.values.ravel() if v[:1] in ('=', '+', '-', '@', '\t', '\r')]
+        assert not [v for v in cells if not re.fullmatch(r'-?[\d.e+-]+', v)], cells
+
+
+def test_a_page_of_hostile_names_runs_nothing(trained):
+    from conftest import look_at
+    page = look_at(trained[0]/'out'/'report.html', 1280)
+    assert not page['errors'] and not page['requests'] and 'bold' in page['text']
