@@ -14,6 +14,9 @@ from fastai.callback.training import GradientAccumulation
 from fastai.torch_core import get_random_states, set_random_states
 from torch import nn
 
+# %% ../nbs/04b_accumulate.ipynb #43f43a57
+from .processes import sum_over_all, world
+
 # %% ../nbs/04b_accumulate.ipynb #f3e88b11
 def check_accumulation(
     model:nn.Module,  # In the state that it trains in
@@ -23,10 +26,10 @@ def check_accumulation(
     cbs=(),           # Callbacks of the fit
 ):
     "`ValueError` if a step from pieces would not be the step of the whole batch"
-    if micro_batch >= batch_size: return
+    if micro_batch >= batch_size and world() == 1: return
     ways = f"Load whole batches (bs={batch_size}), or "
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    if norms: raise ValueError(f"{len(norms)} BatchNorm layers train: they would see pieces of {micro_batch} images, not the batch of {batch_size}. {ways}keep them frozen: transfer_learner(..., bn='frozen').")
+    if norms: raise ValueError(f"{len(norms)} BatchNorm layers train: they would see pieces of {min(micro_batch, -(-batch_size//world()))} images, not the batch of {batch_size}. {ways}keep them frozen: transfer_learner(..., bn='frozen').")
     loss = getattr(loss_func, 'func', loss_func)
     if getattr(loss, 'weight', None) is not None: raise ValueError(f"The loss weights its classes, and a weighted mean cannot be put together from pieces of {micro_batch}. {ways}take the weights out.")
     if getattr(loss, 'reduction', 'mean') != 'mean': raise ValueError(f"The loss has reduction={loss.reduction!r}; the steps of a batch need the mean over its images.")
@@ -52,12 +55,23 @@ def _piece(learn, micro):
     learn._with_events(learn._backward, 'backward', CancelBackwardException)
     return part
 
+def _exchange(learn, loss):
+    "Every process has the gradient of its images, weighted by their share: the sum is that of the whole batch. The loss goes along, and whether somebody was asked to stop"
+    params = [p for p in learn.model.parameters() if p.requires_grad]
+    for p in params:
+        if p.grad is None: p.grad = torch.zeros_like(p)
+    loss, stop = loss.detach().float().reshape(1), getattr(learn, 'stop_gently', None)
+    asked = loss.new_tensor([float(stop is not None and stop.flag.signum is not None)])
+    sum_over_all([*(p.grad for p in params), loss, asked])
+    if stop is not None: stop.asked = asked
+    return loss[0]
+
 def _whole_step(learn, batch):
     learn.step_share, total = 0., 0.
     for micro in batch.micros(learn.micro_batch, learn._set_device):
         total = total + _piece(learn, micro)
         learn.step_share += micro[-1]   # for logs: a step can take minutes
-    learn.loss = total
+    learn.loss = _exchange(learn, total) if world() > 1 else total
     learn._with_events(learn._step, 'step', CancelStepException)
 
 def _next_try(learn, batch, error):

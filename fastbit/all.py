@@ -10,6 +10,7 @@ __all__ = []
 # %% ../nbs/11_all.ipynb #07f13e3a
 from fastai.vision.all import *
 from .store import *
+from .processes import *
 from .bodies import *
 from .images import *
 from .pixels import *

@@ -33,6 +33,7 @@ from .headfit import HEAD_EPOCHS, check_head_options
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .images import header_sizes, middle_size
 from .learner import HEAD_LR, TransferLearner, check_precision, transfer_learner
+from .processes import is_writer, join_processes, wait_for_all, world, writer_first
 from .progress import show
 from .recipes import RECIPES, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages, rows_html
 from .report import Findings, Report, make_report
@@ -216,6 +217,9 @@ def baseline(
     settings = {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in given.items() if k not in ('path', 'verbose', 'budget_from', 'dry_run')}
     _check_recipe(recipe, given)
     check_precision(precision)
+    join_processes(device)
+    verbose = verbose and is_writer()
+    if budget is not None and world() > 1: raise ValueError(f"budget={budget!r}: it measures one process, and there are {world()}; give epochs.")
     if budget is not None: budget = _check_budget(budget, recipe, epochs)
     by_rule, source, device = recipe == 'hyperrule', weights_source(arch, weights), check_device(device)
     if keep_best not in (None, *_WATCHED): raise ValueError(f"keep_best={keep_best!r}; it can be {' or '.join(map(repr, _WATCHED))}.")
@@ -225,14 +229,15 @@ def baseline(
     if by_rule:
         HyperRule.for_data(1, 32, **numbers)   # for its errors, before the data is looked at
         check_steps('eval_every', eval_every, 1); check_steps('checkpoint_every', checkpoint_every, 1)
-    if out is not None: check_out(out)
+    if out is not None and is_writer(): check_out(out)
+    wait_for_all()   # an error of the writer's is everybody's
     if source.kind == 'hub': hub_file(arch)   # no network is found out now, not after the data has been checked
     data, name, usual = find_data(path)
     choose = lambda key, asked, default: asked if asked is not None else usual.get(key, default)
     load = lambda px: image_dataloaders(data, arch, ('hyperrule' if px is None else px) if by_rule else choose('size', px, None), (None if by_rule else 32) if bs is None else bs, valid_pct, test_pct, seed, k_per_class, resize=resize,
         crop=choose('crop', crop, True), flip=choose('flip', flip, True), train_size='hyperrule' if by_rule else None, num_workers=num_workers, device=device, draft=draft, cache=cache, cache_gb=cache_gb)
     def make(px):
-        dls = load(px)
+        with writer_first(): dls = load(px)   # the others find in the cache what was found about the files
         set_seed(seed)
         return transfer_learner(dls, arch, weights, metrics=accuracy, bn=bn, precision=precision)
     learn, within, deadline = make(size), '', None
@@ -252,7 +257,8 @@ def baseline(
     plan = _make_plan(learn, name, arch, source, stages, recipe, seed, words, checkpoint, within)
     if verbose: show(plan)
     if dry_run: return plan
-    if out is not None: learn.add_cb(JsonLog(make_out(out)/'log.jsonl'))
+    if out is not None and is_writer(): learn.add_cb(JsonLog(make_out(out)/'log.jsonl'))
+    wait_for_all()
     times, took = {}, _train(learn, stages, seed, verbose, checkpoint, deadline, plan)
     times['training'], start, tta_views = sum(took), time.perf_counter(), default_views(dls.preprocess)
     held_out = {part: tta_probs(learn, dl, tta_views, dls.preprocess) for part, dl in zip(('valid', 'test'), dls.loaders[1:])}
@@ -264,7 +270,7 @@ def baseline(
     res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), evaluate_probs(*tta), tta_views, learn.history.epochs, learn.history.steps, _predictions(dls, held_out, learn.temperature), dls.left_out, times, settings,
         part, tta.plain, tta[1], learn.temperature, evaluate_probs(temper(tta.plain, learn.temperature), tta[1]) if learn.temperature else None, evaluate_probs(valid.plain, valid[1]) if part == 'test' else None, tta.report,
         _stage_times(plan, took), _command(settings), learn.fold_difference, f'the weights of {best.where}, by {best.monitor}' if best and best.where else '', learn)
-    if out is not None:
+    if out is not None and is_writer():
         try: res.save(out)
         except OSError as e:   # the numbers are there, and are not lost with the files
             if verbose: show(res)

@@ -24,6 +24,7 @@ from fastcore.foundation import L
 
 # %% ../nbs/04_callbacks.ipynb #99169d84
 from .hyperrule import HyperRule
+from .processes import is_writer
 from .steps import step_loader
 from .tables import say
 
@@ -190,6 +191,7 @@ class JsonLog(Callback):
     order = 56   # after the History has its row
     def __init__(self, path): self.path, self.written = Path(path), None
     def after_epoch(self):
+        if not is_writer(): return
         rows = self.learn.history.rows
         new = rows if self.written is None else rows[self.written:]
         if not new: return   # predicting also passes here

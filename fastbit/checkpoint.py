@@ -28,6 +28,7 @@ from .bodies import weights_digest
 from .callbacks import KeepBest
 from .files import whole_file
 from .guards import LossNotFinite, first_not_finite
+from .processes import is_writer
 
 # %% ../nbs/04c_checkpoint.ipynb #4ce97bbf
 def _digest(rows) -> str:
@@ -206,7 +207,7 @@ class Checkpoint(Callback):
         "`LossNotFinite` in the place of a file that could only go on to be nan"
         step = self.rule_steps.done
         if bad := first_not_finite(self.model.state_dict()): raise LossNotFinite(f"{bad} is not finite after step {step}: the training diverged. Set base_lr (--base-lr) to a third or less{'; ' + self.told() if self.told() else ''}.")
-        save_checkpoint(self.file, self.learn, self.run_description)
+        if is_writer(): save_checkpoint(self.file, self.learn, self.run_description)
         self.saved_at = step
 
     def told(self) -> str: return '' if self.saved_at is None else f'the checkpoint of step {self.saved_at} is kept in {self.file}'
@@ -216,7 +217,7 @@ def sole_user(
     path:str|Path # Of a checkpoint; `None`: nothing to guard
 ):
     "Be the only run that writes this checkpoint; the system lets go of it when a process dies. `ValueError` while another has it"
-    if path is None: yield; return
+    if path is None or not is_writer(): yield; return
     if not Path(path).absolute().parent.is_dir(): raise FileNotFoundError(f"There is no folder {Path(path).absolute().parent} for the checkpoint.")
     file = Path(path).with_name(f'.{Path(path).name}.lock')
     lock = FileLock(file, timeout=0)

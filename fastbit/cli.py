@@ -8,12 +8,13 @@ Docs: https://fastbit.github.io/fastbit/cli.html.md"""
 __all__ = ['make_parser', 'main']
 
 # %% ../nbs/10_cli.ipynb #0d05db04
-import argparse, contextlib, hashlib, itertools, json, os, shlex, signal, sys, threading, time, warnings
+import argparse, contextlib, hashlib, importlib.util, itertools, json, os, shlex, signal, sys, threading, time, warnings
 from datetime import datetime
 from pathlib import Path
 
 # %% ../nbs/10_cli.ipynb #d7b59a84
 from . import __version__
+from .processes import is_launched, leave_processes
 from .progress import printable
 
 # %% ../nbs/10_cli.ipynb #c265c6b8
@@ -59,6 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     b.add_argument('--precision', default='float32', help='of the arithmetic in training: float32, bf16, fp16, or auto, what the device is fast at')
     b.add_argument('--workers', type=int, metavar='N', help='loader processes; by default one a core, none beside training on a CPU of four cores or fewer')
     b.add_argument('--device', help='cpu, cuda, cuda:1, …; by default the GPU if there is one')
+    b.add_argument('--procs', type=int, default=1, metavar='N', help='processes of this machine that share the work, each batch divided among them; `accelerate launch -m fastbit baseline` is for several machines')
     b.add_argument('--dry-run', action='store_true', help='show the plan, and stop there')
     b.add_argument('--out', metavar='FOLDER', help='where the results go; by default a new folder in fastbit-runs')
     b.add_argument('--no-cache', action='store_true', help='keep nothing for other runs, and use nothing that is kept')
@@ -158,7 +160,7 @@ def _out_folder(args) -> Path:
     "A new folder; for a run that can be gone on with, the one that the same command began, unless that is finished"
     name = Path(args.path).resolve().name if args.path else 'digits'
     if args.recipe != 'hyperrule': return _new_folder(name)
-    what = {k: v for k, v in vars(args).items() if k not in ('out', 'debug', 'workers', 'began', 'dry_run')} | dict(path=str(Path(args.path).resolve()) if args.path else '')
+    what = {k: v for k, v in vars(args).items() if k not in ('out', 'debug', 'workers', 'procs', 'began', 'argv', 'dry_run')} | dict(path=str(Path(args.path).resolve()) if args.path else '')
     stem = f'{name}-hyperrule-{hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=4).hexdigest()}'
     return next(f for f in _numbered(stem) if not (f/'results.json').exists())
 
@@ -170,9 +172,19 @@ def _new_folder(name) -> Path:
 
 def _rule_numbers(args): return dict(batch_size=args.batch_size, base_lr=args.base_lr, scale=args.scale, n_steps=args.steps, stop_after=args.stop_after, mixup=args.mixup)
 
+def _in_processes(args) -> int:
+    "Start this command several times; its folder is chosen once"
+    from fastbit.launch import launch
+    if importlib.util.find_spec('accelerate') is None: raise ImportError('--procs needs Accelerate: type pip install "fastbit[distributed]".')
+    status, said = launch([*args.argv, '--out', str(args.out)], args.procs)
+    if said: raise OSError(said)
+    return status
+
 def _baseline(args):
-    from fastbit.baseline import baseline
+    if args.procs < 1: raise ValueError(f'--procs {args.procs}: processes, 1 or more.')
+    if args.procs == 1 or is_launched(): from fastbit.baseline import baseline
     args.out = args.out or _out_folder(args)
+    if args.procs > 1 and not is_launched(): return _in_processes(args)
     baseline(args.path, args.arch, args.weights, args.recipe, args.size, args.epochs, args.bs, args.lr, args.seed, args.valid_pct, args.test_pct, flip=False if args.no_flip else None,
         crop=False if args.no_crop else None, num_workers=args.workers, device=args.device, out=args.out, k_per_class=args.k_per_class,
         keep_best=args.keep_best, patience=args.patience, views=args.views, precision=args.precision, draft=not args.no_draft, cache=not args.no_cache, cache_gb=args.cache_gb, budget=args.budget, budget_from=args.began, dry_run=args.dry_run, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every, **_rule_numbers(args))
@@ -196,7 +208,7 @@ def _check(args) -> int:
 def _given(args) -> list[str]:
     "The options that differ from their defaults, as words to type"
     usual = vars(make_parser().parse_args([args.command]))
-    return [f"--{k.replace('_', '-')} {'none' if v is None else v}" for k, v in vars(args).items() if k not in ('path', 'plot', 'debug', 'began') and v != usual[k]]
+    return [f"--{k.replace('_', '-')} {'none' if v is None else v}" for k, v in vars(args).items() if k not in ('path', 'plot', 'debug', 'began', 'argv') and v != usual[k]]
 
 def _recipe(args):
     from fastbit.baseline import folder_rule
@@ -298,7 +310,8 @@ def main(
     "The `fastbit` command"
     began = time.perf_counter()
     args = make_parser().parse_args(argv)
-    args.began = began
+    args.began, args.argv = began, list(sys.argv[1:] if argv is None else argv)
+    if is_launched() and int(os.environ.get('RANK', 0)): sys.stdout = open(os.devnull, 'w')   # one process prints
     for s in (sys.stdout, sys.stderr):   # a file's name may be no text that the terminal's encoding has
         if hasattr(s, 'reconfigure'): s.reconfigure(errors='backslashreplace')
     old = signal.signal(signal.SIGTERM, _terminated) if threading.current_thread() is threading.main_thread() else None
@@ -316,5 +329,6 @@ def main(
             print(f"fastbit: error: {'' if expected else f'unexpected {type(e).__name__}: '}{_one_line(e)}{'' if expected else ' (--debug shows where)'}{_way_on(args)}", file=sys.stderr)
             return 2
         finally:
+            leave_processes()
             if old is not None: signal.signal(signal.SIGTERM, old)
     return 0

@@ -11,6 +11,7 @@ __all__ = ['IN_MEMORY', 'view_pixels', 'read_ahead', 'body_digest', 'feature_sha
 import hashlib, os, random, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from .fold import FoldedModel
 from .images import ImageFile, draft_size, square_image, train_image
 from .model import TransferModel, run_stages
 from .pixels import PixelCache, common_folder
+from .processes import gather_objects, is_writer, my_part, world, writer_first
 from .progress import track
 from .store import CACHE_GB, file_key, make_room, open_store
 from .tables import say
@@ -135,7 +137,7 @@ def frozen_features(
     n = len(paths)*views
     gb = n*4*int(np.prod(shape))/2**30
     if gb > cache_gb: raise ValueError(f"The output of {model.stages[last-1].name} for {n} images takes {gb:.3g} GB, and cache_gb={cache_gb:g} is allowed. Freeze more stages (learn.freeze() freezes all but the classifier), or allow more.")
-    store = _open(_about(model, pp, last, paths), shape, cache_gb) if cache else None
+    with writer_first(): store = _open(_about(model, pp, last, paths), shape, cache_gb) if cache else None
     try: return _find_or_compute(model, paths, pp, last, options, store, cache_gb, pixels)
     except FileNotFoundError:
         if store is None or store.folder.exists(): raise
@@ -149,7 +151,10 @@ def _find_or_compute(model, paths, pp, last, options, store, cache_gb, pixels) -
     keys = {j: file_key(j[0], *((j[1], *kept) if j[1] else ())) for j in jobs}
     found = store.find(list(keys.values())) if store is not None else np.full(len(keys), -1)
     missing, memory, folded = [j for j, n in zip(keys, found) if n < 0], {}, None
-    if missing:
+    if world() > 1: missing = _agreed(missing)
+    where = '' if store is None else str(store.folder)
+    if missing and world() > 1: memory, store, folded = _compute_together(model, missing, keys, pp, last, options, store, pixels)
+    elif missing:
         folded = FoldedModel(model, last).eval()
         if store is not None: make_room(len(missing)*store.row_bytes, [store.folder], cache_gb)
         for group, rows in _compute(folded, missing, pp, seed, bs, pixels):
@@ -158,10 +163,27 @@ def _find_or_compute(model, paths, pp, last, options, store, cache_gb, pixels) -
                 except FileNotFoundError: raise   # removed, and what it had with it
                 except OSError as e:
                     say(f"The cache could not be written to ({e}); what it has is whole, and this run goes on in memory.", 4)
-                    memory, store = {j: r for j, r in zip(keys, _rows_of(store, keys)) if r is not None}, None
+                    memory, store, where = {j: r for j, r in zip(keys, _rows_of(store, keys)) if r is not None}, None, ''
             memory |= zip(group, rows)
     rows, index = _gather(store, keys, jobs, memory)
-    return Features(rows, index.reshape(-1, views), len(missing), time.perf_counter()-start, folded and folded.difference, '' if store is None else str(store.folder))
+    return Features(rows, index.reshape(-1, views), len(missing), time.perf_counter()-start, folded and folded.difference, where)
+
+def _agreed(missing) -> list:
+    "What any of several processes has not got, in one order"
+    every = gather_objects(missing)
+    return list(dict.fromkeys(j for js in every for j in js))
+
+def _compute_together(model, missing, keys, pp, last, options, store, pixels) -> tuple:
+    "Each process computes a part, and all get all of it: rows in memory, `None` for the store, the folded body. The writer keeps them for other runs"
+    views, seed, bs = options
+    folded = FoldedModel(model, last).eval()
+    mine = [missing[i] for i in my_part(len(missing))]
+    rows = {j: r for group, part in _compute(folded, mine, pp, seed, bs, pixels) for j, r in zip(group, part)}
+    memory = {j: r for part in gather_objects(rows) for j, r in part.items()}
+    if store is not None and is_writer():
+        with suppress(OSError): store.add([keys[j] for j in missing], np.stack([memory[j] for j in missing]))   # else they are computed again next time
+    have = {} if store is None else {j: r for j, r in zip(keys, _rows_of(store, keys)) if r is not None}
+    return have | memory, None, folded
 
 def _rows_of(store, keys): return [None if n < 0 else store.rows[n].copy() for n in store.find(list(keys.values()))]
 

@@ -16,6 +16,9 @@ from contextlib import contextmanager
 import torch
 from fastai.callback.core import Callback
 
+# %% ../nbs/04g_guards.ipynb #16ed97af
+from .processes import peer_lost
+
 # %% ../nbs/04g_guards.ipynb #8d6a9066
 class LossNotFinite(FloatingPointError): "The loss of a fit became nan or infinite; the message names the step, the rate and the remedy"
 
@@ -105,15 +108,18 @@ class StopGently(Callback):
     order = 75   # after the checkpoint
     def __init__(self, flag:StopFlag): self.flag = flag
 
+    def before_fit(self): self.asked = None   # of several processes: how many were asked, as they exchanged it in the last step
+
     def after_batch(self):
-        if self.training and self.flag.signum is not None: self.stop()
+        asked = self.flag.signum is not None if self.asked is None else bool(self.asked)
+        if self.training and asked: self.stop()
 
     def stop(self):
         saved, rule = getattr(self.learn, 'checkpoint', None), getattr(self.learn, 'rule_steps', None)
         if saved is not None: saved.save()
         where = f'step {rule.done} of {rule.rule.steps_to_do}' if rule is not None else f'epoch {self.epoch}, step {self.iter+1} of {self.n_iter}'
         e = Stopped(f'stopped after {where}; ' + (f'saved in {saved.file}: the same call goes on from there' if saved is not None else 'the learner keeps what it has learnt, and nothing is on the disk'))
-        e.signum, e.saved = self.flag.signum, saved and saved.file
+        e.signum, e.saved = self.flag.signum or signal.SIGTERM, saved and saved.file
         raise e
 
 # %% ../nbs/04g_guards.ipynb #3d50439f
@@ -134,7 +140,7 @@ def guarded(): # Yields the callback that has to be in the fit
     try:
         with gentle_stop() as flag: yield StopGently(flag)
     except Exception as e:
-        if killed := loader_killed(e): raise killed from e
+        if gone := loader_killed(e) or peer_lost(e): raise gone from e
         plain_words(e)
         raise
 

@@ -10,6 +10,7 @@ __all__ = ['HEAD_LR', 'BODY_LR', 'CLEAR_FALL', 'PRECISIONS', 'MemoryLRFinder', '
 
 # %% ../nbs/06_learner.ipynb #1188f7ff
 from collections import namedtuple
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 import fastai.vision.learner  # registers show_results and plot_top_losses for images
 from fastai.callback import schedule
+from fastai.callback.core import CancelBatchException
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, get_c
@@ -40,9 +42,11 @@ from .guards import FiniteLoss, guarded
 from .model import TransferModel, same_draws, swapped, untouched
 from .headfit import HeadFit
 from .optim import FusedAdam
+from .processes import is_writer, world
 from .progress import is_interactive, show as show_it
 from .report import Findings, Report, make_report
 from .rulefit import RuleFit
+from .steps import shared_outputs
 from .tables import say
 
 # %% ../nbs/06_learner.ipynb #5bdbff1e
@@ -118,7 +122,7 @@ class TransferLearner(HeadFit, RuleFit, Learner):
 
     def to_detach(self, b, cpu=True, gather=True):
         "As fastai's, but a loss or metric stays on the device, where it is summed, until somebody looks at the sum"
-        return super().to_detach(b, cpu and not (isinstance(b, torch.Tensor) and b.ndim == 0), gather)
+        return super().to_detach(b, cpu and not (isinstance(b, torch.Tensor) and b.ndim == 0), False)   # of several processes each has all outputs, see `all_batches`
 
     def gather_args(self) -> dict:
         "What fastai's `WandbCallback` logs as configuration"
@@ -159,6 +163,25 @@ class TransferLearner(HeadFit, RuleFit, Learner):
         try:
             with swapped(self, model=folded): super()._do_epoch_validate(ds_idx, dl)
         finally: self.fold_difference = folded.difference
+
+    def all_batches(self):
+        "Several processes evaluate together: each batch is one's, and all get the outputs, in order, so that whatever is measured is what one process measures"
+        dl = self.dl
+        if self.training or world() == 1 or type(dl) is not ImageDL or dl.shuffle or dl.drop_last: return super().all_batches()
+        self.n_iter = len(dl)
+        for i, (pred, yb) in enumerate(shared_outputs(dl, self._outputs)):
+            self.iter, self.xb, self.yb, self.pred = i, (None,), self._set_device(yb), self._set_device(pred)
+            self._with_events(self._after_outputs, 'batch', CancelBatchException)
+
+    def _outputs(self, b):
+        self._split(self._set_device(b))
+        with getattr(getattr(self, 'mixed_precision', None), 'autocast', nullcontext()): pred = self.model(*self.xb)
+        return pred.float().cpu(), tuple(o.cpu() for o in self.yb)
+
+    def _after_outputs(self):
+        self('after_pred')
+        if len(self.yb): self.loss_grad = self.loss_func(self.pred, *self.yb); self.loss = self.loss_grad.clone()
+        self('after_loss')
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         self._check_batches()

@@ -1,0 +1,138 @@
+"Several processes are one run: the same weights, metrics over everything once, one that writes, and an end within seconds when one dies"
+import json, os, random, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np, pandas as pd, pytest, torch
+from safetensors.torch import load_file
+
+from conftest import run_fastbit, write_folder
+
+accelerate = pytest.importorskip('accelerate', reason='pip install "fastbit[distributed]"')
+BODY = ('--arch', 'test_efficientnet_gn', '--weights', 'random', '--size', '32', '--device', 'cpu')
+BY_RULE = ('--recipe', 'hyperrule', *BODY, '--bs', '4', '--batch-size', '13', '--steps', '20', '--eval-every', '7', '--mixup', '.3', '--workers', '0')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    "43 images: a remainder for two and for four processes, in training, validation and their batches"
+    return write_folder(tmp_path_factory.mktemp('processes')/'data', dict(blue=15, green=14, red=14))
+
+
+def run(data, out, *words, **env):
+    done = run_fastbit('baseline', data, *words, '--out', out, cwd=out.parent, FASTBIT_CACHE=str(out.parent/f'cache-{out.name}'), OMP_NUM_THREADS='1', **env)
+    assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
+    return done
+
+
+def far(a, b) -> float:
+    "The largest difference of the weights of two runs, relative to the largest weight of its tensor"
+    a, b = (load_file(o/'model'/'model.safetensors') for o in (a, b))
+    return max(((a[k]-b[k]).abs().max()/a[k].abs().max().clamp_min(1e-12)).item() for k in a)
+
+
+@pytest.fixture(scope='module')
+def alone(data, tmp_path_factory):
+    root = tmp_path_factory.mktemp('alone')
+    run(data, root/'rule', *BY_RULE)
+    run(data, root/'onecycle', *BODY, '--epochs', '3', '--bs', '9')
+    return root
+
+
+@pytest.mark.parametrize('n', [2, 4])
+def test_the_rule_in_several_processes_gives_the_weights_of_one(data, alone, tmp_path, n):
+    "After 20 steps of 13 images with mixup; a GroupNorm body on CPUs, by gloo"
+    done = run(data, tmp_path/'out', *BY_RULE, '--procs', n)
+    assert far(alone/'rule', tmp_path/'out') <= 1e-5
+    one, many = (pd.read_csv(o/'history.csv') for o in (alone/'rule', tmp_path/'out'))
+    assert np.allclose(one.drop(columns=['stage', 'seconds']), many.drop(columns=['stage', 'seconds']), rtol=1e-4) and one.accuracy.tolist() == many.accuracy.tolist()
+    one, many = (pd.read_csv(o/'predictions.csv') for o in (alone/'rule', tmp_path/'out'))
+    assert one.path.tolist() == many.path.tolist() and np.abs(one.probability - many.probability).max() < 1e-5   # all of them once, in order
+    one, many = (json.loads((o/'results.json').read_text())['evaluation'] for o in (alone/'rule', tmp_path/'out'))
+    assert one['n'] == many['n'] and one['accuracy'] == many['accuracy']
+    assert done.stdout.count('all stages:') == 1 and done.stdout.count('\naccuracy ') == 1   # one prints
+    assert len((tmp_path/'out'/'log.jsonl').read_text().splitlines()) == 3                     # one writes
+
+
+def test_onecycle_and_the_features_in_two_processes(data, alone, tmp_path):
+    run(data, tmp_path/'out', *BODY, '--epochs', '3', '--bs', '9', '--procs', '2')
+    assert far(alone/'onecycle', tmp_path/'out') <= 1e-4   # Adam divides by what may be tiny
+    one, many = (pd.read_csv(o/'predictions.csv') for o in (alone/'onecycle', tmp_path/'out'))
+    assert one.path.tolist() == many.path.tolist() and np.abs(one.probability - many.probability).max() < 1e-4
+    assert len(pd.read_csv(tmp_path/'out'/'history.csv')) == 12
+
+
+def test_accelerate_launches_it(data, alone, tmp_path):
+    words = ['-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '-m', 'fastbit', 'baseline', data, *BY_RULE, '--out', tmp_path/'out']
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1', 'FASTBIT_CACHE': str(tmp_path/'cache')})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert far(alone/'rule', tmp_path/'out') <= 1e-5 and done.stdout.count('all stages:') == 1
+
+
+def children(pid) -> list:
+    return [int(p) for p in Path(f'/proc/{pid}/task/{pid}/children').read_text().split()]
+
+
+def begun(words, cwd, **env):
+    "A run of two processes that has begun to train"
+    p = subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', *map(str, words)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
+    for line in p.stdout:
+        if line.startswith('all stages:'): return p
+    pytest.fail(p.communicate()[1])
+
+
+LONG = tuple(dict(zip(BY_RULE[::2], BY_RULE[1::2])).items())
+LONG = [w for k, v in {**dict(LONG), '--steps': '400', '--eval-every': '50'}.items() for w in (k, v)] + ['--checkpoint-every', '5']
+
+
+@pytest.mark.parametrize('which', [0, 1])
+def test_a_killed_process_ends_the_run_and_it_goes_on_with_another_number(data, tmp_path, which):
+    env = dict(FASTBIT_CACHE=str(tmp_path/'cache'))
+    p = begun([data, *LONG, '--procs', 2, '--out', tmp_path/'out'], tmp_path, **env)
+    time.sleep(random.SystemRandom().uniform(.5, 1.5))
+    workers = children(p.pid)
+    assert len(workers) == 2
+    os.kill(workers[which], signal.SIGKILL)
+    start = time.monotonic()
+    out, err = p.communicate(timeout=60)
+    assert time.monotonic() - start < 15 and p.returncode == 2, err
+    last = err.strip().splitlines()[-1]
+    assert f'process {which} of 2 was ended by SIGKILL' in last and 'goes on from the last checkpoint' in last and 'Traceback' not in err, err
+    assert all(not Path(f'/proc/{w}').exists() or 'zombie' in Path(f'/proc/{w}/status').read_text() for w in workers)
+    straight = run_fastbit('baseline', data, *LONG, '--out', tmp_path/'straight', cwd=tmp_path, OMP_NUM_THREADS='1', **env)
+    assert straight.returncode == 0, straight.stderr
+    resumed = run_fastbit('baseline', data, *LONG, '--procs', 3, '--out', tmp_path/'out', cwd=tmp_path, OMP_NUM_THREADS='1', **env)
+    assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stderr
+    assert np.allclose(*(pd.read_csv(tmp_path/o/'history.csv').drop(columns=['stage', 'seconds']) for o in ('straight', 'out')), rtol=1e-2)
+
+
+def test_ctrl_c_stops_all_of_them_after_the_step(data, tmp_path):
+    p = begun([data, *LONG, '--procs', 2, '--out', tmp_path/'out'], tmp_path, FASTBIT_CACHE=str(tmp_path/'cache'))
+    time.sleep(.5)
+    os.kill(children(p.pid)[1], signal.SIGINT)   # one is enough: they agree on the step
+    _, err = p.communicate(timeout=60)
+    assert p.returncode in (130, 143) and 'saved in' in err and 'goes on from there' in err and 'Traceback' not in err, err
+
+
+def test_errors_come_once(data, tmp_path):
+    for words, message in ((('--budget', '10m'), 'it measures one process'), (('--procs', '0'), '--procs 0'), (('--arch', 'resnet50'), 'is not a BiT or EfficientNet body'), (('--bn', 'x'), 'unrecognized')):
+        done = run_fastbit('baseline', data, *BODY[2:], *(() if '--procs' in words else ('--procs', '2')), *words, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count('error:') == 1, done.stderr
+
+
+def test_what_each_process_does_is_everything_once():
+    from fastbit import processes
+    for n in (0, 1, 5, 13):
+        for k in (1, 2, 3, 4, 7):
+            parts = []
+            for r in range(k):
+                processes_world, processes_rank = processes.world, processes.rank
+                try:
+                    processes.world, processes.rank = lambda: k, lambda: r
+                    parts += list(processes.my_part(n))
+                finally: processes.world, processes.rank = processes_world, processes_rank
+            assert parts == list(range(n))
+
+
+def test_alone_nothing_of_it_is_imported():
+    code = "import sys, fastbit.learner; assert not [m for m in sys.modules if m.startswith('accelerate')]"
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
