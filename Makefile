@@ -5,7 +5,7 @@ NBS := nbs
 # torch 2.14 deprecates torch.jit.script, which torchvision and fastai still use at import: no such lines in kept outputs
 export PYTHONWARNINGS := ignore:`torch.jit:FutureWarning
 
-.PHONY: help config prepare check test docs coverage fuzz bench
+.PHONY: help config prepare check test test-slow docs coverage fuzz bench
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -28,7 +28,10 @@ test: ## all notebooks, then tests/
 	@# an empty cache, and an empty IPython folder: nbdev-test would load the user's profile, whose start-up files are not part of the tests
 	@# a thread for each of two processes: OpenMP's threads wait by spinning, and with two each on two cores some notebooks take ten times as long
 	OMP_NUM_THREADS=1 FASTBIT_CACHE=$$(mktemp -d) IPYTHONDIR=$$(mktemp -d) nbdev-test --n-workers 2
-	$(PYTHON) -m pytest -q tests
+	$(PYTHON) -m pytest -q -m 'not slow' tests
+
+test-slow: ## what takes minutes: runs that are killed, stopped, or several processes
+	$(PYTHON) -m pytest -q -m slow tests
 
 docs: ## the documentation site, in _docs; a warning or a broken link is an error (`quarto render _proc` makes one of the same pages where Quarto is installed)
 	$(PYTHON) tools/docs.py

@@ -84,7 +84,7 @@ class Artifact:
         e, pp = self.evaluation or {}, self.preprocess
         measured = f"accuracy {e['accuracy']:.2%} ({e['low']:.1%} to {e['high']:.1%}, n = {e['n']}, {e.get('part', 'held out')})" if all(_is_number(e.get(k)) for k in ('accuracy', 'low', 'high', 'n')) else 'not measured'
         shown = ', '.join(self.classes[:10]) + (', …' if len(self.classes) > 10 else '')
-        rows = [('body', f'{self.arch}, from {self.weights_from}' if self.weights_from else self.arch), ('classes', f'{len(self.classes)}: {shown}'), ('images', f'{pp.size} px, {pp.resize}, {pp.interpolation}'), ('measured', measured),
+        rows = [('body', self.weights_from or f'{self.arch}, from random weights'), ('classes', f'{len(self.classes)}: {shown}'), ('images', f'{pp.size} px, {pp.resize}, {pp.interpolation}'), ('measured', measured),
             ('temperature', 'none' if self.temperature is None else f'{self.temperature:.3g}'), ('made with', ', '.join(f'{k} {v}' for k, v in self.versions.items())), ('sha256', self.sha256)]
         return '\n'.join(f'{k:12} {v}' for k, v in rows)
 

@@ -317,7 +317,7 @@ def export(self:TransferLearner,
     pp = preprocess or getattr(self.dls, 'preprocess', None)
     if pp is None: raise ValueError(f"These loaders do not tell how their images are made, and a prediction depends on it: type preprocess=body_preprocess({self.body_settings['arch']!r}, size=...).")
     source, net = self.weights_source, self.model.net
-    about = Artifact(net.pretrained_cfg['architecture'], tuple(map(str, self.dls.vocab)), pp, self.temperature, None, '' if source.kind == 'random' else f'{self.arch}, {source}', self._trained_on(), made_with())
+    about = Artifact(net.pretrained_cfg['architecture'], tuple(map(str, self.dls.vocab)), pp, self.temperature, None, '' if source.kind == 'random' else f'{timm_name(self.arch)}, {source}', self._trained_on(), made_with())
     check_target(folder, overwrite)   # before the measuring
     evaluation = self.evaluate(show=False) if evaluation is None else evaluation
     return save_artifact(folder, net, replace(about, evaluation=dict(part=part, **asdict(evaluation))), overwrite)

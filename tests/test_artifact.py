@@ -202,6 +202,16 @@ def test_onnx_of_groupnorm_bodies(arch, tmp_path):
     from fastbit.onnx import ONNX_TOLERANCE, export_onnx
     p = Predictor(TransferModel(some_net(arch=arch)), Artifact(arch, ('a', 'b', 'c'), body_preprocess(arch, 64)))
     assert export_onnx(p, tmp_path/'net.onnx') <= ONNX_TOLERANCE
+    from fastbit.onnx import PixelsToProbs
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    with torch.inference_mode(): assert (PixelsToProbs(p).eval()(images)[0] - p.model(images.permute(0, 3, 1, 2)).softmax(1)).abs().max() < 1e-5   # what is compared with the file is compared with the network, too
+
+
+@pytest.mark.parametrize('size', [8, 9, 16])
+def test_a_zero_pad_before_a_pool_without_a_pad(size):
+    from fastbit.onnx import ZeroPadMaxPool
+    pool, x = torch.nn.MaxPool2d(3, 2), -torch.rand(2, 4, size, size) - 1
+    assert torch.equal(ZeroPadMaxPool(pool, 1, (size, size))(x), pool(torch.nn.functional.pad(x, (1, 1, 1, 1))))
 
 
 def test_an_onnx_file_that_differs_is_not_kept(artifact, tmp_path, monkeypatch):

@@ -18,7 +18,8 @@ from fastbit.tables import image_table
 NBS = Path(__file__).parents[1]/'nbs'
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(NBS).parts))
 # what a test cannot do inside itself: .ci/run does it, in the words of the README
-SETUP = ('python -m venv', '. fastbit-env', 'python -m pip install')
+SETUP = ('python -m venv', '. fastbit-env', 'python -m pip install', 'pip install')
+ELSEWHERE = ('make test', 'make bench', 'accelerate launch')   # tests/test_processes.py launches by Accelerate
 
 
 def blocks(lang) -> list:
@@ -36,8 +37,10 @@ def test_there_are_such_blocks():
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    "A folder `photos`, stand-ins for what a network would bring"
+    "A folder `photos`, a network in `results`, stand-ins for what a network would bring"
     photos = drawn_flowers(tmp_path/'photos', 8)
+    net = bodies.build_body('test_efficientnet', 6, 'random')
+    fa.save_artifact(tmp_path/'results'/'model', net, fa.Artifact('test_efficientnet', tuple(sorted(fa.FLOWERS)), fa.body_preprocess('test_efficientnet', 32)))
     fa.draw_flower('poppy', 77).save(tmp_path/'new.jpg')
     monkeypatch.chdir(tmp_path)
 
@@ -84,13 +87,14 @@ def test_python_on_a_page_runs(page, code, small, monkeypatch):
 def test_commands_on_a_page_run(page, code, small, capsys):
     for line in code.splitlines():
         for part in re.split(r'\s&&\s', re.sub(r'(^|\s)#.*', '', line).strip()):
-            if not part or part.startswith((*SETUP, 'make test', 'make bench')): continue
+            if not part or part.startswith((*SETUP, *ELSEWHERE)): continue
             words = shlex.split(part)
             assert words[0] == 'fastbit', f'{page}: who runs {part!r}?'
             takes = {o for a in cli.make_parser()._subparsers._group_actions[0].choices[words[1]]._actions for o in a.option_strings}
             more = [w for o, v in (('--dry-run', []), ('--size', ['32']), ('--device', ['cpu'])) if o in takes and '--help' not in words for w in (o, *v)]
             if words[1] == 'recipe': more = []
             if words[1] == 'compare': more += ['--top', '0']
+            if '--procs' in words: words[words.index('--procs')+1] = '1'   # tests/test_processes.py starts several
             try: status = cli.main(words[1:] + more)
             except SystemExit as e: status = e.code
             assert not status or (words[1] == 'check' and status == 1), (page, part, capsys.readouterr().err)

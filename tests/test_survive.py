@@ -13,6 +13,7 @@ from fastbit.learner import transfer_learner
 from fastbit.tables import DataWarning
 from conftest import TINY, picture, run_fastbit, write_folder
 
+pytestmark = pytest.mark.slow   # `make test-slow`
 ARGS = dict(batch_size=12, n_steps=8, base_lr=.3, eval_every=2, show=False)
 BY_RULE = ('--recipe', 'hyperrule', '--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--bs', 4, '--batch-size', 10, '--steps', 60, '--eval-every', 4,
            '--checkpoint-every', 50, '--mixup', '.3')

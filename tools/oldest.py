@@ -1,0 +1,16 @@
+"""The oldest versions that settings.ini allows, as constraints for pip: `python tools/oldest.py > oldest.txt && pip install -c oldest.txt .`"""
+import configparser, re
+from pathlib import Path
+
+
+def oldest() -> list:
+    "'name==version' of every requirement that users have, with its lower bound"
+    ini = configparser.ConfigParser()
+    ini.read(Path(__file__).parents[1]/'settings.ini')
+    words = [w for k, v in ini['DEFAULT'].items() if k == 'requirements' or (k.endswith('_requirements') and k != 'dev_requirements') for w in v.split()]
+    found = [re.fullmatch(r'([\w.-]+)>=([\w.]+)', w) for w in words]
+    if bad := [w for w, m in zip(words, found) if not m]: raise SystemExit(f'settings.ini: {bad[0]} has no lower bound')
+    return [f'{m[1]}=={m[2]}' for m in found]
+
+
+if __name__ == '__main__': print(*oldest(), sep='\n')
