@@ -20,6 +20,7 @@ from .data import *
 from .datasets import *
 from .flowers import *
 from .steps import *
+from .streams import *
 from .callbacks import *
 from .optim import *
 from .accumulate import *

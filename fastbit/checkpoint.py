@@ -50,6 +50,7 @@ def describe_data(
     table, report = getattr(dls, 'table', None), getattr(dls, 'report', None)
     tfms = [type(f).__name__ for name in ('after_item', 'after_batch') for f in getattr(dls.train, name).fs]
     res = dict(training_images=dls.train.n, held_out_images=dls.valid.n, classes=list(map(str, getattr(dls, 'vocab', []))), seed=getattr(dls.train, 'seed', None), transforms=tfms)
+    if stream := getattr(dls.train, 'stream', None): res |= dict(stream=stream.made_from, preprocessing=asdict(dls.preprocess))
     if table is None: return res
     paths = _below_common_folder(table.path)
     res |= dict(files_labels_and_split=_digest([p, l, s] for p, l, s in zip(paths, table.label, table.split)), preprocessing=asdict(dls.preprocess))

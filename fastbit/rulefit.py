@@ -81,6 +81,7 @@ def default_eval_every(rule:HyperRule) -> int:
 # %% ../nbs/05b_rulefit.ipynb #39395c59
 def _size_of_images(dls) -> tuple:
     "(height, width) of the middle training image; of a batch where the loader's items are no files"
+    if getattr(dls.train, 'stream', None) is not None: return dls.image_size
     if getattr(dls, 'table', None) is not None:
         if dls.image_size is None: dls.image_size = training_size(dls.table, dls.report)
         return dls.image_size

@@ -144,6 +144,7 @@ def step_loader(
     mixup:float=0.,  # Alpha; 0: none
 ) -> StepDL:
     "The optimizer steps from `first` up to `last` over the data of `dl`"
+    if hasattr(dl, 'steps'): return dl.steps(batch_size, first, last, mixup)   # a stream has an order of its own
     if type(dl) not in (ImageDL, TfmdDL): raise ValueError(f"The training loader is a {type(dl).__name__}, which has an order of its own; training by steps draws its own. Use a plain loader, from image_dataloaders or fastai's DataBlock.")
     state = random.getstate()   # fastai's loaders draw a seed when they are made
     try: return dl.new(cls=StepDL, bs=None, shuffle=False, drop_last=False, device=None, after_batch=[], seed=getattr(dl, 'seed', 0),
