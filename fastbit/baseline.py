@@ -29,6 +29,7 @@ from .datasets import PUBLIC_SETS, named_table
 from .evaluate import Evaluation, default_views, evaluate_probs, tta_probs
 from .figures import plot_losses, plot_rates
 from .files import write_bytes, write_text
+from .guards import Stopped
 from .headfit import HEAD_EPOCHS, check_head_options
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .images import header_sizes, middle_size
@@ -259,7 +260,11 @@ def baseline(
     if dry_run: return plan
     if out is not None and is_writer(): learn.add_cb(JsonLog(make_out(out)/'log.jsonl'))
     wait_for_all()
-    times, took = {}, _train(learn, stages, seed, verbose, checkpoint, deadline, plan)
+    times = {}
+    try: took = _train(learn, stages, seed, verbose, checkpoint, deadline, plan)
+    except Stopped as e:
+        if out is not None and not e.saved and is_writer(): _keep_network(learn, Path(out)/'model', recipe, e)
+        raise
     times['training'], start, tta_views = sum(took), time.perf_counter(), default_views(dls.preprocess)
     held_out = {part: tta_probs(learn, dl, tta_views, dls.preprocess) for part, dl in zip(('valid', 'test'), dls.loaders[1:])}
     valid, part = held_out['valid'], list(held_out)[-1]
@@ -324,6 +329,12 @@ def _train(learn, stages, seed, verbose, checkpoint, deadline=None, plan=None) -
             if limit and limit.drawn_together: say(f'The machine was slower than it was measured: {s.name} took {limit.steps} of {s.n_epoch*len(learn.dls.train)} steps, the schedule drawn together, so that it ends in time. The same call may give other numbers on another day.', 4)
             took.append(time.perf_counter() - start)
     return took
+
+def _keep_network(learn, folder, recipe, stopped):
+    "What a recipe without checkpoints has learnt until somebody stopped it"
+    learn.export(folder, evaluation=False, overwrite=True)
+    stopped.saved, where = folder, str(stopped).partition(';')[0]
+    stopped.args = (f"{where}; the network as it is then is in {folder}: `fastbit predict {folder.parent}` asks it, and --weights {folder/'model.safetensors'} begins a run with its body. A run by {recipe} cannot be gone on with, one by hyperrule can",)
 
 def _time_limit(plan, deadline) -> TimeLimit:
     "What is left for a stage of steps, less the evaluation and the report"

@@ -308,7 +308,7 @@ def report(self:TransferLearner,
 @patch
 def export(self:TransferLearner,
     folder:str|Path,         # Made; `FileExistsError` if there is something
-    evaluation:Evaluation=None, # As `learn.evaluate` measured it on `part`; `None`: it is measured now, on validation
+    evaluation:Evaluation|bool=None, # As `learn.evaluate` measured it on `part`; `None`: it is measured now, on validation; `False`: it is not
     part:str='valid',        # What `evaluation` was measured on
     preprocess:Preprocess=None, # How a file becomes pixels; `None`: as the loaders do, which have to be fastbit's
     overwrite:bool=False,    # Replace an artifact that is there?
@@ -320,7 +320,7 @@ def export(self:TransferLearner,
     about = Artifact(net.pretrained_cfg['architecture'], tuple(map(str, self.dls.vocab)), pp, self.temperature, None, '' if source.kind == 'random' else f'{timm_name(self.arch)}, {source}', self._trained_on(), made_with())
     check_target(folder, overwrite)   # before the measuring
     evaluation = self.evaluate(show=False) if evaluation is None else evaluation
-    return save_artifact(folder, net, replace(about, evaluation=dict(part=part, **asdict(evaluation))), overwrite)
+    return save_artifact(folder, net, replace(about, evaluation=dict(part=part, **asdict(evaluation))) if evaluation else about, overwrite)
 
 # %% ../nbs/06_learner.ipynb #6d888053
 def transfer_learner(

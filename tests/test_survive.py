@@ -108,14 +108,19 @@ def test_the_command_stops_gently_and_goes_on(folder, tmp_path, signum, group):
     assert (there/'model'/'model.safetensors').read_bytes() == (tmp_path/'straight'/'model'/'model.safetensors').read_bytes()
 
 
-def test_other_recipes_say_that_nothing_is_kept(folder, tmp_path):
-    with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), '--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--epochs', '200'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+def test_other_recipes_keep_the_network_and_say_what_can_be_done(folder, tmp_path):
+    with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), '--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--epochs', '200', '--out', 'out'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         for line in run.stdout:
             if line.startswith('all stages'): break
         time.sleep(.5)
         run.send_signal(signal.SIGINT)
         _, err = run.communicate(timeout=60)
-    assert run.returncode == 130 and 'Traceback' not in err and 'cannot be gone on with, one by hyperrule can' in err.splitlines()[-1]
+    last = err.splitlines()[-1]
+    assert run.returncode == 130 and 'Traceback' not in err and 'stopped after epoch' in last and 'in out/model' in last and 'cannot be gone on with, one by hyperrule can' in last, err
+    asked = run_fastbit('predict', 'out', folder/'red', cwd=tmp_path)
+    assert asked.returncode == 0 and asked.stdout.count('.png') == 12
+    again = run_fastbit('baseline', folder, '--arch', 'test_efficientnet', '--weights', 'out/model/model.safetensors', '--size', '32', '--epochs', '1', '--out', 'again', cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
 
 
 # processes that die
