@@ -256,6 +256,18 @@ def test_an_interrupted_export_leaves_what_was_there(artifact, monkeypatch):
         assert {f.name: f.read_bytes() for f in folder.iterdir()} == before and [f.name for f in folder.parent.iterdir()] == ['model']
 
 
+def test_a_new_name_that_cannot_be_given_leaves_the_old_folder(artifact, monkeypatch):
+    "Between the two renames, too"
+    folder, before, real = artifact[0], {f.name: f.read_bytes() for f in artifact[0].iterdir()}, os.rename
+    def refuses(a, b):
+        if str(a).endswith('.part') and Path(a).is_dir(): raise OSError(5, 'Input/output error')
+        real(a, b)
+    with monkeypatch.context() as mp, pytest.raises(OSError, match='Input/output'):
+        mp.setattr(os, 'rename', refuses)
+        save_artifact(folder, some_net(1), about_net(), overwrite=True)
+    assert {f.name: f.read_bytes() for f in folder.iterdir()} == before and [f.name for f in folder.parent.iterdir()] == ['model']
+
+
 def test_killed_while_it_replaces(artifact, tmp_path):
     "SIGKILL before the new name: the old artifact is whole; and the next export clears up"
     code = '''
