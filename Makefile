@@ -40,7 +40,7 @@ coverage: ## which lines of fastbit notebooks and tests run: a table, and the li
 	$(PYTHON) tools/coverage.py --results benchmarks/coverage.json
 
 fuzz: ## a minute of noise into what opens images and artifacts (atheris)
-	$(PYTHON) tools/fuzz.py --seconds 60 2>&1 | grep -v -e Instrumenting -e 'jit.script' -e 'warnings.warn'
+	$(PYTHON) tools/fuzz.py --seconds 60
 
 bench: ## the figures of the documentation's results, on DATA (a folder of class folders), `make bench DATA=FOLDER`
 	@test -n "$(DATA)" || { echo "Which data? make bench DATA=FOLDER"; exit 2; }
