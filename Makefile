@@ -12,7 +12,6 @@ help: ## this list
 
 config: ## settings.ini -> pyproject.toml and the version
 	@nbdev-migrate-config >/dev/null
-	@$(PYTHON) tools/extras.py
 
 prepare: config ## regenerate everything that is generated: config, modules, clean notebooks, README
 	@nbdev-export

@@ -175,7 +175,7 @@ def _rule_numbers(args): return dict(batch_size=args.batch_size, base_lr=args.ba
 def _in_processes(args) -> int:
     "Start this command several times; its folder is chosen once"
     from fastbit.launch import launch
-    if importlib.util.find_spec('accelerate') is None: raise ImportError('--procs needs Accelerate: type pip install "fastbit[distributed]".')
+    if importlib.util.find_spec('accelerate') is None: raise ImportError('--procs needs Accelerate: type pip install accelerate.')
     status, said = launch([*args.argv, '--out', str(args.out)], args.procs)
     if said: raise OSError(said)
     return status

@@ -62,7 +62,7 @@ class PixelsToProbs(nn.Module):
 
 def _check_packages():
     missing = [p for p in ONNX_PACKAGES if importlib.util.find_spec(p) is None]
-    if missing: raise ImportError(f"ONNX needs {', '.join(missing)}: type pip install \"fastbit[onnx]\".")
+    if missing: raise ImportError(f"ONNX needs {', '.join(missing)}: type pip install {' '.join(ONNX_PACKAGES)}.")
 
 def _difference(file, model, size) -> float:
     import onnxruntime

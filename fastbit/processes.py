@@ -40,7 +40,7 @@ def join_processes(
     "Become a group with the others, if a launcher started several; `ImportError` without Accelerate"
     if not is_launched() or _group(): return
     try: from accelerate import PartialState
-    except ImportError as e: raise ImportError('Several processes need Accelerate: type pip install "fastbit[distributed]".') from e
+    except ImportError as e: raise ImportError('Several processes need Accelerate: type pip install accelerate.') from e
     import torch
     cpu = str(device or '').startswith('cpu') or not torch.cuda.is_available()
     PartialState(cpu=cpu)

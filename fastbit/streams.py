@@ -49,7 +49,7 @@ class ImageStream:
 
 def _needs(package):
     try: return __import__(package)
-    except ImportError as e: raise ImportError(f'This needs {package}: type pip install "fastbit[streams]".') from e
+    except ImportError as e: raise ImportError(f'This needs {package}: type pip install {package}.') from e
 
 def _rows_of_parquet(files) -> int|None:
     import pyarrow.parquet as pq

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from conftest import run_fastbit, write_folder
 
-accelerate = pytest.importorskip('accelerate', reason='pip install "fastbit[distributed]"')
+accelerate = pytest.importorskip('accelerate', reason='pip install accelerate')
 pytestmark = pytest.mark.slow   # `make test-slow`
 BODY = ('--arch', 'test_efficientnet_gn', '--weights', 'random', '--size', '32', '--device', 'cpu')
 BY_RULE = ('--recipe', 'hyperrule', *BODY, '--bs', '4', '--batch-size', '13', '--steps', '20', '--eval-every', '7', '--mixup', '.3', '--workers', '0')

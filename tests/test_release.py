@@ -55,11 +55,11 @@ def test_every_requirement_has_a_lower_bound_that_is_tested():
     assert 'tools/oldest.py' in (ROOT/'.ci'/'run').read_text()
 
 
-def test_extras_are_in_pyproject():
-    from extras import extras
-    text = (ROOT/'pyproject.toml').read_text()
-    for name, words in extras().items(): assert f'{name} = {words!r}' in text
-    assert {'dev', 'onnx', 'distributed'} <= set(extras())
+def test_what_is_optional_has_bounds_too():
+    "Named by the errors that ask for it, and installed for development and in .ci/run"
+    from oldest import OPTIONAL, oldest
+    assert set(OPTIONAL) <= {o.split('==')[0] for o in oldest()}
+    assert ' '.join(OPTIONAL) in (ROOT/'.ci'/'run').read_text()
 
 
 def test_this_version_is_in_the_changelog():

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
 
-datasets = pytest.importorskip('datasets', reason='pip install "fastbit[streams]"')
-pytest.importorskip('webdataset', reason='pip install "fastbit[streams]"')
+datasets = pytest.importorskip('datasets', reason='pip install datasets webdataset')
+pytest.importorskip('webdataset', reason='pip install datasets webdataset')
 from fastbit.learner import transfer_learner
 from fastbit.launch import environment, unused_port
 from fastbit.streams import ImageStream, parquet_stream, stream_dataloaders, tar_stream
