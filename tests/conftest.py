@@ -3,7 +3,7 @@ import os
 
 os.environ.update(HF_HUB_OFFLINE='1', MPLBACKEND='agg')  # before anything imports the hub's client or pyplot
 
-import random, shutil, subprocess, sys, zlib
+import random, shutil, subprocess, sys, time, zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,6 +50,16 @@ def run_fastbit(*args, cwd, timeout=300, **env) -> subprocess.CompletedProcess:
     "The installed command's module in a process of its own"
     return subprocess.run([sys.executable, '-m', 'fastbit', *map(str, args)], cwd=cwd, timeout=timeout, capture_output=True, text=True,
                           env={**os.environ, **env})
+
+
+def wait_for_rows(run: subprocess.Popen, cwd: Path, n: int, timeout=120) -> None:
+    "Until a run that lives has `n` rows in its log, and then up to a step longer: a place in the work, since a time is another place on each machine"
+    deadline = time.monotonic() + timeout
+    while sum(len(f.read_text().splitlines()) for f in cwd.rglob('log.jsonl')) < n:
+        assert run.poll() is None, f'the run ended with {run.returncode} before row {n}'
+        assert time.monotonic() < deadline, f'no row {n} in {timeout} s'
+        time.sleep(.002)
+    time.sleep(random.SystemRandom().uniform(0, .03))
 
 
 @contextmanager

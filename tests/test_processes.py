@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from safetensors.torch import load_file
 
-from conftest import run_fastbit, write_folder
+from conftest import run_fastbit, wait_for_rows, write_folder
 
 accelerate = pytest.importorskip('accelerate', reason='pip install accelerate')
 pytestmark = pytest.mark.slow   # `make test-slow`
@@ -74,11 +74,8 @@ def children(pid) -> list:
 
 
 def begun(words, cwd, **env):
-    "A run of two processes that has begun to train"
-    p = subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', *map(str, words)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
-    for line in p.stdout:
-        if line.startswith('all stages:'): return p
-    pytest.fail(p.communicate()[1])
+    "A run of two processes"
+    return subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', *map(str, words)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
 
 
 LONG = tuple(dict(zip(BY_RULE[::2], BY_RULE[1::2])).items())
@@ -89,7 +86,7 @@ LONG = [w for k, v in {**dict(LONG), '--steps': '400', '--eval-every': '50'}.ite
 def test_a_killed_process_ends_the_run_and_it_goes_on_with_another_number(data, tmp_path, which):
     env = dict(FASTBIT_CACHE=str(tmp_path/'cache'))
     p = begun([data, *LONG, '--procs', 2, '--out', tmp_path/'out'], tmp_path, **env)
-    time.sleep(random.SystemRandom().uniform(.5, 1.5))
+    wait_for_rows(p, tmp_path/'out', random.SystemRandom().randint(1, 4))   # of 8
     workers = children(p.pid)
     assert len(workers) == 2
     os.kill(workers[which], signal.SIGKILL)
@@ -108,7 +105,7 @@ def test_a_killed_process_ends_the_run_and_it_goes_on_with_another_number(data, 
 
 def test_ctrl_c_stops_all_of_them_after_the_step(data, tmp_path):
     p = begun([data, *LONG, '--procs', 2, '--out', tmp_path/'out'], tmp_path, FASTBIT_CACHE=str(tmp_path/'cache'))
-    time.sleep(.5)
+    wait_for_rows(p, tmp_path/'out', 1)
     os.kill(children(p.pid)[1], signal.SIGINT)   # one is enough: they agree on the step
     _, err = p.communicate(timeout=60)
     assert p.returncode in (130, 143) and 'saved in' in err and 'goes on from there' in err and 'Traceback' not in err, err

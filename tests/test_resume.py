@@ -1,5 +1,5 @@
 "Runs that are killed, and go on as if they had not been"
-import json, os, random, signal, subprocess, sys, time
+import json, os, random, signal, subprocess, sys
 
 import pandas as pd, pytest, torch
 from fastai.callback.core import Callback
@@ -9,7 +9,7 @@ from fastbit.callbacks import KeepBest
 from fastbit.checkpoint import read_checkpoint
 from fastbit.data import image_dataloaders
 from fastbit.learner import transfer_learner
-from conftest import TINY, picture, run_fastbit, write_folder
+from conftest import TINY, picture, run_fastbit, wait_for_rows, write_folder
 
 STEPS = 14
 RUN = '''
@@ -287,11 +287,10 @@ BY_RULE = ('--recipe', 'hyperrule', '--arch', 'test_efficientnet', '--weights', 
 def test_the_command_goes_on_after_sigkill_at_any_moment(folder, tmp_path):
     straight = run_fastbit('baseline', folder, *BY_RULE, '--out', tmp_path/'straight', cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr
-    for _ in range(2):
-        with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), *map(str, BY_RULE)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
-            for line in run.stdout:
-                if line.startswith('all stages'): break
-            time.sleep(random.SystemRandom().uniform(.2, 1.5))
+    dice = random.SystemRandom()
+    for rows in (dice.randint(1, 3), dice.randint(4, 8)):   # of 15: one an evaluation, every four steps
+        with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), *map(str, BY_RULE)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+            wait_for_rows(run, tmp_path/'fastbit-runs', rows)
             run.send_signal(signal.SIGKILL)
         assert run.returncode == -signal.SIGKILL
     resumed = run_fastbit('baseline', folder, *BY_RULE, cwd=tmp_path)   # without --out: it finds what it had begun

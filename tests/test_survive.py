@@ -11,7 +11,7 @@ from fastbit.data import image_dataloaders
 from fastbit.guards import FiniteLoss, LossNotFinite, Stopped, first_not_finite
 from fastbit.learner import transfer_learner
 from fastbit.tables import DataWarning
-from conftest import TINY, picture, run_fastbit, write_folder
+from conftest import TINY, picture, run_fastbit, wait_for_rows, write_folder
 
 pytestmark = pytest.mark.slow   # `make test-slow`
 ARGS = dict(batch_size=12, n_steps=8, base_lr=.3, eval_every=2, show=False)
@@ -94,9 +94,7 @@ def test_the_command_stops_gently_and_goes_on(folder, tmp_path, signum, group):
     straight = run_fastbit('baseline', folder, *BY_RULE, '--workers', 0, '--out', tmp_path/'straight', cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr
     with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), *map(str, BY_RULE), '--workers', '2'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
-        for line in run.stdout:
-            if line.startswith('all stages'): break
-        time.sleep(random.SystemRandom().uniform(.3, .9))
+        wait_for_rows(run, tmp_path/'fastbit-runs', random.SystemRandom().randint(1, 6))   # of 15
         (os.killpg if group else os.kill)(run.pid, signum)
         out, err = run.communicate(timeout=60)
     assert run.returncode == 128+signum, err
@@ -110,9 +108,7 @@ def test_the_command_stops_gently_and_goes_on(folder, tmp_path, signum, group):
 
 def test_other_recipes_keep_the_network_and_say_what_can_be_done(folder, tmp_path):
     with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), '--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--epochs', '200', '--out', 'out'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
-        for line in run.stdout:
-            if line.startswith('all stages'): break
-        time.sleep(.5)
+        wait_for_rows(run, tmp_path/'out', 2)
         run.send_signal(signal.SIGINT)
         _, err = run.communicate(timeout=60)
     last = err.splitlines()[-1]
