@@ -36,6 +36,7 @@ from .model import *
 from .fold import *
 from .features import *
 from .rulefit import *
+from .cyclefit import *
 from .headfit import *
 from .learner import *
 from .figures import *

@@ -24,6 +24,8 @@ from .bodies import hub_file, timm_name, weights_source
 from .budget import FIXED, Speed, TimeLimit, budget_text, choose_option, options, parse_budget
 from .calibration import fit_temperature, temper
 from .callbacks import JsonLog, KeepBest
+from .checkpoint import SAVE_SECONDS
+from .cyclefit import progress_of
 from .data import PathLabel, check_device, image_dataloaders
 from .datasets import PUBLIC_SETS, named_table
 from .evaluate import Evaluation, default_views, evaluate_probs, tta_probs
@@ -36,7 +38,7 @@ from .images import header_sizes, middle_size
 from .learner import HEAD_LR, TransferLearner, check_precision, transfer_learner
 from .processes import is_writer, join_processes, wait_for_all, world, writer_first
 from .progress import show
-from .recipes import RECIPES, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages, rows_html
+from .recipes import RECIPES, HeadStage, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages, rows_html
 from .report import Findings, Report, make_report
 from .rulefit import check_steps, default_eval_every, rule_text
 from .store import CACHE_GB
@@ -161,16 +163,16 @@ CHECKPOINT = 'checkpoint.safetensors'  # in the folder of the results
 def _check_recipe(recipe, given):
     "An option of the other recipe is a misunderstanding, not something to pass over"
     if recipe not in RECIPES: raise ValueError(f"recipe={recipe!r}; there is {', '.join(map(repr, RECIPES))}.")
-    foreign, other = (_ONECYCLE_ONLY, 'onecycle') if recipe == 'hyperrule' else (_RULE_ONLY, 'hyperrule')
+    foreign, other = (_ONECYCLE_ONLY, 'onecycle') if recipe == 'hyperrule' else ([k for k in _RULE_ONLY if k != 'checkpoint_every' or recipe == 'head'], 'hyperrule')
     defaults = {k: p.default for k, p in inspect.signature(baseline).parameters.items()}
     wrong = [k for k in foreign if given[k] != defaults[k]]
     if wrong: raise ValueError(f"{wrong[0]}={given[wrong[0]]!r} belongs to recipe={other!r}, and this is {recipe!r}" + (", which counts steps: n_steps=, and base_lr= is its rate." if recipe == 'hyperrule' else '.'))
 
-def _stages(recipe, epochs, lr, how) -> list:
+def _stages(recipe, epochs, lr, how, checkpoint_every=None) -> list:
     "Of 'onecycle' and 'head'"
     check_head_options(how['views'], 'sgd', how['cache_gb'])
     lr = HEAD_LR if lr is None else lr
-    return head_stages(HEAD_EPOCHS if epochs is None else epochs, lr, **how) if recipe == 'head' else onecycle_stages(8 if epochs is None else epochs, lr, **how)
+    return head_stages(HEAD_EPOCHS if epochs is None else epochs, lr, **how) if recipe == 'head' else onecycle_stages(8 if epochs is None else epochs, lr, checkpoint_every, **how)
 
 # %% ../nbs/09_baseline.ipynb #b58cdc92
 def baseline(
@@ -211,7 +213,7 @@ def baseline(
     stop_after:int=None,      # Of 'hyperrule': end after so many steps of it
     mixup:float=None,         # Of 'hyperrule': alpha; `None`: the rule's
     eval_every:int=None,      # Of 'hyperrule': steps between two evaluations; `None`: a tenth of the run
-    checkpoint_every:int=None, # Of 'hyperrule': steps between two savings into `out`, from where the same call goes on; `None`: as `eval_every`
+    checkpoint_every:int=None, # Of 'hyperrule' and 'onecycle': steps between two savings into `out`, from where the same call goes on; `None`: as `eval_every`; after an epoch, half a minute or more after the last
 ) -> BaselineResult: # Or the `Plan`, for `dry_run`
     "From images to a measured baseline: check the data, train by a recipe, evaluate with TTA"
     began, given = time.perf_counter() if budget_from is None else budget_from, dict(locals())
@@ -221,15 +223,16 @@ def baseline(
     join_processes(device)
     verbose = verbose and is_writer()
     if budget is not None and world() > 1: raise ValueError(f"budget={budget!r}: it measures one process, and there are {world()}; give epochs.")
-    if budget is not None: budget = _check_budget(budget, recipe, epochs)
+    if budget is not None: budget = _check_budget(budget, recipe, epochs, checkpoint_every)
+    check_steps('checkpoint_every', checkpoint_every, 1)
     by_rule, source, device = recipe == 'hyperrule', weights_source(arch, weights), check_device(device)
     if keep_best not in (None, *_WATCHED): raise ValueError(f"keep_best={keep_best!r}; it can be {' or '.join(map(repr, _WATCHED))}.")
     watch = KeepBest(keep_best or 'valid_loss', patience) if keep_best or patience is not None else None
     numbers = dict(batch_size=batch_size, base_lr=base_lr, scale=scale, n_steps=n_steps, stop_after=stop_after, mixup=mixup)
-    stages = [] if by_rule else _stages(recipe, epochs, lr, dict(views=views, cache=cache, cache_gb=cache_gb))
+    stages = [] if by_rule else _stages(recipe, epochs, lr, dict(views=views, cache=cache, cache_gb=cache_gb), checkpoint_every)
     if by_rule:
         HyperRule.for_data(1, 32, **numbers)   # for its errors, before the data is looked at
-        check_steps('eval_every', eval_every, 1); check_steps('checkpoint_every', checkpoint_every, 1)
+        check_steps('eval_every', eval_every, 1)
     if out is not None and is_writer(): check_out(out)
     wait_for_all()   # an error of the writer's is everybody's
     if source.kind == 'hub': hub_file(arch)   # no network is found out now, not after the data has been checked
@@ -248,14 +251,14 @@ def baseline(
         stages, recipe, deadline = _stages(option.recipe, option.epochs, lr, how), option.recipe, began + budget
     dls = learn.dls
     if watch: learn.add_cb(watch)
-    checkpoint, words, found = Path(out)/CHECKPOINT if out is not None and by_rule else None, '', None
     if by_rule:
         rule = learn.hyperrule(**numbers)
         eval_every = eval_every or default_eval_every(rule)
         stages = [RuleStage(rule, eval_every, checkpoint_every or eval_every)]
-        _, found = learn.rule_checkpoint(rule, eval_every, checkpoint)
-        words = rule_text(learn, rule, eval_every, found)
-    plan = _make_plan(learn, name, arch, source, stages, recipe, seed, words, checkpoint, within)
+    checkpoint = Path(out)/CHECKPOINT if out is not None and budget is None and not isinstance(stages[-1], HeadStage) else None
+    found = checkpoint and stages[-1].find_checkpoint(learn, checkpoint)
+    words = rule_text(learn, rule, eval_every, found) if by_rule else ''
+    plan = _make_plan(learn, name, arch, source, stages, recipe, seed, words, _saved_words(checkpoint, stages[-1], found, len(dls.train)), within)
     if verbose: show(plan)
     if dry_run: return plan
     if out is not None and is_writer(): learn.add_cb(JsonLog(make_out(out)/'log.jsonl'))
@@ -263,7 +266,7 @@ def baseline(
     times = {}
     try: took = _train(learn, stages, seed, verbose, checkpoint, deadline, plan)
     except Stopped as e:
-        if out is not None and not e.saved and is_writer(): _keep_network(learn, Path(out)/'model', recipe, e)
+        if out is not None and not e.saved and is_writer(): _keep_network(learn, Path(out)/'model', e)
         raise
     times['training'], start, tta_views = sum(took), time.perf_counter(), default_views(dls.preprocess)
     held_out = {part: tta_probs(learn, dl, tta_views, dls.preprocess) for part, dl in zip(('valid', 'test'), dls.loaders[1:])}
@@ -280,14 +283,16 @@ def baseline(
         except OSError as e:   # the numbers are there, and are not lost with the files
             if verbose: show(res)
             raise OSError(f"The results could not be written into {out} ({e.strerror or e}). Make room, or give another folder.") from e
+        if checkpoint: checkpoint.unlink(missing_ok=True)   # what it was for is there
     if verbose: show(res)
     if verbose and budget is not None: print(f'budget   {clock(time.perf_counter()-began)} of {clock(budget)}', flush=True)
     return res
 
 # %% ../nbs/09_baseline.ipynb #18fd4409
-def _check_budget(budget, recipe, epochs) -> float:
+def _check_budget(budget, recipe, epochs, checkpoint_every) -> float:
     if recipe == 'hyperrule': raise ValueError("budget belongs to 'onecycle' and 'head'; the length of 'hyperrule' is n_steps= (--steps).")
     if epochs is not None: raise ValueError(f"epochs={epochs} and a budget: the budget chooses the epochs, leave one of them out.")
+    if checkpoint_every is not None: raise ValueError(f"checkpoint_every={checkpoint_every} and a budget: a run against the clock cannot be gone on with later, leave one of them out.")
     return parse_budget(budget)
 
 def _fit_budget(learn, make, smaller, recipe, stages, budget, began) -> tuple:
@@ -303,9 +308,14 @@ def _fit_budget(learn, make, smaller, recipe, stages, budget, began) -> tuple:
         if option.size == speed.size: return learn, option, budget_text(option, [(o, known[o]) for o in choices[:choices.index(option)] if o in known], budget, spent)
         learn = make(option.size)
 
-def _make_plan(learn, name, arch, source, stages, recipe, seed, rule, checkpoint, within=''):
+def _saved_words(checkpoint, stage, found, n_batches) -> str:
+    if not checkpoint: return ''
+    every, by_rule = stage.checkpoint_every, isinstance(stage, RuleStage)   # the rule has words of its own for what was found
+    when = f'every {every} step{"s"*(every > 1)}' if every else f'after an epoch, every {SAVE_SECONDS:g} s at most'
+    return f'{checkpoint}, {when}; the same command goes on from there' + (f'. {stage.name} {progress_of(found, stage.n_epoch*n_batches)}' if found and not by_rule else '')
+
+def _make_plan(learn, name, arch, source, stages, recipe, seed, rule, saved, within=''):
     dls, pp = learn.dls, learn.dls.preprocess
-    saved = f'{checkpoint}, every {stages[0].checkpoint_every} steps; the same command goes on from there' if checkpoint else ''
     return Plan(name, dls.train.n, dls.valid.n, dls[2].n if len(dls.loaders) > 2 else 0, len(dls.left_out), list(map(str, dls.vocab)), dls.split_words, arch if arch.startswith('BiT') else timm_name(arch), str(source),
         sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp, dls.table.path), dls.bs, recipe, stages, str(dls.device) + (f', {learn.precision}' if learn.precision != 'float32' else ''), seed, measure_stages(learn, stages), rule, saved, within)
 
@@ -330,11 +340,11 @@ def _train(learn, stages, seed, verbose, checkpoint, deadline=None, plan=None) -
             took.append(time.perf_counter() - start)
     return took
 
-def _keep_network(learn, folder, recipe, stopped):
-    "What a recipe without checkpoints has learnt until somebody stopped it"
+def _keep_network(learn, folder, stopped):
+    "What was learnt until somebody stopped it, where there is no checkpoint"
     learn.export(folder, evaluation=False, overwrite=True)
     stopped.saved, where = folder, str(stopped).partition(';')[0]
-    stopped.args = (f"{where}; the network as it is then is in {folder}: `fastbit predict {folder.parent}` asks it, and --weights {folder/'model.safetensors'} begins a run with its body. A run by {recipe} cannot be gone on with, one by hyperrule can",)
+    stopped.args = (f"{where}; the network as it is then is in {folder}: `fastbit predict {folder.parent}` asks it, and --weights {folder/'model.safetensors'} begins a run with its body. The same command begins again",)
 
 def _time_limit(plan, deadline) -> TimeLimit:
     "What is left for a stage of steps, less the evaluation and the report"

@@ -44,6 +44,8 @@ class DevicePrecision(MixedPrecision):
         self.autocast = torch.autocast(device, torch.bfloat16 if self.amp_mode == AMPMode.BF16 else torch.float16)
         self.learn.scaler = torch.amp.GradScaler(device, enabled=self.amp_mode == AMPMode.FP16)   # bf16 has the range of float32
         self.scales = L()
+    def checkpoint_state(self): return self.learn.scaler.state_dict(), {}
+    def load_checkpoint_state(self, values, tensors): self.learn.scaler.load_state_dict(values)
 
 class RarelyProgress(ProgressCallback):
     "fastai's progress bar, which reads the loss at most twice a second"

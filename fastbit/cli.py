@@ -62,7 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
     b.add_argument('--device', help='cpu, cuda, cuda:1, …; by default the GPU if there is one')
     b.add_argument('--procs', type=int, default=1, metavar='N', help='processes of this machine that share the work, each batch divided among them; `accelerate launch -m fastbit baseline` is for several machines')
     b.add_argument('--dry-run', action='store_true', help='show the plan, and stop there')
-    b.add_argument('--out', metavar='FOLDER', help='where the results go; by default a new folder in fastbit-runs')
+    b.add_argument('--out', metavar='FOLDER', help='where the results go; by default a folder in fastbit-runs, which the same command finds again until it has finished')
+    b.add_argument('--checkpoint-every', type=int, metavar='N', help='optimizer steps between two savings, from where the same command goes on; by default after an epoch, every 30 s at most, or with hyperrule as --eval-every')
     b.add_argument('--no-cache', action='store_true', help='keep nothing for other runs, and use nothing that is kept')
     b.add_argument('--cache-gb', type=float, default=4., metavar='GB', help='what the cache may take on the disk; `fastbit cache` shows it')
     b.add_argument('--no-draft', action='store_true', help='decode large JPEGs at their full scale; else at a reduced one that leaves twice the pixels needed, or more')
@@ -74,7 +75,6 @@ def make_parser() -> argparse.ArgumentParser:
     h = b.add_argument_group('with --recipe hyperrule')
     _rule_options(h)
     h.add_argument('--eval-every', type=int, metavar='N', help='steps between two evaluations; by default a tenth of the run')
-    h.add_argument('--checkpoint-every', type=int, metavar='N', help='steps between two savings, from where the same command goes on; by default as --eval-every')
     m = sub.add_parser('compare', parents=[data], help='compare bodies and recipes on a folder of images', formatter_class=_Help,
         description='Probe bodies on a folder of images with their features and logistic regression, fine-tune the best, and rank them. Typed again, it does only what is missing.')
     m.add_argument('--arch', action='append', metavar='NAME[=WEIGHTS]', help='a body, and a weights file or random; give it several times. By default those whose weights are installed here')
@@ -159,9 +159,9 @@ def _rule_options(p):
 def _out_folder(args) -> Path:
     "A new folder; for a run that can be gone on with, the one that the same command began, unless that is finished"
     name = Path(args.path).resolve().name if args.path else 'digits'
-    if args.recipe != 'hyperrule': return _new_folder(name)
-    what = {k: v for k, v in vars(args).items() if k not in ('out', 'debug', 'workers', 'procs', 'began', 'argv', 'dry_run')} | dict(path=str(Path(args.path).resolve()) if args.path else '')
-    stem = f'{name}-hyperrule-{hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=4).hexdigest()}'
+    if args.recipe == 'head' or args.budget is not None: return _new_folder(name)
+    what = {k: v for k, v in vars(args).items() if k not in ('out', 'debug', 'workers', 'procs', 'began', 'argv', 'dry_run', 'checkpoint_every')} | dict(path=str(Path(args.path).resolve()) if args.path else '')
+    stem = f'{name}-{args.recipe}-{hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=4).hexdigest()}'
     return next(f for f in _numbered(stem) if not (f/'results.json').exists())
 
 def _numbered(stem): return (Path('fastbit-runs')/(stem + (f'-{i}' if i > 1 else '')) for i in itertools.count(1))
@@ -298,8 +298,8 @@ def _way_on(args, after_stop=False) -> str:
     "How to go on, where something is saved"
     if args.command != 'baseline': return ''
     out = Path(args.out) if args.out else None
-    if args.recipe == 'hyperrule' and out and (out/'checkpoint.safetensors').exists() and not (out/'results.json').exists(): return '; the same command goes on from the last checkpoint'
-    return f"; a run by --recipe {args.recipe} cannot be gone on with, one by hyperrule can" if after_stop and args.recipe != 'hyperrule' else ''
+    if out and (out/'checkpoint.safetensors').exists() and not (out/'results.json').exists(): return '; the same command goes on from the last checkpoint'
+    return '; the same command begins again' if after_stop else ''
 
 def _show_warning(message, category, *args, **kwargs):
     print(f'fastbit: {"note" if category.__name__ == "DataWarning" else category.__name__}: {printable(str(message))}', file=sys.stderr)

@@ -33,9 +33,13 @@ from .tables import check_k_per_class, check_share, check_table, few_shot_table,
 # %% ../nbs/02_data.ipynb #89b8eed8
 class ImageDL(TfmdDL):
     "A fastai `TfmdDL` whose order and augmentation depend on its `seed` and the pass over the data, and on nothing else; image files come out of `pixels` where that has them"
+    first = 0   # batch that a pass begins with: a resumed one has had those before
     def __init__(self, dataset=None, *, seed:int=0, pixels:PixelCache=None, **kwargs):
         super().__init__(dataset, **kwargs)
         self.seed, self.rng, self.pass_seed, self.pixels = seed, random.Random(seed), 0, pixels
+        self.fake_l.generator = torch.Generator()   # else torch draws from the global one whenever a loader starts, and a resumed run starts one more
+
+    def get_idxs(self): return super().get_idxs()[self.first*self.bs:] if self.first else super().get_idxs()
 
     def wif(self):
         "Ctrl-C reaches every process of a terminal; a loader process goes on until the step has its images, and ends with its parent"

@@ -45,6 +45,7 @@ from .optim import FusedAdam
 from .processes import is_writer, world
 from .progress import is_interactive, show as show_it
 from .report import Findings, Report, make_report
+from .cyclefit import CycleFit
 from .rulefit import RuleFit
 from .steps import shared_outputs
 from .tables import say
@@ -107,7 +108,7 @@ def fast_precision(
     return 'float32'
 
 # %% ../nbs/06_learner.ipynb #961290ee
-class TransferLearner(HeadFit, RuleFit, Learner):
+class TransferLearner(HeadFit, RuleFit, CycleFit, Learner):
     "A fastai `Learner` of a `TransferModel`; make it with `transfer_learner`"
     precision = 'float32'    # of the arithmetic in training
     rate_curve = None        # of the last rate finder: rates, losses, {rule: (rate, loss)}, the rate that was trained with (`None`: not known)

@@ -19,6 +19,7 @@ import torch
 # %% ../nbs/08b_recipes.ipynb #49354a1c
 from . import __version__
 from .accumulate import is_out_of_memory
+from .checkpoint import sole_user
 from .headfit import HEAD_EPOCHS
 from .hyperrule import HyperRule
 from .fold import FoldedModel
@@ -46,9 +47,10 @@ class HeadStage:
         of = 'the images as they are' if self.views == 1 else f'{self.views} views of each image'
         return f'{self.name}, the frozen body once over {of}, then {self.n_epoch} epoch{"s"*(self.n_epoch > 1)} on its outputs, one-cycle to {self.lr:g}'
 
+    def find_checkpoint(self, learn, checkpoint): return None   # its outputs of the body are kept in the cache, and the rest takes seconds
     def fit(self, learn, checkpoint=None, cbs=None):
         learn.freeze_to(self.freeze_to)
-        learn.fit_head(self.n_epoch, self.lr, self.views, cache=self.cache, cache_gb=self.cache_gb, find_lr=True)
+        with sole_user(checkpoint): learn.fit_head(self.n_epoch, self.lr, self.views, cache=self.cache, cache_gb=self.cache_gb, find_lr=True)
 
 # %% ../nbs/08b_recipes.ipynb #b4d97560
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class StagePlan:
     freeze_to: int  # as in `learn.freeze_to`; -1: the classifier alone, 0: everything
     lr: float       # peak rate of the classifier, by one-cycle
     lr_first: float # peak rate of the first stage that trains
+    before: str = '' # the fits that came first, in words
+    checkpoint_every: int = None # steps between two savings; `None`: after an epoch, as in `learn.fit_one_cycle`
 
     @property
     def lr_max(self): return self.lr if self.lr == self.lr_first else slice(self.lr_first, self.lr)
@@ -70,9 +74,10 @@ class StagePlan:
         rate = f'{self.lr:g}' if self.lr == self.lr_first else f'{self.lr_first:g} (stem) … {self.lr:g} (classifier)'
         return f'{self.name}, {self.n_epoch} epoch{"s"*(self.n_epoch > 1)}, one-cycle to {rate}'
 
+    def find_checkpoint(self, learn, checkpoint): return learn.cycle_checkpoint(checkpoint, self.n_epoch, self.lr_max, self.freeze_to, self.before)[1]
     def fit(self, learn, checkpoint=None, cbs=None):
         learn.freeze_to(self.freeze_to)
-        learn.fit_one_cycle(self.n_epoch, self.lr_max, cbs=cbs)
+        learn.fit_one_cycle(self.n_epoch, self.lr_max, cbs=cbs, checkpoint=checkpoint, checkpoint_every=self.checkpoint_every if checkpoint else None, before=self.before)
 
 # %% ../nbs/08b_recipes.ipynb #6abe04ce
 LR_SPREAD = 10   # the classifier's rate over the stem's when everything trains
@@ -94,12 +99,13 @@ def head_stages(
 def onecycle_stages(
     epochs:int=8,        # Passes over the training images in all, 1 or more; the head stage is one of them
     lr:float=HEAD_LR,    # Peak rate of the head stage; the second runs to a twentieth of it
+    checkpoint_every:int=None, # Steps of the second stage between two savings; `None`: after an epoch
     **how                # views, cache, cache_gb of the first stage, as for `HeadStage`
 ) -> list:
     "The classifier on the frozen body, then all stages with discriminative rates"
     _check_head(epochs, lr)
-    body = lr*BODY_LR/HEAD_LR
-    return [HeadStage(lr=lr, **how)] + ([StagePlan('all stages', epochs-1, 0, body, body/LR_SPREAD)] if epochs > 1 else [])
+    head, body = HeadStage(lr=lr, **how), lr*BODY_LR/HEAD_LR
+    return [head] + ([StagePlan('all stages', epochs-1, 0, body, body/LR_SPREAD, str(head), checkpoint_every)] if epochs > 1 else [])
 
 # %% ../nbs/08b_recipes.ipynb #e7e32ca8
 @dataclass(frozen=True)
@@ -114,6 +120,7 @@ class RuleStage:
     @property
     def n_evals(self): return -(-self.rule.steps_to_do // self.eval_every)
     def n_images(self, n_train): return self.rule.steps_to_do*self.rule.batch_size
+    def find_checkpoint(self, learn, checkpoint): return learn.rule_checkpoint(self.rule, self.eval_every, checkpoint)[1]
     def fit(self, learn, checkpoint=None, cbs=None): learn.fit_rule(self.rule, self.eval_every, checkpoint=checkpoint, checkpoint_every=self.checkpoint_every, show=False)
 
 # %% ../nbs/08b_recipes.ipynb #d7320c97

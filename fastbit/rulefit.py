@@ -8,6 +8,7 @@ Docs: https://fastbit.github.io/fastbit/rulefit.html.md"""
 __all__ = ['rule_differences', 'rule_text', 'check_steps', 'default_eval_every', 'DividedLoaders', 'RuleFit']
 
 # %% ../nbs/05b_rulefit.ipynb #7012eed1
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def rule_text(
     how = f'{pieces} micro-batches of {micro}: the gradient is that of the whole batch' if pieces > 1 else 'in one piece'
     rows = [('a step', how), ('evaluation', f'every {_steps(eval_every)}, on {learn.dls.valid.n} images'), *[('differs', o) for o in rule_differences(learn, rule)]]
     if found:
-        done = found['parts']['callback rule_steps']['done']
+        done = found['done']
         rows.append(('goes on', f'from step {done} of {rule.steps_to_do}') if done < rule.steps_to_do else ('finished', f'all {done} steps are in the checkpoint, nothing is trained again'))
         if found['micro_batch'] != micro: rows.append(('', f"which was made with micro-batches of {found['micro_batch']}: the same numbers but for rounding"))
     return '\n'.join([str(rule), *[f'  {k:10}  {v}' for k, v in rows]])
@@ -175,7 +176,7 @@ class RuleFit:
         cbs=(),                  # Callbacks of the fit
     ) -> tuple: # What a checkpoint of this run has to agree with; what the file there tells of itself. `None` for what is not there
         "Can this run go on from a checkpoint? `ValueError` if that is of another run"
-        run = checkpoint and describe_run(self, rule, cbs, eval_every=eval_every, zero_head=zero_head)
+        run = checkpoint and describe_run(self, dict(rule=asdict(rule)), cbs, eval_every=eval_every, zero_head=zero_head)
         return run, checkpoint and check_checkpoint(checkpoint, run)
 
     def _fit_steps(self, steps, cbs):

@@ -101,7 +101,6 @@ class StepDL(ImageDL):
     def __init__(self, dataset=None, *, source=None, batch:int=1, micro:int=1, first:int=0, last:int=1, mixup:float=0., seed:int=0, **kwargs):
         super().__init__(dataset, seed=seed, **kwargs)
         self.source, self.batch, self.micro, self.first, self.last, self.mixup = source, batch, min(micro, batch), first, last, mixup
-        self.fake_l.generator = torch.Generator()   # else torch draws from the global one whenever a loader starts, and a resumed run starts one more
 
     def __len__(self): return self.last - self.first
     def get_idxs(self): return [(s, lo) for s in range(self.first, self.last) for lo in range(0, len(self.positions(s)[1]), self.micro)]
@@ -171,7 +170,7 @@ class ShareDL(ImageDL):
         "Drawn by the source, which every process has in the same state"
         self.source.randomize()
         self.pass_seed, order, bs = self.source.pass_seed, list(self.source.get_idxs()), self.source.bs
-        self.batches = [order[i*bs:(i+1)*bs] for i in range(len(self.source))]
+        self.batches = [order[lo:lo+bs] for lo in range(0, len(order), bs)]   # of a resumed pass, those that are left
         return [[b[i] for i in my_part(len(b))] or b[:1] for b in self.batches]
 
     def do_item(self, s): return [super(ShareDL, self).do_item(i) for i in s]

@@ -78,15 +78,15 @@ def begun(words, cwd, **env):
     return subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', *map(str, words)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
 
 
-LONG = tuple(dict(zip(BY_RULE[::2], BY_RULE[1::2])).items())
-LONG = [w for k, v in {**dict(LONG), '--steps': '400', '--eval-every': '50'}.items() for w in (k, v)] + ['--checkpoint-every', '5']
+LONG = [w for k, v in {**dict(zip(BY_RULE[::2], BY_RULE[1::2])), '--steps': '400', '--eval-every': '50'}.items() for w in (k, v)] + ['--checkpoint-every', '5']
+LONG_CYCLE = [*BODY, '--bs', '9', '--epochs', '41', '--checkpoint-every', '5', '--workers', '0']   # ten rows of the head, 40 of everything
 
 
-@pytest.mark.parametrize('which', [0, 1])
-def test_a_killed_process_ends_the_run_and_it_goes_on_with_another_number(data, tmp_path, which):
+@pytest.mark.parametrize('which, words, first', [(0, LONG, 1), (1, LONG, 1), (1, LONG_CYCLE, 12)])
+def test_a_killed_process_ends_the_run_and_it_goes_on_with_another_number(data, tmp_path, which, words, first):
     env = dict(FASTBIT_CACHE=str(tmp_path/'cache'))
-    p = begun([data, *LONG, '--procs', 2, '--out', tmp_path/'out'], tmp_path, **env)
-    wait_for_rows(p, tmp_path/'out', random.SystemRandom().randint(1, 4))   # of 8
+    p = begun([data, *words, '--procs', 2, '--out', tmp_path/'out'], tmp_path, **env)
+    wait_for_rows(p, tmp_path/'out', first + random.SystemRandom().randint(0, 3))
     workers = children(p.pid)
     assert len(workers) == 2
     os.kill(workers[which], signal.SIGKILL)
@@ -96,9 +96,9 @@ def test_a_killed_process_ends_the_run_and_it_goes_on_with_another_number(data, 
     last = err.strip().splitlines()[-1]
     assert f'process {which} of 2 was ended by SIGKILL' in last and 'goes on from the last checkpoint' in last and 'Traceback' not in err, err
     assert all(not Path(f'/proc/{w}').exists() or 'zombie' in Path(f'/proc/{w}/status').read_text() for w in workers)
-    straight = run_fastbit('baseline', data, *LONG, '--out', tmp_path/'straight', cwd=tmp_path, OMP_NUM_THREADS='1', **env)
+    straight = run_fastbit('baseline', data, *words, '--out', tmp_path/'straight', cwd=tmp_path, OMP_NUM_THREADS='1', **env)
     assert straight.returncode == 0, straight.stderr
-    resumed = run_fastbit('baseline', data, *LONG, '--procs', 3, '--out', tmp_path/'out', cwd=tmp_path, OMP_NUM_THREADS='1', **env)
+    resumed = run_fastbit('baseline', data, *words, '--procs', 3, '--out', tmp_path/'out', cwd=tmp_path, OMP_NUM_THREADS='1', **env)
     assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stderr
     assert np.allclose(*(pd.read_csv(tmp_path/o/'history.csv').drop(columns=['stage', 'seconds']) for o in ('straight', 'out')), rtol=1e-2)
 

@@ -25,66 +25,71 @@ from fastbit.callbacks import KeepBest
 from fastbit.data import image_dataloaders
 from fastbit.learner import transfer_learner
 
-data, folder, kind, at = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+data, folder, kind, at, how = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5]
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 
 class Die(Callback):
     order, pieces = 90, 0
     def after_pred(self):
         self.pieces += 1
-        if self.training and kind == 'in a step' and self.rule_steps.done == at and self.pieces % 3 == 2: die()
-        if not self.training and kind == 'in an evaluation' and self.rule_steps.done >= at: die()
+        if self.training and kind == 'in a step' and self.learn.train_iter == at and (how == 'cycle' or self.pieces % 3 == 2): die()
+        if not self.training and kind == 'in an evaluation' and self.learn.train_iter >= at: die()
     def after_batch(self):
-        if self.training and kind == 'between' and self.rule_steps.done == at: die()
+        if self.training and kind == 'between' and self.learn.train_iter == at: die()
 
 save, replace = checkpoint.save_file, checkpoint.Path.replace
 def half(tensors, path, metadata):
     save(tensors, path, metadata)
-    if kind == 'in a save' and learn.rule_steps.done >= at:
+    if kind == 'in a save' and learn.train_iter >= at:
         with open(path, 'rb+') as f: f.truncate(os.path.getsize(path)//2)
         die()
 def before_the_name(self, target):
-    if kind == 'before the new name' and str(target).endswith('.safetensors') and learn.rule_steps.done >= at: die()
+    if kind == 'before the new name' and str(target).endswith('.safetensors') and learn.train_iter >= at: die()
     return replace(self, target)
 checkpoint.save_file, checkpoint.Path.replace = half, before_the_name
 
 set_seed(3)
 dls = image_dataloaders(data, 'test_efficientnet', size=32, bs=4, num_workers=0, batch_tfms=[Brightness()])
 learn = transfer_learner(dls, 'test_efficientnet', 'random', drop_rate=.3, cbs=KeepBest('accuracy'))
-learn.fit_hyperrule(batch_size=10, n_steps=STEPS, base_lr=.5, mixup=.4, eval_every=4, checkpoint=f'{folder}/run.safetensors', checkpoint_every=3, cbs=Die())
+where = dict(checkpoint=f'{folder}/run.safetensors', checkpoint_every=3, cbs=Die())
+if how == 'rule': learn.fit_hyperrule(batch_size=10, n_steps=STEPS, base_lr=.5, mixup=.4, eval_every=4, **where)
+else:
+    learn.fit_one_cycle(1, 1e-2)   # the head, whose averages the optimizer keeps
+    learn.freeze_to(-3)
+    learn.fit_one_cycle(2, slice(1e-3, 1e-2), **where)
 h = learn.history
 print(json.dumps(dict(weights=hashlib.sha256(b''.join(v.numpy().tobytes() for v in learn.model.state_dict().values())).hexdigest(),
     steps=h.steps.values.tolist(), epochs=h.epochs.drop(columns='seconds').values.tolist(), losses=[float(o) for o in learn.recorder.losses],
-    random=[*torch.rand(2).tolist(), random.random()], best=learn.keep_best.best)))
+    random=[*torch.rand(2).tolist(), random.random(), learn.dls.train.rng.random()], best=learn.keep_best.best)))
 '''.replace('STEPS', str(STEPS))
 
 
-def run(tmp_path, data, folder, kind='never', at=0):
+def run(tmp_path, how, data, folder, kind='never', at=0):
     (tmp_path/'run.py').write_text(RUN)
     folder.mkdir(exist_ok=True)
-    return subprocess.run([sys.executable, tmp_path/'run.py', data, folder, kind, str(at)], capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, tmp_path/'run.py', data, folder, kind, str(at), how], capture_output=True, text=True, timeout=300)
 
 
-@pytest.fixture(scope='module')
-def straight(tmp_path_factory):
-    "A folder of images, and what the run says that nobody kills"
+@pytest.fixture(scope='module', params=['rule', 'cycle'])
+def straight(request, tmp_path_factory):
+    "How it trains, a folder of images, and what the run says that nobody kills"
     root = tmp_path_factory.mktemp('straight')
     write_folder(root/'data', dict(blue=13, green=13, red=13))
-    done = run(root, root/'data', root/'out')
+    done = run(root, request.param, root/'data', root/'out')
     assert done.returncode == 0, done.stderr
-    return root/'data', json.loads(done.stdout.splitlines()[-1])
+    return request.param, root/'data', json.loads(done.stdout.splitlines()[-1])
 
 
 def test_killed_three_times_and_the_same(straight, tmp_path):
     "SIGKILL in a step, in a save and in between, at random moments; each run goes on from where the one before was"
-    folder, wanted = straight
+    how, folder, wanted = straight
     dice = random.SystemRandom()
     kinds, at = dice.sample(['in a step', 'in a save', 'between'], 3), sorted(dice.sample(range(1, STEPS-1), 3))
     story = f'{kinds} at {at}'
     for kind, k in zip(kinds, at):
-        killed = run(tmp_path, folder, tmp_path/'killed', kind, k)
+        killed = run(tmp_path, how, folder, tmp_path/'killed', kind, k)
         assert killed.returncode == -signal.SIGKILL, (story, killed.stdout, killed.stderr)
-    resumed = run(tmp_path, folder, tmp_path/'killed')
+    resumed = run(tmp_path, how, folder, tmp_path/'killed')
     assert resumed.returncode == 0, (story, resumed.stderr)
     assert 'goes on' in resumed.stdout or at[-1] < 3, story
     assert json.loads(resumed.stdout.splitlines()[-1]) == wanted, story
@@ -92,9 +97,9 @@ def test_killed_three_times_and_the_same(straight, tmp_path):
 
 @pytest.mark.parametrize('kind, at', [('in an evaluation', 4), ('before the new name', 6)])
 def test_killed_where_it_is_delicate(straight, tmp_path, kind, at):
-    folder, wanted = straight
-    assert run(tmp_path, folder, tmp_path/'killed', kind, at).returncode == -signal.SIGKILL
-    resumed = run(tmp_path, folder, tmp_path/'killed')
+    how, folder, wanted = straight
+    assert run(tmp_path, how, folder, tmp_path/'killed', kind, at).returncode == -signal.SIGKILL
+    resumed = run(tmp_path, how, folder, tmp_path/'killed')
     assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stderr
     assert json.loads(resumed.stdout.splitlines()[-1]) == wanted
     assert [p.name for p in (tmp_path/'killed').iterdir()] == ['run.safetensors']   # what was half written is gone
@@ -243,6 +248,120 @@ def test_a_checkpoint_is_readable_by_whom_other_files_are(dls, tmp_path):
     assert mode('plain.safetensors') == 0o600   # once safetensors leaves that alone, `whole_file` need not see to it
 
 
+# One-cycle
+
+CYCLE = dict(n_epoch=3, lr_max=1e-2)
+
+
+def cycle(learn, **kwargs):
+    learn.unfreeze()
+    with learn.no_logging(), learn.no_bar(): learn.fit_one_cycle(**CYCLE | kwargs)
+    return learn
+
+
+class StopIn(Callback):
+    "Interrupts after the given step"
+    order = 90
+    def __init__(self, at): self.at = at
+    def after_batch(self):
+        if self.training and self.learn.train_iter == self.at: raise KeyboardInterrupt
+
+
+def seeded(dls, **kwargs):
+    torch.manual_seed(0)
+    return transfer_learner(dls, **TINY, **kwargs)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values())) and a.history.steps.equals(b.history.steps) and a.recorder.hps == b.recorder.hps
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('at, every', [(1, 1), (4, 1), (6, 2), (8, 4), (11, 3)])   # four steps an epoch
+def test_one_cycle_goes_on_in_the_middle_of_an_epoch(folder, tmp_path, at, every, workers):
+    from fastai.vision.augment import Brightness
+    make = lambda: image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=workers, batch_tfms=[Brightness(max_lighting=.5)])
+    straight, path = cycle(seeded(make(), drop_rate=.4)), tmp_path/'run.safetensors'
+    with pytest.raises(KeyboardInterrupt): cycle(seeded(make(), drop_rate=.4), checkpoint=path, checkpoint_every=every, cbs=StopIn(at))
+    assert read_checkpoint(path, tensors=False)[0]['done'] == max(k for k in range(every, at+1, every) if k < at or at % 4)   # the last step of an epoch is saved after the evaluation
+    torch.rand(7)
+    resumed = cycle(seeded(make(), drop_rate=.4), checkpoint=path, checkpoint_every=every)
+    assert same(resumed, straight) and resumed.history.epochs.drop(columns='seconds').equals(straight.history.epochs.drop(columns='seconds'))
+    assert resumed.first_batch == 0 and resumed.dls.train.first == 0
+    for learn in (resumed, straight): torch.manual_seed(1); cycle(learn)   # the next fit, too
+    assert same(resumed, straight)
+
+
+def test_epochs_are_saved_every_half_minute_and_the_last_always(dls, tmp_path, monkeypatch):
+    from fastbit import checkpoint
+    class Seen(Callback):
+        order, done = 80, ()
+        def after_epoch(self): self.done = (*self.done, read_checkpoint(path, tensors=False)[0]['done'] if path.exists() else 0)
+    path, seen = tmp_path/'run.safetensors', Seen()
+    cycle(seeded(dls), checkpoint=path, cbs=seen)
+    assert seen.done == (0, 0, 12)
+    path.unlink()
+    monkeypatch.setattr(checkpoint, 'SAVE_SECONDS', 0.)
+    cycle(seeded(dls), checkpoint=path, cbs=seen)
+    assert seen.done[3:] == (4, 8, 12)
+
+
+def test_one_cycle_is_fastai_s_with_a_checkpoint_or_without(dls, tmp_path):
+    from fastai.learner import Learner
+    plain = seeded(dls); plain.unfreeze()
+    with plain.no_logging(), plain.no_bar(): Learner.fit_one_cycle(plain, **CYCLE)
+    assert same(plain, cycle(seeded(dls.__class__(*[dl.new() for dl in dls.loaders])))) and same(plain, cycle(seeded(dls.__class__(*[dl.new() for dl in dls.loaders])), checkpoint=tmp_path/'run.safetensors', checkpoint_every=1))
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(fit=dict(n_epoch=4)), 'one_cycle: n epoch 3 there, 4 here'), (dict(fit=dict(lr_max=slice(1e-3, 1e-2))), r'one_cycle: lr max 0.01 there, \[0.001, 0.01\] here'), (dict(fit=dict(pct_start=.5)), 'pct start'), (dict(fit=dict(div=10.)), 'one_cycle: div 25.0 there'),
+    (dict(fit=dict(wd=.1)), 'one_cycle: wd'), (dict(fit=dict(moms=(.9, .8, .9))), 'one_cycle: moms'), (dict(fit=dict(before='the head')), "before '' there, 'the head' here"), (dict(fit=dict(cbs=[KeepBest('accuracy')])), 'keep best'),
+    (dict(data=dict(bs=4)), 'one_cycle: batch 8 there, 4 here'), (dict(data=dict(seed=1)), 'seed 0 there, 1 here'), (dict(learner=dict(drop_rate=.1)), 'drop rate')])
+def test_one_cycle_refuses_a_checkpoint_of_another_run(folder, tmp_path, change, words):
+    make = lambda **kwargs: image_dataloaders(folder, 'test_efficientnet', **dict(size=32, bs=8, num_workers=0) | kwargs)
+    path = tmp_path/'run.safetensors'
+    with pytest.raises(KeyboardInterrupt): cycle(seeded(make()), checkpoint=path, checkpoint_every=1, cbs=StopIn(3))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=words): cycle(seeded(make(**change.get('data', {})), **change.get('learner', {})), checkpoint=path, **change.get('fit', {}))
+    assert path.read_bytes() == before
+
+
+def test_one_cycle_says_what_a_checkpoint_cannot_hold(folder, dls, tmp_path):
+    from fastai.callback.training import GradientAccumulation
+    from fastai.learner import Recorder
+    from fastai.vision.data import ImageDataLoaders
+    from fastai.vision.augment import Resize
+    path = tmp_path/'run.safetensors'
+    others = ImageDataLoaders.from_folder(folder, valid_pct=.2, seed=0, bs=8, item_tfms=Resize(32), num_workers=0)
+    with pytest.raises(ValueError, match='needs the loaders of image_dataloaders.*TfmdDL.*fit_hyperrule'): cycle(seeded(others), checkpoint=path)
+    for words, kwargs in (('GradientAccumulation', dict(cbs=GradientAccumulation(32))), ('start_epoch', dict(start_epoch=1)), ('checkpoint_every=0', dict(checkpoint_every=0))):
+        with pytest.raises(ValueError, match=words): cycle(seeded(dls), checkpoint=path, **kwargs)
+    learn = seeded(dls); learn.recorder.train_metrics = True
+    with pytest.raises(ValueError, match='train_metrics'): cycle(learn, checkpoint=path)
+    with pytest.raises(ValueError, match='into which file'): cycle(seeded(dls), checkpoint_every=3)
+    with pytest.raises(FileNotFoundError, match='no folder'): cycle(seeded(dls), checkpoint=tmp_path/'nowhere'/'run.safetensors')
+    assert not path.exists()
+
+
+@pytest.mark.parametrize('how', ['rule', 'cycle'])
+def test_the_loss_scale_of_fp16_is_kept(dls, tmp_path, how):
+    "It begins at 65536 and is halved by the first steps that overflow; a new one would skip steps"
+    path = tmp_path/'run.safetensors'
+    learner = lambda: seeded(dls.__class__(*[dl.new() for dl in dls.loaders]), precision='fp16')
+    train = lambda l, **kwargs: cycle(l, checkpoint_every=1 if kwargs else None, **kwargs) if how == 'cycle' else fit(l, **kwargs)
+    class Lower(Callback):
+        order = 40
+        def after_batch(self):
+            if self.training and self.learn.train_iter == 2: self.learn.scaler.update(128.)
+    scales = []
+    class Look(Callback):
+        order = 80
+        def before_batch(self): scales.append(self.learn.scaler.get_scale())
+    with pytest.raises(KeyboardInterrupt): train(learner(), checkpoint=path, cbs=[Lower(), StopIn(7)])
+    train(learner(), checkpoint=path, cbs=Look())
+    assert scales and set(scales) == {128.}
+
+
 # Keeping the best
 
 def test_the_best_over_all_phases_is_kept(dls):
@@ -284,22 +403,28 @@ BY_RULE = ('--recipe', 'hyperrule', '--arch', 'test_efficientnet', '--weights', 
            '--checkpoint-every', 3, '--mixup', '.3', '--workers', 0)
 
 
-def test_the_command_goes_on_after_sigkill_at_any_moment(folder, tmp_path):
-    straight = run_fastbit('baseline', folder, *BY_RULE, '--out', tmp_path/'straight', cwd=tmp_path)
+ONE_CYCLE = (*BY_RULE[2:10], '--epochs', 16, '--checkpoint-every', 3, '--workers', 0)   # ten rows of the head, 15 of everything
+
+
+@pytest.mark.parametrize('words, head', [(BY_RULE, 0), (ONE_CYCLE, 10)])
+def test_the_command_goes_on_after_sigkill_at_any_moment(folder, tmp_path, words, head):
+    straight = run_fastbit('baseline', folder, *words, '--out', tmp_path/'straight', cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr
     dice = random.SystemRandom()
-    for rows in (dice.randint(1, 3), dice.randint(4, 8)):   # of 15: one an evaluation, every four steps
-        with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), *map(str, BY_RULE)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-            wait_for_rows(run, tmp_path/'fastbit-runs', rows)
+    for rows in (dice.randint(1, 3), dice.randint(4, 8)):   # of 15: one an evaluation
+        with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), *map(str, words)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+            wait_for_rows(run, tmp_path/'fastbit-runs', head+rows)
             run.send_signal(signal.SIGKILL)
         assert run.returncode == -signal.SIGKILL
-    resumed = run_fastbit('baseline', folder, *BY_RULE, cwd=tmp_path)   # without --out: it finds what it had begun
+    resumed = run_fastbit('baseline', folder, *words, cwd=tmp_path)   # without --out: it finds what it had begun
     assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stdout + resumed.stderr
     out, = (tmp_path/'fastbit-runs').iterdir()
     same = lambda name, drop=(): pd.testing.assert_frame_equal(*(pd.read_csv(o/name).drop(columns=list(drop)) for o in (out, tmp_path/'straight')), check_exact=True)
     same('history.csv', ['seconds']); same('predictions.csv')
-    assert len(pd.read_csv(out/'history.csv')) == 15
-    run_fastbit('baseline', folder, *BY_RULE[:12], '--steps', 2, cwd=tmp_path)
+    assert len(pd.read_csv(out/'history.csv')) == head+15
+    assert (out/'model'/'model.safetensors').read_bytes() == (tmp_path/'straight'/'model'/'model.safetensors').read_bytes()
+    assert not (out/'checkpoint.safetensors').exists()   # what it was for is there
+    run_fastbit('baseline', folder, *(BY_RULE[:12] + ('--steps', 2) if not head else (*ONE_CYCLE[:8], '--epochs', 2)), cwd=tmp_path)
     assert len(list((tmp_path/'fastbit-runs').iterdir())) == 2   # another command, another folder
 
 

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow   # `make test-slow`
 ARGS = dict(batch_size=12, n_steps=8, base_lr=.3, eval_every=2, show=False)
 BY_RULE = ('--recipe', 'hyperrule', '--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--bs', 4, '--batch-size', 10, '--steps', 60, '--eval-every', 4,
            '--checkpoint-every', 50, '--mixup', '.3')
+ONE_CYCLE = (*BY_RULE[2:10], '--epochs', 16)   # ten rows of the head, 15 of everything
 
 
 @pytest.fixture
@@ -64,6 +65,23 @@ def test_one_press_finishes_the_step_and_saves(dls, tmp_path, at, signum, capsys
     pd.testing.assert_frame_equal(resumed.history.epochs.drop(columns='seconds'), straight.history.epochs.drop(columns='seconds'), check_exact=True)
 
 
+@pytest.mark.parametrize('at', [2, 7])   # in the middle of an epoch, and in the step that ends it
+def test_one_press_in_one_cycle(dls, tmp_path, at):
+    class Press(Callback):
+        def after_pred(self):
+            if self.training and self.learn.train_iter == 8+at: os.kill(os.getpid(), signal.SIGINT)
+    def fit(**kwargs):
+        learn = learner(dls.__class__(*[dl.new() for dl in dls.loaders]), drop_rate=.3)
+        learn.unfreeze()
+        return quiet(learn, learn.fit_one_cycle, 3, 1e-2, **kwargs)
+    straight, path = fit(), tmp_path/'run.safetensors'
+    with pytest.raises(Stopped, match=f'stopped after epoch 1, step {at+1} of 8; saved in .*run.safetensors: the same call goes on'): fit(checkpoint=path, cbs=Press())
+    assert read_checkpoint(path)[0]['done'] == 9+at
+    resumed = fit(checkpoint=path)
+    assert same_weights(resumed, straight) and resumed.history.steps.equals(straight.history.steps)
+    assert resumed.history.epochs.drop(columns='seconds').equals(straight.history.epochs.drop(columns='seconds'))
+
+
 def test_two_presses_stop_at_once(dls, tmp_path):
     path, learn = tmp_path/'run.safetensors', learner(dls)
     with pytest.raises(KeyboardInterrupt) as e: quiet(learn, learn.fit_hyperrule, **ARGS, checkpoint=path, cbs=Send(2, times=2))
@@ -88,31 +106,31 @@ def test_a_handler_of_somebody_else_is_left_alone(dls):
     assert got == [1]
 
 
-@pytest.mark.parametrize('signum, group', [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_the_command_stops_gently_and_goes_on(folder, tmp_path, signum, group):
+@pytest.mark.parametrize('signum, group, words, head', [(signal.SIGINT, True, BY_RULE, 0), (signal.SIGTERM, False, BY_RULE, 0), (signal.SIGINT, True, ONE_CYCLE, 10)])
+def test_the_command_stops_gently_and_goes_on(folder, tmp_path, signum, group, words, head):
     "A terminal sends Ctrl-C to all of its processes, loaders too"
-    straight = run_fastbit('baseline', folder, *BY_RULE, '--workers', 0, '--out', tmp_path/'straight', cwd=tmp_path)
+    straight = run_fastbit('baseline', folder, *words, '--workers', 0, '--out', tmp_path/'straight', cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr
-    with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), *map(str, BY_RULE), '--workers', '2'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
-        wait_for_rows(run, tmp_path/'fastbit-runs', random.SystemRandom().randint(1, 6))   # of 15
+    with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), *map(str, words), '--workers', '2'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        wait_for_rows(run, tmp_path/'fastbit-runs', head + random.SystemRandom().randint(1, 6))   # of 15
         (os.killpg if group else os.kill)(run.pid, signum)
         out, err = run.communicate(timeout=60)
     assert run.returncode == 128+signum, err
     assert 'Traceback' not in err and 'saved in fastbit-runs' in err.splitlines()[-1] and 'goes on from there' in err.splitlines()[-1], err
-    resumed = run_fastbit('baseline', folder, *BY_RULE, '--workers', 0, cwd=tmp_path)
+    resumed = run_fastbit('baseline', folder, *words, '--workers', 0, cwd=tmp_path)
     assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stderr
     there, = (tmp_path/'fastbit-runs').iterdir()
     pd.testing.assert_frame_equal(*(pd.read_csv(o/'history.csv').drop(columns='seconds') for o in (there, tmp_path/'straight')), check_exact=True)
     assert (there/'model'/'model.safetensors').read_bytes() == (tmp_path/'straight'/'model'/'model.safetensors').read_bytes()
 
 
-def test_other_recipes_keep_the_network_and_say_what_can_be_done(folder, tmp_path):
-    with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), '--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--epochs', '200', '--out', 'out'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+def test_what_has_no_checkpoint_keeps_the_network_and_says_what_can_be_done(folder, tmp_path):
+    with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), '--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--recipe', 'head', '--epochs', '5000', '--out', 'out'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         wait_for_rows(run, tmp_path/'out', 2)
         run.send_signal(signal.SIGINT)
         _, err = run.communicate(timeout=60)
     last = err.splitlines()[-1]
-    assert run.returncode == 130 and 'Traceback' not in err and 'stopped after epoch' in last and 'in out/model' in last and 'cannot be gone on with, one by hyperrule can' in last, err
+    assert run.returncode == 130 and 'Traceback' not in err and 'stopped after epoch' in last and 'in out/model' in last and 'The same command begins again' in last, err
     asked = run_fastbit('predict', 'out', folder/'red', cwd=tmp_path)
     assert asked.returncode == 0 and asked.stdout.count('.png') == 12
     again = run_fastbit('baseline', folder, '--arch', 'test_efficientnet', '--weights', 'out/model/model.safetensors', '--size', '32', '--epochs', '1', '--out', 'again', cwd=tmp_path)
