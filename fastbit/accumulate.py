@@ -15,7 +15,7 @@ from fastai.torch_core import get_random_states, set_random_states
 from torch import nn
 
 # %% ../nbs/04b_accumulate.ipynb #43f43a57
-from .processes import sum_over_all, world
+from .processes import own_noise, sum_over_all, world
 
 # %% ../nbs/04b_accumulate.ipynb #f3e88b11
 def check_accumulation(
@@ -68,9 +68,10 @@ def _exchange(learn, loss):
 
 def _whole_step(learn, batch):
     learn.step_share, total = 0., 0.
-    for micro in batch.micros(learn.micro_batch, learn._set_device):
-        total = total + _piece(learn, micro)
-        learn.step_share += micro[-1]   # for logs: a step can take minutes
+    with own_noise():
+        for micro in batch.micros(learn.micro_batch, learn._set_device):
+            total = total + _piece(learn, micro)
+            learn.step_share += micro[-1]   # for logs: a step can take minutes
     learn.loss = _exchange(learn, total) if world() > 1 else total
     learn._with_events(learn._step, 'step', CancelStepException)
 

@@ -36,7 +36,7 @@ from .headfit import HEAD_EPOCHS, check_head_options
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .images import header_sizes, middle_size
 from .learner import HEAD_LR, TransferLearner, check_precision, transfer_learner
-from .processes import is_writer, join_processes, wait_for_all, world, writer_first
+from .processes import alone_by_mistake, is_writer, join_processes, wait_for_all, world, writer_first
 from .progress import show
 from .recipes import RECIPES, HeadStage, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages, rows_html
 from .report import Findings, Report, make_report
@@ -221,6 +221,7 @@ def baseline(
     _check_recipe(recipe, given)
     check_precision(precision)
     join_processes(device)
+    if words := alone_by_mistake(): say(words)
     verbose = verbose and is_writer()
     if budget is not None and world() > 1: raise ValueError(f"budget={budget!r}: it measures one process, and there are {world()}; give epochs.")
     if budget is not None: budget = _check_budget(budget, recipe, epochs, checkpoint_every)
@@ -317,7 +318,7 @@ def _saved_words(checkpoint, stage, found, n_batches) -> str:
 def _make_plan(learn, name, arch, source, stages, recipe, seed, rule, saved, within=''):
     dls, pp = learn.dls, learn.dls.preprocess
     return Plan(name, dls.train.n, dls.valid.n, dls[2].n if len(dls.loaders) > 2 else 0, len(dls.left_out), list(map(str, dls.vocab)), dls.split_words, arch if arch.startswith('BiT') else timm_name(arch), str(source),
-        sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp, dls.table.path), dls.bs, recipe, stages, str(dls.device) + (f', {learn.precision}' if learn.precision != 'float32' else ''), seed, measure_stages(learn, stages), rule, saved, within)
+        sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp, dls.table.path), dls.bs, recipe, stages, str(dls.device) + (f', {learn.precision}' if learn.precision != 'float32' else ''), seed, measure_stages(learn, stages), rule, saved, within, world())
 
 def _image_words(pp, paths):
     how = dict(squash='squashed', crop='cropped', pad='padded')[pp.resize] + f' to {pp.size} px ({pp.interpolation})'

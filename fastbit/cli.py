@@ -14,7 +14,7 @@ from pathlib import Path
 
 # %% ../nbs/10_cli.ipynb #d7b59a84
 from . import __version__
-from .processes import is_launched, leave_processes
+from .processes import is_launched, launched_rank, leave_processes, peer_lost
 from .progress import printable
 
 # %% ../nbs/10_cli.ipynb #c265c6b8
@@ -311,7 +311,7 @@ def main(
     began = time.perf_counter()
     args = make_parser().parse_args(argv)
     args.began, args.argv = began, list(sys.argv[1:] if argv is None else argv)
-    if is_launched() and int(os.environ.get('RANK', 0)): sys.stdout = open(os.devnull, 'w')   # one process prints
+    if launched_rank(): sys.stdout = open(os.devnull, 'w')   # one process prints
     for s in (sys.stdout, sys.stderr):   # a file's name may be no text that the terminal's encoding has
         if hasattr(s, 'reconfigure'): s.reconfigure(errors='backslashreplace')
     old = signal.signal(signal.SIGTERM, _terminated) if threading.current_thread() is threading.main_thread() else None
@@ -321,10 +321,11 @@ def main(
         warnings.showwarning = _show_warning
         try: return dict(baseline=_baseline, compare=_compare, check=_check, recipe=_recipe, predict=_predict, evaluate=_evaluate, onnx=_onnx, bodies=_bodies, cache=_cache)[args.command](args) or 0
         except KeyboardInterrupt as e:
-            print(f"fastbit: {_one_line(e) if getattr(e, 'saved', None) else 'stopped' + _way_on(args, after_stop=True)}", file=sys.stderr)
+            if not launched_rank(): print(f"fastbit: {_one_line(e) if getattr(e, 'saved', None) else 'stopped' + _way_on(args, after_stop=True)}", file=sys.stderr)
             return 128 + getattr(e, 'signum', signal.SIGINT)
         except Exception as e:
             if args.debug: raise
+            e = peer_lost(e) or e   # it said itself what it died of
             expected = isinstance(e, (ValueError, TypeError, OSError, FloatingPointError, ImportError))
             print(f"fastbit: error: {'' if expected else f'unexpected {type(e).__name__}: '}{_one_line(e)}{'' if expected else ' (--debug shows where)'}{_way_on(args)}", file=sys.stderr)
             return 2

@@ -17,7 +17,7 @@ import torch
 from fastai.callback.core import Callback
 
 # %% ../nbs/04g_guards.ipynb #16ed97af
-from .processes import peer_lost
+from .processes import is_writer, peer_lost
 
 # %% ../nbs/04g_guards.ipynb #8d6a9066
 class LossNotFinite(FloatingPointError): "The loss of a fit became nan or infinite; the message names the step, the rate and the remedy"
@@ -86,7 +86,7 @@ class StopFlag:
     def __call__(self, signum, frame):
         if self.signum is not None: raise KeyboardInterrupt
         self.signum = signum
-        print(f'{signal.Signals(signum).name}: stopping after this step; once more stops at once', file=sys.stderr, flush=True)
+        if is_writer(): print(f'{signal.Signals(signum).name}: stopping after this step; once more stops at once', file=sys.stderr, flush=True)
 
 def _gives_way(handler) -> bool:
     "The system's, Python's, or one that says so: the command line's"

@@ -206,6 +206,7 @@ class Plan:
     rule: str = ''     # the rule in words, for `RuleStage`
     goes_on: str = ''  # where checkpoints go
     budget: str = ''   # what a budget chose, and what more time would buy
+    processes: int = 1 # that share the work
 
     @property
     def seconds(self) -> float:
@@ -216,7 +217,7 @@ class Plan:
     def stage_seconds(self) -> list[float]:
         "The same for each stage"
         forward = min(self.seconds_an_image[0], self.seconds_an_image[-1]/3) if self.seconds_an_image else 0
-        return [s.n_images(self.n_train)*t + s.n_evals*self.n_valid*forward for s, t in zip(self.stages, self.seconds_an_image)]
+        return [(s.n_images(self.n_train)*t + s.n_evals*self.n_valid*forward)/self.processes for s, t in zip(self.stages, self.seconds_an_image)]
 
     def _rows(self) -> tuple:
         "What is said before the rule, and after it"
@@ -227,7 +228,8 @@ class Plan:
             ('images', f'{self.images}; ' + (f'loaded {self.bs} at a time' if self.rule else f'batches of {self.bs}, {-(-self.n_train//self.bs)} an epoch')),
             *([] if self.rule else [(f'stage {i}', str(s)) for i, s in enumerate(self.stages, 1)])]
         speed = ', '.join(f'{1/t:.3g} images/s {s.name}' for s, t in zip(self.stages, self.seconds_an_image))
-        end = [*([('budget', self.budget)] if self.budget else []), *([('saved', self.goes_on)] if self.goes_on else []), ('time', f'about {clock(self.seconds)} on {self.device}, from a measured batch ({speed})')]
+        many, each = (f', {self.processes} processes', ' each') if self.processes > 1 else ('', '')
+        end = [*([('budget', self.budget)] if self.budget else []), *([('saved', self.goes_on)] if self.goes_on else []), ('time', f'about {clock(self.seconds)} on {self.device}{many}, from a measured batch ({speed}{each})')]
         return rows, end
 
     def _title(self): return f'fastbit {__version__}, recipe {self.recipe}, seed {self.seed}'

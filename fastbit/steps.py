@@ -19,7 +19,7 @@ from fastai.data.load import fa_collate
 
 # %% ../nbs/02c_steps.ipynb #4c90999f
 from .data import ImageDL
-from .processes import gather_objects, my_part, rank, world
+from .processes import gather_objects, my_part, own_noise, rank, world
 
 # %% ../nbs/02c_steps.ipynb #1127f990
 def _rng(*key):
@@ -152,10 +152,10 @@ def step_loader(
 
 class ShareBatch:
     "This process's images of one batch of an epoch"
-    def __init__(self, b, n:int, n_all:int): self.b, self.n, self.n_all, self.step = b, n, n_all, 0
+    def __init__(self, b, n:int, n_all:int, after_batch): self.b, self.n, self.n_all, self.after_batch, self.step = b, n, n_all, after_batch, 0
     def micros(self, size:int, to_device):
         "As `StepBatch`'s; one image without weight where there are fewer images than processes"
-        b = to_device(self.b)
+        b = self.after_batch(to_device(self.b))
         for lo in range(0, max(self.n, 1), size): yield tuple(o[lo:lo+size] for o in b), None, 1., min(size, self.n-lo)/self.n_all
 
 class ShareDL(ImageDL):
@@ -176,7 +176,8 @@ class ShareDL(ImageDL):
     def do_item(self, s): return [super(ShareDL, self).do_item(i) for i in s]
     def create_batch(self, b): return fa_collate(b)
     def __iter__(self):
-        for i, chunk in enumerate(super().__iter__()): yield ShareBatch(chunk, len(my_part(len(self.batches[i]))), len(self.batches[i]))
+        self.source.before_iter()   # tells its batch transforms that this is training
+        for i, chunk in enumerate(super().__iter__()): yield ShareBatch(chunk, len(my_part(len(self.batches[i]))), len(self.batches[i]), self.source.after_batch)
 
 def share_loader(
     dl:ImageDL # A training loader of fastbit's; `ValueError` for others
@@ -184,7 +185,7 @@ def share_loader(
     "The epochs of a loader, every batch divided among the processes: the same images with the same augmentations as in one process"
     if type(dl) is not ImageDL: raise ValueError(f"The training loader is a {type(dl).__name__}, and {world()} processes can only divide those of image_dataloaders.")
     state = random.getstate()   # fastai's loaders draw a seed when they are made
-    try: return dl.new(cls=ShareDL, bs=None, shuffle=False, drop_last=False, source=dl)
+    try: return dl.new(cls=ShareDL, bs=None, shuffle=False, drop_last=False, device=None, after_batch=[], source=dl)
     finally: random.setstate(state)
 
 class OwnBatchesDL(ImageDL):
@@ -202,6 +203,6 @@ def shared_outputs(
     finally: random.setstate(state)
     batches, n = iter(own), len(dl)
     for lo in range(0, n, world()):
-        mine = f(next(batches)) if lo + rank() < n else None
+        with own_noise(): mine = f(next(batches)) if lo + rank() < n else None   # fastai's batch transforms draw for validation, too
         yield from gather_objects(mine)[:n-lo]
 

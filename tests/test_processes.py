@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from safetensors.torch import load_file
 
+from fastbit.launch import environment, unused_port
 from conftest import run_fastbit, wait_for_rows, write_folder
 
 accelerate = pytest.importorskip('accelerate', reason='pip install accelerate')
@@ -62,11 +63,87 @@ def test_onecycle_and_the_features_in_two_processes(data, alone, tmp_path):
     assert len(pd.read_csv(tmp_path/'out'/'history.csv')) == 12
 
 
-def test_accelerate_launches_it(data, alone, tmp_path):
-    words = ['-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '-m', 'fastbit', 'baseline', data, *BY_RULE, '--out', tmp_path/'out']
-    done = subprocess.run([sys.executable, *map(str, words)], cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, 'OMP_NUM_THREADS': '1', 'FASTBIT_CACHE': str(tmp_path/'cache')})
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert far(alone/'rule', tmp_path/'out') <= 1e-5 and done.stdout.count('all stages:') == 1
+ACCELERATE = ['-m', 'accelerate.commands.launch', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no']
+LAUNCHERS = dict(accelerate=[*ACCELERATE, '--multi_gpu'], torchrun=['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2'])
+
+
+def launched(launcher, data, cwd, *words):
+    "Two processes that another launcher than ours starts"
+    port = ['--main_process_port', unused_port()] if launcher == 'accelerate' else []
+    return subprocess.Popen([sys.executable, *map(str, [*LAUNCHERS[launcher], *port, '-m', 'fastbit', 'baseline', data, *words])], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'FASTBIT_CACHE': str(cwd/'cache')})
+
+
+@pytest.mark.parametrize('launcher', list(LAUNCHERS))
+def test_other_launchers(data, alone, tmp_path, launcher):
+    done = launched(launcher, data, tmp_path, *BY_RULE, '--out', tmp_path/'out')
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 0, err[-3000:]
+    assert 'cpu, 2 processes' in out and out.count('all stages:') == 1
+    assert far(alone/'rule', tmp_path/'out') <= 1e-5
+
+
+def test_mpi_says_it_by_other_names(data, alone, tmp_path):
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'FASTBIT_CACHE': str(tmp_path/'cache'), 'MASTER_PORT': str(unused_port()), 'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_LOCAL_SIZE': '2'}
+    start = lambda i: subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(data), *BY_RULE, '--out', 'out'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**env, 'OMPI_COMM_WORLD_RANK': str(i), 'OMPI_COMM_WORLD_LOCAL_RANK': str(i)})
+    (first, err), (second, _) = [p.communicate(timeout=300) for p in [start(0), start(1)]]
+    assert 'cpu, 2 processes' in first and not second, err[-3000:]
+    assert far(alone/'rule', tmp_path/'out') <= 1e-5
+
+
+def test_one_process_in_the_place_of_two_is_said(data, tmp_path):
+    done = subprocess.run([sys.executable, *ACCELERATE, '--cpu', '-m', 'fastbit', 'baseline', str(data), *BY_RULE, '--dry-run'], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and 'was asked for several processes and started this one alone' in done.stderr and 'processes' not in done.stdout, done.stderr
+
+
+NOISE = '''
+import hashlib, json, sys, warnings
+warnings.simplefilter('ignore')
+import torch
+from fastai.callback.core import Callback
+from fastai.vision.augment import Brightness
+from fastbit.data import image_dataloaders
+from fastbit.learner import transfer_learner
+from fastbit.processes import join_processes, leave_processes, rank
+join_processes('cpu')
+data, how = sys.argv[1:]
+torch.manual_seed(0)
+learn = transfer_learner(image_dataloaders(data, 'test_efficientnet_gn', size=32, bs=8, num_workers=0, device='cpu', batch_tfms=[Brightness(max_lighting=.5, p=1.)], crop=False, flip=False), 'test_efficientnet_gn', 'random', drop_rate=.5)
+masks = []
+learn.model.net.classifier.register_forward_pre_hook(lambda m, x: masks.append(hashlib.sha256((x[0][0] == 0).numpy().tobytes()).hexdigest()) if m.training else None)
+light = []
+class Look(Callback):
+    order = -5
+    def before_batch(self):
+        if self.training: light.append(float(self.xb[0].mean()))
+learn.unfreeze()
+with learn.no_logging(), learn.no_bar():
+    if how == 'rule': learn.fit_hyperrule(batch_size=8, n_steps=4, eval_every=4, show=False, cbs=Look())
+    else: learn.fit_one_cycle(1, 1e-3, cbs=Look())
+print(json.dumps(dict(rank=rank(), masks=masks, light=light, weights=hashlib.sha256(b''.join(v.numpy().tobytes() for v in learn.model.state_dict().values())).hexdigest(), next=torch.rand(1).item())))
+leave_processes()
+'''
+
+
+@pytest.mark.parametrize('how', ['rule', 'cycle'])
+def test_dropout_and_batch_transforms_differ_between_processes(tmp_path, how):
+    "of the same images, so that they could agree; and the weights do not"
+    (tmp_path/'data').mkdir()
+    for label in ('blue', 'red'):
+        write_folder(tmp_path/'data', {label: 1})
+        first = (tmp_path/'data'/label/'000.png').read_bytes()
+        for i in range(1, 16): (tmp_path/'data'/label/f'{i:03d}.png').write_bytes(first)
+    def run():
+        port = unused_port()
+        ps = [subprocess.Popen([sys.executable, '-c', NOISE, str(tmp_path/'data'), how], env={**environment(r, 2, port), 'OMP_NUM_THREADS': '1'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for r in range(2)]
+        outs = [p.communicate(timeout=300) for p in ps]
+        assert all(p.returncode == 0 for p in ps), outs[0][1][-2000:] + outs[1][1][-2000:]
+        return [json.loads(o.splitlines()[-1]) for o, _ in outs]
+    (a, b), again = run(), run()
+    assert a['weights'] == b['weights'] and a['next'] == b['next']
+    assert a['masks'] and all(x != y for x, y in zip(a['masks'], b['masks'])) and all(x != y for x, y in zip(a['light'], b['light']))
+    assert again == [a, b]
 
 
 def children(pid) -> list:
@@ -101,6 +178,31 @@ def test_a_killed_process_ends_the_run_and_it_goes_on_with_another_number(data, 
     resumed = run_fastbit('baseline', data, *words, '--procs', 3, '--out', tmp_path/'out', cwd=tmp_path, OMP_NUM_THREADS='1', **env)
     assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stderr
     assert np.allclose(*(pd.read_csv(tmp_path/o/'history.csv').drop(columns=['stage', 'seconds']) for o in ('straight', 'out')), rtol=1e-2)
+
+
+@pytest.mark.parametrize('launcher', list(LAUNCHERS))
+def test_a_killed_process_of_another_launcher(data, tmp_path, launcher):
+    "It ends the others itself, and we say how to go on"
+    p = launched(launcher, data, tmp_path, *LONG, '--out', 'out')
+    wait_for_rows(p, tmp_path/'out', 2)
+    workers = children(p.pid)
+    assert len(workers) == 2
+    os.kill(workers[random.SystemRandom().randint(0, 1)], signal.SIGKILL)
+    start = time.monotonic()
+    _, err = p.communicate(timeout=60)
+    assert time.monotonic() - start < 15 and p.returncode != 0
+    assert 'of 2 waits for another one that is gone' in err and 'goes on from the last checkpoint' in err and 'exitcode: -9' in err, err
+    again = launched(launcher, data, tmp_path, *LONG, '--out', 'out')
+    out, err = again.communicate(timeout=300)
+    assert again.returncode == 0 and 'goes on' in out, err[-3000:]
+
+
+def test_torchrun_stops_after_the_step(data, tmp_path):
+    p = launched('torchrun', data, tmp_path, *LONG, '--out', 'out')
+    wait_for_rows(p, tmp_path/'out', 1)
+    p.send_signal(signal.SIGTERM)
+    _, err = p.communicate(timeout=60)
+    assert err.count('saved in out/checkpoint.safetensors: the same call goes on from there') == 1, err
 
 
 def test_ctrl_c_stops_all_of_them_after_the_step(data, tmp_path):
