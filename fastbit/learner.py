@@ -168,7 +168,7 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, Learner):
     def all_batches(self):
         "Several processes evaluate together: each batch is one's, and all get the outputs, in order, so that whatever is measured is what one process measures"
         dl = self.dl
-        if self.training or world() == 1 or type(dl) is not ImageDL or dl.shuffle or dl.drop_last: return super().all_batches()
+        if self.training or world() == 1 or not (hasattr(dl, 'shared_outputs') or type(dl) is ImageDL and not dl.shuffle and not dl.drop_last): return super().all_batches()
         self.n_iter = len(dl)
         for i, (pred, yb) in enumerate(shared_outputs(dl, self._outputs)):
             self.iter, self.xb, self.yb, self.pred = i, (None,), self._set_device(yb), self._set_device(pred)

@@ -197,6 +197,7 @@ def shared_outputs(
     f,          # Function of a batch: a tuple of tensors
 ): # Yields what `f` made of every batch, in order, on every process
     "Evaluate the batches of a loader together: each once, in rounds of one a process, so that memory does not grow with their number"
+    if hasattr(dl, 'shared_outputs'): yield from dl.shared_outputs(f); return   # a stream has no numbers
     state, order = random.getstate(), list(dl.get_idxs())   # fastai's `get_preds` fixes the order of a loader, so it is asked for
     mine = [i for lo in range(rank()*dl.bs, dl.n, world()*dl.bs) for i in order[lo:lo+dl.bs]]
     try: own = dl.new(cls=OwnBatchesDL, get_idxs=partial(list, mine))

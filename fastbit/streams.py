@@ -26,7 +26,7 @@ from .bodies import Preprocess, body_preprocess
 from .data import check_device, default_bs
 from .images import draft_size, read_image, square_image, train_image, why_unreadable
 from .hyperrule import HyperRule
-from .processes import my_part, rank, world
+from .processes import gather_objects, my_part, own_noise, rank, world
 from .steps import ShareBatch, mixup_draw
 from .tables import say
 
@@ -144,6 +144,8 @@ class _Steps:
         k = len(my_part(self.batch))
         for step in range(self.first, self.last): yield StreamBatch(self.dl.take(step*k, k), self.batch, step, self.mixup, self.dl.seed)
 
+def _threads() -> int: return max(1, min(16, (os.cpu_count() or 2)-1))
+
 class StreamDL:
     "Batches of a stream; make it with `stream_dataloaders`"
     drop_last, shuffle, prebatched = False, False, False
@@ -169,11 +171,29 @@ class StreamDL:
     def one_batch(self): return self._batch(list(islice(self._decoded(self._encoded(self.stream.open(0, 0, 1))), self.bs)))
 
     def __iter__(self):
-        "One pass, for validation: every process sees all of it"
+        "One pass, for validation"
         self.left_out, self.seen, images = 0, 0, self._decoded(self._encoded(self.stream.open(0, 0, 1)))
         while some := list(islice(images, self.bs)):
             self.seen += len(some)
             yield tuple(o.to(self.device) for o in self._batch(some))
+
+    def shared_outputs(self, f):
+        "What `f` makes of every batch, in order, on every process: each reads the whole stream, and decodes and evaluates every so many-th batch of it"
+        self.left_out, self.seen, items = 0, 0, self._encoded(self.stream.open(0, 0, 1))
+        def begin(ex):
+            chunks = [c for _ in range(world()) if (c := list(islice(items, self.bs)))]
+            return len(chunks), [ex.submit(self._pixels, o) for o in (chunks[rank()] if rank() < len(chunks) else [])]
+        with ThreadPoolExecutor(_threads()) as ex:
+            ahead = begin(ex)
+            while ahead[0]:
+                (n, futures), ahead = ahead, begin(ex)
+                pieces = [o.result() for o in futures]
+                good = [o for o in pieces if not isinstance(o[0], str)]
+                with own_noise(): mine = f(self._batch(good)) if good else None
+                for out, n_good, bad in gather_objects((mine, len(good), [x for x, _ in pieces if isinstance(x, str)]))[:n]:
+                    self.seen += n_good
+                    for why in bad: self._tell(why)
+                    if n_good: yield out
 
     def steps(self, batch:int, first:int, last:int, mixup:float) -> _Steps: return _Steps(self, batch, first, last, mixup)
 
@@ -200,7 +220,7 @@ class StreamDL:
 
     def _decoded(self, encoded):
         "In order, some of them ahead; the rest of memory is the shuffle buffer"
-        with ThreadPoolExecutor(max(1, min(16, (os.cpu_count() or 2)-1))) as ex:
+        with ThreadPoolExecutor(_threads()) as ex:
             waiting = deque()
             for item in encoded:
                 waiting.append(ex.submit(self._pixels, item))
@@ -209,9 +229,12 @@ class StreamDL:
 
     def _good(self, future):
         x, label = future.result()
-        if not isinstance(x, str): yield x, label; return
+        if isinstance(x, str): self._tell(x)
+        else: yield x, label
+
+    def _tell(self, why):
         self.left_out += 1
-        if self.left_out == 1: say(f"{self.stream.made_from}: an image cannot be read ({x}) and is passed over; `dls.train.left_out` counts them.", 2)
+        if self.left_out == 1: say(f"{self.stream.made_from}: an image cannot be read ({why}) and is passed over; `dls.train.left_out` counts them.", 2)
 
     def _batch(self, some): return torch.from_numpy(np.stack([x for x, _ in some])), torch.tensor([y for _, y in some])
 

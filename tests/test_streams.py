@@ -8,7 +8,7 @@ datasets = pytest.importorskip('datasets', reason='pip install datasets webdatas
 pytest.importorskip('webdataset', reason='pip install datasets webdataset')
 from fastbit.learner import transfer_learner
 from fastbit.launch import environment, unused_port
-from fastbit.streams import ImageStream, parquet_stream, stream_dataloaders, tar_stream
+from fastbit.streams import ImageStream, StreamDL, parquet_stream, stream_dataloaders, tar_stream
 from fastbit.tables import DataWarning
 from conftest import picture
 
@@ -171,13 +171,29 @@ warnings.simplefilter('ignore')
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from fastbit.processes import join_processes, leave_processes, rank
+from fastbit.streams import StreamDL
 join_processes('cpu')
-from test_streams import fit, learner, loaders
+from test_streams import fit, learner, loaders, with_bad_images
 learn = fit(learner(loaders(Path(sys.argv[1]), sys.argv[3])))
+pixels, seen = StreamDL._pixels, []
+def counted(self, item): seen.append(1); return pixels(self, item)
+StreamDL._pixels = counted
 ev = learn.evaluate(show=False)
-print(json.dumps(dict(rank=rank(), n=ev.n, accuracy=ev.accuracy, weights=hashlib.sha256(b''.join(v.numpy().tobytes() for v in learn.model.state_dict().values())).hexdigest(), loss=learn.history.steps.loss.tolist())))
-leave_processes()
+decoded, bad = len(seen), with_bad_images(learn.dls.valid)
+of_bad, left_out = learn.evaluate(dl=bad, show=False), bad.left_out
+leave_processes()   # and now each alone
+alone = [learn.evaluate(show=False), learn.evaluate(dl=bad, show=False)]
+assert bad.left_out == left_out
+print(json.dumps(dict(rank=rank(), n=ev.n, accuracy=ev.accuracy, decoded=decoded, losses=[ev.loss, of_bad.loss], alone=[o.loss for o in alone], bad=[of_bad.n, alone[1].n, left_out], weights=hashlib.sha256(b''.join(v.numpy().tobytes() for v in learn.model.state_dict().values())).hexdigest(), loss=learn.history.steps.loss.tolist())))
 '''
+
+
+def with_bad_images(dl):
+    "The loader with two unreadable images in the second batch, and a third batch of nothing else"
+    rows = list(dl.stream.open(0, 0, 1))
+    bad = (b'<html>', CLASSES[0])
+    rows = rows[:dl.bs] + [bad]*2 + rows[dl.bs:2*dl.bs-2] + [bad]*dl.bs + rows[2*dl.bs-2:]
+    return StreamDL(ImageStream(lambda i, r, w: iter(rows), len(rows), 'a list'), dl.vocab, dl.pp, dl.bs, False, device='cpu')
 
 
 @pytest.mark.slow
@@ -190,3 +206,5 @@ def test_two_processes_read_different_parts_and_have_one_network(shards, kind):
     assert all(p.returncode == 0 for p in ps), outs[0][1][-2000:] + outs[1][1][-2000:]
     a, b = (json.loads(o.splitlines()[-1]) for o, _ in outs)
     assert a['weights'] == b['weights'] and a['loss'] == b['loss'] and a['n'] == b['n'] == 48 and a['accuracy'] == b['accuracy']
+    assert a['losses'] == b['losses'] == pytest.approx(a['alone'], rel=1e-5) and a['bad'] == b['bad'] == [48, 48, 10]
+    assert (a['decoded'], b['decoded']) == (24, 24)   # each decodes and evaluates a half
