@@ -11,6 +11,8 @@ __all__ = []
 from fastai.vision.all import *
 from .store import *
 from .processes import *
+from .names import *
+from .weights import *
 from .bodies import *
 from .images import *
 from .pixels import *
@@ -44,6 +46,7 @@ from .cam import *
 from .report import *
 from .recipes import *
 from .budget import *
+from .result import *
 from .baseline import *
 from .fewshot import *
 from .leaderboard import *

@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 
 # %% ../nbs/05d_artifact.ipynb #85472511
 from . import __version__
-from .bodies import Preprocess, timm_name
+from .bodies import Preprocess
+from .names import timm_name
 from .files import check_free, file_digest, whole_file, whole_folder, write_text
 from .images import check_regular
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 # %% ../nbs/04c_checkpoint.ipynb #b0c2c630
-from .bodies import weights_digest
+from .weights import weights_digest
 from .callbacks import KeepBest
 from .files import whole_file
 from .guards import LossNotFinite, first_not_finite

@@ -23,7 +23,8 @@ from matplotlib.ticker import ScalarFormatter
 # %% ../nbs/09c_leaderboard.ipynb #27ef7568
 from . import __version__
 from .baseline import baseline, find_data, make_out
-from .bodies import bundled_file, timm_name
+from .names import timm_name
+from .weights import bundled_file
 from .data import check_device, image_dataloaders
 from .evaluate import evaluate_probs
 from .features import view_pixels

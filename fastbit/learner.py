@@ -32,7 +32,8 @@ from fastcore.foundation import L
 
 # %% ../nbs/06_learner.ipynb #47d4fb7b
 from .artifact import Artifact, check_target, digest_sketch, made_with, save_artifact
-from .bodies import Preprocess, body_preprocess, build_body, timm_name
+from .bodies import Preprocess, body_preprocess, build_body
+from .names import timm_name
 from .calibration import fit_temperature
 from .callbacks import DevicePrecision, DeviceSmoothLoss, History, JsonLog, PlainLog, RarelyProgress
 from .data import ImageDL
@@ -42,7 +43,7 @@ from .guards import FiniteLoss, guarded
 from .model import TransferModel, same_draws, swapped, untouched
 from .headfit import HeadFit
 from .optim import FusedAdam
-from .processes import is_writer, world
+from .processes import world
 from .progress import is_interactive, show as show_it
 from .report import Findings, Report, make_report
 from .cyclefit import CycleFit

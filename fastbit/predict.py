@@ -19,7 +19,7 @@ from PIL import Image
 
 # %% ../nbs/05e_predict.ipynb #6e22369b
 from .artifact import Artifact, count_trained_on, load_artifact
-from .bodies import Preprocess, body_memory_format
+from .bodies import Preprocess
 from .calibration import temper
 from .data import check_device, default_bs
 from .evaluate import Evaluation, cut_view, default_views, evaluate_probs, mean_probs, view_sizes

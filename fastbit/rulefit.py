@@ -19,7 +19,8 @@ from fastcore.foundation import L
 
 # %% ../nbs/05b_rulefit.ipynb #3d753fcb
 from .accumulate import accumulate_step, check_accumulation
-from .bodies import WeightsSource, zero_classifier
+from .bodies import zero_classifier
+from .weights import WeightsSource
 from .callbacks import RuleSteps
 from .guards import guarded
 from .features import FeatureDL

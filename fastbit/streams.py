@@ -25,7 +25,6 @@ from fastai.torch_core import default_device
 from .bodies import Preprocess, body_preprocess
 from .data import check_device, default_bs
 from .images import draft_size, read_image, square_image, train_image, why_unreadable
-from .hyperrule import HyperRule
 from .processes import gather_objects, my_part, own_noise, rank, world
 from .steps import ShareBatch, mixup_draw
 from .tables import say

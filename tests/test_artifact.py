@@ -14,7 +14,6 @@ from fastbit.data import image_dataloaders
 from fastbit.learner import transfer_learner
 from fastbit.model import TransferModel
 from fastbit.predict import Predictor, load_predictor
-from fastbit.tables import DataWarning
 from conftest import TINY, picture, run_fastbit, write_folder
 
 GOLDEN = Path(__file__).parent/'golden'

@@ -4,11 +4,12 @@ import pickle, subprocess, sys, os, textwrap
 import numpy as np, pytest, timm, torch
 from safetensors.torch import save_file
 
-from fastbit import bodies
-from fastbit.bodies import (body_preprocess, body_stages, build_body, bundled_file, list_bodies, load_weights, official_names, timm_name,
-                            weights_source, WeightsSource)
+from fastbit import bodies, weights
+from fastbit.bodies import body_preprocess, body_stages, build_body, list_bodies
+from fastbit.names import BODY_PATTERNS, official_names, timm_name
+from fastbit.weights import bundled_file, load_weights, weights_source, WeightsSource
 
-ARCHS = timm.list_models(list(bodies.BODY_PATTERNS))
+ARCHS = timm.list_models(list(BODY_PATTERNS))
 
 
 @pytest.mark.parametrize('arch', ARCHS)
@@ -109,10 +110,10 @@ def test_the_hub_cache_is_used_without_network(tmp_path, monkeypatch):
     repo = tmp_path/'models--timm--test_efficientnet.r160_in1k'
     (repo/'snapshots'/'abc').mkdir(parents=True); (repo/'refs').mkdir(); (repo/'refs'/'main').write_text('abc')
     save_file(net.state_dict(), repo/'snapshots'/'abc'/'model.safetensors')
-    real = bodies.huggingface_hub.try_to_load_from_cache
-    monkeypatch.setattr(bodies.huggingface_hub, 'try_to_load_from_cache', lambda *a: real(*a, cache_dir=tmp_path))
-    for weights in ('auto', 'hub'):
-        got = build_body('test_efficientnet', 3, weights)
+    real = weights.huggingface_hub.try_to_load_from_cache
+    monkeypatch.setattr(weights.huggingface_hub, 'try_to_load_from_cache', lambda *a: real(*a, cache_dir=tmp_path))
+    for word in ('auto', 'hub'):
+        got = build_body('test_efficientnet', 3, word)
         assert torch.equal(got.conv_stem.weight, net.conv_stem.weight) and got.weights_source.kind == 'hub'
     assert list_bodies('test_efficientnet.*').weights.item().startswith('hub cache')
 

@@ -1,11 +1,9 @@
 "Four hundred files that are not what they seem, and names that nobody should give: through check, training and prediction, in the command's own process"
 import os, re, subprocess, sys, tempfile, time
-from pathlib import Path
 
 import numpy as np, pandas as pd, pytest
-from PIL import Image
 
-from conftest import TINY, picture, write_folder
+from conftest import write_folder
 import corpus
 
 QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--device', 'cpu')

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest, torch
 
 import fastbit.all as fa
-from fastbit import baseline as baseline_module, bodies, cli, datasets
+from fastbit import baseline as baseline_module, bodies, cli, datasets, weights
 from fastbit.flowers import drawn_flowers
 from fastbit.learner import TransferLearner
 from fastbit.tables import image_table
@@ -50,7 +50,7 @@ def small(tmp_path, monkeypatch):
             from safetensors.torch import save_model
             save_model(bodies.timm.create_model(bodies.timm_name(arch).split('.')[0], pretrained=False), str(file))
         return file
-    monkeypatch.setattr(bodies, 'hub_file', hub_file); monkeypatch.setattr(baseline_module, 'hub_file', hub_file)
+    monkeypatch.setattr(weights, 'hub_file', hub_file); monkeypatch.setattr(baseline_module, 'hub_file', hub_file)
     table = lambda name: image_table(photos) if name in datasets.PUBLIC_SETS else datasets.digits_table()
     monkeypatch.setattr(baseline_module, 'named_table', table)
     return dict(named_table=table, untar_data=lambda url: photos)

@@ -2,7 +2,7 @@
 import json, os, random, signal, subprocess, sys, time
 from pathlib import Path
 
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest
 from safetensors.torch import load_file
 
 from fastbit.launch import environment, unused_port

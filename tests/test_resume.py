@@ -328,7 +328,6 @@ def test_one_cycle_refuses_a_checkpoint_of_another_run(folder, tmp_path, change,
 
 def test_one_cycle_says_what_a_checkpoint_cannot_hold(folder, dls, tmp_path):
     from fastai.callback.training import GradientAccumulation
-    from fastai.learner import Recorder
     from fastai.vision.data import ImageDataLoaders
     from fastai.vision.augment import Resize
     path = tmp_path/'run.safetensors'

@@ -2,7 +2,7 @@
 import io, json, os, subprocess, sys, tarfile, time
 from pathlib import Path
 
-import numpy as np, pandas as pd, pytest, torch
+import pytest, torch
 
 datasets = pytest.importorskip('datasets', reason='pip install datasets webdataset')
 pytest.importorskip('webdataset', reason='pip install datasets webdataset')

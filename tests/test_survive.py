@@ -1,17 +1,16 @@
 "Signals, full disks, dead processes, clocks and divergence: what was saved stays, and the message says what to type"
-import json, os, random, resource, signal, subprocess, sys, time
-from pathlib import Path
+import os, random, resource, signal, subprocess, sys, time
 
-import numpy as np, pandas as pd, pytest, torch
+import pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 
 from fastbit.baseline import baseline
 from fastbit.checkpoint import read_checkpoint
 from fastbit.data import image_dataloaders
-from fastbit.guards import FiniteLoss, LossNotFinite, Stopped, first_not_finite
+from fastbit.guards import LossNotFinite, Stopped, first_not_finite
 from fastbit.learner import transfer_learner
 from fastbit.tables import DataWarning
-from conftest import TINY, picture, run_fastbit, wait_for_rows, write_folder
+from conftest import TINY, run_fastbit, wait_for_rows, write_folder
 
 pytestmark = pytest.mark.slow   # `make test-slow`
 ARGS = dict(batch_size=12, n_steps=8, base_lr=.3, eval_every=2, show=False)
