@@ -155,7 +155,7 @@ def begun(words, cwd, **env):
     return subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', *map(str, words)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
 
 
-LONG = [w for k, v in {**dict(zip(BY_RULE[::2], BY_RULE[1::2])), '--steps': '400', '--eval-every': '50'}.items() for w in (k, v)] + ['--checkpoint-every', '5']
+LONG = [w for k, v in {**dict(zip(BY_RULE[::2], BY_RULE[1::2])), '--steps': '240', '--eval-every': '30'}.items() for w in (k, v)] + ['--checkpoint-every', '5']
 LONG_CYCLE = [*BODY, '--bs', '9', '--epochs', '41', '--checkpoint-every', '5', '--workers', '0']   # ten rows of the head, 40 of everything
 
 
