@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 # %% ../nbs/04c_checkpoint.ipynb #b0c2c630
+from . import __version__
 from .weights import weights_digest
 from .callbacks import KeepBest
 from .files import whole_file
@@ -68,7 +69,7 @@ def describe_run(
     body = dict(learn.body_settings, weights=str(source), weights_digest=weights_digest(source), shapes=_digest([k, list(v.shape)] for k, v in learn.model.state_dict().items()))
     loss = getattr(learn.loss_func, '__name__', type(learn.loss_func).__name__)
     watch = [f'{cb.monitor}, patience {cb.patience}' for cb in (*learn.cbs, *cbs) if isinstance(cb, KeepBest)]
-    return json.loads(json.dumps(dict(data=describe_data(learn.dls), body=body, **how, training=dict(loss=loss, keep_best=watch, **training))))
+    return json.loads(json.dumps(dict(data=describe_data(learn.dls), body=body, **how, training=dict(loss=loss, keep_best=watch, fastbit=__version__, **training))))
 
 def compare_runs(
     there:dict, # Of the checkpoint

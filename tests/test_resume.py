@@ -122,7 +122,7 @@ class Stop(Callback):
     order = 90
     def __init__(self, at): self.at = at
     def after_batch(self):
-        if self.training and self.rule_steps.done == self.at: raise KeyboardInterrupt
+        if self.training and self.learn.train_iter == self.at: raise KeyboardInterrupt
 
 
 def interrupted(dls, path, at=5, **kwargs):
@@ -187,6 +187,13 @@ def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path, change, words)
     state = {k: v.clone() for k, v in learn.model.state_dict().items()}
     with pytest.raises(ValueError, match=words): fit(learn, checkpoint=path, **change.get('fit', {}))
     assert path.read_bytes() == before and all(torch.equal(v, state[k]) for k, v in learn.model.state_dict().items()) and learn.model.n_frozen == 6
+
+
+def test_a_checkpoint_of_another_version_is_refused(dls, tmp_path, monkeypatch):
+    from fastbit import __version__, checkpoint
+    interrupted(dls, tmp_path/'run.safetensors')
+    monkeypatch.setattr(checkpoint, '__version__', '0.0.1')
+    with pytest.raises(ValueError, match=f"training: fastbit '{__version__}' there, '0.0.1' here"): fit(transfer_learner(dls, **TINY), checkpoint=tmp_path/'run.safetensors')
 
 
 def test_the_same_data_elsewhere_is_the_same_data(folder, tmp_path):
@@ -259,14 +266,6 @@ def cycle(learn, **kwargs):
     return learn
 
 
-class StopIn(Callback):
-    "Interrupts after the given step"
-    order = 90
-    def __init__(self, at): self.at = at
-    def after_batch(self):
-        if self.training and self.learn.train_iter == self.at: raise KeyboardInterrupt
-
-
 def seeded(dls, **kwargs):
     torch.manual_seed(0)
     return transfer_learner(dls, **TINY, **kwargs)
@@ -282,7 +281,7 @@ def test_one_cycle_goes_on_in_the_middle_of_an_epoch(folder, tmp_path, at, every
     from fastai.vision.augment import Brightness
     make = lambda: image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=workers, batch_tfms=[Brightness(max_lighting=.5)])
     straight, path = cycle(seeded(make(), drop_rate=.4)), tmp_path/'run.safetensors'
-    with pytest.raises(KeyboardInterrupt): cycle(seeded(make(), drop_rate=.4), checkpoint=path, checkpoint_every=every, cbs=StopIn(at))
+    with pytest.raises(KeyboardInterrupt): cycle(seeded(make(), drop_rate=.4), checkpoint=path, checkpoint_every=every, cbs=Stop(at))
     assert read_checkpoint(path, tensors=False)[0]['done'] == max(k for k in range(every, at+1, every) if k < at or at % 4)   # the last step of an epoch is saved after the evaluation
     torch.rand(7)
     resumed = cycle(seeded(make(), drop_rate=.4), checkpoint=path, checkpoint_every=every)
@@ -320,7 +319,7 @@ def test_one_cycle_is_fastai_s_with_a_checkpoint_or_without(dls, tmp_path):
 def test_one_cycle_refuses_a_checkpoint_of_another_run(folder, tmp_path, change, words):
     make = lambda **kwargs: image_dataloaders(folder, 'test_efficientnet', **dict(size=32, bs=8, num_workers=0) | kwargs)
     path = tmp_path/'run.safetensors'
-    with pytest.raises(KeyboardInterrupt): cycle(seeded(make()), checkpoint=path, checkpoint_every=1, cbs=StopIn(3))
+    with pytest.raises(KeyboardInterrupt): cycle(seeded(make()), checkpoint=path, checkpoint_every=1, cbs=Stop(3))
     before = path.read_bytes()
     with pytest.raises(ValueError, match=words): cycle(seeded(make(**change.get('data', {})), **change.get('learner', {})), checkpoint=path, **change.get('fit', {}))
     assert path.read_bytes() == before
@@ -356,7 +355,7 @@ def test_the_loss_scale_of_fp16_is_kept(dls, tmp_path, how):
     class Look(Callback):
         order = 80
         def before_batch(self): scales.append(self.learn.scaler.get_scale())
-    with pytest.raises(KeyboardInterrupt): train(learner(), checkpoint=path, cbs=[Lower(), StopIn(7)])
+    with pytest.raises(KeyboardInterrupt): train(learner(), checkpoint=path, cbs=[Lower(), Stop(7)])
     train(learner(), checkpoint=path, cbs=Look())
     assert scales and set(scales) == {128.}
 
