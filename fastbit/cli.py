@@ -327,7 +327,9 @@ def main(
             if args.debug: raise
             e = peer_lost(e) or e   # it said itself what it died of
             expected = isinstance(e, (ValueError, TypeError, OSError, FloatingPointError, ImportError))
-            print(f"fastbit: error: {'' if expected else f'unexpected {type(e).__name__}: '}{_one_line(e)}{'' if expected else ' (--debug shows where)'}{_way_on(args)}", file=sys.stderr)
+            way = '' if isinstance(e, (ValueError, TypeError, ImportError)) else _way_on(args)   # those say what to type instead
+            said = f"{'' if expected else f'unexpected {type(e).__name__}: '}{_one_line(e)}{'' if expected else ' (--debug shows where)'}"
+            print(f"fastbit: error: {said.rstrip('.') if way else said}{way}", file=sys.stderr)
             return 2
         finally:
             leave_processes()

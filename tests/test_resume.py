@@ -426,6 +426,23 @@ def test_the_command_goes_on_after_sigkill_at_any_moment(folder, tmp_path, words
     assert len(list((tmp_path/'fastbit-runs').iterdir())) == 2   # another command, another folder
 
 
+def test_a_command_on_other_data_is_told_what_to_type(folder, tmp_path, monkeypatch, capsys):
+    "and not that it would go on"
+    from fastbit import baseline as module
+    from fastbit.cli import main
+    args = ['baseline', str(folder), *map(str, ONE_CYCLE[:8]), '--epochs', '2', '--workers', '0']
+    monkeypatch.chdir(tmp_path)
+    def stop(*_): raise OSError('The disk is gone.')
+    with monkeypatch.context() as m:
+        m.setattr(module, 'tta_probs', stop)
+        assert main(args) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == 'fastbit: error: The disk is gone; the same command goes on from the last checkpoint'
+    picture(99, 1).save(folder/'blue'/'new.png')
+    assert main(args) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert 'training images 32 there, 33 here' in last and last.endswith('Give another file (--out FOLDER), or do again what was done there.')
+
+
 def test_two_runs_do_not_write_one_checkpoint(folder, tmp_path, capsys):
     from fastbit.checkpoint import sole_user
     from fastbit.cli import main
