@@ -30,6 +30,7 @@ from .callbacks import KeepBest
 from .files import whole_file
 from .guards import LossNotFinite, first_not_finite
 from .processes import is_writer
+from .tables import say
 
 # %% ../nbs/04c_checkpoint.ipynb #4ce97bbf
 def _digest(rows) -> str:
@@ -206,7 +207,9 @@ class Checkpoint(Callback):
     def after_batch(self):
         if self.training and self.iter+1 < self.n_iter and self._due(): self.save()   # the last one before an evaluation is saved after it
     def after_epoch(self):
-        if self._due() or self.epoch+1 == self.n_epoch: self.save()
+        if self.epoch+1 < self.n_epoch: return self.save() if self._due() else None
+        try: self.save()
+        except OSError as e: say(f'{e} The training has ended, and what it found is not thrown away for that.', 4)
     def save(self):
         "`LossNotFinite` in the place of a file that could only go on to be nan"
         if bad := first_not_finite(self.model.state_dict()): raise LossNotFinite(f"{bad} is not finite after step {self.done}: the training diverged. Set {'base_lr (--base-lr)' if hasattr(self.learn, 'rule_steps') else 'lr (--lr)'} to a third or less{'; ' + self.told() if self.told() else ''}.")

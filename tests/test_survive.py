@@ -210,6 +210,7 @@ def test_no_room_for_the_results(folder, tmp_path, monkeypatch):
                          preexec_fn=limited(2000), env={**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'})
     last = run.stderr.splitlines()[-1]
     assert run.returncode == 2 and 'Traceback' not in run.stderr and 'results could not be written into out' in last and 'accuracy' in run.stdout, run.stderr
+    assert run.stderr.count('The training has ended, and what it found is not thrown away') == 1   # there was no room for a checkpoint either
     assert not (tmp_path/'out'/'results.json').exists() and not list((tmp_path/'out').glob('.*.part'))
 
 
