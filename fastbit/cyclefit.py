@@ -44,6 +44,9 @@ def progress_of(
     return f"goes on from step {found['done']} of {n}" if found['done'] < n else f'all {n} steps are in the checkpoint, nothing is trained again'
 
 # %% ../nbs/05g_cyclefit.ipynb #0c3ad83b
+def _check_no_file(checkpoint_every):
+    if checkpoint_every is not None: raise ValueError(f"checkpoint_every={checkpoint_every}: into which file? Type checkpoint='run.safetensors'.")
+
 def _plain(lr): return [lr.start, lr.stop] if isinstance(lr, slice) else np.asarray(lr).tolist()
 
 class CycleFit:
@@ -76,7 +79,7 @@ class CycleFit:
         "fastai's one-cycle, which a checkpoint goes on with; `ValueError` if that is of another run"
         cycle = dict(div=div, div_final=div_final, pct_start=pct_start, wd=wd, moms=moms, reset_opt=reset_opt)
         if checkpoint is None:
-            if checkpoint_every is not None: raise ValueError(f"checkpoint_every={checkpoint_every}: into which file? Type checkpoint='run.safetensors'.")
+            _check_no_file(checkpoint_every)
             return super().fit_one_cycle(n_epoch, lr_max, cbs=cbs, start_epoch=start_epoch, **cycle)
         check_resumable(self, cbs, start_epoch)
         if checkpoint_every is not None: check_steps('checkpoint_every', checkpoint_every, 1)
@@ -85,6 +88,28 @@ class CycleFit:
             if found and self.logger is not noop and is_writer(): print(progress_of(found, n_epoch*len(self.dls.train)), flush=True)
             try: super().fit_one_cycle(n_epoch, lr_max, cbs=[*L(cbs), PassCheckpoint(checkpoint, checkpoint_every, run)], **cycle)
             finally: self.first_epoch, self.first_batch = 0, 0   # the next fit begins at its beginning, also after an interrupt
+
+    def fine_tune(self,
+        epochs:int,            # Passes over the training images with everything unfrozen
+        base_lr:float=2e-3,    # Peak rate of the classifier; half of it when everything trains
+        freeze_epochs:int=1,   # Passes before, with the classifier alone
+        lr_mult:float=100,     # The first stage's rate is the classifier's divided by this
+        pct_start:float=.3,    # As in `fit_one_cycle`, when everything trains
+        div:float=5.,          # The same
+        checkpoint:str|Path=None, # As in `fit_one_cycle`, when everything trains; what came before is not trained again
+        checkpoint_every:int=None, # As in `fit_one_cycle`
+        **kwargs               # The rest of `fit_one_cycle`, for both fits
+    ):
+        "fastai's: the classifier, then everything"
+        rates = dict(base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start, div=div)
+        if checkpoint is None:
+            _check_no_file(checkpoint_every)
+            return super().fine_tune(epochs, **rates, **kwargs)
+        check_resumable(self, kwargs.get('cbs'), kwargs.get('start_epoch', 0))
+        self.freeze()
+        if not Path(checkpoint).exists(): self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=.99, **kwargs)
+        self.unfreeze()
+        self.fit_one_cycle(epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, checkpoint=checkpoint, checkpoint_every=checkpoint_every, before=f'fine_tune, freeze_epochs={freeze_epochs}, base_lr={base_lr:g}', **kwargs)
 
     def cycle_checkpoint(self,
         checkpoint:str|Path,

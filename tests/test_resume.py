@@ -312,6 +312,28 @@ def test_one_cycle_is_fastai_s_with_a_checkpoint_or_without(dls, tmp_path):
     assert same(plain, cycle(seeded(dls.__class__(*[dl.new() for dl in dls.loaders])))) and same(plain, cycle(seeded(dls.__class__(*[dl.new() for dl in dls.loaders])), checkpoint=tmp_path/'run.safetensors', checkpoint_every=1))
 
 
+def test_fine_tune_is_fastai_s_and_goes_on_after_its_first_fit(dls, tmp_path):
+    from fastai.learner import Learner
+    again = lambda **kwargs: seeded(dls.__class__(*[dl.new() for dl in dls.loaders]), drop_rate=.4, **kwargs)
+    def tune(learn, f=None, **kwargs):
+        with learn.no_logging(), learn.no_bar(): (f or learn.fine_tune)(2, 1e-2, **kwargs)
+        return learn
+    path, plain = tmp_path/'run.safetensors', again()
+    tune(plain, lambda *args: Learner.fine_tune(plain, *args))
+    assert same(plain, tune(again())) and same(plain, tune(again(), checkpoint=path, checkpoint_every=1))
+    path.unlink()
+    class InTheSecond(Callback):
+        order = 90
+        def after_batch(self):
+            if self.training and self.model.n_frozen == 0 and self.learn.train_iter == 6: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): tune(again(), checkpoint=path, checkpoint_every=1, cbs=InTheSecond())
+    class No(Callback):
+        def before_train(self): assert self.model.n_frozen == 0, 'the classifier was trained before'
+    assert same(plain, tune(again(), checkpoint=path, checkpoint_every=1, cbs=No()))
+    with pytest.raises(ValueError, match="before 'fine_tune, freeze_epochs=1, .* there, 'fine_tune, freeze_epochs=2"): tune(again(), checkpoint=path, freeze_epochs=2)
+    with pytest.raises(ValueError, match='into which file'): tune(again(), checkpoint_every=2)
+
+
 @pytest.mark.parametrize('change, words', [
     (dict(fit=dict(n_epoch=4)), 'one_cycle: n epoch 3 there, 4 here'), (dict(fit=dict(lr_max=slice(1e-3, 1e-2))), r'one_cycle: lr max 0.01 there, \[0.001, 0.01\] here'), (dict(fit=dict(pct_start=.5)), 'pct start'), (dict(fit=dict(div=10.)), 'one_cycle: div 25.0 there'),
     (dict(fit=dict(wd=.1)), 'one_cycle: wd'), (dict(fit=dict(moms=(.9, .8, .9))), 'one_cycle: moms'), (dict(fit=dict(before='the head')), "before '' there, 'the head' here"), (dict(fit=dict(cbs=[KeepBest('accuracy')])), 'keep best'),
