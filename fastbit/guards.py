@@ -9,8 +9,9 @@ __all__ = ['LossNotFinite', 'diverged', 'FiniteLoss', 'first_not_finite', 'Stopp
            'loader_killed', 'plain_words', 'guarded']
 
 # %% ../nbs/04g_guards.ipynb #5f9bae50
-import math, re, signal, sys, threading
+import math, re, signal, sys, threading, traceback
 from contextlib import contextmanager
+from pickle import UnpicklingError
 
 # %% ../nbs/04g_guards.ipynb #8ac59072
 import torch
@@ -125,9 +126,14 @@ class StopGently(Callback):
 # %% ../nbs/04g_guards.ipynb #3d50439f
 def loader_killed(e:Exception) -> OSError|None:
     "What to say if a loader process died; `None` for another error"
-    if not isinstance(e, RuntimeError) or 'DataLoader worker' not in str(e): return None
-    what = next(l for l in str(e).splitlines() if 'DataLoader worker' in l)
+    if isinstance(e, RuntimeError) and 'DataLoader worker' in str(e): what = next(l for l in str(e).splitlines() if 'DataLoader worker' in l)
+    elif isinstance(e, (OSError, EOFError, RuntimeError, UnpicklingError)) and _in_multiprocessing(e): what = f'in the middle of handing over a batch: {type(e).__name__}'
+    else: return None
     return ChildProcessError(f"A process that loads images died ({what.strip().rstrip('.')}), most often because the memory ran out. Take fewer of them: num_workers=1 or 0 (--workers).")
+
+def _in_multiprocessing(e) -> bool:
+    "Was it raised where one process takes what another one sends?"
+    return any(f.f_globals.get('__name__', '').startswith('multiprocessing.') for f, _ in traceback.walk_tb(e.__traceback__))
 
 def plain_words(e:Exception):
     "fastai puts the callback's and the event's name before the message of an error in a callback; one that was written for people stands for itself"

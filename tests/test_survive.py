@@ -154,6 +154,14 @@ def test_a_killed_loader_process_ends_the_run_with_a_word(folder, tmp_path):
     assert same_weights(resumed, straight)
 
 
+def test_a_loader_that_dies_while_it_hands_over_is_told_from_a_file_that_is_not_there(tmp_path):
+    from multiprocessing.connection import Client
+    from fastbit.guards import loader_killed
+    with pytest.raises(FileNotFoundError) as gone: Client(str(tmp_path/'socket'), 'AF_UNIX')   # what torch does to take a batch of a process that is no more
+    with pytest.raises(FileNotFoundError) as file: open(tmp_path/'image.png')
+    assert '--workers' in str(loader_killed(gone.value)) and loader_killed(file.value) is None and loader_killed(RuntimeError('another')) is None
+
+
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_file_that_vanishes_in_mid_epoch(make_folder, tmp_path, workers):
     "One line, also from a loader process; what was saved is gone on from when it is back"
