@@ -9,7 +9,7 @@ __all__ = ['LossNotFinite', 'diverged', 'FiniteLoss', 'first_not_finite', 'Stopp
            'loader_killed', 'plain_words', 'guarded']
 
 # %% ../nbs/04g_guards.ipynb #5f9bae50
-import math, re, signal, sys, threading, traceback
+import math, re, signal, sys, threading, time, traceback
 from contextlib import contextmanager
 from pickle import UnpicklingError
 
@@ -126,10 +126,22 @@ class StopGently(Callback):
 # %% ../nbs/04g_guards.ipynb #3d50439f
 def loader_killed(e:Exception) -> OSError|None:
     "What to say if a loader process died; `None` for another error"
-    if isinstance(e, RuntimeError) and 'DataLoader worker' in str(e): what = next(l for l in str(e).splitlines() if 'DataLoader worker' in l)
-    elif isinstance(e, (OSError, EOFError, RuntimeError, UnpicklingError)) and _in_multiprocessing(e): what = f'in the middle of handing over a batch: {type(e).__name__}'
+    if _torch_says(e): what = _torch_says(e)
+    elif isinstance(e, (OSError, EOFError, RuntimeError, UnpicklingError)) and _in_multiprocessing(e): what = _late_word() or f'in the middle of handing over a batch: {type(e).__name__}'
     else: return None
     return ChildProcessError(f"A process that loads images died ({what.strip().rstrip('.')}), most often because the memory ran out. Take fewer of them: num_workers=1 or 0 (--workers).")
+
+def _torch_says(e) -> str: return next((l for l in str(e).splitlines() if 'DataLoader worker' in l), '') if isinstance(e, RuntimeError) else ''
+
+def _late_word(seconds=1.) -> str:
+    "torch learns of the death by a signal, and raises wherever the program is by then: here, and not in what comes after the fit"
+    until = time.monotonic() + seconds
+    try:
+        while time.monotonic() < until: time.sleep(.01)
+    except RuntimeError as e:
+        if not _torch_says(e): raise
+        return _torch_says(e)
+    return ''
 
 def _in_multiprocessing(e) -> bool:
     "Was it raised where one process takes what another one sends?"

@@ -162,6 +162,20 @@ def test_a_loader_that_dies_while_it_hands_over_is_told_from_a_file_that_is_not_
     assert '--workers' in str(loader_killed(gone.value)) and loader_killed(file.value) is None and loader_killed(RuntimeError('another')) is None
 
 
+def test_what_torch_says_late_is_heard_at_once(tmp_path):
+    "Its handler of the signal raises wherever the program is: not in what comes after"
+    import threading
+    from multiprocessing.connection import Client
+    from fastbit.guards import guarded
+    def late(signum, frame): raise RuntimeError('DataLoader worker (pid 12) is killed by signal: Killed.')
+    old = signal.signal(signal.SIGUSR1, late)
+    try:
+        with pytest.raises(ChildProcessError, match='pid 12.*--workers'), guarded():
+            threading.Timer(.1, lambda: os.kill(os.getpid(), signal.SIGUSR1)).start()
+            Client(str(tmp_path/'socket'), 'AF_UNIX')
+    finally: signal.signal(signal.SIGUSR1, old)
+
+
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_file_that_vanishes_in_mid_epoch(make_folder, tmp_path, workers):
     "One line, also from a loader process; what was saved is gone on from when it is back"
