@@ -32,7 +32,7 @@ from .bodies import body_preprocess, build_body
 from .data import check_device
 from .features import frozen_features
 from .files import write_text
-from .images import LARGE, check_images, in_threads, open_image, read_image
+from .images import LARGE, check_images, in_threads, open_image, read_image, reading
 from .model import TransferModel
 from .progress import show
 from .report import THUMB, picture_uri, render_page
@@ -95,8 +95,7 @@ HASH_BITS = 6     # of 64 that may differ between copies
 COLOUR_STEP = 7.  # of 255, the mean difference of their colours at 16 x 16 pixels
 
 def _look(path) -> tuple:
-    img = read_image(path, 64)
-    return imagehash.phash(img).hash.ravel(), np.asarray(img.resize((16, 16), Image.Resampling.BOX), dtype=np.float32)
+    with reading(path, 64) as img: return imagehash.phash(img).hash.ravel(), np.asarray(img.resize((16, 16), Image.Resampling.BOX), dtype=np.float32)
 
 def near_copies(
     paths, # Files that can be read

@@ -26,7 +26,7 @@ from torch import nn
 from .bodies import Preprocess
 from .calibration import brier_scores, calibration_error, reliability_table
 from .fold import FoldedModel, can_fold
-from .images import ImageFile, crop_at, square_image
+from .images import ImageFile, crop_at, square_image, squares_of
 from .intervals import bootstrap_interval, macro_f1, mean_interval, wilson_interval
 from .model import swapped
 
@@ -119,7 +119,7 @@ class SquaresImage(Transform):
     "What all `views` of an image are cut out of, from one decoding: one square, or one at each of the two sizes, as one flat tensor"
     takes_files = True
     def __init__(self, views, pp:Preprocess): self.sizes, self.pp = view_sizes(views, pp), pp
-    def encodes(self, x:PILImage|ImageFile): return TensorImage(torch.cat([image2tensor(square_image(x, size, self.pp)).flatten() for size in self.sizes]))
+    def encodes(self, x:PILImage|ImageFile): return TensorImage(torch.cat([image2tensor(s).flatten() for s in squares_of(x, self.sizes, self.pp)]))
 
 def view_sizes(views, pp:Preprocess) -> list[int]:
     "The sides of the squares that `views` are cut out of, pixels"

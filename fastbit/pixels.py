@@ -17,7 +17,7 @@ from PIL import Image
 
 # %% ../nbs/01d_pixels.ipynb #e13f512f
 from .bodies import Preprocess
-from .images import ImageFile, draft_size, square_image
+from .images import ImageFile, draft_size
 from .store import CACHE_GB, RowStore, file_key, make_room, open_store
 from .tables import say
 
@@ -62,16 +62,23 @@ class PixelCache:
         with suppress(OSError):
             for s in self.stores.values(): s.refresh()
 
-    def square(self, file:ImageFile, size:int) -> Image.Image: # `size` x `size`, of one's own
-        "The square of a file: a kept one, or else one that is kept from now on"
-        store, key = self.stores.get(size), None
-        with suppress(OSError):   # the store was removed, or is no longer to be read
-            key = store and file_key(file.path)
-            kept = key and store.get(key)
-            if kept is not None and key: return Image.fromarray(kept)
-        img = square_image(file.read(), size, self.pp)
-        if key: self._keep(store, key, img)
-        return img
+    def squares(self, file:ImageFile, sizes:list) -> list: # Of images of one's own, one for each of `sizes`
+        "Squares of a file: kept ones, or else ones that are kept from now on"
+        key, kept = self._kept(file, sizes)
+        absent = [s for s in sizes if s not in kept]
+        made = dict(zip(absent, file.make(absent) if absent else []))
+        for s, img in made.items():
+            if key and s in self.stores: self._keep(self.stores[s], key, img)
+        return [made[s] if s in made else Image.fromarray(kept[s]) for s in sizes]
+
+    def _kept(self, file, sizes) -> tuple:
+        "(the file's key, {size: pixels}); no key if nothing is to be looked up or kept"
+        stores, kept, key = {s: self.stores[s] for s in sizes if s in self.stores}, {}, None
+        with suppress(OSError):   # a store was removed, or is no longer to be read
+            key = file_key(file.path) if stores else None
+            for s, store in stores.items():
+                if key and (pixels := store.get(key)) is not None: kept[s] = pixels
+        return key, kept
 
     def _keep(self, store:RowStore, key, img):
         if store.n_bytes + store.row_bytes + 16 > store.max_bytes: return

@@ -11,6 +11,7 @@ __all__ = ['BUFFER', 'ImageStream', 'parquet_stream', 'tar_stream', 'StreamBatch
 import inspect, os, random
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -24,7 +25,7 @@ from fastai.torch_core import default_device
 # %% ../nbs/02e_streams.ipynb #7f6529d6
 from .bodies import Preprocess, body_preprocess
 from .data import check_device, default_bs
-from .images import draft_size, read_image, square_image, train_image, why_unreadable
+from .images import draft_size, reading, square_image, train_image, why_unreadable
 from .processes import gather_objects, my_part, own_noise, rank, world
 from .steps import ShareBatch, mixup_draw
 from .tables import say
@@ -212,10 +213,11 @@ class StreamDL:
 
     def _pixels(self, item):
         i, data, label = item
-        try: img = read_image(data, draft_size(self.pp))
-        except (OSError, ValueError, SyntaxError) as e: return why_unreadable(e), label
-        img = train_image(img, self.pp, random.Random(f'{self.seed}/{rank()}/{i}')) if self.train else square_image(img, self.pp.size, self.pp)
-        return np.asarray(img).transpose(2, 0, 1).copy(), label
+        with ExitStack() as until_done:
+            try: img = until_done.enter_context(reading(data, draft_size(self.pp)))
+            except (OSError, ValueError, SyntaxError) as e: return why_unreadable(e), label
+            img = train_image(img, self.pp, random.Random(f'{self.seed}/{rank()}/{i}')) if self.train else square_image(img, self.pp.size, self.pp)
+            return np.asarray(img).transpose(2, 0, 1).copy(), label
 
     def _decoded(self, encoded):
         "In order, some of them ahead; the rest of memory is the shuffle buffer"

@@ -114,7 +114,7 @@ def test_every_class_has_its_probability(artifact):
 def test_memory_depends_on_the_batch(artifact, monkeypatch):
     "Never more than a few batches are loaded ahead"
     import fastbit.predict as m
-    alive, most, lock, real = [0], [0], threading.Lock(), m.squares
+    alive, most, lock, real = [0], [0], threading.Lock(), m.flat_squares
     p = load_predictor(artifact[0], 'cpu')
     def load(*a):
         with lock: alive[0] += 1; most[0] = max(most[0], alive[0])
@@ -123,7 +123,7 @@ def test_memory_depends_on_the_batch(artifact, monkeypatch):
     def run(self, x, *a):
         with lock: alive[0] -= len(x)
         return views(self, x, *a)
-    monkeypatch.setattr(m, 'squares', load); monkeypatch.setattr(Predictor, '_views', run)
+    monkeypatch.setattr(m, 'flat_squares', load); monkeypatch.setattr(Predictor, '_views', run)
     assert len(p.predict([picture(i, i) for i in range(100)], bs=4)) == 100
     assert most[0] <= 4*4
 

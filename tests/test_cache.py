@@ -372,7 +372,7 @@ def test_cached_pixels_are_decoded_pixels(jpegs, resize, workers):
     make = lambda cache: image_dataloaders(jpegs, 'test_efficientnet', size=64, bs=4, resize=resize, num_workers=workers, cache=cache)
     a, b = make(False), make(True)
     for _ in range(3): assert same(batches(a.train), batches(b.train)) and same(batches(a.valid), batches(b.valid))
-    with patch('fastbit.images.read_again', side_effect=AssertionError('decoded again')): warm = batches(make(True).train) + batches(b.train) + batches(b.valid)
+    with patch('fastbit.images.ImageFile.make', side_effect=AssertionError('decoded again')): warm = batches(make(True).train) + batches(b.train) + batches(b.valid)
     assert same(warm[:len(b.train)], batches(make(False).train))
 
 

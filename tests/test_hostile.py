@@ -1,9 +1,13 @@
 "Four hundred files that are not what they seem, and names that nobody should give: through check, training and prediction, in the command's own process"
 import os, re, subprocess, sys, tempfile, time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np, pandas as pd, pytest
+from PIL import Image
 
 from conftest import write_folder
+from fastbit.images import in_threads, reading
 import corpus
 
 QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--device', 'cpu')
@@ -62,6 +66,57 @@ def trained(hostile, tmp_path_factory):
 
 def test_there_are_enough():
     assert len(corpus.all_cases()) >= 370 and sum(c.fate == corpus.BAD for c in corpus.all_cases()) >= 100
+
+
+SIDE = 5000   # pixels; 25 megapixels, 100 MB as Pillow has them
+
+
+def most_memory(f) -> float:
+    "MB that the process had at most while `f` ran, above what it had before"
+    def mb(name): return int(re.search(rf'{name}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1])/1024
+    Path('/proc/self/clear_refs').write_text('5')   # the high-water mark begins anew
+    before = mb('VmRSS')
+    f()
+    return mb('VmHWM') - before
+
+
+def _readers(tmp_path):
+    from fastbit.bodies import body_preprocess
+    from fastbit.doctor import _look
+    from fastbit.features import view_pixels
+    from fastbit.images import inspect_image
+    from fastbit.predict import flat_squares
+    from fastbit.streams import StreamDL
+    pp = body_preprocess('test_efficientnet', size=32)
+    stream = SimpleNamespace(pp=pp, train=True, seed=0)
+    return dict(check=inspect_image, copies=_look, predict=lambda p: flat_squares(p, [32], pp), features=lambda p: view_pixels(p, 0, pp), stream=lambda p: StreamDL._pixels(stream, (0, p.read_bytes(), 0)))
+
+
+@pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='only Linux tells the high-water mark')
+@pytest.mark.parametrize('reader', ['check', 'copies', 'predict', 'features', 'stream'])
+def test_one_large_image_is_in_memory_at_a_time(reader, tmp_path):
+    "Whatever the number of threads: the picture as stored and as RGB, and no more"
+    f = _readers(tmp_path)[reader]
+    (tmp_path/'large.png').write_bytes(corpus.png(SIDE, SIDE, bytes(SIDE*(SIDE*3+1))))
+    f(tmp_path/'large.png')   # what is imported and kept at the first time
+    one = SIDE*SIDE*4/2**20
+    assert most_memory(lambda: in_threads(f, [tmp_path/'large.png']*3, '', 3)) < 2.8*one   # two, and what the threads' heaps keep of the small ones made of it
+
+
+def test_a_large_image_goes_before_the_next_comes(tmp_path):
+    "A large image is one block that the system maps on its own: nothing that is allocated after it can hold it"
+    (tmp_path/'large.png').write_bytes(corpus.png(SIDE, SIDE, bytes(SIDE*(SIDE*3+1))))
+    sizes, alive, most, real = [], [], [], Image.core.get_block_size()
+    with reading(tmp_path/'large.png'):
+        sizes.append(Image.core.get_block_size())
+        with reading(tmp_path/'large.png'): pass
+        sizes.append(Image.core.get_block_size())
+    assert sizes == [2**30]*2 and Image.core.get_block_size() == real
+    def work(path):
+        with reading(path):
+            alive.append(path); most.append(len(alive)); time.sleep(.05); alive.pop()
+    in_threads(work, [tmp_path/'large.png']*3, '', 3)
+    assert most == [1]*3, 'the next one was read before there was nothing left to do with this one'
 
 
 def test_training(hostile, trained):
