@@ -105,11 +105,14 @@ class CycleFit:
         if checkpoint is None:
             _check_no_file(checkpoint_every)
             return super().fine_tune(epochs, **rates, **kwargs)
-        check_resumable(self, kwargs.get('cbs'), kwargs.get('start_epoch', 0))
+        check_resumable(self, kwargs.get('cbs'), kwargs.pop('start_epoch', 0))
+        whole = dict(lr_max=slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, before=f'fine_tune, freeze_epochs={freeze_epochs}, base_lr={base_lr:g}', **kwargs)
+        begun = Path(checkpoint).exists()
+        if begun: self.cycle_checkpoint(checkpoint, epochs, n_frozen=0, **whole)   # one of another run is refused before anything changes
         self.freeze()
-        if not Path(checkpoint).exists(): self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=.99, **kwargs)
+        if not begun: self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=.99, **kwargs)
         self.unfreeze()
-        self.fit_one_cycle(epochs, slice(base_lr/2/lr_mult, base_lr/2), pct_start=pct_start, div=div, checkpoint=checkpoint, checkpoint_every=checkpoint_every, before=f'fine_tune, freeze_epochs={freeze_epochs}, base_lr={base_lr:g}', **kwargs)
+        self.fit_one_cycle(epochs, checkpoint=checkpoint, checkpoint_every=checkpoint_every, **whole)
 
     def cycle_checkpoint(self,
         checkpoint:str|Path,

@@ -330,7 +330,10 @@ def test_fine_tune_is_fastai_s_and_goes_on_after_its_first_fit(dls, tmp_path):
     class No(Callback):
         def before_train(self): assert self.model.n_frozen == 0, 'the classifier was trained before'
     assert same(plain, tune(again(), checkpoint=path, checkpoint_every=1, cbs=No()))
-    with pytest.raises(ValueError, match="before 'fine_tune, freeze_epochs=1, .* there, 'fine_tune, freeze_epochs=2"): tune(again(), checkpoint=path, freeze_epochs=2)
+    refused = again()
+    n_frozen = refused.model.n_frozen
+    with pytest.raises(ValueError, match="before 'fine_tune, freeze_epochs=1, .* there, 'fine_tune, freeze_epochs=2"): tune(refused, checkpoint=path, freeze_epochs=2)
+    assert n_frozen and refused.model.n_frozen == n_frozen, 'a refused call changes nothing'
     with pytest.raises(ValueError, match='into which file'): tune(again(), checkpoint_every=2)
 
 
