@@ -40,6 +40,7 @@ from .features import *
 from .rulefit import *
 from .cyclefit import *
 from .headfit import *
+from .lrfind import *
 from .learner import *
 from .figures import *
 from .cam import *

@@ -32,7 +32,8 @@ from .guards import Stopped
 from .headfit import HEAD_EPOCHS, check_head_options
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .images import header_sizes, middle_size
-from .learner import HEAD_LR, check_precision, transfer_learner
+from .learner import check_precision, transfer_learner
+from .lrfind import HEAD_LR
 from .processes import alone_by_mistake, is_writer, join_processes, wait_for_all, world, writer_first
 from .progress import show
 from .recipes import RECIPES, HeadStage, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages

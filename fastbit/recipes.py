@@ -23,7 +23,8 @@ from .checkpoint import sole_user
 from .headfit import HEAD_EPOCHS
 from .hyperrule import HyperRule
 from .fold import FoldedModel
-from .learner import BODY_LR, HEAD_LR, TransferLearner
+from .learner import TransferLearner
+from .lrfind import BODY_LR, HEAD_LR
 from .model import untouched
 from .store import CACHE_GB
 

@@ -16,7 +16,8 @@ from torch.testing import assert_close
 
 from fastbit.bodies import build_body
 from fastbit.data import image_dataloaders
-from fastbit.learner import BODY_LR, HEAD_LR, transfer_learner
+from fastbit.learner import transfer_learner
+from fastbit.lrfind import BODY_LR, HEAD_LR
 from fastbit.model import TransferModel
 from fastbit.tables import DataWarning
 from conftest import TINY

@@ -31,7 +31,7 @@ def test_all_is_fastai_and_fastbit():
     import fastai.vision.all as fv
     fastais = {n for n in vars(fv) if not n.startswith('_')}
     assert fastais - set(names) == set() and {'transfer_learner', 'image_dataloaders', 'baseline', 'list_bodies', 'Plan', 'plot_losses'} <= set(names)
-    ours = {n for m in MODULES if m not in ('all', 'cli') for n in importlib.import_module(f'fastbit.{m}').__all__}
+    ours = {n for m in MODULES if m not in ('all', 'cli', 'options') for n in importlib.import_module(f'fastbit.{m}').__all__}
     assert not ours & fastais   # no name of fastai's means something else
 
 
@@ -50,7 +50,7 @@ def test_importing_changes_no_behaviour_of_fastai_torch_or_timm():
 
 def test_modules_import_downwards():
     "The order of the notebooks is the order of the layers"
-    order = {n: i for i, n in enumerate('hyperrule launch processes progress files store names weights bodies images tables pixels data datasets flowers steps streams model intervals calibration fold features callbacks accumulate guards checkpoint optim evaluate artifact predict onnx figures cam report rulefit cyclefit headfit learner recipes budget result baseline fewshot leaderboard doctor cli all'.split())}
+    order = {n: i for i, n in enumerate('hyperrule launch processes progress files store names weights bodies images tables pixels data datasets flowers steps streams model intervals calibration fold features callbacks accumulate guards checkpoint optim evaluate artifact predict onnx figures cam report rulefit cyclefit headfit lrfind learner recipes budget result baseline fewshot leaderboard doctor options cli all'.split())}
     assert set(order) == set(MODULES)
     for name in MODULES:
         text = (Path(fastbit.__file__).parent/f'{name}.py').read_text()
