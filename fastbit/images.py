@@ -240,7 +240,8 @@ class ImageFile:
     "An image file that is read when squares of it are asked for, and not if `kept` has them"
     def __init__(self, path, pp:Preprocess, kept=None): self.path, self.pp, self.kept = path, pp, kept
 
-    def squares(self, sizes:list) -> list: # One for each of `sizes`, from one reading
+    def squares(self, sizes:list) -> list: # One for each of `sizes`
+        "Kept squares, or new ones from one reading"
         return self.make(sizes) if self.kept is None else self.kept.squares(self, sizes)
 
     def make(self, sizes:list) -> list:

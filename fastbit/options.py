@@ -132,7 +132,7 @@ def _data_options():
     p = argparse.ArgumentParser(add_help=False)
     p.add_argument('path', nargs='?', metavar='PATH', help="folder of class folders, folder with train/ and valid/, CSV file of path and label, or a public set's name (cifar, pets, flowers, …); without it: scikit-learn's digits")
     p.add_argument('--size', type=int, metavar='PX', help="side of the images; by default the pre-training's, 64 for digits, and the rule's for hyperrule")
-    p.add_argument('--seed', type=int, default=0, help='of split, order and augmentation: the same seed gives the same numbers')
+    p.add_argument('--seed', type=int, default=0, help='of split, order and augmentation: the same seed gives the same numbers; by default 0')
     p.add_argument('--valid-pct', type=float, default=.2, metavar='SHARE', help='share held out for validation where the data has no split of its own')
     p.add_argument('--test-pct', type=float, default=0., metavar='SHARE', help="share held out for a test set that nothing is chosen on; by default none but the data's own test/")
     p.add_argument('--k-per-class', type=int, metavar='K', help='train on K images of each class; by default on all')

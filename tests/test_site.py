@@ -82,7 +82,8 @@ def test_docstrings_lead_to_their_pages(site):
 
 def test_a_definition_has_signature_table_source_and_methods(site):
     text = (site/'learner.html').read_text()
-    for part in ('id="transfer_learner"', 'id="transferlearner.lr_find"', 'Stochastic depth, probability at the last block', 'blob/main/fastbit/learner.py#L', '>Details<'): assert part in text, part
+    for part in ('id="transfer_learner"', 'id="transferlearner.tta"', 'Stochastic depth, probability at the last block', 'blob/main/fastbit/learner.py#L', '>Details<'): assert part in text, part
+    assert 'id="ratefinder.lr_find"' in (site/'lrfind.html').read_text()   # what a learner is put together from has pages of its own
     text = (site/'hyperrule.html').read_text()
     for part in ('id="hyperrule.for_data"', 'optimizer steps of the whole schedule'): assert part in text, part   # a class method, a field of a dataclass
 
