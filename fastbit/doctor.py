@@ -16,7 +16,7 @@ from pathlib import Path
 
 # %% ../nbs/09d_doctor.ipynb #8e5ac9bf
 import imagehash, numpy as np, pandas as pd
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import LogisticRegression
@@ -60,7 +60,6 @@ MIN_SIDE = 24    # pixels; a picture with a shorter side is tiny
 MAX_RATIO = 10   # of the images of the largest class to those of the smallest
 MIN_IMAGES = 10  # of a class; with fewer, two images are all that is held out of a fifth
 COLUMNS = ['kind', 'path', 'label', 'split', 'detail', 'other', 'suggested', 'score']
-_ORIENTATION = 0x112   # EXIF 2.3, tag "Orientation"; 1: upright
 _SEEN = ('dark', 'light', 'blurry', 'low_information', 'odd_size')   # what cleanvision looks for
 LABEL_C = .01    # inverse regularisation of the classifier that judges labels; .001 and .01 do equally well on 655 stamps and the digits with a twentieth of the labels swapped
 
@@ -72,7 +71,7 @@ def _reading(table, report) -> list:
 
 def _orientation(path) -> int:
     try:
-        with open_image(path) as img: return int(img.getexif().get(_ORIENTATION, 1))
+        with open_image(path) as img: return int(img.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception: return 1   # what cannot be read is another finding
 
 def _shapes(table, report) -> list:

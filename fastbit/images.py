@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, PIL
 from fastai.vision.core import PILImage
 from fasttransform import Transform
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 # %% ../nbs/01b_images.ipynb #59c09031
 from .bodies import Preprocess
@@ -48,10 +48,8 @@ def to_rgb(
         img = Image.alpha_composite(Image.new('RGBA', rgba.size, _WHITE), rgba)
     return img.convert('RGB')
 
-_ORIENTATION = 0x112   # EXIF 2.3, tag "Orientation"; 2 to 8: not as it is stored
-
 def _upright(img):
-    try: return ImageOps.exif_transpose(img) if img.getexif().get(_ORIENTATION, 1) in range(2, 9) else img   # Pillow would copy what is upright
+    try: return ImageOps.exif_transpose(img) if img.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9) else img   # Pillow would copy what is upright
     except Exception: return img   # EXIF that cannot be parsed says nothing about orientation; the pixels may be fine
 
 # %% ../nbs/01b_images.ipynb #b54ef1d1
