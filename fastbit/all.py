@@ -9,6 +9,7 @@ __all__ = []
 
 # %% ../nbs/11_all.ipynb #07f13e3a
 from fastai.vision.all import *
+from .progress import DataWarning, say
 from .store import *
 from .processes import *
 from .names import *
@@ -17,6 +18,8 @@ from .bodies import *
 from .images import *
 from .pixels import *
 from .hyperrule import *
+from .columns import *
+from .folders import *
 from .tables import *
 from .data import *
 from .datasets import *

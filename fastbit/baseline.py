@@ -40,7 +40,8 @@ from .recipes import RECIPES, HeadStage, Plan, RuleStage, clock, head_stages, me
 from .result import BaselineResult
 from .rulefit import check_steps, default_eval_every, rule_text
 from .store import CACHE_GB
-from .tables import few_shot_table, image_table, say, split_table
+from .progress import say
+from .tables import few_shot_table, image_table, split_table
 
 # %% ../nbs/09_baseline.ipynb #42e30e5d
 def check_out(

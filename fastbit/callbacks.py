@@ -26,7 +26,7 @@ from fastcore.foundation import L
 from .hyperrule import HyperRule
 from .processes import is_writer
 from .steps import step_loader
-from .tables import say
+from .progress import say
 
 # %% ../nbs/04_callbacks.ipynb #71a1eb4f
 class DeviceSmoothLoss(AvgSmoothLoss):

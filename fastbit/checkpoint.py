@@ -30,7 +30,7 @@ from .callbacks import KeepBest
 from .files import whole_file
 from .guards import LossNotFinite, first_not_finite
 from .processes import is_writer
-from .tables import say
+from .progress import say
 
 # %% ../nbs/04c_checkpoint.ipynb #4ce97bbf
 def _digest(rows) -> str:

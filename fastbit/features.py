@@ -27,7 +27,7 @@ from .pixels import PixelCache, common_folder
 from .processes import gather_objects, is_writer, my_part, world, writer_first
 from .progress import track
 from .store import CACHE_GB, file_key, make_room, open_store
-from .tables import say
+from .progress import say
 
 # %% ../nbs/03c_features.ipynb #1d84074f
 def view_pixels(

@@ -26,7 +26,7 @@ from .features import FeatureDL, Features, feature_shape, frozen_features
 from .fold import FoldedModel
 from .model import swapped
 from .store import CACHE_GB
-from .tables import say
+from .progress import say
 
 # %% ../nbs/05c_headfit.ipynb #cc001981
 SOLVERS = ('sgd', 'lbfgs')

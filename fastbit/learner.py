@@ -46,7 +46,7 @@ from .cyclefit import CycleFit
 from .lrfind import BODY_LR, RateFinder
 from .rulefit import RuleFit
 from .steps import shared_outputs
-from .tables import say
+from .progress import say
 
 # %% ../nbs/06_learner.ipynb #88ca118d
 def _check_pixels(dls):

@@ -29,7 +29,8 @@ from .fold import FoldedModel, can_fold
 from .images import draft_size, in_threads, reading, squares_of, why_unreadable
 from .model import TransferModel
 from .progress import track
-from .tables import find_images, image_table, say
+from .progress import say
+from .tables import find_images, image_table
 
 # %% ../nbs/05e_predict.ipynb #aeb88814
 def _array_items(a) -> list:

@@ -26,7 +26,8 @@ from .guards import guarded
 from .features import FeatureDL
 from .model import swapped
 from .checkpoint import Checkpoint, check_checkpoint, describe_run, sole_user
-from .tables import say, training_size
+from .progress import say
+from .tables import training_size
 from .optim import ForeachSGD
 from .hyperrule import BASE_LR, BATCH_SIZE, MOMENTUM, HyperRule
 from .images import median_size

@@ -28,7 +28,7 @@ from .data import check_device, default_bs
 from .images import draft_size, reading, square_image, train_image, why_unreadable
 from .processes import gather_objects, my_part, own_noise, rank, world
 from .steps import ShareBatch, mixup_draw
-from .tables import say
+from .progress import say
 
 # %% ../nbs/02e_streams.ipynb #66ada41a
 BUFFER = 1000   # images that are held, encoded, to draw the next one from; shards come in another order in each pass

@@ -16,7 +16,7 @@ from fastbit.images import draft_size, read_image, square_image
 from fastbit.learner import transfer_learner
 from fastbit.model import TransferModel, run_stages
 from fastbit.store import RowStore, clear_stores, list_stores, row_key
-from fastbit.tables import DataWarning
+from fastbit.progress import DataWarning
 
 BODIES = ['test_efficientnet', 'small_bit']
 

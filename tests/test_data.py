@@ -5,7 +5,8 @@ import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 
 from fastbit.data import image_dataloaders
-from fastbit.tables import DataWarning, find_images, image_table, split_table
+from fastbit.progress import DataWarning
+from fastbit.tables import find_images, image_table, split_table
 from conftest import TINY, picture
 
 small = dict(arch='test_efficientnet', size=32, num_workers=0)

@@ -9,7 +9,7 @@ pytest.importorskip('webdataset', reason='pip install datasets webdataset')
 from fastbit.learner import transfer_learner
 from fastbit.launch import environment, unused_port
 from fastbit.streams import ImageStream, StreamDL, parquet_stream, stream_dataloaders, tar_stream
-from fastbit.tables import DataWarning
+from fastbit.progress import DataWarning
 from conftest import picture
 
 # webdataset 1.0 leaves its shards to the garbage collector

@@ -9,7 +9,7 @@ from fastbit.checkpoint import read_checkpoint
 from fastbit.data import image_dataloaders
 from fastbit.guards import LossNotFinite, Stopped, first_not_finite
 from fastbit.learner import transfer_learner
-from fastbit.tables import DataWarning
+from fastbit.progress import DataWarning
 from conftest import TINY, run_fastbit, wait_for_rows, write_folder
 
 pytestmark = pytest.mark.slow   # `make test-slow`
