@@ -196,7 +196,7 @@ def baseline(
     learn.temperature = fit_temperature(_log(valid.plain), valid[1]) if valid.plain.isfinite().all() else None
     best = getattr(learn, 'keep_best', None)
     settings = dict(path='digits' if path is None else str(path) if not isinstance(path, pd.DataFrame) else 'DataFrame', **settings)
-    res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), evaluate_probs(*tta), tta_views, learn.history.epochs, learn.history.steps, _predictions(dls, held_out, learn.temperature), dls.left_out, times, settings,
+    res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), evaluate_probs(*tta), tta_views, learn.history.epochs, learn.history.steps, _predictions(dls, held_out, learn.temperature), pd.concat([dls.left_out, dls.skipped], ignore_index=True), times, settings,
         part, tta.plain, tta[1], learn.temperature, evaluate_probs(temper(tta.plain, learn.temperature), tta[1]) if learn.temperature else None, evaluate_probs(valid.plain, valid[1]) if part == 'test' else None, tta.report,
         _stage_times(plan, took), _command(settings), learn.fold_difference, f'the weights of {best.where}, by {best.monitor}' if best and best.where else '', learn)
     if out is not None and is_writer():
@@ -237,8 +237,14 @@ def _saved_words(checkpoint, stage, found, n_batches) -> str:
 
 def _make_plan(learn, name, arch, source, stages, recipe, seed, rule, saved, within=''):
     dls, pp = learn.dls, learn.dls.preprocess
-    return Plan(name, dls.train.n, dls.valid.n, dls[2].n if len(dls.loaders) > 2 else 0, len(dls.left_out), list(map(str, dls.vocab)), dls.split_words, arch if arch.startswith('BiT') else timm_name(arch), str(source),
-        sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp, dls.table.path), dls.bs, recipe, stages, str(dls.device) + (f', {learn.precision}' if learn.precision != 'float32' else ''), seed, measure_stages(learn, stages), rule, saved, within, world())
+    device = str(dls.device) + (f', {learn.precision}' if learn.precision != 'float32' else '')
+    not_used = dls.skipped.reason.value_counts().to_dict()
+    return Plan(data=name, n_train=dls.train.n, n_valid=dls.valid.n, n_test=dls[2].n if len(dls.loaders) > 2 else 0,
+        n_left_out=len(dls.left_out), classes=list(map(str, dls.vocab)), split=dls.split_words,
+        arch=arch if arch.startswith('BiT') else timm_name(arch), weights=str(source),
+        n_params=sum(p.numel() for p in learn.model.parameters()), size=pp.size, images=_image_words(pp, dls.table.path),
+        bs=dls.bs, recipe=recipe, stages=stages, device=device, seed=seed, seconds_an_image=measure_stages(learn, stages),
+        rule=rule, goes_on=saved, budget=within, processes=world(), source=dls.source, not_used=not_used)
 
 def _image_words(pp, paths):
     how = dict(squash='squashed', crop='cropped', pad='padded')[pp.resize] + f' to {pp.size} px ({pp.interpolation})'

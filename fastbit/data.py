@@ -28,7 +28,7 @@ from .hyperrule import HyperRule
 from .images import EvalImage, ImageFile, TrainImage, draft_size, read_again
 from .pixels import PixelCache
 from .store import CACHE_GB
-from .tables import check_k_per_class, check_share, check_table, few_shot_table, image_table, leave_out_unreadable, split_table, training_size
+from .tables import check_k_per_class, check_share, check_table, few_shot_table, leave_out_unreadable, leave_out_untrained, read_image_set, split_table, training_size
 
 # %% ../nbs/02_data.ipynb #89b8eed8
 class ImageDL(TfmdDL):
@@ -149,7 +149,7 @@ def image_dataloaders(
     path_col:str=None,            # The table's column of paths
     label_col:str=None,           # The table's column of labels
     split_col:str=None,           # The table's column of splits
-) -> DataLoaders: # With `preprocess`, `table`, `left_out` and `split_words` (how it was split) beside what fastai gives them; a test set is the third loader, `dls[2]`
+) -> DataLoaders: # With `preprocess`, `table`, `left_out` (unreadable files), `skipped` (other files that are not used), `source` and `split_words` (what was used, and how it was split) besides fastai's attributes; a test set is the third loader, `dls[2]`
     "fastai `DataLoaders` of uint8 images scaled to [0, 1], from a folder or a table"
     if bs is not None and (not isinstance(bs, int) or bs < 1): raise ValueError(f"bs={bs!r}: a batch has one image or more.")
     if num_workers is not None and num_workers < 0: raise ValueError(f"num_workers={num_workers}: 0 loads in this process, 1 or more in others.")
@@ -161,15 +161,18 @@ def image_dataloaders(
     preprocess = partial(body_preprocess, arch, resize=resize, crop=crop, flip=flip, draft=draft)
     by_rule, size = 'hyperrule' in (size, train_size), None if size == 'hyperrule' else size
     pp = preprocess(size, train_size=None if by_rule else train_size)   # before the work, for its errors
-    table, report = image_table(path, root, path_col, label_col, split_col), None
+    images, report = read_image_set(path, root, path_col, label_col, split_col), None
+    table = images.table
     left_out = pd.DataFrame(columns=['path', 'reason'])
     if check: table, left_out, report = leave_out_unreadable(table, cache=cache)
     split_words, table = _split_words(table, valid_pct, test_pct, seed), split_table(table, valid_pct, seed, test_pct)
     if k_per_class is not None: table, split_words = few_shot_table(table, k_per_class, seed), f'{split_words}; {k_per_class} a class to train'
+    table, untrained = leave_out_untrained(table)
     check_table(table, None if report is None else dict(zip(report.path, report.digest)))
     pp, image_size = _rule_preprocess(preprocess, size, table, report) if by_rule else (pp, None)
     dls = table_dataloaders(table, pp, bs=bs or default_bs(pp.size, device), seed=seed, batch_tfms=batch_tfms, num_workers=num_workers, device=device, cache=cache, cache_gb=cache_gb)
     dls.left_out, dls.split_words, dls.report, dls.image_size = left_out, split_words, report, image_size
+    dls.skipped, dls.source = pd.concat([images.skipped, untrained], ignore_index=True), images.source
     return dls
 
 # %% ../nbs/02_data.ipynb #b9dfa567
@@ -182,5 +185,6 @@ def table_dataloaders(table:pd.DataFrame, pp:Preprocess, *, bs:int, seed:int=0, 
         after_item=[TrainImage(pp), EvalImage(pp), ToTensor()], after_batch=[IntToFloatTensor(), *(batch_tfms or [])])
     test = table.path[table.split == 'test']
     if len(test): dls.loaders.append(dls.test_dl([Path(p) for p in test], with_labels=True))
-    dls.preprocess, dls.table, dls.left_out, dls.report, dls.image_size = pp, table, pd.DataFrame(columns=['path', 'reason']), None, None
+    dls.preprocess, dls.table, dls.report, dls.image_size, dls.source = pp, table, None, None, 'a table'
+    dls.left_out, dls.skipped = (pd.DataFrame(columns=['path', 'reason']) for _ in range(2))
     return dls

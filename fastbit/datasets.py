@@ -18,7 +18,8 @@ from PIL import Image
 
 # %% ../nbs/02b_datasets.ipynb #e902ce09
 from .store import cache_root
-from .tables import find_images, image_table
+from .folders import find_images
+from .tables import image_table
 
 # %% ../nbs/02b_datasets.ipynb #7cb6512f
 def cache_dir() -> Path:

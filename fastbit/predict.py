@@ -30,7 +30,8 @@ from .images import draft_size, in_threads, reading, squares_of, why_unreadable
 from .model import TransferModel
 from .progress import track
 from .progress import say
-from .tables import find_images, image_table
+from .folders import find_images
+from .tables import image_table
 
 # %% ../nbs/05e_predict.ipynb #aeb88814
 def _array_items(a) -> list:

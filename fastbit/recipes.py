@@ -208,6 +208,8 @@ class Plan:
     goes_on: str = ''  # where checkpoints go
     budget: str = ''   # what a budget chose, and what more time would buy
     processes: int = 1 # that share the work
+    source: str = ''   # which folder or columns were used
+    not_used: dict = field(default_factory=dict) # reason -> number of files
 
     @property
     def seconds(self) -> float:
@@ -225,6 +227,8 @@ class Plan:
         left = f', {self.n_left_out} unreadable left out' if self.n_left_out else ''
         test = f' to validate and {self.n_test} to test' if self.n_test else ''
         rows = [('data', f'{self.data}: {self.n_train+self.n_valid+self.n_test} images, {len(self.classes)} classes{left}; {self.n_train} to train, {self.n_valid} held out{test} ({self.split})'),
+            *([('source', self.source)] if self.source else []),
+            *([('not used', ', '.join(f'{n} {reason}' for reason, n in self.not_used.items()))] if self.not_used else []),
             ('body', f'{self.arch}, {self.n_params/1e6:.1f} M parameters, weights: {self.weights}'),
             ('images', f'{self.images}; ' + (f'loaded {self.bs} at a time' if self.rule else f'batches of {self.bs}, {-(-self.n_train//self.bs)} an epoch')),
             *([] if self.rule else [(f'stage {i}', str(s)) for i, s in enumerate(self.stages, 1)])]

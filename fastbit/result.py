@@ -40,7 +40,7 @@ class BaselineResult:
     epochs: pd.DataFrame       # one row an epoch, over all stages
     steps: pd.DataFrame        # one row an optimizer step
     predictions: pd.DataFrame  # one row a held-out image: path, split, label, prediction, probability, calibrated (the probability with the temperature)
-    left_out: pd.DataFrame     # unreadable files: path, reason
+    left_out: pd.DataFrame     # files that are not used: path, reason
     seconds: dict              # of training and evaluation
     settings: dict             # what `baseline` was called with
     part: str                  # 'test' or 'valid': what the numbers were measured on
