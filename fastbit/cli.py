@@ -127,11 +127,14 @@ def _table(df) -> str:
 def _evaluate(args):
     from fastbit.calibration import calibration_error, reliability_table, temper
     from fastbit.evaluate import evaluate_probs
+    from fastbit.folders import count_reasons
     from fastbit.predict import load_predictor
     _check_bs(args)
     predictor = load_predictor(args.model, args.device)
     res = predictor.labelled_probs(args.path, args.split, args.tta, args.bs)
     print(f"{args.path}: {'all' if res.part == 'all' else f'the {res.part} split'}, {len(res.targs)} images" + (f', {len(res.left_out)} left out' if len(res.left_out) else ''))
+    print(f'source: {res.source}')
+    if len(res.skipped): print(f'not used: {count_reasons(res.skipped.itertuples(index=False))}')
     print(evaluate_probs(res.probs, res.targs))
     t = predictor.about.temperature
     if t: print(f'with temperature {t:.2f}: ECE {calibration_error(reliability_table(temper(res.probs, t), res.targs)):.4f}')

@@ -30,14 +30,23 @@ from .images import draft_size, in_threads, reading, squares_of, why_unreadable
 from .model import TransferModel
 from .progress import track
 from .progress import say
-from .folders import find_images
-from .tables import image_table
+from .folders import count_reasons, list_folder
+from .tables import read_image_set
 
 # %% ../nbs/05e_predict.ipynb #aeb88814
 def _array_items(a) -> list:
     if a.dtype != np.uint8 or a.ndim not in (2, 3, 4) or (a.ndim > 2 and a.shape[-1] not in (3, 4)):
         raise TypeError(f"An array of {a.dtype} and shape {a.shape}; an image is uint8, height x width x 3 in RGB, and many are n x height x width x 3.")
     return list(a) if a.ndim == 4 else [a]
+
+def _folder_images(folder) -> list[str]:
+    "All of them, with a warning about files that get no prediction"
+    found = list_folder(folder)
+    passed_over = [o for o in found.all_skipped if not o[1].startswith('hidden')]
+    reasons = count_reasons(passed_over)
+    if not found.all_images: raise FileNotFoundError(f"No images in {folder}" + (f'; what is there: {reasons}.' if reasons else '.'))
+    if passed_over: say(f"{len(passed_over)} file(s) of {folder} have no prediction: {reasons}.", 4)
+    return found.all_images
 
 def image_items(
     items # A path, a folder, bytes, a Pillow image, an array of uint8 (height x width, with 3 or 4 channels, or n of these), or several of them
@@ -48,9 +57,7 @@ def image_items(
     if isinstance(items, Image.Image): return [items]
     if isinstance(items, (str, os.PathLike)):
         if not os.path.isdir(items): return [os.fspath(items)]
-        found = find_images(items)
-        if not found: raise FileNotFoundError(f"There are no images in {items}.")
-        return found
+        return _folder_images(items)
     if isinstance(items, pd.Series): items = items.tolist()
     if isinstance(items, (dict, pd.DataFrame)) or not hasattr(items, '__iter__') or isinstance(items, torch.Tensor):
         raise TypeError(f"A {type(items).__name__} is no image: give paths, bytes, Pillow images, arrays of uint8 (height x width x 3), or a list of them.")
@@ -65,7 +72,7 @@ def flat_squares(
     "What all views of an image are cut out of, as validation sees it"
     with reading(item, draft_size(pp)) as img: return np.concatenate([np.asarray(s).transpose(2, 0, 1).ravel() for s in squares_of(img, sizes, pp)])
 
-Labelled = namedtuple('Labelled', 'probs targs part left_out')
+Labelled = namedtuple('Labelled', 'probs targs part left_out source skipped')
 
 class Predictor:
     "A trained network that answers for images; make it with `load_predictor`"
@@ -130,9 +137,10 @@ class Predictor:
         split:str=None,   # 'train', 'valid', 'test'; `None`: 'test' if there is one, else 'valid', else all
         tta:bool=False,   # As for `predict`
         bs:int=None,      # Images in a pass; `None`: by size and device
-    ) -> Labelled: # probs (n x classes), targs (n class numbers), part ('test', 'valid', … or 'all'), left_out (path, reason)
+    ) -> Labelled: # probs (n x classes), targs (n class numbers), part ('test', 'valid', … or 'all'), left_out and skipped (path, reason; unreadable images, and other files that are not used), source (what was used, in words)
         "Probabilities beside the labels; `ValueError` for labels that the network does not know"
-        part, table = _part_of(image_table(source), split)
+        images = read_image_set(source)
+        part, table = _part_of(images.table, split)
         at = {c: i for i, c in enumerate(self.classes)}
         if unknown := sorted(set(table.label) - set(at)): raise ValueError(f"{len(unknown)} of the labels are no classes of this network: {', '.join(unknown[:5])}. It knows {', '.join(self.classes[:10])}{', …' if len(self.classes) > 10 else ''}.")
         views = default_views(self.about.preprocess) if tta else ('identity',)
@@ -142,7 +150,7 @@ class Predictor:
         if bad.all(): raise ValueError(f"None of the {len(table)} images can be read, e.g. {table.path.iloc[0]}: {reasons[0]}.")
         if bad.any(): say(f"{bad.sum()} of {len(table)} images cannot be read and are left out, e.g. {left_out.path[0]}: {left_out.reason[0]}")
         self._say_seen(table.path[~bad].tolist())
-        return Labelled(mean_probs(logits[~bad]), torch.tensor([at[l] for l in table.label[~bad]]), part, left_out)
+        return Labelled(mean_probs(logits[~bad]), torch.tensor([at[l] for l in table.label[~bad]]), part, left_out, images.source, images.skipped)
 
     def _say_seen(self, paths):
         "An accuracy on what was learnt by heart is no accuracy"

@@ -149,10 +149,10 @@ def split_table(
     return table.assign(split=split)
 
 def leave_out_untrained(
-    table:pd.DataFrame # Split
+    table:pd.DataFrame # Columns path, label, split; '' is drawn later, and counts as training
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # The rows that are used, and the others' path and reason
     "Leave out held-out images of classes that no training image has: the model has no output for them"
-    trained = set(table.label[table.split == 'train'])
+    trained = set(table.label[table.split.isin(['train', ''])])
     unknown = ~table.label.isin(trained)
     if not trained or not unknown.any(): return table, _skipped_frame([])
     for split, name in (('valid', 'validation set'), ('test', 'test set')):

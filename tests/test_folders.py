@@ -214,3 +214,17 @@ def test_a_plain_folder_says_nothing(folder):
         warnings.simplefilter('error')
         dls = image_dataloaders(folder, **small)
     assert len(dls.skipped) == 0 and dls.source == f'{folder.name}/: classes are its 3 folders'
+
+
+def test_check_and_predict_name_what_they_do_not_use(tmp_path, capsys):
+    from fastbit.doctor import check_data
+    from fastbit.predict import image_items
+    draw(tmp_path, *many('train/a', 'train/b', n=3), *many('test/unknown', 'extra/deep'))
+    (tmp_path/'train'/'a'/'notes.txt').write_text('x'); (tmp_path/'train'/'a'/'IMG.heic').write_bytes(HEIC)
+    res = check_data(tmp_path, labels=False, verbose=False)
+    reasons = res.rows[res.rows.kind == 'unused'].detail.value_counts().to_dict()
+    assert reasons == {'of the class unknown, which has no training images': 2, 'in extra/, which is not a split': 2, 'HEIC image: pip install pillow-heif': 1}
+    assert 'train/ for training, test/ for test' in str(res) and 'other files (1 not an image (.txt))' in str(res)
+    with pytest.warns(DataWarning, match=r'2 file\(s\) of .* have no prediction: 1 HEIC image.*, 1 not an image \(.txt\)'): assert len(image_items(tmp_path/'train'/'a')) == 3
+    (tmp_path/'words').mkdir(); (tmp_path/'words'/'IMG.heic').write_bytes(HEIC)
+    with pytest.raises(FileNotFoundError, match='what is there: 1 HEIC image'): image_items(tmp_path/'words')
