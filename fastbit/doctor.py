@@ -44,7 +44,8 @@ from .tables import csv_text, leave_out_untrained, read_image_set
 KINDS = dict(   # kind: (title, what it means and what to do), the gravest first
     unreadable=('Cannot be read', 'Training leaves these out. Fetch them again, or remove them.'),
     truncated=('Cut short', 'The file ends before the picture does, often after an interrupted copy. Training leaves it out. Fetch it again.'),
-    unused=('Not used', 'Training passes these over: they have no class folder, belong to no split, or are in a format that has to be converted.'),
+    unused=('Not used', 'Training passes these over: they have no class folder, belong to no split, '
+        'or are in a format that has to be converted.'),
     copy_across_splits=('The same picture in two splits', 'The network is examined on what it has learnt by heart, so the accuracy is too good. Take one of them out.'),
     copy_other_label=('The same picture with two labels', 'One of the labels is wrong.'),
     label=('Label perhaps wrong', 'A classifier that was trained without this image is sure of another class. Look, and move those that are wrong; some will be right and only unusual.'),
@@ -305,7 +306,8 @@ def check_data(
         rows += _labels(good, f.rows[f.index[:, 0]].reshape(len(good), -1), groups)
     elif labels: skipped = '; '.join(filter(None, [skipped, 'wrong labels, for there is only one class']))
     order = {k: i for i, k in enumerate(KINDS)}
-    res = DataCheck(pd.DataFrame(sorted(rows, key=lambda r: order[r[0]]), columns=COLUMNS), name, len(table), table.label.nunique(), skipped, source=images.source)
+    found = pd.DataFrame(sorted(rows, key=lambda r: order[r[0]]), columns=COLUMNS)
+    res = DataCheck(rows=found, data=name, n=len(table), classes=table.label.nunique(), skipped=skipped, source=images.source)
     if out is not None: res.save(out)
     if verbose: show(res)
     return res

@@ -24,7 +24,8 @@ from .images import IMAGE_EXTENSIONS, why_no_image
 from .progress import first_of, say
 
 # %% ../nbs/01d_folders.ipynb #c24e90b5
-SYSTEM_NAMES = frozenset('''__macosx .ds_store .appledouble .lsoverride .spotlight-v100 .trashes .fseventsd .temporaryitems .apdisk
+SYSTEM_NAMES = frozenset('''
+    __macosx .ds_store .appledouble .lsoverride .spotlight-v100 .trashes .fseventsd .temporaryitems .apdisk
     thumbs.db thumbs.db:encryptable ehthumbs.db ehthumbs_vista.db desktop.ini $recycle.bin .directory .trash-1000
     @eadir #recycle lost+found .ipynb_checkpoints __pycache__'''.split()) | {'system volume information'}
 MAX_DEPTH = 100   # folders in folders; a person has ten
@@ -59,7 +60,9 @@ class Folder:
     def has_images(self) -> bool: return any(f.images for f in self.walk())
 
     @property
-    def class_folders(self) -> list: "Those directly in it that have images"; return [f for f in self.folders if f.has_images]
+    def class_folders(self) -> list:
+        "Those directly in it that have images"
+        return [f for f in self.folders if f.has_images]
 
     @property
     def all_skipped(self) -> list: "(path, reason) at any depth"; return [o for f in self.walk() for o in f.skipped]
@@ -75,7 +78,8 @@ def _why_unused(entry) -> str:
     return why_no_image(entry.path)
 
 def _is_results(entry) -> bool:
-    return entry.name == OWN_RESULTS or all(os.path.exists(os.path.join(entry.path, f)) for f in ('results.json', 'history.csv'))
+    has = lambda name: os.path.exists(os.path.join(entry.path, name))
+    return entry.name == OWN_RESULTS or has('results.json') and has('history.csv')
 
 def _why_not_entered(entry) -> str:
     if entry.name.startswith('.'): return 'hidden folder'
@@ -120,7 +124,7 @@ def find_images(
     return found.all_images
 
 # %% ../nbs/01d_folders.ipynb #b5e4f274
-_ORDINARY = ('not an image', 'hidden', 'results of fastbit')   # how the reasons begin that nobody needs to be warned about
+_ORDINARY = ('not an image', 'hidden', 'results of fastbit')   # beginnings of reasons that need no warning
 
 def count_reasons(
     skipped # (path, reason) pairs
@@ -139,7 +143,9 @@ def warn_skipped(
 ):
     "Warn about skipped files that may have been meant as images"
     odd = [(p, r) for p, r in skipped if is_odd(r)]
-    if odd: say(f"{len(odd)} file(s) or folder(s) of {where} are not used: {count_reasons(odd)}. For example:{first_of(p for p, _ in odd)}", 5)
+    if not odd: return
+    examples = first_of(p for p, _ in odd)
+    say(f"{len(odd)} file(s) or folder(s) of {where} are not used: {count_reasons(odd)}. For example:{examples}", 5)
 
 # %% ../nbs/01d_folders.ipynb #4be73489
 @dataclass(frozen=True)
@@ -162,14 +168,19 @@ def _and(names, n=5) -> str:
 
 def _all_as(folders, reason) -> list: return [(p, reason) for f in folders for p in f.all_images]
 
+def _without_class(top) -> list: return [(p, 'without a class folder') for p in top.images]
+
 def _one_folder_a_split(folders):
     for split in SPLIT_WORDS:
         same = [f.name for f in folders if split_word(f.name) == split]
-        if len(same) > 1: raise ValueError(f"{_and(same)} are several folders for one split ({split}). Keep one, rename the others, or merge them.")
+        if len(same) < 2: continue
+        raise ValueError(f"{_and(same)} are several folders for one split ({split}). "
+            "Keep one, rename the others, or merge them.")
 
 def _classes(folder) -> list:
     for f in folder.class_folders:
-        if not clean_label(f.name): raise ValueError(f"{f.path!r} has a blank name, and a class folder's name is its label. Rename it.")
+        if clean_label(f.name): continue
+        raise ValueError(f"{f.path!r} has a blank name, and a class folder's name is its label. Rename it.")
     return [(clean_label(f.name), f) for f in folder.class_folders]
 
 def _split_layout(top, splits, flat, others) -> Layout:
@@ -189,16 +200,22 @@ def _split_layout(top, splits, flat, others) -> Layout:
 
 def _class_layout(top, folders) -> Layout:
     named = [f.name for f in folders if split_word(f.name)]
-    if named: say(f"{_and(named)} of {top.path} is taken for a class, because images lie directly in it, as in the other class folders. If it is a split, put class folders into it.", 6)
-    return Layout([Part('', top.name, _classes(top))], f'classes are its {len(folders)} folder{"s"*(len(folders) > 1)}', [(p, 'without a class folder') for p in top.images])
+    if named: say(f"{_and(named)} of {top.path} is taken for a class, because images lie directly in it, "
+        "as in the other class folders. If it is a split, put class folders into it.", 6)
+    many = 's'*(len(folders) > 1)
+    return Layout(parts=[Part('', top.name, _classes(top))], words=f'classes are its {len(folders)} folder{many}',
+        skipped=_without_class(top))
 
 def _splits_in_classes(top, folders) -> Layout:
     "cats/train, cats/test, dogs/train, …"
     for f in folders: _one_folder_a_split(f.class_folders)
-    by_split = {s: [(clean_label(f.name), sub) for f in folders for sub in f.class_folders if split_word(sub.name) == s] for s in SPLIT_WORDS}
-    parts = [Part('' if s == 'train' and not by_split['valid'] else s, s, classes) for s, classes in by_split.items() if classes]
-    words = f'classes are its {len(folders)} folders, and the folders in them are splits ({_and([s for s in by_split if by_split[s]])})'
-    return Layout(parts, words, [(p, 'without a class folder') for p in top.images])
+    pairs = [(clean_label(f.name), sub) for f in folders for sub in f.class_folders]
+    by_split = {s: [o for o in pairs if split_word(o[1].name) == s] for s in SPLIT_WORDS}
+    drawn = 'valid' if by_split['valid'] else 'train'   # the split that is not there is drawn from training
+    parts = [Part('' if s == drawn == 'train' else s, s, classes) for s, classes in by_split.items() if classes]
+    splits = _and([s for s in by_split if by_split[s]])
+    words = f'classes are its {len(folders)} folders, and the folders in them are splits ({splits})'
+    return Layout(parts=parts, words=words, skipped=_without_class(top))
 
 def _same_inside(folders) -> set:
     "Names of the folders that (nearly) all of several folders have, where none has images of its own"
@@ -208,37 +225,45 @@ def _same_inside(folders) -> set:
     return common if 2*len(common) >= len(all_names) else set()
 
 # %% ../nbs/01d_folders.ipynb #3567a70c
-_REMEDY = 'fastbit reads FOLDER/class/image, FOLDER/train/class/image (with valid and test beside train), or a table of paths and labels (.csv).'
+_TABLE = 'a table of paths and labels (.csv)'
+_REMEDY = f'fastbit reads FOLDER/class/image, FOLDER/train/class/image (with valid/ and test/ next to it), or {_TABLE}.'
 
 def _tables_in(path) -> list[str]:
-    return sorted(e.name for e in os.scandir(path) if e.is_file() and os.path.splitext(e.name)[1].lower() in ('.csv', '.tsv'))
+    return sorted(e.name for e in os.scandir(path) if e.is_file() and e.name.lower().endswith(('.csv', '.tsv')))
 
 def _no_classes(top) -> ValueError:
     "Images, but no class folders"
     n, table = len(top.images), next(iter(_tables_in(top.path)), None)
     above = Path(os.path.abspath(top.path)).parent
     ways = [f'the table {os.path.join(top.path, table)}, if it has the labels'] if table else []
-    ways += [f'{above}, if {top.name} is one class of several', 'a folder with a folder for each class', 'a table of paths and labels (.csv)']
-    return ValueError(f"{top.path} has {n} image{'s'*(n > 1)} and no class folders, so the images have no labels. Give {', or '.join(ways)}.")
+    ways += [f'{above}, if {top.name} is one class of several', 'a folder with a folder for each class', _TABLE]
+    return ValueError(f"{top.path} has {n} image{'s'*(n > 1)} and no class folders, so the images have no labels. "
+        f"Give {', or '.join(ways)}.")
 
 def _flat_splits(top, flat) -> ValueError:
     table = next(iter(_tables_in(top.path)), None)
     also = f' If {table} has the labels, give that file: {os.path.join(top.path, table)}.' if table else ''
-    return ValueError(f"{_and([f.name for f in flat])} of {top.path} hold images and no class folders, so the images have no labels.{also} {_REMEDY}")
+    names = _and([f.name for f in flat])
+    said = f'{names} of {top.path} hold images and no class folders, so the images have no labels.'
+    return ValueError(f'{said}{also} {_REMEDY}')
 
 def _nothing(top) -> ValueError:
     skipped, table = top.all_skipped, next(iter(_tables_in(top.path)), None)
-    there = f'what is there: {count_reasons(skipped)}' if skipped else 'it is empty' if not top.folders else 'its folders are empty'
+    empty = 'its folders are empty' if top.folders else 'it is empty'
+    there = f'what is there: {count_reasons(skipped)}' if skipped else empty
     also = f' If {table} lists images, give that file: {os.path.join(top.path, table)}.' if table else ''
     return ValueError(f"No images in {top.path}; {there}.{also} {_REMEDY}")
 
 def _one_inside(top, only) -> ValueError:
-    return ValueError(f"{top.path} has a single folder, {only.name}, with {_and([f.name for f in only.class_folders])} in it. Give {only.path} if those are the classes or splits.")
+    names = _and([f.name for f in only.class_folders])
+    return ValueError(f"{top.path} has a single folder, {only.name}, with {names} in it. "
+        f"Give {only.path} if those are the classes or splits.")
 
 def _same_names(top, folders, common) -> ValueError:
-    names = _and([f.name for f in folders])
-    return ValueError(f"{names} of {top.path} all have the folders {_and(sorted(common))}. If they are splits, call them train, valid and test. "
-        f"If {_and(sorted(common))} are not classes, make {folders[0].name} a plain folder of images, or give a table of paths and labels (.csv).")
+    names, inside = _and([f.name for f in folders]), _and(sorted(common))
+    return ValueError(f"{names} of {top.path} all have the folders {inside}. "
+        "If they are splits, call them train, valid and test. "
+        f"If {inside} are not classes, put their images directly into {names}, or give {_TABLE}.")
 
 def find_layout(
     top:Folder # From `list_folder`
@@ -251,9 +276,10 @@ def find_layout(
     flat = [f for f in named if f not in splits]
     if _are_splits(splits, flat, others): return _split_layout(top, splits, flat, others)
     if not others and not splits: raise _flat_splits(top, flat)
-    if len(folders) == 1 and len(folders[0].class_folders) > 1 and not folders[0].images: raise _one_inside(top, folders[0])
+    first, flat_somewhere = folders[0], any(f.images for f in folders)
+    if len(folders) == 1 and len(first.class_folders) > 1 and not first.images: raise _one_inside(top, first)
     inside = [s.name for f in folders for s in f.class_folders]
-    if inside and all(map(split_word, inside)) and not any(f.images for f in folders): return _splits_in_classes(top, folders)
+    if inside and all(map(split_word, inside)) and not flat_somewhere: return _splits_in_classes(top, folders)
     if len(common := _same_inside(folders)) > 1: raise _same_names(top, folders, common)
     return _class_layout(top, folders)
 
@@ -276,11 +302,13 @@ class FolderRows:
 
 def _part_rows(part) -> list:
     # a table a class: with millions of files, a tuple for each is most of the memory
-    return [pd.DataFrame(dict(path=f.all_images, label=label, split=part.split), columns=_COLUMNS) for label, f in part.classes]
+    frame = lambda label, f: pd.DataFrame(dict(path=f.all_images, label=label, split=part.split), columns=_COLUMNS)
+    return [frame(label, f) for label, f in part.classes]
 
 def _empty_classes(top, layout) -> list[str]:
     "Folders without a file that could be an image, where classes are expected"
-    parents = [top] if layout.parts[0].name == top.name else [f for f in top.folders if f.name in {p.name for p in layout.parts}]
+    parts = {p.name for p in layout.parts}
+    parents = [top] if layout.parts[0].name == top.name else [f for f in top.folders if f.name in parts]
     return [f.name for p in parents for f in p.folders if not f.has_images]
 
 def read_folder(
@@ -290,7 +318,8 @@ def read_folder(
     top = list_folder(folder)
     layout = find_layout(top)
     skipped = [*layout.skipped, *top.all_skipped]
-    if empty := _empty_classes(top, layout): say(f"{len(empty)} class folder(s) of {folder} have no images and are no classes: {', '.join(empty[:10])}", 4)
+    if empty := _empty_classes(top, layout): say(f"{len(empty)} class folder(s) of {folder} have no images "
+        f"and are not classes: {', '.join(empty[:10])}", 4)
     warn_skipped(skipped, folder)
     rows = pd.concat([o for p in layout.parts for o in _part_rows(p)], ignore_index=True)
     return FolderRows(rows=rows, skipped=skipped, words=f'{top.name}/: {layout.words}')

@@ -80,7 +80,7 @@ def _alone():
 
 def _alone_if_large(img): return _alone() if img.width*img.height > LARGE else nullcontext()
 
-_HEIC, _JXL = 'HEIC image: pip install pillow-heif', 'JPEG XL image: pip install pillow-jxl-plugin'
+_HEIC, _JXL = 'in HEIC format (pip install pillow-heif)', 'in JPEG XL format (pip install pillow-jxl-plugin)'
 _HEIC_BRANDS = (b'heic', b'heix', b'hevc', b'hevx', b'heim', b'heis', b'mif1', b'msf1')   # ISO/IEC 23008-12, annex B
 _JXL_STARTS = (b'\xff\x0a', b'\x00\x00\x00\x0cJXL ')   # ISO/IEC 18181-2
 
@@ -157,10 +157,12 @@ def _inspect_bytes(data) -> tuple:
     except Exception as e: return why_unreadable(e), digest, height, width
     return '', digest, height, width
 
-_SURE_FORMATS = frozenset('JPEG MPO PNG GIF BMP TIFF WEBP AVIF HEIF JPEG2000 JXL'.split())   # told by more than a letter or two
-_RAW = frozenset('.3fr .arw .cr2 .cr3 .dng .erf .nef .nrw .orf .pef .raf .raw .rw2 .srw .x3f'.split())   # Pillow finds their thumbnails
-_CONVERT = dict.fromkeys(_RAW, 'camera raw file: convert it to JPEG or PNG') | {
-    '.svg': 'drawing (.svg): convert it to PNG', '.pdf': 'not an image (.pdf)', '.dcm': 'DICOM file: convert it to PNG',
+# told by more than a letter or two
+_SURE_FORMATS = frozenset('JPEG MPO PNG GIF BMP TIFF WEBP AVIF HEIF JPEG2000 JXL'.split())
+# Pillow finds their thumbnails
+_RAW = frozenset('.3fr .arw .cr2 .cr3 .dng .erf .nef .nrw .orf .pef .raf .raw .rw2 .srw .x3f'.split())
+_CONVERT = dict.fromkeys(_RAW, 'in a camera raw format (convert to JPEG or PNG)') | {
+    '.svg': 'in SVG format (convert to PNG)', '.pdf': 'not an image (.pdf)', '.dcm': 'in DICOM format (convert to PNG)',
     '.heic': _HEIC, '.heif': _HEIC, '.hif': _HEIC, '.jxl': _JXL}
 
 def why_no_image(

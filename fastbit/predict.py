@@ -44,7 +44,8 @@ def _folder_images(folder) -> list[str]:
     found = list_folder(folder)
     passed_over = [o for o in found.all_skipped if not o[1].startswith('hidden')]
     reasons = count_reasons(passed_over)
-    if not found.all_images: raise FileNotFoundError(f"No images in {folder}" + (f'; what is there: {reasons}.' if reasons else '.'))
+    there = f'; what is there: {reasons}' if reasons else ''
+    if not found.all_images: raise FileNotFoundError(f"No images in {folder}{there}.")
     if passed_over: say(f"{len(passed_over)} file(s) of {folder} have no prediction: {reasons}.", 4)
     return found.all_images
 
@@ -150,7 +151,9 @@ class Predictor:
         if bad.all(): raise ValueError(f"None of the {len(table)} images can be read, e.g. {table.path.iloc[0]}: {reasons[0]}.")
         if bad.any(): say(f"{bad.sum()} of {len(table)} images cannot be read and are left out, e.g. {left_out.path[0]}: {left_out.reason[0]}")
         self._say_seen(table.path[~bad].tolist())
-        return Labelled(mean_probs(logits[~bad]), torch.tensor([at[l] for l in table.label[~bad]]), part, left_out, images.source, images.skipped)
+        targs = torch.tensor([at[l] for l in table.label[~bad]])
+        return Labelled(probs=mean_probs(logits[~bad]), targs=targs, part=part, left_out=left_out,
+            source=images.source, skipped=images.skipped)
 
     def _say_seen(self, paths):
         "An accuracy on what was learnt by heart is no accuracy"

@@ -1,4 +1,4 @@
-"""A folder or a CSV file becomes one row an image, split and checked
+"""A folder or a table becomes one row per image, split and checked
 
 Docs: https://fastbit.github.io/fastbit/tables.html.md"""
 
@@ -157,8 +157,9 @@ def leave_out_untrained(
     if not trained or not unknown.any(): return table, _skipped_frame([])
     for split, name in (('valid', 'validation set'), ('test', 'test set')):
         rows = table[unknown & (table.split == split)]
-        if len(rows): say(f"{len(rows)} of {(table.split == split).sum()} images in the {name} are not used: their classes have no training images ({', '.join(sorted(set(rows.label))[:5])}). "
-            f"If they are unlabeled, classify them with `fastbit predict`.", 4)
+        classes = ', '.join(sorted(set(rows.label))[:5])
+        if len(rows): say(f"{len(rows)} of {(table.split == split).sum()} images in the {name} are not used: "
+            f"their classes have no training images ({classes}). If they are unlabeled, classify them with `fastbit predict`.", 4)
     reasons = [f'of the class {label}, which has no training images' for label in table.label[unknown]]
     return table[~unknown].reset_index(drop=True), _skipped_frame(zip(table.path[unknown], reasons))
 
