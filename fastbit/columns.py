@@ -28,7 +28,7 @@ def natural_order(
 
 # %% ../nbs/01c_columns.ipynb #e44645d3
 SPLIT_WORDS = dict(
-    train=('train', 'training', 'trn'),
+    train=('train', 'training', 'trn', 'trainval'),
     valid=('valid', 'val', 'validation', 'validate', 'dev', 'development', 'eval', 'evaluation', 'holdout', 'heldout'),
     test=('test', 'testing', 'tst'))
 _FILLERS = ('set', 'sets', 'data', 'dataset', 'split', 'images', 'image', 'imgs', 'img', 'pictures', 'photos', 'pics', 'samples', 'examples',

@@ -1,4 +1,4 @@
-"""From a folder to its images, their classes and splits, and every file that is not used
+"""Every image in a folder, and every file that is not used
 
 Docs: https://fastbit.github.io/fastbit/folders.html.md"""
 
@@ -6,19 +6,15 @@ Docs: https://fastbit.github.io/fastbit/folders.html.md"""
 
 # %% auto #0
 __all__ = ['SYSTEM_NAMES', 'MAX_DEPTH', 'OWN_RESULTS', 'Folder', 'list_folder', 'find_images', 'count_reasons', 'is_odd',
-           'warn_skipped', 'Part', 'Layout', 'find_layout', 'FolderRows', 'read_folder']
+           'warn_skipped']
 
 # %% ../nbs/01d_folders.ipynb #e44866b1
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 # %% ../nbs/01d_folders.ipynb #ccc79f81
-import pandas as pd
-
-# %% ../nbs/01d_folders.ipynb #a24e6896
-from .columns import SPLIT_WORDS, clean_label, split_word
 from .files import utf8
 from .images import IMAGE_EXTENSIONS, why_no_image
 from .progress import first_of, say
@@ -146,180 +142,3 @@ def warn_skipped(
     if not odd: return
     examples = first_of(p for p, _ in odd)
     say(f"{len(odd)} file(s) or folder(s) of {where} are not used: {count_reasons(odd)}. For example:{examples}", 5)
-
-# %% ../nbs/01d_folders.ipynb #4be73489
-@dataclass(frozen=True)
-class Part:
-    "The class folders of one split"
-    split: str     # 'train', 'valid', 'test', or '' where it is still to be drawn
-    name: str      # of the folder, as a person called it
-    classes: list  # (label, `Folder`) pairs
-
-@dataclass(frozen=True)
-class Layout:
-    "How a folder is understood"
-    parts: list    # of `Part`
-    words: str     # the same in words
-    skipped: list = field(default_factory=list)  # (path, reason) of images that have no class or no split
-
-def _and(names, n=5) -> str:
-    names = [*names[:n], f'{len(names)-n} more'] if len(names) > n else list(names)
-    return names[0] if len(names) < 2 else ', '.join(names[:-1]) + f' and {names[-1]}'
-
-def _all_as(folders, reason) -> list: return [(p, reason) for f in folders for p in f.all_images]
-
-def _without_class(top) -> list: return [(p, 'without a class folder') for p in top.images]
-
-def _one_folder_a_split(folders):
-    for split in SPLIT_WORDS:
-        same = [f.name for f in folders if split_word(f.name) == split]
-        if len(same) < 2: continue
-        raise ValueError(f"{_and(same)} are several folders for one split ({split}). "
-            "Keep one, rename the others, or merge them.")
-
-def _classes(folder) -> list:
-    for f in folder.class_folders:
-        if clean_label(f.name): continue
-        raise ValueError(f"{f.path!r} has a blank name, and a class folder's name is its label. Rename it.")
-    return [(clean_label(f.name), f) for f in folder.class_folders]
-
-def _split_layout(top, splits, flat, others) -> Layout:
-    "`splits` have class folders; `flat` are called like splits and have images without classes"
-    _one_folder_a_split([*splits, *flat])
-    parts, has = [], {split_word(f.name) for f in splits}
-    for f in sorted(splits, key=lambda f: list(SPLIT_WORDS).index(split_word(f.name))):
-        split = split_word(f.name)
-        parts.append(Part('' if split == 'train' and 'valid' not in has else split, f.name, _classes(f)))
-    skipped = [o for f in flat for o in _all_as([f], f'without a class folder in {f.name}/')]
-    skipped += [(p, f'without a class folder in {f.name}/') for f in splits for p in f.images]
-    skipped += [o for f in others for o in _all_as([f], f'in {f.name}/, which is not a split')]
-    skipped += [(p, 'beside the splits') for p in top.images]
-    names = dict(train='training', valid='validation', test='test')
-    words = ', '.join(f'{p.name}/ for {names[split_word(p.name)]}' for p in parts)
-    return Layout(parts, f'{words}; classes are the folders in {"it" if len(parts) == 1 else "them"}', skipped)
-
-def _class_layout(top, folders) -> Layout:
-    named = [f.name for f in folders if split_word(f.name)]
-    if named: say(f"{_and(named)} of {top.path} is taken for a class, because images lie directly in it, "
-        "as in the other class folders. If it is a split, put class folders into it.", 6)
-    many = 's'*(len(folders) > 1)
-    return Layout(parts=[Part('', top.name, _classes(top))], words=f'classes are its {len(folders)} folder{many}',
-        skipped=_without_class(top))
-
-def _splits_in_classes(top, folders) -> Layout:
-    "cats/train, cats/test, dogs/train, …"
-    for f in folders: _one_folder_a_split(f.class_folders)
-    pairs = [(clean_label(f.name), sub) for f in folders for sub in f.class_folders]
-    by_split = {s: [o for o in pairs if split_word(o[1].name) == s] for s in SPLIT_WORDS}
-    drawn = 'valid' if by_split['valid'] else 'train'   # the split that is not there is drawn from training
-    parts = [Part('' if s == drawn == 'train' else s, s, classes) for s, classes in by_split.items() if classes]
-    splits = _and([s for s in by_split if by_split[s]])
-    words = f'classes are its {len(folders)} folders, and the folders in them are splits ({splits})'
-    return Layout(parts=parts, words=words, skipped=_without_class(top))
-
-def _same_inside(folders) -> set:
-    "Names of the folders that (nearly) all of several folders have, where none has images of its own"
-    if len(folders) < 2 or any(f.images for f in folders): return set()
-    inside = [{clean_label(s.name) for s in f.class_folders} for f in folders]
-    common, all_names = set.intersection(*inside), set.union(*inside)
-    return common if 2*len(common) >= len(all_names) else set()
-
-# %% ../nbs/01d_folders.ipynb #3567a70c
-_TABLE = 'a table of paths and labels (.csv)'
-_REMEDY = f'fastbit reads FOLDER/class/image, FOLDER/train/class/image (with valid/ and test/ next to it), or {_TABLE}.'
-
-def _tables_in(path) -> list[str]:
-    return sorted(e.name for e in os.scandir(path) if e.is_file() and e.name.lower().endswith(('.csv', '.tsv')))
-
-def _no_classes(top) -> ValueError:
-    "Images, but no class folders"
-    n, table = len(top.images), next(iter(_tables_in(top.path)), None)
-    above = Path(os.path.abspath(top.path)).parent
-    ways = [f'the table {os.path.join(top.path, table)}, if it has the labels'] if table else []
-    ways += [f'{above}, if {top.name} is one class of several', 'a folder with a folder for each class', _TABLE]
-    return ValueError(f"{top.path} has {n} image{'s'*(n > 1)} and no class folders, so the images have no labels. "
-        f"Give {', or '.join(ways)}.")
-
-def _flat_splits(top, flat) -> ValueError:
-    table = next(iter(_tables_in(top.path)), None)
-    also = f' If {table} has the labels, give that file: {os.path.join(top.path, table)}.' if table else ''
-    names = _and([f.name for f in flat])
-    said = f'{names} of {top.path} hold images and no class folders, so the images have no labels.'
-    return ValueError(f'{said}{also} {_REMEDY}')
-
-def _nothing(top) -> ValueError:
-    skipped, table = top.all_skipped, next(iter(_tables_in(top.path)), None)
-    empty = 'its folders are empty' if top.folders else 'it is empty'
-    there = f'what is there: {count_reasons(skipped)}' if skipped else empty
-    also = f' If {table} lists images, give that file: {os.path.join(top.path, table)}.' if table else ''
-    return ValueError(f"No images in {top.path}; {there}.{also} {_REMEDY}")
-
-def _one_inside(top, only) -> ValueError:
-    names = _and([f.name for f in only.class_folders])
-    return ValueError(f"{top.path} has a single folder, {only.name}, with {names} in it. "
-        f"Give {only.path} if those are the classes or splits.")
-
-def _same_names(top, folders, common) -> ValueError:
-    names, inside = _and([f.name for f in folders]), _and(sorted(common))
-    return ValueError(f"{names} of {top.path} all have the folders {inside}. "
-        "If they are splits, call them train, valid and test. "
-        f"If {inside} are not classes, put their images directly into {names}, or give {_TABLE}.")
-
-def find_layout(
-    top:Folder # From `list_folder`
-) -> Layout:
-    "Decide what the folders in a folder are; raise `ValueError` where nothing can be decided"
-    folders = top.class_folders
-    if not folders: raise _no_classes(top) if top.images else _nothing(top)
-    named = [f for f in folders if split_word(f.name)]
-    splits, others = [f for f in named if f.class_folders], [f for f in folders if f not in named]
-    flat = [f for f in named if f not in splits]
-    if _are_splits(splits, flat, others): return _split_layout(top, splits, flat, others)
-    if not others and not splits: raise _flat_splits(top, flat)
-    first, flat_somewhere = folders[0], any(f.images for f in folders)
-    if len(folders) == 1 and len(first.class_folders) > 1 and not first.images: raise _one_inside(top, first)
-    inside = [s.name for f in folders for s in f.class_folders]
-    if inside and all(map(split_word, inside)) and not flat_somewhere: return _splits_in_classes(top, folders)
-    if len(common := _same_inside(folders)) > 1: raise _same_names(top, folders, common)
-    return _class_layout(top, folders)
-
-def _are_splits(splits, flat, others) -> bool:
-    "A single folder called train beside classes is one of them, unless it has several classes itself or one of theirs"
-    if not splits: return False
-    if not others or len(splits) + len(flat) > 1: return True
-    inside = {clean_label(f.name) for f in splits[0].class_folders}
-    return len(inside) > 1 or bool(inside & {clean_label(f.name) for f in others})
-
-# %% ../nbs/01d_folders.ipynb #f77853ca
-_COLUMNS = ['path', 'label', 'split']
-
-@dataclass(frozen=True)
-class FolderRows:
-    "A folder as a table"
-    rows: pd.DataFrame  # columns path, label, split; one row per image
-    skipped: list       # (path, reason) of the files that are not used
-    words: str          # how the folder was understood
-
-def _part_rows(part) -> list:
-    # a table a class: with millions of files, a tuple for each is most of the memory
-    frame = lambda label, f: pd.DataFrame(dict(path=f.all_images, label=label, split=part.split), columns=_COLUMNS)
-    return [frame(label, f) for label, f in part.classes]
-
-def _empty_classes(top, layout) -> list[str]:
-    "Folders without a file that could be an image, where classes are expected"
-    parts = {p.name for p in layout.parts}
-    parents = [top] if layout.parts[0].name == top.name else [f for f in top.folders if f.name in parts]
-    return [f.name for p in parents for f in p.folders if not f.has_images]
-
-def read_folder(
-    folder:str|Path, # Of class folders, of splits with class folders, or of class folders with splits
-) -> FolderRows:
-    "One row per image; raise `ValueError` for what cannot be read as classes, with what is there"
-    top = list_folder(folder)
-    layout = find_layout(top)
-    skipped = [*layout.skipped, *top.all_skipped]
-    if empty := _empty_classes(top, layout): say(f"{len(empty)} class folder(s) of {folder} have no images "
-        f"and are not classes: {', '.join(empty[:10])}", 4)
-    warn_skipped(skipped, folder)
-    rows = pd.concat([o for p in layout.parts for o in _part_rows(p)], ignore_index=True)
-    return FolderRows(rows=rows, skipped=skipped, words=f'{top.name}/: {layout.words}')

@@ -20,7 +20,7 @@ import numpy as np, pandas as pd
 from sklearn.model_selection import train_test_split
 
 # %% ../nbs/01e_tables.ipynb #3411884c
-from .folders import count_reasons, read_folder
+from .layouts import read_folder
 from .images import check_images, median_size, middle_size
 from .progress import first_of, say
 

@@ -5,7 +5,8 @@ import pytest
 
 from fastbit.cli import main
 from fastbit.data import image_dataloaders
-from fastbit.folders import find_images, read_folder
+from fastbit.folders import find_images
+from fastbit.layouts import read_folder
 from fastbit.progress import DataWarning
 from fastbit.tables import read_image_set
 from conftest import picture
@@ -62,6 +63,33 @@ def test_splits_within_classes(tmp_path):
     draw(tmp_path, *many('cats/train', 'cats/val', 'dogs/train', 'dogs/val', 'dogs/test'))
     parts = [('cats', 'train'), ('cats', 'valid'), ('dogs', 'test'), ('dogs', 'train'), ('dogs', 'valid')]
     assert used(tmp_path) == dict.fromkeys(parts, 2)
+
+
+@pytest.mark.parametrize('folders, classes', [
+    (('seg_train/seg_train', 'seg_test/seg_test'), {'': 2, 'test': 2}),   # how Kaggle unpacks
+    (('train/images', 'val/images'), {'train': 2, 'valid': 2}), (('Train/Training/data', 'Test/Testing/data'), {'': 2, 'test': 2})])
+def test_a_folder_in_between_is_no_class(tmp_path, folders, classes):
+    draw(tmp_path, *many(*(f'{f}/{c}' for f in folders for c in ('sea', 'ice'))))
+    assert used(tmp_path) == {(c, s): n for c in ('ice', 'sea') for s, n in classes.items()}
+
+
+def test_folds_with_splits_are_several_data_sets(tmp_path):
+    draw(tmp_path, *many(*(f'fold_{i}/{s}/{c}' for i in range(2) for s in ('train', 'val') for c in 'ab')))
+    with pytest.raises(ValueError, match='fold_0 and fold_1 of .* each have the splits train and val. Give one of them'): read_folder(tmp_path)
+
+
+@pytest.mark.parametrize('names, reason', [
+    (('unlabeled',), 'in unlabeled/, which has no labels'), (('unsup',), 'in unsup/, which has no labels'),
+    (('masks/cat', 'masks/dog'), 'in masks/, whose folders are called like classes')])
+def test_folders_next_to_classes_that_are_not_classes(tmp_path, names, reason):
+    draw(tmp_path, *many('cat', 'dog', *names))
+    with pytest.warns(DataWarning, match=reason): found = read_image_set(tmp_path)
+    assert sorted(set(found.table.label)) == ['cat', 'dog'] and set(found.skipped.reason) == {reason}
+
+
+def test_a_split_in_one_class_is_named(tmp_path):
+    draw(tmp_path, *many('cat/train', 'cat/new', 'dog/train'))
+    with pytest.warns(DataWarning, match='cat/train and dog/train of .* are called like a split'): read_image_set(tmp_path)
 
 
 def test_two_folders_for_one_split_are_refused(tmp_path):
