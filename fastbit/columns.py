@@ -7,7 +7,7 @@ Docs: https://fastbit.github.io/fastbit/columns.html.md"""
 # %% auto #0
 __all__ = ['SPLIT_WORDS', 'PATH_NAMES', 'LABEL_NAMES', 'WEAK_LABEL_NAMES', 'SPLIT_NAMES', 'clean_label', 'natural_order',
            'whole_numbers', 'check_labels', 'split_word', 'as_texts', 'one_label', 'Chosen', 'choose_columns',
-           'TableRows', 'table_rows']
+           'TableRows', 'check_no_columns', 'table_rows']
 
 # %% ../nbs/01c_columns.ipynb #c01f501b
 import os, re, unicodedata
@@ -73,7 +73,7 @@ def check_labels(
     alike = [' and '.join(f'{o!r} ({counts[o]})' for o in names) for names in groups.values() if len(names) > 1]
     if alike: say(f"Labels that differ only in case, blanks, hyphens or leading zeros are separate classes: {', '.join(alike[:5])}{', …' if len(alike) > 5 else ''}. Write them alike if they mean one class.", 6)
     missing = [o for o in _MISSING if o in counts]
-    if missing: say(f"{counts[missing[0]]} images are of a class called {missing[0]!r}, which is how pandas writes a missing value.", 6)
+    if missing: say(f"A class is called {missing[0]!r} (number of images: {counts[missing[0]]}), which is how pandas writes a missing value.", 6)
 
 # %% ../nbs/01c_columns.ipynb #e44645d3
 SPLIT_WORDS = dict(
@@ -115,7 +115,7 @@ def as_texts(
     if pd.api.types.is_float_dtype(column):
         numbers = column.to_numpy(float, na_value=np.nan)
         whole = bool((numbers[~missing] % 1 == 0).all())
-        return ['' if o != o else f'{o:.0f}' if whole else str(o) for o in numbers.tolist()]
+        return ['' if o != o else f'{o + 0.:.0f}' if whole else str(o) for o in numbers.tolist()]
     cells = column.astype(object).tolist()
     return ['' if gone else v if type(v) is str else str(_scalar(v, column.name)) for v, gone in zip(cells, missing)]
 
@@ -139,7 +139,7 @@ def _alone(names, combined, sep) -> bool:
 
 def _without_brackets(names, column) -> list[str]:
     "\"['cat']\" -> 'cat', as pandas writes lists"
-    inside = {o: found[1] for o in names if (found := re.fullmatch(r'[\[({](.*)[\])}]', o, re.S))}
+    inside = {o: o[1:-1] for o in names if re.fullmatch(r'\[(.*)\]|\((.*)\)|\{(.*)\}', o, re.S)}
     if 2*len(inside) <= len(names): return names
     several = [o for o, text in inside.items() if ',' in text.strip(', ')]
     if several: raise ValueError(f"Column {column!r} has lists of labels, e.g. {several[0]!r}. {_ONE_LABEL}")
@@ -228,8 +228,8 @@ def _texts(df, c) -> list[str]:
     try: return [o.strip() for o in as_texts(cells) if o.strip()]
     except ValueError: return []
 
-def _path_column(df, columns, roots, suffix):
-    "The column with files, with extensions of images, with a usual name, in this order; `None`: no column, or two alike"
+def _path_column(df, columns, roots, suffix, two):
+    "The column with files, with extensions of images, with a usual name, in this order; of only `two` columns one of them; `None`: no column, or several alike"
     def rank(c):
         some = sample_of(_texts(df, c), 20)
         named = sum(map(names_image, some))*2 > len(some)
@@ -243,7 +243,7 @@ def _path_column(df, columns, roots, suffix):
     if best != nothing: return first[0] if len(first) == 1 else None
     columns = [c for c in columns if _plain(c) not in LABEL_NAMES] or columns
     if len(columns) == 1: return columns[0]
-    if len(columns) != 2: return None
+    if len(columns) != 2 or not two: return None
     different = {c: len(set(as_texts(df[c]))) == len(df) for c in columns}   # an image each, a class for several
     return columns[1] if different[columns[1]] and not different[columns[0]] else columns[0]
 
@@ -298,7 +298,7 @@ def choose_columns(
     rest = [c for c in columns if c not in given and c not in splits]
     if path is None:
         exact = [c for c in rest if _plain(c) == 'label']
-        path = _path_column(df, [c for c in rest if c not in exact] or rest, roots, suffix)
+        path = _path_column(df, [c for c in rest if c not in exact] or rest, roots, suffix, len(rest) == 2)
         if path is None: _refuse(df, 'paths', 'path_col', rest, source)
         rest = [c for c in rest if c != path]
     if label is None:
@@ -357,7 +357,7 @@ def _with_header(grid) -> pd.DataFrame:
     cells = grid.cells
     cells = cells.loc[:, [bool((cells[c] != '').any()) for c in cells]]   # a separator at the end of each line
     first = [o.strip() for o in cells.iloc[0]]
-    if not _is_header(first, cells.iloc[1:2001]): return cells.set_axis([_Position(i+1) for i in range(cells.shape[1])], axis=1)
+    if not _is_header(first, cells.iloc[1:2001]): return cells.set_axis(pd.Index([_Position(i+1) for i in range(cells.shape[1])], dtype=object), axis=1)
     names = [clean_label(o).lstrip('#').strip() for o in first]
     if grid.n_first == len(names)-1: names = ['', *names[:-1]]   # R's row names have no header
     df = cells.iloc[1:].set_axis(names, axis=1)
@@ -384,11 +384,19 @@ class TableRows:
     words: str            # which columns were taken and where the files are, for the plan
 
 def _words(name, chosen, located) -> str:
-    title = lambda c: f'number {c}' if isinstance(c, _Position) else str(c)
+    title = lambda c: str(c) or 'without a name'
     taken = [f'paths from column {title(chosen.path)}', f'labels from {title(chosen.label)}'] + [f"splits from {' and '.join(map(title, chosen.splits))}"]*bool(chosen.splits)
     rest = [located] if located else []
     if chosen.others: rest.append(f"not used: {', '.join(map(title, chosen.others[:5]))}{', …' if len(chosen.others) > 5 else ''}")
     return '; '.join([f"{name}: {', '.join(taken)}", *rest])
+
+def check_no_columns(
+    source, # A folder
+    **given # root, path_col, label_col, split_col, suffix
+):
+    "`ValueError` for an option of tables"
+    wrong = next((k for k, v in given.items() if v is not None), None)
+    if wrong: raise ValueError(f"{wrong}={str(given[wrong])!r} is for tables (CSV), and {source} is a folder: leave it out.")
 
 def table_rows(
     source:str|Path|pd.DataFrame, # A table file or a DataFrame

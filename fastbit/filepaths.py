@@ -135,13 +135,19 @@ def locate_files(
     folder = next((os.fspath(o) for o in (root, home) if o is not None), '')
     start = '' if folder == '.' else folder
     cells = [with_suffix(o, suffix) for o in tidy_paths(cells, start)]
-    below = lambda where, words: Located([os.path.join(where, o) for o in cells] if where else cells, words)
+    below = lambda where, words: Located(_joined(where, cells), words)
     plain = below(start, '' if root is None else f'below {folder}')
     if exists_below(cells, start): return plain
     if root is None and home is not None:
         for other in ('', os.path.dirname(os.path.abspath(folder))):
             if exists_below(cells, other): return below(other, f"below {other or 'the working directory'}")
     return (_search(cells, folder) if folder else None) or plain
+
+def _joined(folder, cells) -> list[str]:
+    "`os.path.join` for each of perhaps millions, without parts that say nothing; `..` after a link is another folder, and stays"
+    start = os.path.join(folder, '') if folder else ''
+    paths = [o if o[:1] == '/' else start + o for o in cells] if os.sep == '/' else [os.path.join(folder, o) for o in cells]
+    return [os.path.normpath(o) if ('/./' in o or o[:2] == './' or '//' in o) and '..' not in o else o for o in paths]
 
 def check_some_exist(
     paths, # Of a table
@@ -155,14 +161,14 @@ def check_some_exist(
 # %% ../nbs/01bc_filepaths.ipynb #e44645d3
 def file_keys(paths:list) -> list[str]:
     "One text for all spellings of a file's path"
-    seen = {}
+    seen, same = {}, (lambda o: o) if os.path.normcase('A') == 'A' else os.path.normcase
     def folder(d):
-        if d not in seen: seen[d] = (os.path.realpath if len(seen) < 10_000 else os.path.abspath)(d or '.')   # `realpath` asks for each part of a path
+        if d not in seen: seen[d] = same((os.path.realpath if len(seen) < 10_000 else os.path.abspath)(d or '.')) + os.sep   # `realpath` asks for each part of a path
         return seen[d]
     def key(p):
-        d, name = os.path.split(p)
-        if name in ('', '.', '..'): d, name = os.path.split(os.path.abspath(p))
-        return os.path.normcase(f'{folder(d)}{os.sep}{name}')
+        d, sep, name = p.rpartition(os.sep)
+        if name in ('', '.', '..') or os.altsep: d, name = os.path.split(os.path.abspath(p))
+        return folder(d or sep) + same(name)
     return list(map(key, paths))
 
 @dataclass(frozen=True)

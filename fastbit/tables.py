@@ -18,7 +18,7 @@ import numpy as np, pandas as pd
 from sklearn.model_selection import train_test_split
 
 # %% ../nbs/01e_tables.ipynb #3411884c
-from .columns import table_rows
+from .columns import check_no_columns, table_rows
 from .files import utf8
 from .filepaths import check_some_exist
 from .images import IMAGE_EXTENSIONS, check_images, median_size, middle_size
@@ -98,6 +98,7 @@ def image_table(
     source = Path(source).expanduser()
     if not source.exists(): raise FileNotFoundError(f"There is no folder or file {str(source)!r} (looked in {Path.cwd()}).")
     if not source.is_dir(): return table_rows(source, root, path_col, label_col, split_col, suffix).rows
+    check_no_columns(source, root=root, path_col=path_col, label_col=label_col, split_col=split_col, suffix=suffix)
     rows = _folder_table(source)
     if not sum(map(len, rows)): raise ValueError(f"No images in {source}: fastbit looks for FOLDER/class/image, FOLDER/train/class/image, or a CSV file with the columns path and label.")
     return pd.concat(rows, ignore_index=True).sort_values('path', kind='stable', ignore_index=True)
