@@ -28,6 +28,7 @@ from .cyclefit import progress_of
 from .data import PathLabel, check_device, image_dataloaders
 from .datasets import PUBLIC_SETS, named_table
 from .evaluate import default_views, evaluate_probs, tta_probs
+from .filepaths import check_some_exist
 from .guards import Stopped
 from .headfit import HEAD_EPOCHS, check_head_options
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
@@ -134,6 +135,11 @@ def baseline(
     mixup:float=None,         # Of 'hyperrule': alpha; `None`: the rule's
     eval_every:int=None,      # Of 'hyperrule': steps between two evaluations; `None`: a tenth of the run
     checkpoint_every:int=None, # Of 'hyperrule' and 'onecycle': steps between two savings into `out`, from where the same call goes on; `None`: as `eval_every`; after an epoch, half a minute or more after the last
+    root:str|Path=None,       # Of a table: where its relative paths start; `None`: its folder, or the working directory
+    path_col:str=None,        # Of a table: column of paths; `None`: found
+    label_col:str=None,       # Of a table: column of labels; `None`: found
+    split_col:str=None,       # Of a table: column of splits; `None`: found, if there is one
+    suffix:str=None,          # Of a table of ids: what the files' names end in, '.jpg'; `None`: found by looking
 ) -> BaselineResult: # Or the `Plan`, for `dry_run`
     "From images to a measured baseline: check the data, train by a recipe, evaluate with TTA"
     began, given = time.perf_counter() if budget_from is None else budget_from, dict(locals())
@@ -160,7 +166,8 @@ def baseline(
     data, name, usual = find_data(path)
     choose = lambda key, asked, default: asked if asked is not None else usual.get(key, default)
     load = lambda px: image_dataloaders(data, arch, ('hyperrule' if px is None else px) if by_rule else choose('size', px, None), (None if by_rule else 32) if bs is None else bs, valid_pct, test_pct, seed, k_per_class, resize=resize,
-        crop=choose('crop', crop, True), flip=choose('flip', flip, True), train_size='hyperrule' if by_rule else None, num_workers=num_workers, device=device, draft=draft, cache=cache, cache_gb=cache_gb)
+        crop=choose('crop', crop, True), flip=choose('flip', flip, True), train_size='hyperrule' if by_rule else None, num_workers=num_workers, device=device, draft=draft, cache=cache, cache_gb=cache_gb,
+        root=root, path_col=path_col, label_col=label_col, split_col=split_col, suffix=suffix)
     def make(px):
         with writer_first(): dls = load(px)   # the others find in the cache what was found about the files
         set_seed(seed)
@@ -308,13 +315,19 @@ def folder_rule(
     seed:int=0,               # Of the split
     k_per_class:int=None,     # Training images to keep of each class; `None`: all
     size:int=None,            # Side of the images, pixels; `None`: the rule's
+    root:str|Path=None,       # Of a table: where its relative paths start; `None`: its folder, or the working directory
+    path_col:str=None,        # Of a table: column of paths; `None`: found
+    label_col:str=None,       # Of a table: column of labels; `None`: found
+    split_col:str=None,       # Of a table: column of splits; `None`: found, if there is one
+    suffix:str=None,          # Of a table of ids: what the files' names end in, '.jpg'; `None`: found by looking
     **numbers                 # As for `HyperRule.for_data`: batch_size, base_lr, scale, n_steps, stop_after, mixup
 ) -> tuple[HyperRule, pd.DataFrame]: # The rule, and the split table of what Pillow recognises as images
     "The BiT-HyperRule for a data set, from names and headers alone: what `baseline(path, recipe='hyperrule')` trains by"
     HyperRule.for_data(1, 32, size=size, **numbers)   # for its errors, before the data is looked at
-    table = image_table(find_data(path)[0])
+    table = image_table(find_data(path)[0], root, path_col, label_col, split_col, suffix)
     sizes = dict(zip(table.path, header_sizes(table.path)))
     known = table.path.map(lambda p: sizes[p][0] > 0)
+    if not known.any(): check_some_exist(table.path)
     if not known.all(): say(f"{(~known).sum()} of {len(table)} files are no images and not counted, e.g. {table.path[~known].iloc[0]}")
     table = split_table(table[known].reset_index(drop=True), valid_pct, seed, test_pct)
     if k_per_class is not None: table = few_shot_table(table, k_per_class, seed)

@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/cli.html.md"""
 __all__ = ['main']
 
 # %% ../nbs/10_cli.ipynb #0d05db04
-import contextlib, hashlib, importlib.util, itertools, json, os, shlex, signal, sys, threading, time, warnings
+import contextlib, hashlib, importlib.util, itertools, json, os, re, shlex, signal, sys, threading, time, warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -32,6 +32,12 @@ def _new_folder(name) -> Path:
     "Named by the time, and by a number where that was there before: clocks are put back"
     return next(f for f in _numbered(f'{name}-{datetime.now():%Y%m%d-%H%M%S}') if not f.exists())
 
+_TABLE = ('root', 'path_col', 'label_col', 'split_col', 'suffix')
+
+def _columns(args) -> dict:
+    "How a table is read"
+    return {k: getattr(args, k) for k in _TABLE}
+
 def _rule_numbers(args): return dict(batch_size=args.batch_size, base_lr=args.base_lr, scale=args.scale, n_steps=args.steps, stop_after=args.stop_after, mixup=args.mixup)
 
 def _in_processes(args) -> int:
@@ -49,33 +55,34 @@ def _baseline(args):
     if args.procs > 1 and not is_launched(): return _in_processes(args)
     baseline(args.path, args.arch, args.weights, args.recipe, args.size, args.epochs, args.bs, args.lr, args.seed, args.valid_pct, args.test_pct, flip=False if args.no_flip else None,
         crop=False if args.no_crop else None, num_workers=args.workers, device=args.device, out=args.out, k_per_class=args.k_per_class,
-        keep_best=args.keep_best, patience=args.patience, views=args.views, precision=args.precision, draft=not args.no_draft, cache=not args.no_cache, cache_gb=args.cache_gb, budget=args.budget, budget_from=args.began, dry_run=args.dry_run, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every, **_rule_numbers(args))
+        keep_best=args.keep_best, patience=args.patience, views=args.views, precision=args.precision, draft=not args.no_draft, cache=not args.no_cache, cache_gb=args.cache_gb, budget=args.budget, budget_from=args.began, dry_run=args.dry_run, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every,
+        **_columns(args), **_rule_numbers(args))
 
 # %% ../nbs/10_cli.ipynb #14e709cb
 def _compare(args):
     from fastbit.leaderboard import leaderboard
-    what = {k: v for k, v in vars(args).items() if k in ('size', 'seed', 'valid_pct', 'test_pct', 'k_per_class', 'epochs', 'no_flip', 'no_crop')} | dict(path=str(Path(args.path).resolve()) if args.path else '')
+    what = {k: v for k, v in vars(args).items() if k in ('size', 'seed', 'valid_pct', 'test_pct', 'k_per_class', 'epochs', 'no_flip', 'no_crop')} | {k: v for k, v in _columns(args).items() if v is not None} | dict(path=str(Path(args.path).resolve()) if args.path else '')
     name = Path(args.path).resolve().name if args.path else 'digits'
     out = args.out or Path('fastbit-runs')/f'{name}-compare-{hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=4).hexdigest()}'
     board = leaderboard(args.path, args.arch, args.recipe or ('onecycle',), args.top, args.size, args.epochs, args.seed, args.valid_pct, args.test_pct, flip=False if args.no_flip else None, crop=False if args.no_crop else None,
-        k_per_class=args.k_per_class, num_workers=args.workers, device=args.device, cache=not args.no_cache, cache_gb=args.cache_gb, out=out)
+        k_per_class=args.k_per_class, num_workers=args.workers, device=args.device, cache=not args.no_cache, cache_gb=args.cache_gb, out=out, **_columns(args))
     if not board.best: raise ValueError('every run failed; the reasons are above.')
 
 def _check(args) -> int:
     from fastbit.doctor import check_data
     name = Path(args.path).resolve().name if args.path else 'digits'
-    res = check_data(args.path, args.arch, args.weights, args.size, not args.no_labels, args.device, not args.no_cache, out=args.out or _new_folder(f'{name}-check'))
+    res = check_data(args.path, args.arch, args.weights, args.size, not args.no_labels, args.device, not args.no_cache, out=args.out or _new_folder(f'{name}-check'), **_columns(args))
     return int(res.found)
 
 def _given(args) -> list[str]:
     "The options that differ from their defaults, as words to type"
     usual = vars(make_parser().parse_args([args.command]))
-    return [f"--{k.replace('_', '-')} {'none' if v is None else v}" for k, v in vars(args).items() if k not in ('path', 'plot', 'debug', 'began', 'argv') and v != usual[k]]
+    return [f"--{k.replace('_', '-')} {'none' if v is None else shlex.quote(str(v))}" for k, v in vars(args).items() if k not in ('path', 'plot', 'debug', 'began', 'argv') and v != usual[k]]
 
 def _recipe(args):
     from fastbit.baseline import folder_rule
     if args.plot and Path(args.plot).suffix not in ('.png', '.svg', '.pdf'): raise ValueError(f"--plot {args.plot}: the name ends in .png, .svg or .pdf.")
-    rule, table = folder_rule(args.path, args.valid_pct, args.test_pct, args.seed, args.k_per_class, args.size, **_rule_numbers(args))
+    rule, table = folder_rule(args.path, args.valid_pct, args.test_pct, args.seed, args.k_per_class, args.size, **_columns(args), **_rule_numbers(args))
     print(f"{args.path or 'digits'}: {len(table)} images, {table.label.nunique()} classes; {rule.n_train} to train, {len(table)-rule.n_train} held out")
     print(rule)
     if args.plot: rule.plot().figure.savefig(args.plot, dpi=150)
@@ -131,7 +138,7 @@ def _evaluate(args):
     from fastbit.predict import load_predictor
     _check_bs(args)
     predictor = load_predictor(args.model, args.device)
-    res = predictor.labelled_probs(args.path, args.split, args.tta, args.bs)
+    res = predictor.labelled_probs(args.path, args.split, args.tta, args.bs, **_columns(args))
     print(f"{args.path}: {'all' if res.part == 'all' else f'the {res.part} split'}, {len(res.targs)} images" + (f', {len(res.left_out)} left out' if len(res.left_out) else ''))
     print(f'source: {res.source}')
     if len(res.skipped): print(f'not used: {count_reasons(res.skipped.itertuples(index=False))}')
@@ -147,8 +154,12 @@ def _onnx(args):
     print(f'{args.file}: from uint8 pixels, n x height x width x 3, to probabilities; differs from PyTorch by {difference:.0e} at most')
 
 # %% ../nbs/10_cli.ipynb #c3c4c2cb
+def _in_options(text) -> str:
+    "label_col='kind' -> --label-col kind: what a table's messages say, as it is typed here"
+    return re.sub(rf"\b({'|'.join(_TABLE)})=('([^']*)'|)", lambda o: ' '.join([f"--{o[1].replace('_', '-')}", *([shlex.quote(o[3])] if o[3] else [])]), text)
+
 def _one_line(e) -> str:
-    text = str(e)
+    text = _in_options(str(e))
     if 'Original Traceback' in text: text = text.rstrip().splitlines()[-1].partition(': ')[2]   # from a loader process, whose whole traceback torch puts into the message
     return printable(' '.join(text.split())) or type(e).__name__
 
@@ -167,7 +178,7 @@ def _way_on(args, after_stop=False) -> str:
     return '; the same command begins again' if after_stop else ''
 
 def _show_warning(message, category, *args, **kwargs):
-    print(f'fastbit: {"note" if category.__name__ == "DataWarning" else category.__name__}: {printable(str(message))}', file=sys.stderr)
+    print(f'fastbit: {"note" if category.__name__ == "DataWarning" else category.__name__}: {printable(_in_options(str(message)))}', file=sys.stderr)
 
 def main(
     argv:list=None, # Words after `fastbit`; `None`: the command line's

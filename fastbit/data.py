@@ -24,6 +24,7 @@ from PIL import Image
 
 # %% ../nbs/02_data.ipynb #c873f567
 from .bodies import Preprocess, body_preprocess
+from .columns import natural_order
 from .hyperrule import HyperRule
 from .images import EvalImage, ImageFile, TrainImage, draft_size, read_again
 from .pixels import PixelCache
@@ -149,6 +150,7 @@ def image_dataloaders(
     path_col:str=None,            # The table's column of paths
     label_col:str=None,           # The table's column of labels
     split_col:str=None,           # The table's column of splits
+    suffix:str=None,              # What the files' names end in where a table has ids, '.jpg'; `None`: found by looking
 ) -> DataLoaders: # With `preprocess`, `table`, `left_out` (unreadable files), `skipped` (other files that are not used), `source` and `split_words` (what was used, and how it was split) besides fastai's attributes; a test set is the third loader, `dls[2]`
     "fastai `DataLoaders` of uint8 images scaled to [0, 1], from a folder or a table"
     if bs is not None and (not isinstance(bs, int) or bs < 1): raise ValueError(f"bs={bs!r}: a batch has one image or more.")
@@ -161,7 +163,7 @@ def image_dataloaders(
     preprocess = partial(body_preprocess, arch, resize=resize, crop=crop, flip=flip, draft=draft)
     by_rule, size = 'hyperrule' in (size, train_size), None if size == 'hyperrule' else size
     pp = preprocess(size, train_size=None if by_rule else train_size)   # before the work, for its errors
-    images, report = read_image_set(path, root, path_col, label_col, split_col), None
+    images, report = read_image_set(path, root, path_col, label_col, split_col, suffix), None
     table = images.table
     left_out = pd.DataFrame(columns=['path', 'reason'])
     if check: table, left_out, report = leave_out_unreadable(table, cache=cache)
@@ -179,7 +181,7 @@ def image_dataloaders(
 def table_dataloaders(table:pd.DataFrame, pp:Preprocess, *, bs:int, seed:int=0, batch_tfms:list=None, num_workers:int=None, device=None, cache:bool=True, cache_gb:float=CACHE_GB) -> DataLoaders:
     "fastai `DataLoaders` of a split table; `image_dataloaders` without the looking and checking"
     splits = [np.flatnonzero(table.split == s).tolist() for s in ('train', 'valid')]
-    dsets = Datasets([Path(p) for p in table.path], [[ReadImage(draft_size(pp))], [PathLabel(table), Categorize(vocab=sorted(set(table.label)))]], splits=splits)
+    dsets = Datasets([Path(p) for p in table.path], [[ReadImage(draft_size(pp))], [PathLabel(table), Categorize(vocab=natural_order(table.label), sort=False)]], splits=splits)
     dls = dsets.dataloaders(bs=bs, dl_type=ImageDL, seed=seed, pixels=PixelCache(pp, table, cache_gb) if cache else None, shuffle=True, drop_last=False, device=device,
         num_workers=_n_workers(len(table), device) if num_workers is None else num_workers,
         after_item=[TrainImage(pp), EvalImage(pp), ToTensor()], after_batch=[IntToFloatTensor(), *(batch_tfms or [])])

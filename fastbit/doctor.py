@@ -31,10 +31,11 @@ from .baseline import find_data, make_out
 from .bodies import body_preprocess, build_body
 from .data import check_device
 from .features import frozen_features
+from .filepaths import check_some_exist
 from .files import write_text
 from .images import LARGE, check_images, in_threads, open_image, read_image, reading
 from .model import TransferModel
-from .progress import DataWarning, show
+from .progress import show
 from .report import THUMB, picture_uri, render_page
 from .store import CACHE_GB
 from .folders import count_reasons, is_odd
@@ -276,18 +277,22 @@ def check_data(
     cache_gb:float=CACHE_GB,  # GB that the cache may take
     out:str|Path=None,        # Folder for `check.csv` and `check.html`; `None`: nothing is written
     verbose:bool=True,        # Print what was found?
+    root:str|Path=None,       # Of a table: where its relative paths start; `None`: its folder, or the working directory
+    path_col:str=None,        # Of a table: column of paths; `None`: found
+    label_col:str=None,       # Of a table: column of labels; `None`: found
+    split_col:str=None,       # Of a table: column of splits; `None`: found, if there is one
+    suffix:str=None,          # Of a table of ids: what the files' names end in, '.jpg'; `None`: found by looking
 ) -> DataCheck:
     "Look through the data for what makes numbers lie or training fail; nothing is changed"
     device = check_device(device)
     if out is not None: make_out(out)
     data, name, usual = find_data(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', DataWarning)   # each is a row of what was found
-        images = read_image_set(data)
-        table, untrained = leave_out_untrained(images.table)
+    images = read_image_set(data, root, path_col, label_col, split_col, suffix)
+    table, untrained = leave_out_untrained(images.table)
     skipped_files = [*images.skipped.itertuples(index=False), *untrained.itertuples(index=False)]
     report = check_images(table.path, cache=cache)
     good = table[table.path.map(dict(zip(report.path, report.reason))) == ''].reset_index(drop=True)
+    if good.empty: check_some_exist(table.path)
     rows = _unused(skipped_files) + _reading(table, report) + _shapes(good, report) + _sizes(table)
     if len(good):
         digest = dict(zip(report.path, report.digest))

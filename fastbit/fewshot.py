@@ -94,6 +94,11 @@ def few_shot_curve(
     device:str=None,          # 'cpu', 'cuda'; `None`: the GPU if there is one
     out:str|Path=None,        # A CSV file that is written after each run, and at the end a page of that name (`.html`) beside it; `None`: none
     verbose:bool=True,        # A line for each run?
+    root:str|Path=None,       # Of a table: where its relative paths start; `None`: its folder, or the working directory
+    path_col:str=None,        # Of a table: column of paths; `None`: found
+    label_col:str=None,       # Of a table: column of labels; `None`: found
+    split_col:str=None,       # Of a table: column of splits; `None`: found, if there is one
+    suffix:str=None,          # Of a table of ids: what the files' names end in, '.jpg'; `None`: found by looking
 ) -> tuple[pd.DataFrame, Figure]: # Columns k ('all' for `None`), repeat, accuracy; a plot with median and range
     "Train by the BiT-HyperRule on `k` images of each class, for several `k` and draws, and evaluate each on all held-out images"
     if not ks or any(k is not None and (not isinstance(k, int) or k < 1) for k in ks): raise ValueError(f"ks={ks!r}: numbers of images from 1 on, None for all.")
@@ -102,7 +107,8 @@ def few_shot_curve(
     HyperRule.for_data(1, 32, **numbers); weights_source(arch, weights)   # for their errors, before the data is looked at
     data, name, usual = find_data(path)
     whole = image_dataloaders(data, arch, size or 'hyperrule', bs, valid_pct, seed=seed, train_size='hyperrule', num_workers=num_workers, device=device,
-        crop=usual.get('crop', True) if crop is None else crop, flip=usual.get('flip', True) if flip is None else flip)   # looked through once, for all runs
+        crop=usual.get('crop', True) if crop is None else crop, flip=usual.get('flip', True) if flip is None else flip,
+        root=root, path_col=path_col, label_col=label_col, split_col=split_col, suffix=suffix)   # looked through once, for all runs
     rows = []
     for k in ks:
         for repeat in range(repeats):

@@ -277,6 +277,11 @@ def leaderboard(
     cache_gb:float=CACHE_GB,  # GB that the cache may take
     out:str|Path=None,        # Folder for results, reports and what a second call goes on from; `None`: a temporary one
     verbose:bool=True,        # A line for each run, and the board?
+    root:str|Path=None,       # Of a table: where its relative paths start; `None`: its folder, or the working directory
+    path_col:str=None,        # Of a table: column of paths; `None`: found
+    label_col:str=None,       # Of a table: column of labels; `None`: found
+    split_col:str=None,       # Of a table: column of splits; `None`: found, if there is one
+    suffix:str=None,          # Of a table of ids: what the files' names end in, '.jpg'; `None`: found by looking
 ) -> Leaderboard:
     "Probe bodies on one folder, fine-tune the best, and rank them; a second call with the same `out` does only what is missing"
     archs, recipes = list(archs) if archs is not None else bodies_here(), (recipes,) if isinstance(recipes, str) else tuple(recipes)
@@ -289,18 +294,19 @@ def leaderboard(
     data, name, usual = find_data(path)
     choose = lambda key, asked, default: asked if asked is not None else usual.get(key, default)
     how = dict(size=choose('size', size, None), seed=seed, valid_pct=valid_pct, test_pct=test_pct, flip=choose('flip', flip, True), crop=choose('crop', crop, True), k_per_class=k_per_class, num_workers=num_workers, device=device)
-    first = image_dataloaders(data, next(iter(bodies.values()))[0], **how, cache=False)
+    columns = dict(root=root, path_col=path_col, label_col=label_col, split_col=split_col, suffix=suffix)   # what they lead to is in the images' digest
+    first = image_dataloaders(data, next(iter(bodies.values()))[0], **how, **columns, cache=False)
     what = dict(version=__version__, epochs=epochs, **{k: str(v) for k, v in how.items() if k != 'num_workers'}, images=_data_digest(first.table))
     _same_question(out, what)
     n, n_test = first.valid.n, int((first.table.split == 'test').sum())
     if verbose: print(f'{name}: {len(first.table)} images, {len(first.vocab)} classes, {first.train.n} to train, {n} to validate' + (f', {n_test} to test' if n_test else '') + f'; {len(bodies)} bodies to probe, the best {min(top, len(bodies))} to fine-tune by {", ".join(recipes)}', flush=True)
-    rows = [_attempt(dict(what, weights=w), b, 'probe', out/'runs'/_slug(b, 'probe'), lambda b=b, a=a, w=w: _probe_row(data, b, a, w, how, cache, cache_gb), verbose) for b, (a, w) in bodies.items()]
+    rows = [_attempt(dict(what, weights=w), b, 'probe', out/'runs'/_slug(b, 'probe'), lambda b=b, a=a, w=w: _probe_row(data, b, a, w, how | columns, cache, cache_gb), verbose) for b, (a, w) in bodies.items()]
     best = sorted((r for r in rows if not r['failed']), key=lambda r: (-r['accuracy'], r['loss']))[:top]
     for r in best:
         for recipe in recipes:
             (a, w), folder, costs = bodies[r['body']], out/'runs'/_slug(r['body'], recipe), {k: r[k] for k in ('images_s', 'params_m', 'disk_mb')}
             more = {} if recipe == 'hyperrule' or epochs is None else dict(epochs=epochs)
-            rows.append(_attempt(dict(what, weights=w), r['body'], recipe, folder, lambda: _tune_row(data, r['body'], a, w, recipe, how, folder, costs, cache, cache_gb, more), verbose))
+            rows.append(_attempt(dict(what, weights=w), r['body'], recipe, folder, lambda: _tune_row(data, r['body'], a, w, recipe, how | columns, folder, costs, cache, cache_gb, more), verbose))
     df = _ranked(rows, out)
     first_row = df.iloc[0]
     board = Leaderboard(df, name, n, f'{first_row.body}, {first_row.recipe}' if not first_row.failed else '', n_test, out)

@@ -87,6 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     d = sub.add_parser('check', help='look for what is wrong with a folder of images', formatter_class=_Help,
         description='Look for unreadable files, copies across splits, wrong labels and whatever else makes numbers lie. Nothing is changed. Exit status 1 if something was found.')
     d.add_argument('path', nargs='?', metavar='PATH', help="as for baseline; without it: scikit-learn's digits")
+    _table_options(d)
     d.add_argument('--arch', default='tf_efficientnet_lite0', help='the body whose features labels are judged by')
     d.add_argument('--weights', default='auto', help='auto, bundled, hub, or a .npz, .safetensors or .pth file')
     d.add_argument('--size', type=int, metavar='PX', help="side of the images for it; by default the pre-training's, 64 for digits")
@@ -119,6 +120,7 @@ def _predict_parsers(sub):
     p.add_argument('--probs', action='store_true', help='show the probability of every class')
     e = add('evaluate', 'measure a trained network on labelled images', 'Accuracy and other metrics with their intervals, on a folder of class folders or a CSV file.')
     e.add_argument('path', metavar='PATH', help='folder of class folders, folder with test/ or valid/, or CSV file of path and label')
+    _table_options(e)
     e.add_argument('--split', choices=['train', 'valid', 'test'], help='the part of the data; by default test if there is one, else valid, else everything')
     for o in (p, e):
         o.add_argument('--tta', action='store_true', help='average over the image and its mirror image, or its crops where left and right differ')
@@ -136,7 +138,17 @@ def _data_options():
     p.add_argument('--valid-pct', type=float, default=.2, metavar='SHARE', help='share held out for validation where the data has no split of its own')
     p.add_argument('--test-pct', type=float, default=0., metavar='SHARE', help="share held out for a test set that nothing is chosen on; by default none but the data's own test/")
     p.add_argument('--k-per-class', type=int, metavar='K', help='train on K images of each class; by default on all')
+    _table_options(p)
     return p
+
+def _table_options(p):
+    "How a table is read"
+    g = p.add_argument_group('where PATH is a table (CSV)')
+    g.add_argument('--path-col', metavar='COLUMN', help="the images' paths; by default found by the column's name (path, file, image_id, …) and by what is in it")
+    g.add_argument('--label-col', metavar='COLUMN', help='the labels; by default found by name (label, class, category, …)')
+    g.add_argument('--split-col', metavar='COLUMN', help='the splits (train, valid, test); by default found by name (split, is_valid, …), if there is one')
+    g.add_argument('--root', metavar='FOLDER', help="where relative paths start; by default the table's folder")
+    g.add_argument('--suffix', metavar='.EXT', help="what the files' names end in where the table has ids; by default found by looking")
 
 def _scale(word):
     if word not in ('linear', 'preset', 'none'): raise argparse.ArgumentTypeError(f'{word!r}: it can be linear, preset or none')

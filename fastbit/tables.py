@@ -20,8 +20,10 @@ import numpy as np, pandas as pd
 from sklearn.model_selection import train_test_split
 
 # %% ../nbs/01e_tables.ipynb #3411884c
-from .layouts import read_folder
+from .columns import check_labels, check_no_columns, table_rows
+from .filepaths import check_some_exist
 from .images import check_images, median_size, middle_size
+from .layouts import read_folder
 from .progress import first_of, say
 
 # %% ../nbs/01e_tables.ipynb #3c0d9e45
@@ -29,30 +31,6 @@ TRAIN_NAMES, VALID_NAMES, TEST_NAMES = ('train', 'training'), ('valid', 'val', '
 COLUMNS = ['path', 'label', 'split']
 
 # %% ../nbs/01e_tables.ipynb #9d29fce2
-def _column(df, wanted, default, what):
-    if wanted is not None and wanted not in df.columns: raise ValueError(f"There is no column {wanted!r} for the {what}; there are {', '.join(map(repr, df.columns))}.")
-    return wanted if wanted is not None else default
-
-def _split_word(v):
-    word = str(v).strip().lower()
-    if word in ('', *TRAIN_NAMES, 'false', '0'): return 'train' if word else ''
-    if word in (*VALID_NAMES, 'true', '1'): return 'valid'
-    if word in TEST_NAMES: return 'test'
-    raise ValueError(f"A split can be {', '.join(TRAIN_NAMES + VALID_NAMES + TEST_NAMES)} (or True/False in `is_valid`), but {v!r} came.")
-
-def _frame_table(df, root, path_col, label_col, split_col):
-    if len(df.columns) < 2: raise ValueError(f"A table needs a column of paths and one of labels; this one has {', '.join(map(repr, df.columns)) or 'none'}.")
-    p = _column(df, path_col, 'path' if 'path' in df else df.columns[0], 'paths')
-    l = _column(df, label_col, 'label' if 'label' in df else df.columns[1], 'labels')
-    s = _column(df, split_col, next((c for c in ('split', 'is_valid') if c in df), None), 'split')
-    if df[[p, l]].isna().any(axis=None) or (df[l].astype(str) == '').any(): raise ValueError(f"Some rows have no path or no label: rows {list(df.index[(df[[p, l]].isna().any(axis=1)) | (df[l].astype(str) == '')][:5])}.")
-    paths = [os.path.join(root, str(o)) for o in df[p]]
-    splits = [_split_word(o) for o in df[s]] if s else ['']*len(df)
-    if not set(splits) & {'', 'valid'}: splits = ['' if o == 'train' else o for o in splits]   # validation is drawn from training, as for folders
-    if '' in splits and not set(splits) <= {'', 'test'}: raise ValueError(f"Some rows of column {s!r} name a split and some are empty, e.g. row {df.index[splits.index('')]}; fill in all or none.")
-    table = pd.DataFrame(dict(path=paths, label=df[l].astype(str).tolist(), split=splits), columns=COLUMNS)
-    return [table] if len(table) else []
-
 @dataclass(frozen=True)
 class ImageSet:
     "A data set, before its files are read"
@@ -62,32 +40,31 @@ class ImageSet:
 
 def _skipped_frame(pairs) -> pd.DataFrame: return pd.DataFrame(list(pairs), columns=['path', 'reason'])
 
-def _source_path(source) -> Path:
-    path = Path(source).expanduser()
-    if not path.exists(): raise FileNotFoundError(f"There is no folder or file {str(path)!r} (looked in {Path.cwd()}).")
-    return path
+def _folder_set(folder) -> ImageSet:
+    found = read_folder(folder)
+    table = found.rows.sort_values('path', kind='stable', ignore_index=True)
+    check_labels(table.label)
+    return ImageSet(table=table, skipped=_skipped_frame(found.skipped), source=found.words)
 
 def read_image_set(
-    source:str|Path|pd.DataFrame, # A folder of class folders, one with train/ and valid/, a `.csv` or `.tsv` file, or a DataFrame
-    root:str|Path=None,           # Where a table's relative paths start; `None`: the folder of the CSV file, or the working directory
-    path_col:str=None,            # The table's column of paths; `None`: 'path', or the first
-    label_col:str=None,           # The table's column of labels; `None`: 'label', or the second
-    split_col:str=None,           # The table's column of splits; `None`: 'split' or 'is_valid' if there is one
+    source:str|Path|pd.DataFrame, # A folder of class folders, one with train/ and valid/, a table file (CSV), or a DataFrame
+    root:str|Path=None,           # Where a table's relative paths start; `None`: the folder of the file, or the working directory
+    path_col:str=None,            # The table's column of paths; `None`: found by its name and by what is in it
+    label_col:str=None,           # The table's column of labels; `None`: found by its name, or the only other column
+    split_col:str=None,           # The table's column of splits; `None`: found by its name, if there is one
+    suffix:str=None,              # What the files' names end in where a table has ids, '.jpg'; `None`: found by looking
 ) -> ImageSet:
-    "Find the images, labels and splits of a folder or table; raise `FileNotFoundError` or `ValueError` for what is not a data set"
-    skipped = []
-    if isinstance(source, pd.DataFrame): rows, words = _frame_table(source, root or '', path_col, label_col, split_col), 'a DataFrame'
-    else:
-        source = _source_path(source)
+    "Find the images, labels and splits of a folder or table; raise `FileNotFoundError` or `ValueError` for anything else"
+    if not isinstance(source, pd.DataFrame):
+        source = Path(source).expanduser()
+        if not source.exists():
+            raise FileNotFoundError(f"There is no folder or file {str(source)!r} (looked in {Path.cwd()}).")
         if source.is_dir():
-            found = read_folder(source)
-            rows, skipped, words = [found.rows], found.skipped, found.words
-        elif source.suffix.lower() in ('.csv', '.tsv'):
-            df = pd.read_csv(source, sep='\t' if source.suffix.lower() == '.tsv' else ',', dtype=str, keep_default_na=False, encoding='utf-8-sig')
-            rows, words = _frame_table(df, root or source.parent, path_col, label_col, split_col), source.name
-        else: raise ValueError(f"{str(source)!r} is neither a folder nor a .csv or .tsv file.")
-    if not sum(map(len, rows)): raise ValueError(f"No images in {source}: fastbit looks for FOLDER/class/image, FOLDER/train/class/image, or a CSV file with the columns path and label.")
-    return ImageSet(table=_one_row_a_path(pd.concat(rows, ignore_index=True)), skipped=_skipped_frame(skipped), source=words)
+            columns = dict(path_col=path_col, label_col=label_col, split_col=split_col)
+            check_no_columns(source, root=root, **columns, suffix=suffix)
+            return _folder_set(source)
+    found = table_rows(source, root, path_col, label_col, split_col, suffix)
+    return ImageSet(table=found.rows, skipped=found.skipped, source=found.words)
 
 def image_table(
     source:str|Path|pd.DataFrame, # As for `read_image_set`
@@ -95,19 +72,10 @@ def image_table(
     path_col:str=None,            # As for `read_image_set`
     label_col:str=None,           # As for `read_image_set`
     split_col:str=None,           # As for `read_image_set`
+    suffix:str=None,              # As for `read_image_set`
 ) -> pd.DataFrame: # Columns path, label, split ('train', 'valid', 'test', or '' for not yet split), sorted by path
     "One row per image: the table of `read_image_set`"
-    return read_image_set(source, root, path_col, label_col, split_col).table
-
-def _one_row_a_path(df):
-    if not df.path.is_monotonic_increasing: df = df.sort_values('path', kind='stable', ignore_index=True)
-    if df.path.is_unique: return df
-    df = df.drop_duplicates(ignore_index=True)
-    twice = df[df.duplicated('path', keep=False)]
-    both = twice.groupby('path').split.nunique().gt(1)
-    if both.any(): raise ValueError(f"The same file in two splits, {int(both.sum())} times:{first_of(list(both.index[both]))}\nTake it out of one of them.")
-    if len(twice): raise ValueError(f"One file with two labels, {twice.path.nunique()} times:{first_of(list(twice.path.unique()))}\nfastbit trains one label an image.")
-    return df
+    return read_image_set(source, root, path_col, label_col, split_col, suffix).table
 
 # %% ../nbs/01e_tables.ipynb #0900aba7
 def check_share(
@@ -209,7 +177,9 @@ def leave_out_unreadable(table:pd.DataFrame, n_workers:int=None, cache:bool=True
     "The rows whose files can be read, the (path, reason) of those that cannot, and what `check_images` found; says what it leaves out"
     report = check_images(table.path, n_workers, cache)
     bad = report[report.reason != ''][['path', 'reason']].reset_index(drop=True)
-    if len(bad) == len(table): raise ValueError(f"None of the {len(table)} images can be read:{first_of([f'{p}: {r}' for p, r in bad.values])}")
+    if len(bad) == len(table):
+        check_some_exist(table.path)
+        raise ValueError(f"None of the {len(table)} images can be read:{first_of([f'{p}: {r}' for p, r in bad.values])}")
     if len(bad): say(f"{len(bad)} of {len(table)} images cannot be read and are left out:{first_of([f'{p}: {r}' for p, r in bad.values], 10)}", 4)
     return table[~table.path.isin(bad.path)].reset_index(drop=True), bad, report
 

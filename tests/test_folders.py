@@ -275,7 +275,7 @@ def test_check_and_predict_name_what_they_do_not_use(tmp_path, capsys):
     from fastbit.predict import image_items
     draw(tmp_path, *many('train/a', 'train/b', n=3), *many('test/unknown', 'extra/deep'))
     (tmp_path/'train'/'a'/'notes.txt').write_text('x'); (tmp_path/'train'/'a'/'IMG.heic').write_bytes(HEIC)
-    res = check_data(tmp_path, labels=False, verbose=False)
+    with pytest.warns(DataWarning): res = check_data(tmp_path, labels=False, verbose=False)
     reasons = res.rows[res.rows.kind == 'unused'].detail.value_counts().to_dict()
     assert reasons == {'of the class unknown, which has no training images': 2, 'in extra/, which is not a split': 2,
         'in HEIC format (pip install pillow-heif)': 1}
