@@ -21,8 +21,8 @@ import numpy as np, pandas as pd
 
 # %% ../nbs/01c_columns.ipynb #460f12e4
 from .csvfile import names_image, read_grid
-from .filepaths import Rows, as_suffix, exists_below, locate_files, one_row_per_file, sample_of
-from .progress import first_of, say
+from .filepaths import as_suffix, exists_below, locate_files, one_row_per_file, sample_of
+from .progress import say
 
 # %% ../nbs/01c_columns.ipynb #19917785
 _NO_WIDTH = dict.fromkeys(map(ord, '\xad\u200b\u200e\u200f\u2060\ufeff'))   # not the joiners, which Persian, Hindi and emoji need

@@ -10,7 +10,7 @@ __all__ = ['TRAIN_NAMES', 'VALID_NAMES', 'TEST_NAMES', 'COLUMNS', 'ImageSet', 'r
            'leave_out_unreadable', 'training_size', 'csv_text']
 
 # %% ../nbs/01e_tables.ipynb #a4c81a9e
-import csv, os
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
