@@ -9,6 +9,7 @@ __all__ = ['DIGITS', 'CHECKPOINT', 'check_out', 'make_out', 'find_data', 'baseli
 
 # %% ../nbs/09_baseline.ipynb #493330f6
 import inspect, json, os, shlex, sys, tempfile, time
+from dataclasses import replace
 from pathlib import Path
 
 # %% ../nbs/09_baseline.ipynb #a29ed839
@@ -43,7 +44,7 @@ from .result import BaselineResult
 from .rulefit import check_steps, default_eval_every, rule_text
 from .store import CACHE_GB
 from .progress import say
-from .tables import few_shot_table, image_table, split_table
+from .tables import ImageSet, few_shot_table, leave_out_untrained, read_image_set, split_table
 
 # %% ../nbs/09_baseline.ipynb #42e30e5d
 _NOT_IN_NUMBERS = ('out', 'num_workers', 'cache', 'cache_gb', 'checkpoint_every')   # settings that change no result
@@ -346,15 +347,18 @@ def folder_rule(
     split_col:str=None,       # Of a table: column of splits; `None`: found, if there is one
     suffix:str=None,          # Of a table of ids: what the files' names end in, '.jpg'; `None`: found by looking
     **numbers                 # As for `HyperRule.for_data`: batch_size, base_lr, scale, n_steps, stop_after, mixup
-) -> tuple[HyperRule, pd.DataFrame]: # The rule, and the split table of what Pillow recognises as images
+) -> tuple[HyperRule, ImageSet]: # The rule, and the images that Pillow recognizes, split
     "The BiT-HyperRule for a data set, from names and headers alone: what `baseline(path, recipe='hyperrule')` trains by"
     HyperRule.for_data(1, 32, size=size, **numbers)   # for its errors, before the data is looked at
-    table = image_table(find_data(path)[0], root, path_col, label_col, split_col, suffix)
+    images = read_image_set(find_data(path)[0], root, path_col, label_col, split_col, suffix)
+    table = images.table
     sizes = dict(zip(table.path, header_sizes(table.path)))
     known = table.path.map(lambda p: sizes[p][0] > 0)
     if not known.any(): check_some_exist(table.path)
     if not known.all(): say(f"{(~known).sum()} of {len(table)} files are no images and not counted, e.g. {table.path[~known].iloc[0]}")
-    table = split_table(table[known].reset_index(drop=True), valid_pct, seed, test_pct)
+    table, untrained = leave_out_untrained(split_table(table[known].reset_index(drop=True), valid_pct, seed, test_pct))
     if k_per_class is not None: table = few_shot_table(table, k_per_class, seed)
     train = table.path[table.split == 'train']
-    return HyperRule.for_data(len(train), middle_size(sizes[p] for p in train), size=size, **numbers), table
+    skipped = pd.concat([images.skipped, untrained], ignore_index=True)
+    rule = HyperRule.for_data(len(train), middle_size(sizes[p] for p in train), size=size, **numbers)
+    return rule, replace(images, table=table, skipped=skipped)

@@ -82,8 +82,12 @@ def _given(args) -> list[str]:
 def _recipe(args):
     from fastbit.baseline import folder_rule
     if args.plot and Path(args.plot).suffix not in ('.png', '.svg', '.pdf'): raise ValueError(f"--plot {args.plot}: the name ends in .png, .svg or .pdf.")
-    rule, table = folder_rule(args.path, args.valid_pct, args.test_pct, args.seed, args.k_per_class, args.size, **_columns(args), **_rule_numbers(args))
-    print(f"{args.path or 'digits'}: {len(table)} images, {table.label.nunique()} classes; {rule.n_train} to train, {len(table)-rule.n_train} held out")
+    from fastbit.tables import source_rows
+    rule, images = folder_rule(args.path, args.valid_pct, args.test_pct, args.seed, args.k_per_class, args.size, **_columns(args), **_rule_numbers(args))
+    table = images.table
+    print(f"{args.path or 'digits'}: {len(table)} images, {table.label.nunique()} classes; "
+        f"{rule.n_train} to train, {len(table)-rule.n_train} held out")
+    for name, text in source_rows(images.source, images.skipped): print(f'  {name:10}  {text}')
     print(rule)
     if args.plot: rule.plot().figure.savefig(args.plot, dpi=150)
     print('To train by it:', ' '.join(['fastbit baseline', *([shlex.quote(args.path)] if args.path else []), '--recipe hyperrule --arch BiT-M-R50x1', *_given(args)]))
@@ -134,14 +138,13 @@ def _table(df) -> str:
 def _evaluate(args):
     from fastbit.calibration import calibration_error, reliability_table, temper
     from fastbit.evaluate import evaluate_probs
-    from fastbit.folders import count_reasons
     from fastbit.predict import load_predictor
+    from fastbit.tables import source_rows
     _check_bs(args)
     predictor = load_predictor(args.model, args.device)
     res = predictor.labelled_probs(args.path, args.split, args.tta, args.bs, **_columns(args))
     print(f"{args.path}: {'all' if res.part == 'all' else f'the {res.part} split'}, {len(res.targs)} images" + (f', {len(res.left_out)} left out' if len(res.left_out) else ''))
-    print(f'source: {res.source}')
-    if len(res.skipped): print(f'not used: {count_reasons(res.skipped.itertuples(index=False))}')
+    for name, text in source_rows(res.source, res.skipped): print(f'  {name:10}  {text}')
     print(evaluate_probs(res.probs, res.targs))
     t = predictor.about.temperature
     if t: print(f'with temperature {t:.2f}: ECE {calibration_error(reliability_table(temper(res.probs, t), res.targs)):.4f}')

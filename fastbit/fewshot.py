@@ -28,7 +28,7 @@ from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .intervals import wilson_interval
 from .learner import transfer_learner
 from .report import Report, picture_uri, render_page
-from .tables import csv_text, few_shot_table
+from .tables import csv_text, few_shot_table, source_rows
 
 # %% ../nbs/09b_fewshot.ipynb #2db1835a
 def plot_few_shot(
@@ -110,6 +110,7 @@ def few_shot_curve(
     whole = image_dataloaders(data, arch, size or 'hyperrule', bs, valid_pct, seed=seed, train_size='hyperrule', num_workers=num_workers, device=device,
         crop=usual.get('crop', True) if crop is None else crop, flip=usual.get('flip', True) if flip is None else flip,
         root=root, path_col=path_col, label_col=label_col, split_col=split_col, suffix=suffix)   # looked through once, for all runs
+    for key, text in source_rows(whole.source, whole.skipped) if verbose else (): print(f'  {key:10}  {text}', flush=True)
     rows = []
     for k in ks:
         for repeat in range(repeats):

@@ -36,7 +36,7 @@ from .progress import ShownOnce, show
 from .recipes import RECIPES, clock
 from .report import picture_uri, render_page
 from .store import CACHE_GB
-from .tables import check_share, csv_text
+from .tables import check_share, csv_text, source_rows
 
 # %% ../nbs/09c_leaderboard.ipynb #07dd3e55
 def bodies_here() -> list[str]:
@@ -319,6 +319,8 @@ def leaderboard(
     _same_question(out, what)
     n, n_test = first.valid.n, int((first.table.split == 'test').sum())
     if verbose: print(f'{name}: {len(first.table)} images, {len(first.vocab)} classes, {first.train.n} to train, {n} to validate' + (f', {n_test} to test' if n_test else '') + f'; {len(bodies)} bodies to probe, the best {min(top, len(bodies))} to fine-tune by {", ".join(recipes)}', flush=True)
+    for key, text in source_rows(first.source, first.skipped) if verbose else ():
+        print(f'  {key:10}  {text}', flush=True)
     rows = [_attempt(dict(what, weights=w), b, 'probe', out/'runs'/_slug(b, 'probe'), lambda b=b, a=a, w=w: _probe_row(data, b, a, w, how | columns, cache, cache_gb), verbose) for b, (a, w) in bodies.items()]
     best = sorted((r for r in rows if not r['failed']), key=lambda r: (-r['accuracy'], r['loss']))[:top]
     for r in best:

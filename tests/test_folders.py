@@ -284,3 +284,19 @@ def test_check_and_predict_name_what_they_do_not_use(tmp_path, capsys):
     with pytest.warns(DataWarning, match=said): assert len(image_items(tmp_path/'train'/'a')) == 3
     (tmp_path/'words').mkdir(); (tmp_path/'words'/'IMG.heic').write_bytes(HEIC)
     with pytest.raises(FileNotFoundError, match='what is there: 1 in HEIC format'): image_items(tmp_path/'words')
+
+
+def test_every_plan_says_what_is_used_and_what_is_not(tmp_path, capsys, monkeypatch):
+    from fastbit.fewshot import few_shot_curve
+    draw(tmp_path, *many('photos/train/a', 'photos/train/b', n=6))
+    (tmp_path/'photos'/'train'/'a'/'notes.txt').write_text('x')
+    monkeypatch.chdir(tmp_path)
+    said = ('  source      photos/: train/ for training; classes are the folders in it', '  not used    1 not an image (.txt)')
+    tiny = ['--size', '32', '--arch', 'test_efficientnet=random', '--top', '0']
+    assert main(['recipe', 'photos']) == 0 and all(o in capsys.readouterr().out for o in said[:1])
+    assert main(['compare', 'photos', *tiny]) == 0
+    out = capsys.readouterr().out
+    assert all(o in out for o in said)
+    few_shot_curve('photos', ks=(1,), repeats=1, **small, weights='random', batch_size=4, n_steps=2, scale=None)
+    out = capsys.readouterr().out
+    assert all(o in out for o in said)

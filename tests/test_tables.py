@@ -399,7 +399,7 @@ def test_python_takes_the_columns(tmp_path):
     root = write_folder(tmp_path/'data', dict(x=6, y=6))
     df = pd.DataFrame(dict(number=[f'{d}/{i:03d}' for d in 'xy' for i in range(6)], weight=range(12), what=['cat', 'dog']*6))
     how = dict(root=root, path_col='number', label_col='what', suffix='.png')
-    assert folder_rule(df, **how)[1].label.nunique() == 2
+    assert folder_rule(df, **how)[1].table.label.nunique() == 2
     board = leaderboard(df, ['test_efficientnet=random'], top=0, size=32, num_workers=0, verbose=False, out=tmp_path/'board', **how)
     assert board.n == 2 or board.n == 3
     assert len(few_shot_curve(df, ks=(1,), repeats=1, **TINY, size=32, num_workers=0, batch_size=4, n_steps=2, scale=None, verbose=False, **how)[0]) == 1
