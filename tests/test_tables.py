@@ -4,8 +4,9 @@ import gzip, os, warnings
 import numpy as np, pandas as pd, pytest
 
 from conftest import TINY, picture, write_folder
-from fastbit.columns import SPLIT_WORDS, clean_label, natural_order, split_word, table_rows
+from fastbit.columns import SPLIT_WORDS, split_word, table_rows
 from fastbit.data import image_dataloaders
+from fastbit.labels import clean_label, natural_order
 from fastbit.predict import class_numbers
 from fastbit.progress import DataWarning
 from fastbit.tables import image_table
