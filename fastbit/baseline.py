@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/baseline.html.md"""
 __all__ = ['DIGITS', 'CHECKPOINT', 'check_out', 'make_out', 'find_data', 'baseline', 'folder_rule']
 
 # %% ../nbs/09_baseline.ipynb #493330f6
-import inspect, os, shlex, sys, tempfile, time
+import inspect, json, os, shlex, sys, tempfile, time
 from pathlib import Path
 
 # %% ../nbs/09_baseline.ipynb #a29ed839
@@ -25,7 +25,7 @@ from .calibration import fit_temperature, temper
 from .callbacks import JsonLog, KeepBest
 from .checkpoint import SAVE_SECONDS
 from .cyclefit import progress_of
-from .data import PathLabel, check_device, image_dataloaders
+from .data import PathLabel, check_device, image_dataloaders, source_name
 from .datasets import PUBLIC_SETS, named_table
 from .evaluate import default_views, evaluate_probs, tta_probs
 from .filepaths import check_some_exist
@@ -35,6 +35,7 @@ from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .images import header_sizes, middle_size
 from .learner import check_precision, transfer_learner
 from .lrfind import HEAD_LR
+from .machine import this_machine
 from .processes import alone_by_mistake, is_writer, join_processes, wait_for_all, world, writer_first
 from .progress import show
 from .recipes import RECIPES, HeadStage, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages
@@ -45,49 +46,69 @@ from .progress import say
 from .tables import few_shot_table, image_table, split_table
 
 # %% ../nbs/09_baseline.ipynb #42e30e5d
+_NOT_IN_NUMBERS = ('out', 'num_workers', 'cache', 'cache_gb', 'checkpoint_every')   # settings that change no result
+
+def _finished_settings(out) -> dict|None:
+    "The settings of the run whose results `out` holds; `None` for a `results.json` that is not fastbit's"
+    try: found = json.loads((out/'results.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError): return None
+    ours = isinstance(found, dict) and isinstance(found.get('versions'), dict) and 'fastbit' in found['versions']
+    return found.get('settings', {}) if ours else None
+
+def _same_settings(a, b) -> bool: return all(a.get(k) == b.get(k) for k in {*a, *b} - {*_NOT_IN_NUMBERS})
+
 def check_out(
-    out:str|Path # Folder to be
+    out:str|Path, # Folder for results, which need not exist
+    settings:dict=None, # Of the run that is going to write there, as `results.json` has them; `None`: something else writes there
 ) -> Path:
-    "See, without making it, that the folder holds no other run and could be made; `OSError` or `ValueError`"
+    "Raise `ValueError` if the folder contains a finished run, `OSError` if it cannot be written to; nothing is made"
     out = Path(out)
-    if (out/'results.json').exists(): raise ValueError(f"{out} holds the results of another run; give another folder, or remove it.")
+    if (out/'results.json').exists():
+        before = _finished_settings(out)
+        if before is None: raise ValueError(f"{out/'results.json'} is not from fastbit and would be overwritten. Choose another out=.")
+        same = ' with these settings' if settings and _same_settings(settings, before) else ''
+        page = next((f for f in (out/'report.html', out/'results.json') if f.exists()))
+        raise ValueError(f"{out}{os.sep} already contains a finished run{same} (see {page}). Choose another out=, or delete the folder.")
     there = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK): raise OSError(f"{out} cannot be written to; give another folder for the results.")
+    if not there.is_dir() or not os.access(there, os.W_OK): raise OSError(f"{out} cannot be written to. Choose another out=.")
     return out
 
 def make_out(
-    out:str|Path # Folder to be
+    out:str|Path # Folder for results
 ) -> Path:
     "Make the folder and write a byte into it, before an hour of work; `OSError` if that fails"
     try:
         out = check_out(out)
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out): return out
-    except OSError as e: raise OSError(f"{out} cannot be written to ({e.strerror or e}); give another folder for the results.") from e
+    except OSError as e: raise OSError(f"{out} cannot be written to ({e.strerror or e}). Choose another out=.") from e
 
 # %% ../nbs/09_baseline.ipynb #87baaa53
 DIGITS = dict(size=64, flip=False, crop=False)  # 8 x 8 pixels: more than 64 is nothing but interpolation; a mirrored 2 is no 2; strokes reach the edge
 
 def find_data(path):
     "What to train on, its name, and what suits it where nothing else is asked for (`size`, `flip`, `crop`)"
-    if isinstance(path, pd.DataFrame): return path, 'table', {}
+    if isinstance(path, pd.DataFrame): return path, source_name(path), {}
     if path is None or (str(path) == 'digits' and not Path(path).exists()): return named_table('digits'), 'digits', dict(DIGITS)
     if not Path(path).exists() and str(path) in PUBLIC_SETS: return named_table(str(path)), str(path), dict(flip=PUBLIC_SETS[str(path)].flip)
-    return path, Path(path).resolve().name, {}
+    return path, source_name(path), {}
 
 # %% ../nbs/09_baseline.ipynb #de85b1fd
-_RULE_ONLY = ('batch_size', 'base_lr', 'scale', 'n_steps', 'stop_after', 'mixup', 'eval_every', 'checkpoint_every')
-_ONECYCLE_ONLY = ('epochs', 'lr', 'views')
+_RECIPES_OF = dict(   # options that not every recipe has
+    checkpoint_every=('onecycle', 'hyperrule'),
+    **dict.fromkeys(('epochs', 'lr', 'views'), ('onecycle', 'head')),
+    **dict.fromkeys(('batch_size', 'base_lr', 'scale', 'n_steps', 'stop_after', 'mixup', 'eval_every'), ('hyperrule',)))
 _WATCHED = ('valid_loss', 'accuracy')   # what a baseline measures
 CHECKPOINT = 'checkpoint.safetensors'  # in the folder of the results
 
 def _check_recipe(recipe, given):
-    "An option of the other recipe is a misunderstanding, not something to pass over"
-    if recipe not in RECIPES: raise ValueError(f"recipe={recipe!r}; there is {', '.join(map(repr, RECIPES))}.")
-    foreign, other = (_ONECYCLE_ONLY, 'onecycle') if recipe == 'hyperrule' else ([k for k in _RULE_ONLY if k != 'checkpoint_every' or recipe == 'head'], 'hyperrule')
+    "Raise `ValueError` for an unknown recipe, and for an option that this recipe does not have"
+    if recipe not in RECIPES: raise ValueError(f"unknown recipe {recipe!r}. Choose from {', '.join(RECIPES)}.")
     defaults = {k: p.default for k, p in inspect.signature(baseline).parameters.items()}
-    wrong = [k for k in foreign if given[k] != defaults[k]]
-    if wrong: raise ValueError(f"{wrong[0]}={given[wrong[0]]!r} belongs to recipe={other!r}, and this is {recipe!r}" + (", which counts steps: n_steps=, and base_lr= is its rate." if recipe == 'hyperrule' else '.'))
+    wrong = next((k for k, recipes in _RECIPES_OF.items() if recipe not in recipes and given[k] != defaults[k]), None)
+    if wrong is None: return
+    instead = {'epochs': ' Set its length with n_steps=.', 'lr': ' Set its rate with base_lr=.'}.get(wrong, '') if recipe == 'hyperrule' else ''
+    raise ValueError(f"{wrong}={given[wrong]!r} applies to {' and '.join(_RECIPES_OF[wrong])} only, not to {recipe}.{instead}")
 
 def _stages(recipe, epochs, lr, how, checkpoint_every=None) -> list:
     "Of 'onecycle' and 'head'"
@@ -105,7 +126,7 @@ def baseline(
     epochs:int=None,          # Passes over the training images, all stages together, the head stage being one; `None`: 8. For 'head', over the body's outputs; `None`: `HEAD_EPOCHS`
     bs:int=None,              # Images in a batch; `None`: 32. For 'hyperrule' in a micro-batch; `None`: by size and device
     lr:float=None,            # Peak rate of the head stage; later stages keep their ratio to it; `None`: `HEAD_LR`
-    seed:int=0,               # Of the split, the order, the augmentation: the same seed gives the same numbers
+    seed:int=0,               # Random seed of split, shuffling and augmentation; it gives the same results on the same machine with the same number of threads
     valid_pct:float=.2,       # Share held out for validation where the data has no split of its own
     test_pct:float=0.,        # Share held out for a test set, which nothing is chosen on and which is looked at once; 0: none but the data's own
     flip:bool=None,           # Train on mirror images? `None`: yes, but for digits
@@ -117,7 +138,7 @@ def baseline(
     out:str|Path=None,        # Folder for the results; `None`: nothing is written
     verbose:bool=True,        # Print the plan and the result?
     k_per_class:int=None,     # Training images to keep of each class; `None`: all
-    keep_best:str=None,       # Go back to the weights that were best by this: 'valid_loss', 'accuracy'; `None`: the last
+    keep_best:str=None,       # Keep the weights of the best epoch by 'valid_loss' or 'accuracy', of equals the first; `None`: the last
     patience:int=None,        # Evaluations without a better one after which training stops; `None`: it does not
     views:int=1,              # Of 'onecycle' and 'head': views of each training image that the head stage keeps; k: the image as it is, and k-1 augmentations
     precision:str='float32',  # Of the arithmetic in training: 'float32', 'bf16', 'fp16', or 'auto', what the device is fast at
@@ -141,9 +162,10 @@ def baseline(
     split_col:str=None,       # Of a table: column of splits; `None`: found, if there is one
     suffix:str=None,          # Of a table of ids: what the files' names end in, '.jpg'; `None`: found by looking
 ) -> BaselineResult: # Or the `Plan`, for `dry_run`
-    "From images to a measured baseline: check the data, train by a recipe, evaluate with TTA"
+    "From images to a measured baseline: check the data, train by a recipe, evaluate, with TTA where flips or crops are allowed"
     began, given = time.perf_counter() if budget_from is None else budget_from, dict(locals())
-    settings = {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in given.items() if k not in ('path', 'verbose', 'budget_from', 'dry_run')}
+    typed = 'digits' if path is None else 'DataFrame' if isinstance(path, pd.DataFrame) else str(path)
+    settings = dict(path=typed) | {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in given.items() if k not in ('path', 'verbose', 'budget_from', 'dry_run')}
     _check_recipe(recipe, given)
     check_precision(precision)
     join_processes(device)
@@ -160,7 +182,7 @@ def baseline(
     if by_rule:
         HyperRule.for_data(1, 32, **numbers)   # for its errors, before the data is looked at
         check_steps('eval_every', eval_every, 1)
-    if out is not None and is_writer(): check_out(out)
+    if out is not None and is_writer(): check_out(out, None if isinstance(path, pd.DataFrame) else settings)   # of tables only the type is known
     wait_for_all()   # an error of the writer's is everybody's
     if source.kind == 'hub': hub_file(arch)   # no network is found out now, not after the data has been checked
     data, name, usual = find_data(path)
@@ -202,15 +224,16 @@ def baseline(
     times['evaluation'], tta = time.perf_counter() - start, held_out[part]
     learn.temperature = fit_temperature(_log(valid.plain), valid[1]) if valid.plain.isfinite().all() else None
     best = getattr(learn, 'keep_best', None)
-    settings = dict(path='digits' if path is None else str(path) if not isinstance(path, pd.DataFrame) else 'DataFrame', **settings)
-    res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), evaluate_probs(*tta), tta_views, learn.history.epochs, learn.history.steps, _predictions(dls, held_out, learn.temperature), dls.left_out, times, settings,
+    files = pd.concat([dls.left_out, dls.skipped], ignore_index=True)
+    with_tta = evaluate_probs(*tta) if tta_views != ('identity',) else None
+    res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), with_tta, tta_views, learn.history.epochs, learn.history.steps, _predictions(dls, held_out, learn.temperature), files, times, settings,
         part, tta.plain, tta[1], learn.temperature, evaluate_probs(temper(tta.plain, learn.temperature), tta[1]) if learn.temperature else None, evaluate_probs(valid.plain, valid[1]) if part == 'test' else None, tta.report,
         _stage_times(plan, took), _command(settings), learn.fold_difference, f'the weights of {best.where}, by {best.monitor}' if best and best.where else '', learn)
     if out is not None and is_writer():
         try: res.save(out)
         except OSError as e:   # the numbers are there, and are not lost with the files
             if verbose: show(res)
-            raise OSError(f"The results could not be written into {out} ({e.strerror or e}). Make room, or give another folder.") from e
+            raise OSError(f"The results could not be written into {out} ({e.strerror or e}). Free some space, or choose another out=.") from e
         if checkpoint: checkpoint.unlink(missing_ok=True)   # what it was for is there
     if verbose: show(res)
     if verbose and budget is not None: print(f'budget   {clock(time.perf_counter()-began)} of {clock(budget)}', flush=True)
@@ -244,8 +267,15 @@ def _saved_words(checkpoint, stage, found, n_batches) -> str:
 
 def _make_plan(learn, name, arch, source, stages, recipe, seed, rule, saved, within=''):
     dls, pp = learn.dls, learn.dls.preprocess
-    return Plan(name, dls.train.n, dls.valid.n, dls[2].n if len(dls.loaders) > 2 else 0, len(dls.left_out), list(map(str, dls.vocab)), dls.split_words, arch if arch.startswith('BiT') else timm_name(arch), str(source),
-        sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp, dls.table.path), dls.bs, recipe, stages, str(dls.device) + (f', {learn.precision}' if learn.precision != 'float32' else ''), seed, measure_stages(learn, stages), rule, saved, within, world())
+    device = str(dls.device) + (f', {learn.precision}' if learn.precision != 'float32' else '')
+    not_used = dls.skipped.reason.value_counts().to_dict()
+    return Plan(data=name, n_train=dls.train.n, n_valid=dls.valid.n, n_test=dls[2].n if len(dls.loaders) > 2 else 0,
+        n_left_out=len(dls.left_out), classes=list(map(str, dls.vocab)), split=dls.split_words,
+        arch=arch if arch.startswith('BiT') else timm_name(arch), weights=str(source),
+        n_params=sum(p.numel() for p in learn.model.parameters()), size=pp.size, images=_image_words(pp, dls.table.path),
+        bs=dls.bs, recipe=recipe, stages=stages, device=device, seed=seed,
+        seconds_an_image=measure_stages(learn, stages), rule=rule, goes_on=saved, budget=within, processes=world(),
+        source=dls.source, not_used=not_used, machine=this_machine(dls.device))
 
 def _image_words(pp, paths):
     how = dict(squash='squashed', crop='cropped', pad='padded')[pp.resize] + f' to {pp.size} px ({pp.interpolation})'
@@ -272,7 +302,7 @@ def _keep_network(learn, folder, stopped):
     "What was learnt until somebody stopped it, where there is no checkpoint"
     learn.export(folder, evaluation=False, overwrite=True)
     stopped.saved, where = folder, str(stopped).partition(';')[0]
-    stopped.args = (f"{where}; the network as it is then is in {folder}: `fastbit predict {folder.parent}` asks it, and --weights {folder/'model.safetensors'} begins a run with its body. The same command begins again",)
+    stopped.args = (f"{where}; the model so far is in {folder}: `fastbit predict {shlex.quote(str(folder.parent))} IMAGES` classifies with it, and --weights {shlex.quote(str(folder/'model.safetensors'))} starts a run from its body. The same command begins again",)
 
 def _time_limit(plan, deadline) -> TimeLimit:
     "What is left for a stage of steps, less the evaluation and the report"
@@ -299,7 +329,8 @@ def _command(settings) -> str:
     if Path(sys.argv[0]).name in ('fastbit', '__main__.py') and Path(sys.argv[0]).parent.name in ('bin', 'Scripts', 'fastbit'): return shlex.join(['fastbit', *sys.argv[1:]])
     usual = {k: p.default for k, p in inspect.signature(baseline).parameters.items()}
     given = [f'{k}={v!r}' for k, v in settings.items() if k != 'path' and v != usual[k] and v is not None]
-    return f"baseline({', '.join([repr(settings['path']), *given])})"
+    source = 'df' if settings['path'] == 'DataFrame' else repr(settings['path'])
+    return f"baseline({', '.join([source, *given])})"
 
 # %% ../nbs/09_baseline.ipynb #b2510b44
 def folder_rule(

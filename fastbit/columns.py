@@ -18,11 +18,11 @@ import numpy as np, pandas as pd
 # %% ../nbs/01c_columns.ipynb #460f12e4
 from .csvfile import names_image, read_grid
 from .filepaths import as_suffix, exists_below, locate_files, one_row_per_file, sample_of
-from .labels import NUMBER, as_texts, clean_label, one_label
+from .labels import as_texts, clean_label, is_number, one_label
 
 # %% ../nbs/01c_columns.ipynb #e44645d3
 SPLIT_WORDS = dict(
-    train=('train', 'training', 'trn'),
+    train=('train', 'training', 'trn', 'trainval'),
     valid=('valid', 'val', 'validation', 'validate', 'dev', 'development', 'eval', 'evaluation', 'holdout', 'heldout'),
     test=('test', 'testing', 'tst'))
 _FILLERS = r"""set sets data dataset split images image imgs img pictures photos pics samples examples
@@ -249,7 +249,7 @@ def _is_header(first, below) -> bool:
     filled = [o for o in first if o]
     if filled == [str(i) for i in range(len(filled))]: return True   # pandas' names for columns without any
     if any(o and o in set(below[c]) for c, o in zip(below, first)): return False
-    return usual > 0 or not any(NUMBER.fullmatch(o) for o in first)
+    return usual > 0 or not any(map(is_number, first))
 
 def _with_header(grid) -> pd.DataFrame:
     "The lines below the header, with its names; '1', '2', … where there is none"

@@ -35,15 +35,18 @@ from .filepaths import check_some_exist
 from .files import write_text
 from .images import LARGE, check_images, in_threads, open_image, read_image, reading
 from .model import TransferModel
-from .progress import show
+from .progress import ShownOnce, show
 from .report import THUMB, picture_uri, render_page
 from .store import CACHE_GB
-from .tables import csv_text, image_table
+from .folders import count_reasons, is_odd
+from .tables import csv_text, leave_out_untrained, read_image_set
 
 # %% ../nbs/09d_doctor.ipynb #af86a0ee
 KINDS = dict(   # kind: (title, what it means and what to do), the gravest first
     unreadable=('Cannot be read', 'Training leaves these out. Fetch them again, or remove them.'),
     truncated=('Cut short', 'The file ends before the picture does, often after an interrupted copy. Training leaves it out. Fetch it again.'),
+    unused=('Not used', 'Training passes these over: they have no class folder, belong to no split, '
+        'or are in a format that has to be converted.'),
     copy_across_splits=('The same picture in two splits', 'The network is examined on what it has learnt by heart, so the accuracy is too good. Take one of them out.'),
     copy_other_label=('The same picture with two labels', 'One of the labels is wrong.'),
     label=('Label perhaps wrong', 'A classifier that was trained without this image is sure of another class. Look, and move those that are wrong; some will be right and only unusual.'),
@@ -69,6 +72,10 @@ def _row(kind, r, detail='', other='', suggested='', score=float('nan')): return
 def _reading(table, report) -> list:
     reasons = dict(zip(report.path, report.reason))
     return [_row('truncated' if 'truncated' in reasons[r.path] else 'unreadable', r, reasons[r.path]) for r in table.itertuples() if reasons[r.path]]
+
+def _unused(skipped) -> list:
+    "Those that may have been meant to be used"
+    return [('unused', p, '', '', reason, '', '', float('nan')) for p, reason in skipped if is_odd(reason)]
 
 def _orientation(path) -> int:
     try:
@@ -188,8 +195,8 @@ def _labels(table, features, groups) -> list:
     return [row for _, row in sorted(found, key=lambda o: o[0])]
 
 # %% ../nbs/09d_doctor.ipynb #0660ca3f
-@dataclass
-class DataCheck:
+@dataclass(repr=False)
+class DataCheck(ShownOnce):
     "What was found; `print` it"
     rows: pd.DataFrame # one row a finding: kind, path, label, split, detail, other (path of the copy), suggested (class), score (probability of the label); the gravest kind first
     data: str          # name of the data
@@ -197,6 +204,7 @@ class DataCheck:
     classes: int       # their number
     skipped: str = ''  # what is not listed, and why
     out: Path = None   # where the files are
+    source: str = ''   # which folder or columns were used
 
     @property
     def found(self) -> bool: return len(self.rows) > 0
@@ -204,6 +212,7 @@ class DataCheck:
     def __str__(self):
         counts = self.rows.kind.value_counts()
         lines = [f'{self.data}: {self.n} images, {self.classes} classes; ' + (f'{len(self.rows)} findings' if self.found else 'nothing found')]
+        if self.source: lines.append(f'  source: {self.source}')
         for kind, (title, _) in KINDS.items():
             part = self.rows[self.rows.kind == kind]
             if not len(part): continue
@@ -278,11 +287,13 @@ def check_data(
     device = check_device(device)
     if out is not None: make_out(out)
     data, name, usual = find_data(path)
-    table = image_table(data, root, path_col, label_col, split_col, suffix)
+    images = read_image_set(data, root, path_col, label_col, split_col, suffix)
+    table, untrained = leave_out_untrained(images.table)
+    skipped_files = [*images.skipped.itertuples(index=False), *untrained.itertuples(index=False)]
     report = check_images(table.path, cache=cache)
     good = table[table.path.map(dict(zip(report.path, report.reason))) == ''].reset_index(drop=True)
     if good.empty: check_some_exist(table.path)
-    rows = _reading(table, report) + _shapes(good, report) + _sizes(table)
+    rows = _unused(skipped_files) + _reading(table, report) + _shapes(good, report) + _sizes(table)
     if len(good):
         digest = dict(zip(report.path, report.digest))
         groups, odd = copy_groups(good.path, good.path.map(digest)), _odd_pictures(good.path)
@@ -291,7 +302,8 @@ def check_data(
         tiny = {r[1] for r in rows if r[0] == 'tiny'}   # of eight pixels everything is odd
         rows += [_row(kind, r, '{} x {} pixels'.format(*side[r.path])) for kind in _SEEN for r in good[good.path.map(odd[f'is_{kind}_issue'])].itertuples() if r.path not in tiny]
     rows, usual_here = _without_the_usual(rows, len(good))
-    skipped = '; '.join(usual_here)
+    ordinary = count_reasons(o for o in skipped_files if not is_odd(o[1]))
+    skipped = '; '.join([*usual_here, *([f'other files ({ordinary})'] if ordinary else [])])
     if labels and good.label.nunique() > 1:
         pp = body_preprocess(arch, usual.get('size') if size is None else size)
         model = TransferModel(build_body(arch, 2, weights)).to(device)
@@ -299,7 +311,8 @@ def check_data(
         rows += _labels(good, f.rows[f.index[:, 0]].reshape(len(good), -1), groups)
     elif labels: skipped = '; '.join(filter(None, [skipped, 'wrong labels, for there is only one class']))
     order = {k: i for i, k in enumerate(KINDS)}
-    res = DataCheck(pd.DataFrame(sorted(rows, key=lambda r: order[r[0]]), columns=COLUMNS), name, len(table), table.label.nunique(), skipped)
+    found = pd.DataFrame(sorted(rows, key=lambda r: order[r[0]]), columns=COLUMNS)
+    res = DataCheck(rows=found, data=name, n=len(table), classes=table.label.nunique(), skipped=skipped, source=images.source)
     if out is not None: res.save(out)
     if verbose: show(res)
     return res

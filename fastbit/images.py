@@ -6,12 +6,12 @@ Docs: https://fastbit.github.io/fastbit/images.html.md"""
 
 # %% auto #0
 __all__ = ['IMAGE_EXTENSIONS', 'MOST_BYTES', 'LARGE', 'to_rgb', 'check_regular', 'open_image', 'read_image', 'reading',
-           'inspect_image', 'why_unreadable', 'check_images', 'in_threads', 'header_size', 'middle_size', 'median_size',
-           'header_sizes', 'draft_size', 'read_again', 'ImageFile', 'square_image', 'squares_of', 'EvalImage',
-           'TrainImage', 'train_image', 'crop_at']
+           'inspect_image', 'why_no_image', 'why_unreadable', 'check_images', 'in_threads', 'header_size',
+           'middle_size', 'median_size', 'header_sizes', 'draft_size', 'read_again', 'ImageFile', 'square_image',
+           'squares_of', 'EvalImage', 'TrainImage', 'train_image', 'crop_at']
 
 # %% ../nbs/01b_images.ipynb #28bad9aa
-import hashlib, io, os, random, stat, threading
+import hashlib, importlib, importlib.util, io, os, random, stat, threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, PIL
 from fastai.vision.core import PILImage
 from fasttransform import Transform
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # %% ../nbs/01b_images.ipynb #59c09031
 from .bodies import Preprocess
@@ -28,6 +28,12 @@ from .progress import track
 from .store import file_key, open_store
 
 # %% ../nbs/01b_images.ipynb #df8cdf3b
+def _more_formats():
+    "Register the formats of installed Pillow plugins"
+    if importlib.util.find_spec('pillow_heif'): importlib.import_module('pillow_heif').register_heif_opener()
+    if importlib.util.find_spec('pillow_jxl'): importlib.import_module('pillow_jxl')   # registers itself
+
+_more_formats()   # before Pillow is asked for its extensions
 IMAGE_EXTENSIONS = frozenset(Image.registered_extensions()) - {'.eps', '.ps', '.pdf', '.mpg', '.mpeg'}  # what the installed Pillow knows, lower case with the dot, less programs and films
 _WHITE = (255, 255, 255, 255)
 
@@ -74,12 +80,27 @@ def _alone():
 
 def _alone_if_large(img): return _alone() if img.width*img.height > LARGE else nullcontext()
 
+_HEIC, _JXL = 'in HEIC format (pip install pillow-heif)', 'in JPEG XL format (pip install pillow-jxl-plugin)'
+_HEIC_BRANDS = (b'heic', b'heix', b'hevc', b'hevx', b'heim', b'heis', b'mif1', b'msf1')   # ISO/IEC 23008-12, annex B
+_JXL_STARTS = (b'\xff\x0a', b'\x00\x00\x00\x0cJXL ')   # ISO/IEC 18181-2
+
+def _needs_package(file) -> str:
+    "Which package reads it, for images that Pillow reads with a plugin; '' for others"
+    if isinstance(file, io.BytesIO): head = file.getvalue()[:12]
+    else:
+        with open(file, 'rb') as f: head = f.read(12)
+    if head[4:8] == b'ftyp' and head[8:12] in _HEIC_BRANDS: return _HEIC
+    return _JXL if head.startswith(_JXL_STARTS) else ''
+
 def open_image(
     file:str|Path|io.BytesIO # Path, or encoded bytes
 ) -> Image.Image: # Its header is read, its pixels are not
-    "`Image.open` of a file with an end that is no program"
+    "`Image.open` of a file with an end that is no program; raise `ValueError` with the package that an image needs"
     if not isinstance(file, io.BytesIO): check_regular(file)
-    img = Image.open(file)
+    try: img = Image.open(file)
+    except UnidentifiedImageError as e:
+        if needs := _needs_package(file): raise ValueError(needs) from e
+        raise
     if img.format != 'EPS': return img
     img.close()
     raise ValueError('PostScript is a program, which is not run')   # Pillow would start Ghostscript with it
@@ -135,6 +156,26 @@ def _inspect_bytes(data) -> tuple:
             with _alone_if_large(img): to_rgb(img)
     except Exception as e: return why_unreadable(e), digest, height, width
     return '', digest, height, width
+
+# told by more than a letter or two
+_SURE_FORMATS = frozenset('JPEG MPO PNG GIF BMP TIFF WEBP AVIF HEIF JPEG2000 JXL'.split())
+# Pillow finds their thumbnails
+_RAW = frozenset('.3fr .arw .cr2 .cr3 .dng .erf .nef .nrw .orf .pef .raf .raw .rw2 .srw .x3f'.split())
+_CONVERT = dict.fromkeys(_RAW, 'in a camera raw format (convert to JPEG or PNG)') | {
+    '.svg': 'in SVG format (convert to PNG)', '.pdf': 'not an image (.pdf)', '.dcm': 'in DICOM format (convert to PNG)',
+    '.heic': _HEIC, '.heif': _HEIC, '.hif': _HEIC, '.jxl': _JXL}
+
+def why_no_image(
+    path:str|Path # Of a file without the extension of an image
+) -> str: # '' if its bytes are those of an image
+    "Look at a file, and say in a few words why it is not used as an image"
+    ext = os.path.splitext(path)[1].lower()
+    if ext in _CONVERT: return _CONVERT[ext]
+    try:
+        with open_image(path) as img: sure = img.format in _SURE_FORMATS
+    except ValueError as e: return str(e) if str(e) in (_HEIC, _JXL) else f'not an image ({ext or "no extension"})'
+    except Exception: sure = False   # a broken file can raise anything in Pillow
+    return '' if sure else f'not an image ({ext or "no extension"})'
 
 def why_unreadable(e:Exception) -> str:
     "What Pillow or the system said about a file, in a few words"

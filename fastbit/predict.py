@@ -32,13 +32,24 @@ from .images import draft_size, in_threads, reading, squares_of, why_unreadable
 from .model import TransferModel
 from .progress import track
 from .progress import say
-from .tables import find_images, image_table
+from .folders import count_reasons, list_folder
+from .tables import read_image_set
 
 # %% ../nbs/05e_predict.ipynb #aeb88814
 def _array_items(a) -> list:
     if a.dtype != np.uint8 or a.ndim not in (2, 3, 4) or (a.ndim > 2 and a.shape[-1] not in (3, 4)):
         raise TypeError(f"An array of {a.dtype} and shape {a.shape}; an image is uint8, height x width x 3 in RGB, and many are n x height x width x 3.")
     return list(a) if a.ndim == 4 else [a]
+
+def _folder_images(folder) -> list[str]:
+    "All of them, with a warning about files that get no prediction"
+    found = list_folder(folder)
+    passed_over = [o for o in found.all_skipped if not o[1].startswith('hidden')]
+    reasons = count_reasons(passed_over)
+    there = f'; what is there: {reasons}' if reasons else ''
+    if not found.all_images: raise FileNotFoundError(f"No images in {folder}{there}.")
+    if passed_over: say(f"{len(passed_over)} file(s) of {folder} have no prediction: {reasons}.", 4)
+    return found.all_images
 
 def image_items(
     items # A path, a folder, bytes, a Pillow image, an array of uint8 (height x width, with 3 or 4 channels, or n of these), or several of them
@@ -49,9 +60,7 @@ def image_items(
     if isinstance(items, Image.Image): return [items]
     if isinstance(items, (str, os.PathLike)):
         if not os.path.isdir(items): return [os.fspath(items)]
-        found = find_images(items)
-        if not found: raise FileNotFoundError(f"There are no images in {items}.")
-        return found
+        return _folder_images(items)
     if isinstance(items, pd.Series): items = items.tolist()
     if isinstance(items, (dict, pd.DataFrame)) or not hasattr(items, '__iter__') or isinstance(items, torch.Tensor):
         raise TypeError(f"A {type(items).__name__} is no image: give paths, bytes, Pillow images, arrays of uint8 (height x width x 3), or a list of them.")
@@ -75,7 +84,7 @@ def class_numbers(
     once = {c: i for i, c in enumerate(clean) if n[c] == 1}
     return once | {c: i for i, c in enumerate(classes)}
 
-Labelled = namedtuple('Labelled', 'probs targs part left_out')
+Labelled = namedtuple('Labelled', 'probs targs part left_out source skipped')
 
 class Predictor:
     "A trained network that answers for images; make it with `load_predictor`"
@@ -145,9 +154,10 @@ class Predictor:
         label_col:str=None, # Of a table: column of labels; `None`: found
         split_col:str=None, # Of a table: column of splits; `None`: found, if there is one
         suffix:str=None,  # Of a table of ids: what the files' names end in, '.jpg'; `None`: found by looking
-    ) -> Labelled: # probs (n x classes), targs (n class numbers), part ('test', 'valid', … or 'all'), left_out (path, reason)
+    ) -> Labelled: # probs (n x classes), targs (n class numbers), part ('test', 'valid', … or 'all'), left_out and skipped (path, reason; unreadable images, and other files that are not used), source (what was used, in words)
         "Probabilities beside the labels; `ValueError` for labels that the network does not know"
-        part, table = _part_of(image_table(source, root, path_col, label_col, split_col, suffix), split)
+        images = read_image_set(source, root, path_col, label_col, split_col, suffix)
+        part, table = _part_of(images.table, split)
         at = class_numbers(self.classes)
         if unknown := sorted(set(table.label) - set(at)): raise ValueError(f"{len(unknown)} of the labels are no classes of this network: {', '.join(unknown[:5])}. It knows {', '.join(self.classes[:10])}{', …' if len(self.classes) > 10 else ''}.")
         views = default_views(self.about.preprocess) if tta else ('identity',)
@@ -159,7 +169,9 @@ class Predictor:
             raise ValueError(f"None of the {len(table)} images can be read, e.g. {table.path.iloc[0]}: {reasons[0]}.")
         if bad.any(): say(f"{bad.sum()} of {len(table)} images cannot be read and are left out, e.g. {left_out.path[0]}: {left_out.reason[0]}")
         self._say_seen(table.path[~bad].tolist())
-        return Labelled(mean_probs(logits[~bad]), torch.tensor([at[l] for l in table.label[~bad]]), part, left_out)
+        targs = torch.tensor([at[l] for l in table.label[~bad]])
+        return Labelled(probs=mean_probs(logits[~bad]), targs=targs, part=part, left_out=left_out,
+            source=images.source, skipped=images.skipped)
 
     def _say_seen(self, paths):
         "An accuracy on what was learnt by heart is no accuracy"

@@ -100,18 +100,18 @@ def test_digits_where_the_cache_is_read_only():
     (('baseline', 'not-even-looked-for', '--arch', 'BiT-M-R50x1'), 'hub does not answer'),
     (('baseline', '.', '--weights', 'imagenet'), "'random'"),
     (('baseline', '.', '--weights', 'mine.pth'), 'no such file'),
-    (('baseline', '.', '--recipe', 'magic'), "'onecycle'"),
-    (('baseline', '.', '--epochs', '0'), 'epochs=0'), (('baseline', '.', '--epochs', 'x'), 'invalid int'),
-    (('baseline', '.', '--bs', '0'), 'bs=0'), (('baseline', '.', '--size', '8'), '32 or more'), (('baseline', '.', '--lr', '-1'), 'lr=-1'),
+    (('baseline', '.', '--recipe', 'magic'), 'Choose from onecycle'),
+    (('baseline', '.', '--epochs', '0'), '--epochs 0'), (('baseline', '.', '--epochs', 'x'), 'invalid int'),
+    (('baseline', '.', '--bs', '0'), '--bs 0'), (('baseline', '.', '--size', '8'), '32 or more'), (('baseline', '.', '--lr', '-1'), '--lr -1'),
     (('baseline', '.', '--valid-pct', '20'), 'between 0 and 1'), (('baseline', '.', '--device', 'tpu9'), 'device'), (('baseline', '.', '--device', 'cuda:77'), 'device'),
     (('baseline', '.', '--workers', '-1'), 'workers'), (('baseline', '.', '--out', '/dev/null/out'), 'cannot be written to'),
-    (('baseline', '.', '--steps', '20'), "belongs to recipe='hyperrule'"), (('baseline', '.', '--recipe', 'hyperrule', '--epochs', '3'), 'n_steps='),
-    (('baseline', '.', '--recipe', 'hyperrule', '--steps', '0'), 'n_steps=0'), (('baseline', '.', '--recipe', 'hyperrule', '--batch-size', '0'), 'batch_size=0'),
+    (('baseline', '.', '--steps', '20'), '--steps 20 applies to hyperrule only'), (('baseline', '.', '--recipe', 'hyperrule', '--epochs', '3'), 'Set its length with --steps.'),
+    (('baseline', '.', '--recipe', 'hyperrule', '--steps', '0'), '--steps 0'), (('baseline', '.', '--recipe', 'hyperrule', '--batch-size', '0'), '--batch-size 0'),
     (('baseline', '.', '--recipe', 'hyperrule', '--size', '0'), '32 or more'), (('baseline', '.', '--recipe', 'hyperrule', '--scale', 'x'), 'linear, preset or none'),
-    (('baseline', '.', '--recipe', 'hyperrule', '--scale', 'preset', '--batch-size', '64'), 'give neither'), (('baseline', '.', '--recipe', 'hyperrule', '--eval-every', '0'), 'eval_every=0'),
-    (('baseline', '.', '--keep-best', 'f1'), "'accuracy'"), (('baseline', '.', '--patience', '0'), 'patience=0'), (('baseline', '.', '--k-per-class', '0'), 'k_per_class=0'),
-    (('recipe', 'nowhere'), "no folder or file 'nowhere'"), (('recipe', '.', '--plot', 'x.bmp'), '.png, .svg or .pdf'), (('recipe', '.', '--base-lr', '0'), 'base_lr=0'),
-    (('baseline', '.', '--out', '../run'), 'another run'), (('baseline', '.', '--frobnicate'), 'unrecognized'), ((), 'COMMAND'), (('bodies', '*nope*'), 'No body matches')])
+    (('baseline', '.', '--recipe', 'hyperrule', '--scale', 'preset', '--batch-size', '64'), 'give neither'), (('baseline', '.', '--recipe', 'hyperrule', '--eval-every', '0'), '--eval-every 0'),
+    (('baseline', '.', '--keep-best', 'f1'), "'accuracy'"), (('baseline', '.', '--patience', '0'), '--patience 0'), (('baseline', '.', '--k-per-class', '0'), '--k-per-class 0'),
+    (('recipe', 'nowhere'), "no folder or file 'nowhere'"), (('recipe', '.', '--plot', 'x.bmp'), '.png, .svg or .pdf'), (('recipe', '.', '--base-lr', '0'), '--base-lr 0'),
+    (('baseline', '.', '--out', '../run'), 'already contains a finished run'), (('baseline', '.', '--frobnicate'), 'unrecognized'), ((), 'COMMAND'), (('bodies', '*nope*'), 'No body matches')])
 def test_errors_are_one_line_and_exit_2(shared, args, message, capsys, monkeypatch):
     from fastbit.cli import main
     root, _ = shared

@@ -1,5 +1,5 @@
 "The documentation site: built without a warning, every link leads somewhere, and a browser opens every page"
-import functools, http.server, json, os, re, subprocess, sys, threading
+import functools, http.server, importlib, json, os, re, subprocess, sys, threading
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
@@ -88,10 +88,40 @@ def test_a_definition_has_signature_table_source_and_methods(site):
     for part in ('id="hyperrule.for_data"', 'optimizer steps of the whole schedule'): assert part in text, part   # a class method, a field of a dataclass
 
 
-def test_a_broken_link_or_a_warning_fails_the_build(tmp_path):
+@pytest.fixture(scope='module')
+def docs():
     sys.path.insert(0, str(ROOT/'tools'))
-    try: import docs
+    try: import docs as module
     finally: sys.path.pop(0)
+    return module
+
+
+@pytest.mark.parametrize('full_name, begins', [
+    ('fastbit.learner.transfer_learner', 'def transfer_learner('), ('fastbit.learner.TransferLearner', 'class TransferLearner('), ('fastbit.learner.TransferLearner.lr_table', 'def lr_table('),
+    ('fastbit.hyperrule.HyperRule', 'class HyperRule'), ('fastbit.hyperrule.HyperRule.for_data', 'def for_data('), ('fastbit.progress.track', 'def track(')])
+def test_a_source_link_leads_to_the_definition(docs, full_name, begins):
+    "A function, a class, a method patched in from elsewhere, a dataclass, a class method, a generator"
+    _, module, *names = full_name.split('.')
+    sym = functools.reduce(getattr, names, importlib.import_module(f'fastbit.{module}'))
+    file, _, line = docs.source_link(sym, full_name).rpartition('/blob/main/')[2].partition('#L')
+    here = (ROOT/file).read_text().splitlines()[int(line)-1:]
+    assert next(o.strip() for o in here if not o.strip().startswith('@')).startswith(begins)   # a decorator belongs to it
+
+
+def test_a_link_without_a_line_fails_the_build(docs, tmp_path):
+    link = '<a href="https://x/blob/main/fastbit/a.py{}" class="source-link">'
+    (tmp_path/'good.html').write_text(link.format('#L12') + '<a href="https://x/blob/main/README.md">')
+    (tmp_path/'none.html').write_text(link.format('#LNone'))
+    (tmp_path/'bare.html').write_text(link.format(''))
+    assert [p.partition(':')[0] for p in docs.links_without_line(tmp_path)] == ['bare.html', 'none.html']
+
+
+def test_every_source_link_of_the_site_has_a_line(site, docs):
+    links = [(p, m) for p in pages(site) for m in re.findall(r'blob/main/fastbit/\w+\.py[^"]*', (site/p).read_text())]
+    assert len(links) > 300 and not [o for o in links if not re.search(r'#L\d+$', o[1])] and not docs.links_without_line(site)
+
+
+def test_a_broken_link_or_a_warning_fails_the_build(docs, tmp_path):
     (tmp_path/'_quarto.yml').write_text('project:\n  type: website\n  output-dir: out\nwebsite:\n  title: t\n  no-such-option: 1\n')
     (tmp_path/'index.md').write_text('# Home\n\n[nowhere](nowhere.md)\n')
     problems = '\n'.join(docs.render(tmp_path))

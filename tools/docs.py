@@ -53,10 +53,18 @@ def plain_types(table: str) -> str:
     return re.sub(r'\b(?:__main__|pathlib|pandas|torch|fastai|fastbit|matplotlib|PIL|numpy|timm|collections)(?:\.[a-z_]+\w*)*\.(?=[A-Z]\w*)', '', table).replace('NoneType', 'None')
 
 
+def source_link(sym, full_name: str) -> str:
+    "Where a definition begins in the repository; '' for what no module of ours exports"
+    found = NbdevLookup()[full_name]
+    if not isinstance(found, tuple): return ''
+    # `NbdevLookup.code` (nbdev 3.3) looks for the line under the qualified name, and its table has the short one
+    return f'{found[2]}#L{inspect.getsourcelines(inspect.unwrap(sym))[1]}'
+
+
 class Page(BasicMarkdownRenderer):
     "A definition: signature, one line, a table of parameters; for a class, its methods too"
     def _repr_markdown_(self):
-        src = NbdevLookup().code(self.fn)
+        src = source_link(self.sym, self.fn)
         link = f'[source]({src}){{.source-link}}\n\n' if src else ''
         docs = f'\n\n{inspect.cleandoc(self.docs)}' if self.docs else ''
         prefix = 'class ' if inspect.isclass(self.sym) else ''
@@ -164,7 +172,18 @@ def render(proc: Path) -> list:
     docstring_copies(site.out)
     no_other_hosts(site.out)
     print(f'{n} pages in {site.out}')
-    return [*site.project.warnings, *(w for w in site.warnings if w not in site.project.warnings)]
+    warnings = [*site.project.warnings, *(w for w in site.warnings if w not in site.project.warnings)]
+    return [*warnings, *links_without_line(site.out)]
+
+
+def links_without_line(out: Path) -> list:
+    "Links to a definition's source that name no line of it, in words"
+    is_source = re.compile(r'<a [^>]*class="[^"]*\bsource-link\b[^>]*>|<a [^>]*/blob/[^>]*\.py#[^>]*>')
+    wrong = []
+    for p in sorted(out.rglob('*.html')):
+        links = [m[0] for m in is_source.finditer(p.read_text())]
+        wrong += [f'{p.relative_to(out)}: source link without a line: {a}' for a in links if not re.search(r'\.py#L\d+"', a)]
+    return wrong
 
 
 def docstring_copies(out: Path):
