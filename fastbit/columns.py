@@ -128,6 +128,8 @@ def _label_column(df, columns):
     return columns[0] if len(columns) == 1 else None
 
 def _refuse(df, what, option, columns, source):
+    if what == 'paths' and any(_plain(c).startswith('pixel') for c in columns):
+        raise ValueError(f"{source} has pixels in its columns, and fastbit reads image files: write each row's image into one.")
     hot = [c for c in columns if len(texts := set(_texts(df, c))) <= 2 and texts <= {'0', '1', '0.0', '1.0'}]
     if what == 'labels' and len(hot) > 1:
         raise ValueError(
