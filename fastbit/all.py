@@ -18,6 +18,7 @@ from .bodies import *
 from .images import *
 from .pixels import *
 from .hyperrule import *
+from .labels import *
 from .columns import *
 from .folders import *
 from .tables import *

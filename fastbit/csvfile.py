@@ -23,18 +23,29 @@ from .progress import say
 
 # %% ../nbs/01bb_csvfile.ipynb #19917785
 _OPENERS = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
-_FOREIGN = {'.xlsx': ('an Excel file', 'read_excel'), '.xls': ('an Excel file', 'read_excel'), '.ods': ('a spreadsheet', 'read_excel'),
-            '.json': ('a JSON file', 'read_json'), '.jsonl': ('a JSON file', 'read_json'), '.parquet': ('a Parquet file', 'read_parquet'),
-            '.feather': ('a Feather file', 'read_feather'), '.pkl': ('a pickle file', 'read_pickle'), '.xml': ('an XML file', 'read_xml')}
+_FOREIGN = {
+    '.xlsx': ('an Excel file', 'read_excel'), '.xls': ('an Excel file', 'read_excel'),
+    '.ods': ('a spreadsheet', 'read_excel'),
+    '.json': ('a JSON file', 'read_json'), '.jsonl': ('a JSON file', 'read_json'), '.xml': ('an XML file', 'read_xml'),
+    '.parquet': ('a Parquet file', 'read_parquet'), '.feather': ('a Feather file', 'read_feather'),
+    '.pkl': ('a pickle file', 'read_pickle')}
 _ARCHIVES = ('.zip', '.tar', '.tgz', '.7z', '.rar')
-_MAGIC = {b'PK\x03\x04': 'a zip archive or an Excel file', b'\xd0\xcf\x11\xe0': 'an Excel file', b'PAR1': 'a Parquet file', b'\x1f\x8b': 'compressed, without .gz in its name',
-          b'%PDF': 'a PDF file', b'version https://git-lfs': 'a pointer of Git LFS (`git lfs pull` fetches the file)', b'<!doctype': 'a web page', b'<html': 'a web page'}
+_MAGIC = {
+    b'PK\x03\x04': 'a zip archive or an Excel file', b'\xd0\xcf\x11\xe0': 'an Excel file', b'PAR1': 'a Parquet file',
+    b'\x1f\x8b': 'compressed, without .gz in its name', b'%PDF': 'a PDF file',
+    b'<!doctype': 'a web page', b'<html': 'a web page',
+    b'version https://git-lfs': 'a pointer of Git LFS (`git lfs pull` fetches the file)'}
 
 def _check_kind(path):
     "Raise `ValueError` for a name that tells of another kind of file"
     end = path.suffix.lower()
-    if end in IMAGE_EXTENSIONS: raise ValueError(f"{path} is an image: give a folder of class folders, or a table of paths and labels.")
-    if end in _ARCHIVES or path.name.lower().endswith('.tar.gz'): raise ValueError(f"{path} is an archive: unpack it, and give the folder.")
+    if end in IMAGE_EXTENSIONS:
+        raise ValueError(
+            f"{path} is an image: give a folder of class folders, or a table of paths and "
+            "labels.")
+    if end in _ARCHIVES or path.name.lower().endswith('.tar.gz'):
+        raise ValueError(
+            f"{path} is an archive: unpack it, and give the folder.")
     if end not in _FOREIGN: return
     kind, reader = _FOREIGN[end]
     raise ValueError(f"{path} is {kind}: save it as CSV, or in Python pass the DataFrame of pandas.{reader}.")
@@ -42,10 +53,15 @@ def _check_kind(path):
 def _check_start(path, data):
     kind = next((k for magic, k in _MAGIC.items() if data[:40].lstrip().lower().startswith(magic.lower())), None)
     if kind: raise ValueError(f"{path} is {kind}, not a table of paths and labels: save the table as CSV.")
-    if data.lstrip(codecs.BOM_UTF8 + b' \r\n\t')[:1] in (b'{', b'['): raise ValueError(f"{path} is a JSON file: save it as CSV, or in Python pass the DataFrame of pandas.read_json.")
+    if data.lstrip(codecs.BOM_UTF8 + b' \r\n\t')[:1] in (b'{', b'['):
+        raise ValueError(
+            f"{path} is a JSON file: save it as CSV, or in Python pass the DataFrame of "
+            "pandas.read_json.")
 
 # %% ../nbs/01bb_csvfile.ipynb #8a9ea61b
-_MARKS = {codecs.BOM_UTF32_LE: 'utf-32', codecs.BOM_UTF32_BE: 'utf-32', codecs.BOM_UTF8: 'utf-8-sig', codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}   # the longer ones first
+_MARKS = {   # the longer ones first
+    codecs.BOM_UTF32_LE: 'utf-32', codecs.BOM_UTF32_BE: 'utf-32', codecs.BOM_UTF8: 'utf-8-sig',
+    codecs.BOM_UTF16_LE: 'utf-16', codecs.BOM_UTF16_BE: 'utf-16'}
 _UNKNOWN = "{} is not in UTF-8, and its encoding cannot be told without doubt: save it as UTF-8 (in Excel: CSV UTF-8)."
 
 def _encoding(path, data) -> str:
@@ -59,7 +75,8 @@ def _encoding(path, data) -> str:
     try: data.decode('utf-8'); return 'utf-8'
     except UnicodeDecodeError: return 'cp1252'
 
-_WESTERN = bytes([0x80, 0x85, 0x8a, 0x8c, 0x8e, *range(0x91, 0x98), 0x9a, 0x9c, 0x9e, 0x9f, *range(0xa0, 0x100)])   # letters, quotes, signs
+# letters, quotes and signs of Windows-1252
+_WESTERN = bytes([0x80, 0x85, 0x8a, 0x8c, 0x8e, *range(0x91, 0x98), 0x9a, 0x9c, 0x9e, 0x9f, *range(0xa0, 0x100)])
 
 def _is_western(data) -> bool:
     "Are nearly all bytes above 127 those of Western texts, and most of them alone between plain ones?"
@@ -78,7 +95,8 @@ def decode_text(
     if encoding == 'cp1252':
         if not _is_western(data): raise ValueError(_UNKNOWN.format(path))
         words = [w for w in re.findall(r'[^\W\d_]+', text) if not w.isascii()]
-        say(f"{path} is not in UTF-8 and was read as Windows-1252" + (f", e.g. {words[0]!r}" if words else '') + ". If that is wrong, save it as UTF-8.", 6)
+        example = f", e.g. {words[0]!r}" if words else ''
+        say(f"{path} is not in UTF-8 and was read as Windows-1252{example}. If that is wrong, save it as UTF-8.", 6)
     return text.replace('\r\n', '\n').replace('\r', '\n')
 
 # %% ../nbs/01bb_csvfile.ipynb #cc79c7ab
@@ -99,7 +117,8 @@ def _width(rows) -> int: return Counter(map(len, rows)).most_common(1)[0][0] if 
 def _score(rows) -> tuple:
     "How well these rows look like a table: lines of the usual length, cells with images, columns"
     n = _width(rows)
-    return (n > 1, round(sum(len(o) == n for o in rows)/max(len(rows), 1), 2), any(names_image(c.strip()) for o in rows for c in o), n)
+    regular = round(sum(len(o) == n for o in rows)/max(len(rows), 1), 2)
+    return (n > 1, regular, any(names_image(c.strip()) for o in rows for c in o), n)
 
 def find_separator(
     lines:list, # The first lines of a file
@@ -142,13 +161,16 @@ def _numbered(lines, sep, first):
         yield first + before + 1, row
         before = reader.line_num
 
-_UNCLOSED = '{}, line {}: a double quote is opened here and closed on a later line or never. Close it, or double it where it is part of a name ("").'
+_UNCLOSED = ('{}, line {}: a double quote is opened here and closed on a later line or never. '
+             'Close it, or double it where it is part of a name ("").')
 
 def _check_lengths(path, lines, sep, first, width):
     "Raise `ValueError` for the first line with more than `width` cells"
     for line, row in _numbered(lines, sep, first):
         if any(o.strip() for o in row[width:]):
-            raise ValueError(f"{path}, line {line}: {len(row)} cells, and {width} in other lines: {sep.join(row)[:100]!r}. Put a cell that contains {sep!r} into double quotes.")
+            raise ValueError(
+                f"{path}, line {line}: {len(row)} cells, and {width} in other lines: "
+                f"{sep.join(row)[:100]!r}. Put a cell that contains {sep!r} into double quotes.")
 
 def _check_swallowed(path, df, sep):
     "A quote that closes many lines later makes one cell of them"
@@ -159,20 +181,25 @@ def _check_swallowed(path, df, sep):
 def _line_numbers(text, sep, first, n) -> np.ndarray:
     "Of the `n` rows, where lines are blank or a cell has several"
     with suppress(csv.Error):   # a cell of more than 131072 characters
-        res = [line for line, row in _numbered(io.StringIO(text, newline=''), sep, first) if any(o.strip() for o in row) or len(row) > 1]
+        rows = _numbered(io.StringIO(text, newline=''), sep, first)
+        res = [line for line, row in rows if any(o.strip() for o in row) or len(row) > 1]
         if len(res) == n: return np.array(res)
     return np.arange(first+1, first+n+1)
 
 def _parse(path, text, sep, first, width) -> pd.DataFrame:
     how = dict(sep=r'\s+') if sep == ' ' else dict(sep=sep, skipinitialspace=True)
-    try: df = pd.read_csv(io.StringIO(text), header=None, names=range(width), index_col=False, dtype=str, keep_default_na=False, **how)
+    how |= dict(header=None, names=range(width), index_col=False, dtype=str, keep_default_na=False)
+    try: df = pd.read_csv(io.StringIO(text), **how)
     except pd.errors.ParserError as e:
         whole = lambda: io.StringIO(text, newline='')
-        if 'inside string' in str(e): raise ValueError(_UNCLOSED.format(path, max(line for line, _ in _numbered(whole(), sep, first)))) from None
+        if 'inside string' in str(e):
+            last = max(line for line, _ in _numbered(whole(), sep, first))
+            raise ValueError(_UNCLOSED.format(path, last)) from None
         _check_lengths(path, whole(), sep, first, width)
         raise ValueError(f"{path} cannot be read as a table: {e}") from None
     several = text.rstrip('\n').count('\n') + 1 != len(df)
-    df.index = _line_numbers(text, sep, first, len(df)) if several and sep != ' ' else np.arange(first+1, first+len(df)+1)
+    one_each = np.arange(first+1, first+len(df)+1)
+    df.index = _line_numbers(text, sep, first, len(df)) if several and sep != ' ' else one_each
     if several: _check_swallowed(path, df, sep)
     return df[(df != '').any(axis=1)] if (df[0] == '').any() else df
 
@@ -186,7 +213,8 @@ def _read_bytes(path) -> bytes:
     check_regular(path)
     try:
         with _OPENERS.get(path.suffix.lower(), open)(path, 'rb') as f: return f.read()
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as e: raise ValueError(f"{path} is damaged: {e}.") from None
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as e:
+        raise ValueError(f"{path} is damaged: {e}.") from None
 
 def read_grid(
     path:str|Path # A text file, plain or .gz, .bz2, .xz
@@ -196,7 +224,9 @@ def read_grid(
     _check_kind(path)
     data = _read_bytes(path)
     _check_start(path, data)
-    if not data.strip(b'\0 \r\n\t' + codecs.BOM_UTF8): raise ValueError(f"{path} is empty: a table needs a column of paths and one of labels.")
+    if not data.strip(b'\0 \r\n\t' + codecs.BOM_UTF8):
+        raise ValueError(
+            f"{path} is empty: a table needs a column of paths and one of labels.")
     text, first, told = _without_preamble(decode_text(path, data))
     lines = text[:_SAMPLE].split('\n')
     if len(text) > _SAMPLE and len(lines) > 1: lines.pop()   # cut

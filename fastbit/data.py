@@ -24,7 +24,7 @@ from PIL import Image
 
 # %% ../nbs/02_data.ipynb #c873f567
 from .bodies import Preprocess, body_preprocess
-from .columns import natural_order
+from .labels import natural_order
 from .hyperrule import HyperRule
 from .images import EvalImage, ImageFile, TrainImage, draft_size, read_again
 from .pixels import PixelCache

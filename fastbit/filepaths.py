@@ -47,7 +47,10 @@ def tidy_paths(
 ) -> list[str]:
     "Strip blanks, turn backslashes, expand `~`, but for names of files that exist; `ValueError` for addresses"
     far = [o for o in cells if '://' in o and re.match(r'\s*[a-zA-Z][\w+.-]*://', o)]
-    if far: raise ValueError(f"{len(far)} of the paths are addresses, e.g. {far[0].strip()!r}: fastbit reads files. Download the images, and put the files' paths into the table.")
+    if far:
+        raise ValueError(
+            f"{len(far)} of the paths are addresses, e.g. {far[0].strip()!r}: fastbit reads "
+            "files. Download the images, and put the files' paths into the table.")
     odd = [i for i, o in enumerate(cells) if _odd(o)]
     if not odd: return cells
     few = len(odd) <= _MOST
@@ -80,12 +83,15 @@ def _files_below(folder) -> dict:
         if again: continue
         rel = os.path.relpath(here, folder)
         for f in files:
-            if names_image(f) and not f.startswith('.'): res.setdefault(_key(f), []).append(f if rel == '.' else f'{rel}/{f}')
+            if not names_image(f) or f.startswith('.'): continue
+            res.setdefault(_key(f), []).append(f if rel == '.' else f'{rel}/{f}')
         n += len(files)
         if n > _MOST_FILES: break
     return res
 
-def _parts(path) -> list[str]: return [unicodedata.normalize('NFC', o).casefold() for o in path.replace(os.sep, '/').split('/') if o not in ('', '.')]
+def _parts(path) -> list[str]:
+    text = unicodedata.normalize('NFC', path.replace(os.sep, '/')).casefold()
+    return [o for o in text.split('/') if o not in ('', '.')]
 
 def _agree(cell, found) -> bool:
     "Do both end alike, as far as both go, folders too?"
@@ -102,18 +108,26 @@ def _search(cells, folder) -> Located|None:
     res, folders, ends = [], set(), set()
     for cell in cells:
         files = found(cell)
-        if len(files) > 1: raise ValueError(f"{cell!r} could be {' or '.join(repr(str(Path(folder)/o)) for o in files[:3])}: say where the paths start (root=), how the files' names end (suffix=), or write whole paths.")
+        if len(files) > 1:
+            raise ValueError(
+                f"{cell!r} could be {' or '.join(repr(str(Path(folder)/o)) for o in files[:3])}: "
+                "say where the paths start (root=), how the files' names end (suffix=), or "
+                "write whole paths.")
         if files:
             folders.add(os.path.dirname(files[0]))
             ends.add(os.path.splitext(files[0])[1])
         res.append(os.path.join(folder, files[0] if files else cell))
-    where = f"in {Path(folder)/next(iter(folders))}" if len(folders) == 1 else f"in {len(folders)} folders below {folder}"
-    return Located(res, f"files found {where}" + (f", as {', '.join(sorted(ends))}" if not names_image(sample_of(cells, 1)[0]) else ''))
+    one = len(folders) == 1
+    where = f"in {Path(folder)/next(iter(folders))}" if one else f"in {len(folders)} folders below {folder}"
+    kinds = '' if names_image(sample_of(cells, 1)[0]) else f", as {', '.join(sorted(ends))}"
+    return Located(res, f"files found {where}{kinds}")
 
 def as_suffix(suffix:str|None) -> str:
     "'jpg' -> '.jpg'; `None` -> ''"
     if suffix is None: return ''
-    if not isinstance(suffix, str) or not suffix or '/' in suffix: raise ValueError(f"suffix={suffix!r}: what the files' names end in, such as suffix='.jpg'.")
+    if not isinstance(suffix, str) or not suffix or '/' in suffix:
+        raise ValueError(
+            f"suffix={suffix!r}: what the files' names end in, such as suffix='.jpg'.")
     return f'.{suffix}' if f'.{suffix}'.lower() in IMAGE_EXTENSIONS else suffix
 
 def exists_below(cells:list, root, suffix:str='') -> bool:
@@ -127,11 +141,13 @@ def with_suffix(cell:str, suffix:str) -> str:
 def locate_files(
     cells:list,        # Texts, one a row
     root:str|Path=None, # Where relative ones start; `None`: `home`
-    home:str|Path=None, # The table's folder; `None`: a DataFrame's, the working directory, below which nothing is searched for
+    home:str|Path=None, # The table's folder; `None`: the working directory, below which nothing is searched for
     suffix:str='',     # From `as_suffix`
 ) -> Located:
     "Find the files of a table; what is not there stays as it is called"
-    if root is not None and not os.path.isdir(root): raise FileNotFoundError(f"root={os.fspath(root)!r}: there is no such folder (looked in {Path.cwd()}).")
+    if root is not None and not os.path.isdir(root):
+        raise FileNotFoundError(
+            f"root={os.fspath(root)!r}: there is no such folder (looked in {Path.cwd()}).")
     folder = next((os.fspath(o) for o in (root, home) if o is not None), '')
     start = '' if folder == '.' else folder
     cells = [with_suffix(o, suffix) for o in tidy_paths(cells, start)]
@@ -144,9 +160,10 @@ def locate_files(
     return (_search(cells, folder) if folder else None) or plain
 
 def _joined(folder, cells) -> list[str]:
-    "`os.path.join` for each of perhaps millions, without parts that say nothing; `..` after a link is another folder, and stays"
+    "`os.path.join` for perhaps millions, without parts that say nothing; `..` stays, which after a link is elsewhere"
     start = os.path.join(folder, '') if folder else ''
-    paths = [o if o[:1] == '/' else start + o for o in cells] if os.sep == '/' else [os.path.join(folder, o) for o in cells]
+    if os.sep == '/': paths = [o if o[:1] == '/' else start + o for o in cells]
+    else: paths = [os.path.join(folder, o) for o in cells]
     return [os.path.normpath(o) if ('/./' in o or o[:2] == './' or '//' in o) and '..' not in o else o for o in paths]
 
 def check_some_exist(
@@ -156,14 +173,18 @@ def check_some_exist(
     paths = list(paths)
     if not paths or any(os.path.lexists(o) for o in paths): return
     tried = os.path.abspath(sample_of(paths, 1)[0])
-    raise FileNotFoundError(f"None of the {len(paths)} files is there: looked for {tried!r}, for instance. Say where the paths start (root=), or how the files' names end (suffix=).")
+    raise FileNotFoundError(
+        f"None of the {len(paths)} files is there: looked for {tried!r}, for instance. Say where "
+        "the paths start (root=), or how the files' names end (suffix=).")
 
 # %% ../nbs/01bc_filepaths.ipynb #e44645d3
 def file_keys(paths:list) -> list[str]:
     "One text for all spellings of a file's path"
     seen, same = {}, (lambda o: o) if os.path.normcase('A') == 'A' else os.path.normcase
     def folder(d):
-        if d not in seen: seen[d] = same((os.path.realpath if len(seen) < 10_000 else os.path.abspath)(d or '.')) + os.sep   # `realpath` asks for each part of a path
+        if d not in seen:
+            whole = os.path.realpath if len(seen) < 10_000 else os.path.abspath   # the former asks for each part
+            seen[d] = same(whole(d or '.')) + os.sep
         return seen[d]
     def key(p):
         d, sep, name = p.rpartition(os.sep)
@@ -177,7 +198,12 @@ class Rows:
     rows: pd.DataFrame    # path, label, split, sorted by path
     skipped: pd.DataFrame # path, reason: rows that repeat another
 
-def _disagree(df, key, column): return key.isin(set(key[key.duplicated(keep=False)])) & (df[column].groupby(key.values).transform('nunique') > 1)
+def _check_agree(df, key, column, what, remedy):
+    "Raise `ValueError` if rows of one file differ in `column`"
+    bad = df[df[column].groupby(key.values).transform('nunique') > 1]
+    if bad.empty: return
+    rows = first_of([f'{p}: {v}' for p, v in zip(bad.path, bad[column])])
+    raise ValueError(f"{what}, {key[bad.index].nunique()} times:{rows}\n{remedy}")
 
 def one_row_per_file(
     df:pd.DataFrame, # Columns path, label, split
@@ -187,8 +213,11 @@ def one_row_per_file(
     key = pd.Series(file_keys(df.path.tolist()), index=df.index)
     again = key.duplicated()
     if not again.any(): return Rows(df, pd.DataFrame(columns=['path', 'reason']))
-    for column, what, remedy in (('label', 'One file with two labels', 'fastbit trains one label per image.'), ('split', 'The same file in two splits', 'Take it out of one of them.')):
-        bad = df[_disagree(df, key, column)]
-        if len(bad): raise ValueError(f"{what}, {key[bad.index].nunique()} times:{first_of([f'{r.path}: {getattr(r, column)}' for r in bad.itertuples()])}\n{remedy}")
-    say(f"{again.sum()} of {len(df)} rows name a file that another row names, with the same label, and are skipped, e.g. {df.path[again].iloc[0]}", 6)
-    return Rows(df[~again].reset_index(drop=True), pd.DataFrame(dict(path=df.path[again].tolist(), reason='listed more than once')))
+    twice = df[key.duplicated(keep=False)]
+    _check_agree(twice, key[twice.index], 'label', 'One file with two labels', 'fastbit trains one label per image.')
+    _check_agree(twice, key[twice.index], 'split', 'The same file in two splits', 'Take it out of one of them.')
+    say(
+        f"{again.sum()} of {len(df)} rows name a file that another row names, with the same "
+        f"label, and are skipped, e.g. {df.path[again].iloc[0]}", 6)
+    skipped = pd.DataFrame(dict(path=df.path[again].tolist(), reason='listed more than once'))
+    return Rows(df[~again].reset_index(drop=True), skipped)

@@ -20,10 +20,11 @@ import numpy as np, pandas as pd
 from sklearn.model_selection import train_test_split
 
 # %% ../nbs/01e_tables.ipynb #3411884c
-from .columns import check_labels, check_no_columns, table_rows
+from .columns import check_no_columns, table_rows
 from .filepaths import check_some_exist
 from .folders import count_reasons
 from .images import check_images, median_size, middle_size
+from .labels import check_labels
 from .layouts import read_folder
 from .progress import first_of, say
 

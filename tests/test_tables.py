@@ -4,8 +4,9 @@ import gzip, os, warnings
 import numpy as np, pandas as pd, pytest
 
 from conftest import TINY, picture, write_folder
-from fastbit.columns import SPLIT_WORDS, clean_label, natural_order, split_word, table_rows
+from fastbit.columns import SPLIT_WORDS, split_word, table_rows
 from fastbit.data import image_dataloaders
+from fastbit.labels import clean_label, natural_order
 from fastbit.predict import class_numbers
 from fastbit.progress import DataWarning
 from fastbit.tables import image_table
@@ -135,6 +136,7 @@ def test_ids_and_classes_by_what_repeats(table):
     ('file,species,breed\na.png,cat,siam\nb.png,dog,pug\nc.png,dog,corgi\n', "label_col='species'"),
     ('left,right,label\na.png,c.png,cat\nb.png,d.png,dog\n', "paths is not clear.*path_col='left'"),
     ('weight,label,height\n1.5,cat,2\n1.7,dog,3\n', 'paths is not clear'),
+    ('label,pixel0,pixel1\n1,0,0\n0,255,3\n', 'pixels in its columns'), ('emotion,pixels,Usage\n0,70 80,Training\n', 'pixels in its columns'),
     ('image,healthy,rust\na.png,1,0\nb.png,0,1\n', 'a column of 0 and 1 for each class'),
     ('path\na.png\nb.png\n', "only column is 'path'")])
 def test_columns_that_are_not_clear_are_listed(table, text, said):
