@@ -218,7 +218,7 @@ def calibrate(self:TransferLearner,
     ds_idx:int=1, # Which loader of `dls`; 1: validation
     dl=None,      # Other labelled data
 ) -> float: # Kept as `learn.temperature`; above 1: the network is too sure
-    "Find the temperature that the logits have to be divided by for honest probabilities; it changes no answer, and `get_preds` does not use it"
+    "Find the temperature that the logits have to be divided by for honest probabilities, near 1 with few images; it changes no answer, and `get_preds` does not use it"
     dl = self.dls[ds_idx] if dl is None else dl
     logits, targs, _ = view_logits(self, dl, ('identity',), self._preprocess(dl))
     if targs is None: raise ValueError("There are no labels to calibrate with; type dls.test_dl(items, with_labels=True).")
