@@ -183,16 +183,19 @@ def lr_table(self:TransferLearner,
     return pd.DataFrame(rows, columns=['stage', 'parameters', 'trainable', 'lr'])
 
 # %% ../nbs/06_learner.ipynb #3b4d88a7
+_NO_LABELS = ("This loader has no labels. Make one with learn.dls.test_dl(files, with_labels=True), "
+    "where files is a folder of class folders, a list of (path, label) pairs, or a DataFrame with the columns path and label.")
+
 @patch
 def evaluate(self:TransferLearner,
     ds_idx:int=1, # Which loader of `dls`; 1: validation
-    dl=None,      # Other labelled data, from `dls.test_dl(..., with_labels=True)`
+    dl=None,      # Other labelled data, from `learn.dls.test_dl(..., with_labels=True)`
     show:bool=True # Print it?
 ) -> Evaluation:
     "All metrics over the whole set, with n and interval; images as validation sees them, whatever the loader"
     dl = self.dls[ds_idx] if dl is None else dl
     logits, targs, _ = view_logits(self, dl, ('identity',), self._preprocess(dl))
-    if targs is None: raise ValueError("There are no labels to evaluate against; type dls.test_dl(items, with_labels=True).")
+    if targs is None: raise ValueError(_NO_LABELS)
     res = evaluate_probs(mean_probs(logits), targs)
     if show: show_it(res)
     return res
@@ -221,7 +224,7 @@ def calibrate(self:TransferLearner,
     "Find the temperature that the logits have to be divided by for honest probabilities, near 1 with few images; it changes no answer, and `get_preds` does not use it"
     dl = self.dls[ds_idx] if dl is None else dl
     logits, targs, _ = view_logits(self, dl, ('identity',), self._preprocess(dl))
-    if targs is None: raise ValueError("There are no labels to calibrate with; type dls.test_dl(items, with_labels=True).")
+    if targs is None: raise ValueError(_NO_LABELS)
     self.temperature = fit_temperature(logits[:, 0], targs)
     return self.temperature
 
