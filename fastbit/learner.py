@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/learner.html.md"""
 __all__ = ['PRECISIONS', 'check_precision', 'fast_precision', 'TransferLearner', 'transfer_learner']
 
 # %% ../nbs/06_learner.ipynb #1188f7ff
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -155,7 +155,17 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         self._check_batches()
-        with guarded() as stop: super().fit(n_epoch, lr=lr, wd=wd, cbs=[*L(cbs), stop], reset_opt=reset_opt, start_epoch=start_epoch)
+        # loggers put back what they found, in the order in which they put theirs in: one of several would stay
+        with swapped(self, logger=self.logger), guarded() as stop: super().fit(n_epoch, lr=lr, wd=wd, cbs=[*L(cbs), stop], reset_opt=reset_opt, start_epoch=start_epoch)
+
+    @contextmanager
+    def no_bar(self):
+        "Train without a progress bar inside; fastai would put its own bar in place of this one afterwards"
+        bar = getattr(self, 'progress', None)
+        if bar is not None: self.remove_cb(bar)
+        try: yield self
+        finally:
+            if bar is not None: self.add_cb(bar)
 
     def _trained_on(self) -> dict|None:
         "For those who measure later, to find out whether they do it on the training images"
