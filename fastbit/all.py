@@ -8,6 +8,11 @@ Docs: https://fastbit.github.io/fastbit/all.html.md"""
 __all__ = []
 
 # %% ../nbs/11_all.ipynb #07f13e3a
+import warnings as _warnings
+with _warnings.catch_warnings():
+    # of huggingface_hub's bars for downloads, which are plain text without ipywidgets: it would be the first thing in a notebook
+    _warnings.filterwarnings('ignore', 'IProgress not found')
+    import tqdm.auto as _bars
 from fastai.vision.all import *
 from .progress import DataWarning, say
 from .store import *

@@ -116,7 +116,7 @@ class TimeLimit(Callback):
         seconds:float, # From the first batch to the end of the last evaluation
         evaluation:float=0., # Seconds that an evaluation is expected to take; after the first one, what that took
         now=time.monotonic,  # The clock
-    ): self.seconds, self.validating, self.now, self.steps, self.drawn_together = seconds, evaluation, now, 0, False
+    ): self.allowed, self.validating, self.now, self.steps, self.drawn_together = seconds, evaluation, now, 0, False
 
     def before_fit(self):
         self.start, self.steps, self.run = self.now(), 0, not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
@@ -125,14 +125,14 @@ class TimeLimit(Callback):
     def elapsed(self) -> float: return self.now() - self.start
     def before_batch(self):
         # one evaluation has to fit in after the last step
-        share = self.elapsed/max(1e-9, self.seconds - self.validating)
+        share = self.elapsed/max(1e-9, self.allowed - self.validating)
         if share > self.pct_train + .02: self.learn.pct_train, self.drawn_together = min(share, 1 - 1e-6), True   # in time, not a bit is changed
 
     def after_batch(self):
         self.steps += 1
-        if self.elapsed >= self.seconds - self.validating: self.drawn_together = True; raise CancelTrainException
+        if self.elapsed >= self.allowed - self.validating: self.drawn_together = True; raise CancelTrainException
 
     def before_validate(self): self.began = self.now()
     def after_validate(self): self.validating = self.now() - self.began
     def after_epoch(self):
-        if self.elapsed >= self.seconds - self.validating and self.epoch+1 < self.n_epoch: raise CancelFitException
+        if self.elapsed >= self.allowed - self.validating and self.epoch+1 < self.n_epoch: raise CancelFitException

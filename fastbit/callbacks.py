@@ -49,11 +49,12 @@ class DevicePrecision(MixedPrecision):
 
 class RarelyProgress(ProgressCallback):
     "fastai's progress bar, which reads the loss at most twice a second"
-    name, last = 'progress', 0.   # other callbacks ask for it under fastai's name
+    name, read_at = 'progress', 0.   # other callbacks ask for it under fastai's name
+    order = 59   # before fastai's loggers, as `PlainLog`
     def after_batch(self):
         self.pbar.update(self.iter+1)
-        if hasattr(self, 'smooth_loss') and time.monotonic() - self.last > .5:
-            self.last, self.pbar.comment = time.monotonic(), f'{self.smooth_loss.item():.4f}'
+        if hasattr(self, 'smooth_loss') and time.monotonic() - self.read_at > .5:
+            self.read_at, self.pbar.comment = time.monotonic(), f'{self.smooth_loss.item():.4f}'
 
 # %% ../nbs/04_callbacks.ipynb #73be76e2
 def _item(v): return v.item() if hasattr(v, 'item') else v
@@ -120,6 +121,7 @@ class KeepBest(TrackerCallback):
         self.patience, self.weights, self.where, self.waited, self.trained, self.fitting = patience, None, None, 0, False, False
 
     def before_fit(self):
+        self.silent = self.learn.logger is noop   # of `no_logging`; at the end it may be a CSVLogger's
         # not fastai's: predicting begins a fit too, with other metrics
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         if self.best is None: self.best = float('inf') if self.comp == np.less else -float('inf')
@@ -150,7 +152,7 @@ class KeepBest(TrackerCallback):
         if self.weights is None or not self.fitting: return
         self.fitting = False
         self.model.load_state_dict(self.weights)
-        if self.learn.logger is not noop: print(f'best {self.monitor} {self.best:.4f} ({self.where}): went back to its weights', flush=True)
+        if not self.silent: print(f'best {self.monitor} {self.best:.4f} ({self.where}): went back to its weights', flush=True)
 
     def checkpoint_state(self): return dict(best=self.best, where=self.where, waited=self.waited), self.weights or {}
     def load_checkpoint_state(self, values, tensors): self.best, self.where, self.waited, self.weights, self.fitting = values['best'], values['where'], values['waited'], tensors or None, True
@@ -191,7 +193,7 @@ class RuleSteps(Callback):
 class JsonLog(Callback):
     "One JSON object a line for each epoch of each fit, on the disk at once: for programs that follow a run"
     order = 56   # after the History has its row
-    def __init__(self, path): self.path, self.written = Path(path), None
+    def __init__(self, path): self.file, self.written = Path(path), None
     def after_epoch(self):
         if not is_writer(): return
         rows = self.learn.history.rows
@@ -199,27 +201,27 @@ class JsonLog(Callback):
         if not new: return   # predicting also passes here
         # from the beginning at first: a run that is gone on with has its older rows, and perhaps later ones that it forgot
         try:
-            with open(self.path, 'w' if self.written is None else 'a', encoding='utf-8') as f:
+            with open(self.file, 'w' if self.written is None else 'a', encoding='utf-8') as f:
                 for r in new: f.write(json.dumps({k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in r.items() if k != 'time'}) + '\n')
-        except OSError as e: say(f'{self.path} could not be written ({e.strerror}); the training goes on without it.', 4); self.run = False
+        except OSError as e: say(f'{self.file} could not be written ({e.strerror}); the training goes on without it.', 4); self.run = False
         self.written = len(rows)
 
 # %% ../nbs/04_callbacks.ipynb #afa566f8
 class PlainLog(Callback):
     "Plain lines instead of a progress bar: one an epoch, and one every `every` seconds in between"
-    order = 60
+    order = 59   # before fastai's loggers, such as CSVLogger (60): each writes its line and calls the logger that it found
     def __init__(self, every:float=30.): self.every = every
 
     def before_fit(self):
-        self.old_logger = self.learn.logger
-        if self.learn.logger is noop: return
+        self.old_logger, self.printed_at = self.learn.logger, time.monotonic()
+        self.silent = self.learn.logger is noop   # of `no_logging`; a CSVLogger may put its own there
+        if self.silent: return
         self.learn.logger = self._write
         self._write(self.recorder.metric_names)
-        self.last = time.monotonic()
 
     def _due(self):
-        if not self.training or self.learn.logger is noop or time.monotonic() - self.last < self.every: return False
-        self.last = time.monotonic()
+        if not self.training or self.silent or time.monotonic() - self.printed_at < self.every: return False
+        self.printed_at = time.monotonic()
         return True
 
     def before_batch(self):
@@ -230,6 +232,6 @@ class PlainLog(Callback):
         where = f'step {self.rule_steps.done} of {self.rule_steps.rule.steps_to_do}' if hasattr(self.learn, 'rule_steps') else f'epoch {self.epoch}: batch {self.iter+1} of {self.n_iter}'
         print(f'  {where}, loss {_item(self.smooth_loss):.4f}', flush=True)
 
-    def after_epoch(self): self.last = time.monotonic()
+    def after_epoch(self): self.printed_at = time.monotonic()
     def after_fit(self): self.learn.logger = self.old_logger
     def _write(self, log): print(' '.join(f'{f"{v:.4f}" if isinstance(v, float) else v!s:>12}' for v in log), flush=True)

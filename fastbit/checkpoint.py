@@ -228,10 +228,10 @@ class PassCheckpoint(Checkpoint):
         file:str|Path,   # `.safetensors`
         every:int,       # Optimizer steps between two savings, beside the end; `None`: after an epoch, `SAVE_SECONDS` or more after the last
         run:dict,        # From `describe_run`
-    ): super().__init__(file, every, run); self.batches, self.pct, self.began, self.last = 0, None, None, time.monotonic()
+    ): super().__init__(file, every, run); self.batches, self.pct, self.began, self.saved_time = 0, None, None, time.monotonic()
 
     def _due(self):
-        if self.every is None: return self.batches == 0 and time.monotonic() - self.last >= SAVE_SECONDS or any(getattr(cb, 'stops', False) for cb in self.learn.cbs)
+        if self.every is None: return self.batches == 0 and time.monotonic() - self.saved_time >= SAVE_SECONDS or any(getattr(cb, 'stops', False) for cb in self.learn.cbs)
         return super()._due()
 
     def before_epoch(self): self.began = self.dls.train.rng.getstate()
@@ -243,7 +243,7 @@ class PassCheckpoint(Checkpoint):
     def after_epoch(self):
         self.batches, self.began = 0, self.dls.train.rng.getstate()
         super().after_epoch()
-    def save(self): super().save(); self.last = time.monotonic()
+    def save(self): super().save(); self.saved_time = time.monotonic()
 
     def checkpoint_state(self): return dict(batches=self.batches, began=self.began, pct=self.learn.pct_train, done=self.done, hypers=getattr(getattr(self.learn, 'param_scheduler', None), 'hps', {})), {}
     def load_checkpoint_state(self, values, tensors):

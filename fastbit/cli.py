@@ -121,7 +121,9 @@ def _predict(args) -> int:
     if missing: raise FileNotFoundError(f"there is no file or folder {missing[0]!r}.")
     items = image_items(args.images)   # folders without images are found out before the network is opened
     with contextlib.redirect_stdout(sys.stderr): df = load_predictor(args.model, args.device).predict(items, args.tta, args.probs, args.bs)   # a line of progress is no row
-    if args.csv: print(printable(csv_text(df)) if sys.stdout.isatty() else csv_text(df), end='')   # a file gets what is so, a terminal what is harmless
+    if args.csv or args.spreadsheet:
+        text = csv_text(df, args.spreadsheet)
+        print(printable(text) if sys.stdout.isatty() else text, end='')   # a file gets what is so, a terminal what is harmless
     else: print(_table(df))
     bad = df[df.reason != '']
     if len(bad): print(f'fastbit: note: {len(bad)} of {len(df)} images have no prediction, e.g. {_shown(bad.path.iloc[0])}: {bad.reason.iloc[0]}', file=sys.stderr)

@@ -268,12 +268,11 @@ def _same_question(out, what):
     differs = 'other images' if other[0] == 'images' else f'another {other[0]} ({before.get(other[0])!r}, now {what[other[0]]!r})'
     raise ValueError(f"{out}{os.sep} already contains a comparison with {differs}. Choose another out=, or delete the folder.")
 
-def _data_digest(table) -> str:
-    "Of what is compared on: paths, labels, split, and the size and time of each file"
-    h = hashlib.blake2b(digest_size=12)
+def _data_digest(table, report) -> str:
+    "Digest of the images that are compared on: path, label, split and contents of each"
+    h, contents = hashlib.blake2b(digest_size=12), dict(zip(report.path, report.digest))
     for r in table.itertuples():
-        s = Path(r.path).stat()
-        h.update(f'{r.path}\0{r.label}\0{r.split}\0{s.st_size}\0{s.st_mtime_ns}\n'.encode('utf-8', 'surrogateescape'))
+        h.update(f'{r.path}\0{r.label}\0{r.split}\0{contents[r.path]}\n'.encode('utf-8', 'surrogateescape'))
     return h.hexdigest()
 
 # %% ../nbs/09c_leaderboard.ipynb #89de4103
@@ -315,7 +314,7 @@ def leaderboard(
     how = dict(size=choose('size', size, None), seed=seed, valid_pct=valid_pct, test_pct=test_pct, flip=choose('flip', flip, True), crop=choose('crop', crop, True), k_per_class=k_per_class, num_workers=num_workers, device=device)
     columns = dict(root=root, path_col=path_col, label_col=label_col, split_col=split_col, suffix=suffix)   # what they lead to is in the images' digest
     first = image_dataloaders(data, next(iter(bodies.values()))[0], **how, **columns, cache=False)
-    what = dict(version=__version__, epochs=epochs, **{k: str(v) for k, v in how.items() if k != 'num_workers'}, images=_data_digest(first.table))
+    what = dict(version=__version__, epochs=epochs, **{k: str(v) for k, v in how.items() if k != 'num_workers'}, images=_data_digest(first.table, first.report))
     _same_question(out, what)
     n, n_test = first.valid.n, int((first.table.split == 'test').sum())
     if verbose: print(f'{name}: {len(first.table)} images, {len(first.vocab)} classes, {first.train.n} to train, {n} to validate' + (f', {n_test} to test' if n_test else '') + f'; {len(bodies)} bodies to probe, the best {min(top, len(bodies))} to fine-tune by {", ".join(recipes)}', flush=True)

@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/learner.html.md"""
 __all__ = ['PRECISIONS', 'check_precision', 'fast_precision', 'TransferLearner', 'transfer_learner']
 
 # %% ../nbs/06_learner.ipynb #1188f7ff
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -155,7 +155,17 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         self._check_batches()
-        with guarded() as stop: super().fit(n_epoch, lr=lr, wd=wd, cbs=[*L(cbs), stop], reset_opt=reset_opt, start_epoch=start_epoch)
+        # loggers put back what they found, in the order in which they put theirs in: one of several would stay
+        with swapped(self, logger=self.logger), guarded() as stop: super().fit(n_epoch, lr=lr, wd=wd, cbs=[*L(cbs), stop], reset_opt=reset_opt, start_epoch=start_epoch)
+
+    @contextmanager
+    def no_bar(self):
+        "Train without a progress bar inside; fastai would put its own bar in place of this one afterwards"
+        bar = getattr(self, 'progress', None)
+        if bar is not None: self.remove_cb(bar)
+        try: yield self
+        finally:
+            if bar is not None: self.add_cb(bar)
 
     def _trained_on(self) -> dict|None:
         "For those who measure later, to find out whether they do it on the training images"
@@ -183,16 +193,19 @@ def lr_table(self:TransferLearner,
     return pd.DataFrame(rows, columns=['stage', 'parameters', 'trainable', 'lr'])
 
 # %% ../nbs/06_learner.ipynb #3b4d88a7
+_NO_LABELS = ("This loader has no labels. Make one with learn.dls.test_dl(files, with_labels=True), "
+    "where files is a folder of class folders, a list of (path, label) pairs, or a DataFrame with the columns path and label.")
+
 @patch
 def evaluate(self:TransferLearner,
     ds_idx:int=1, # Which loader of `dls`; 1: validation
-    dl=None,      # Other labelled data, from `dls.test_dl(..., with_labels=True)`
+    dl=None,      # Other labelled data, from `learn.dls.test_dl(..., with_labels=True)`
     show:bool=True # Print it?
 ) -> Evaluation:
     "All metrics over the whole set, with n and interval; images as validation sees them, whatever the loader"
     dl = self.dls[ds_idx] if dl is None else dl
     logits, targs, _ = view_logits(self, dl, ('identity',), self._preprocess(dl))
-    if targs is None: raise ValueError("There are no labels to evaluate against; type dls.test_dl(items, with_labels=True).")
+    if targs is None: raise ValueError(_NO_LABELS)
     res = evaluate_probs(mean_probs(logits), targs)
     if show: show_it(res)
     return res
@@ -220,10 +233,10 @@ def calibrate(self:TransferLearner,
     ds_idx:int=1, # Which loader of `dls`; 1: validation
     dl=None,      # Other labelled data
 ) -> float: # Kept as `learn.temperature`; above 1: the network is too sure
-    "Find the temperature that the logits have to be divided by for honest probabilities; it changes no answer, and `get_preds` does not use it"
+    "Find the temperature that the logits have to be divided by for honest probabilities, near 1 with few images; it changes no answer, and `get_preds` does not use it"
     dl = self.dls[ds_idx] if dl is None else dl
     logits, targs, _ = view_logits(self, dl, ('identity',), self._preprocess(dl))
-    if targs is None: raise ValueError("There are no labels to calibrate with; type dls.test_dl(items, with_labels=True).")
+    if targs is None: raise ValueError(_NO_LABELS)
     self.temperature = fit_temperature(logits[:, 0], targs)
     return self.temperature
 

@@ -14,6 +14,7 @@ from functools import partial
 # %% ../nbs/05h_lrfind.ipynb #f7a468aa
 import numpy as np, torch
 from fastai.callback import schedule
+from fastai.callback.progress import CSVLogger
 from fastcore.basics import tuplify
 
 # %% ../nbs/05h_lrfind.ipynb #294eb8c7
@@ -81,7 +82,7 @@ class RateFinder:
 
     def _rate_curve(self, funcs=(schedule.valley,), start_lr=1e-7, end_lr=10, num_it=100, stop_div=True) -> tuple:
         "Rates, losses, and what `funcs` suggest: (name, rate, point) each, `None` where the loss has no clear minimum"
-        quiet = [cb for cb in self.cbs if isinstance(cb, (History, JsonLog, PlainLog))]
+        quiet = [cb for cb in self.cbs if isinstance(cb, (History, JsonLog, PlainLog, CSVLogger))]   # which would begin its file anew
         finder = MemoryLRFinder(start_lr, end_lr, num_it, stop_div)
         with untouched(self), self.removed_cbs(quiet), self.no_logging(): self.fit(num_it//len(self.dls.train) + 1, cbs=finder)
         lrs, losses = self.recorder.lrs, [float(o) for o in self.recorder.losses]

@@ -117,6 +117,7 @@ def _predict_parsers(sub):
     p = add('predict', 'ask a trained network about images', 'Which class each image is, and how sure the network is. Exit status 1 if some of the images cannot be read.')
     p.add_argument('images', nargs='+', metavar='IMAGES', help='files, and folders, which stand for all images in them')
     p.add_argument('--csv', action='store_true', help='print CSV, with the reason for what cannot be read, instead of a table')
+    p.add_argument('--spreadsheet', action='store_true', help="print CSV for Excel and its like: an apostrophe before names that they would run as formulas")
     p.add_argument('--probs', action='store_true', help='show the probability of every class')
     e = add('evaluate', 'measure a trained network on labelled images', 'Accuracy and other metrics with their intervals, on a folder of class folders or a CSV file.')
     e.add_argument('path', metavar='PATH', help='folder of class folders, folder with test/ or valid/, or CSV file of path and label')

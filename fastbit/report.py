@@ -23,7 +23,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 # %% ../nbs/08_report.ipynb #62b9917c
 from . import __version__
-from .calibration import calibration_error, plot_reliability, reliability_table, temper
+from .calibration import calibration_error, few_images_words, plot_reliability, reliability_table, temper
 from .cam import class_activation, overlay
 from .evaluate import Evaluation, evaluate_probs
 from .features import body_digest, view_pixels
@@ -134,7 +134,7 @@ def _metric_rows(f, ev, scaled) -> list:
         ('loss', f'{ev.loss:.4f}', span(ev.loss_interval), 'cross-entropy, nats; bootstrap'),
         ('Brier score', f'{ev.brier:.4f}', span(ev.brier_interval), 'squared distance from the truth, 0 to 2; bootstrap'),
         ('calibration error', f'{ev.ece:.4f}', '', 'ECE, 15 bins: how far sureness is from being right')]
-    if scaled: rows.append((f'with temperature {f.temperature:.2f}', f'ECE {scaled.ece:.4f}', '', f'loss {scaled.loss:.4f}; the temperature was fitted on ' + ('these same images, so these two are a little too good' if f.part == 'valid' else 'the validation images')))
+    if scaled: rows.append((f'with temperature {f.temperature:.2f}', f'ECE {scaled.ece:.4f}', '', f'loss {scaled.loss:.4f}; the temperature was fitted on ' + ('these same images, so these two are a little too good' if f.part == 'valid' else 'the validation images') + few_images_words(f.validation.n if f.validation else ev.n)))
     if f.validation: rows.append(('accuracy on validation', _percent(f.validation.accuracy), f'{f.validation.low:.1%} to {f.validation.high:.1%}', f'n = {f.validation.n}; what was chosen was chosen there'))
     return rows
 

@@ -17,6 +17,7 @@ import pandas as pd, torch
 
 # %% ../nbs/08d_result.ipynb #8d16a42c
 from . import __version__
+from .calibration import few_images_words
 from .evaluate import Evaluation
 from .figures import plot_losses, plot_rates
 from .files import write_bytes, write_text
@@ -67,7 +68,8 @@ class BaselineResult(ShownOnce):
         rows.append(('loss', f'{e.loss:.4f}, macro-F1 {e.macro_f1:.4f}'))
         if t is None: rows.append(('TTA', 'not used: flips and crops are disabled for this data'))
         else: rows.append(('TTA', f'{t.accuracy:.2%} ({t.low:.1%} to {t.high:.1%}), loss {t.loss:.4f}, mean of {len(self.views)} views: {", ".join(self.views)}'))
-        if c is not None: rows.append(('sureness', f'calibration error {e.ece:.3f}, {c.ece:.3f} with temperature {self.temperature:.2f}, fitted on ' + ('these same images' if here else 'validation')))
+        on = ('these same images' if here else 'validation') + few_images_words(e.n if here else v.n)
+        if c is not None: rows.append(('sureness', f'calibration error {e.ece:.3f}, {c.ece:.3f} with temperature {self.temperature:.2f}, fitted on {on}'))
         if self.chosen: rows.append(('chosen', f'{self.chosen}, ' + ('on these same images: the numbers are a little too good' if here else 'on the validation images')))
         rows.append(('time', f'{clock(self.seconds["training"])} training, {clock(self.seconds["evaluation"])} evaluation'))
         return rows + ([('files', self.out)] if self.out else [])

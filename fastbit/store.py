@@ -30,9 +30,11 @@ def file_key(
     path:str|Path, # A file; `OSError` if there is none
     *parts,        # Whatever else the row depends on
 ) -> bytes:
-    "The key of a row that is made from a file: another path, size or time of change is another key"
+    "Return the key of a row that is made from a file: its path, size, times and inode"
+    # `cp -p`, `mv`, unzip and rsync keep size and time of the file that they copy; only the system sets inode and
+    # change time. On Windows the latter is the time of creation, and the former the file's number
     s = os.stat(path)
-    return row_key(os.path.abspath(path), s.st_size, s.st_mtime_ns, *parts)
+    return row_key(os.path.abspath(path), s.st_size, s.st_mtime_ns, s.st_ino, s.st_ctime_ns, *parts)
 
 # %% ../nbs/00d_store.ipynb #903ff814
 class RowStore:
@@ -133,7 +135,7 @@ class RowStore:
 
 # %% ../nbs/00d_store.ipynb #575ff79b
 CACHE_GB = 4.  # GB (2**30 bytes) that all stores together may take
-_VERSION = 1   # of the files' layout
+_VERSION = 2   # of the files' layout and of `file_key`
 
 def cache_root() -> Path:
     "Where stores live: `FASTBIT_CACHE`, or the system's folder for caches"

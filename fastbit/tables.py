@@ -210,10 +210,12 @@ def _no_formula(v):
     except ValueError: return "'" + v
 
 def csv_text(
-    df:pd.DataFrame
+    df:pd.DataFrame,
+    spreadsheet:bool=False, # Put an apostrophe before texts that a spreadsheet would run? Programs then read other texts
 ) -> str:
-    "A table as CSV that a spreadsheet shows and does not run"
-    texts = df.select_dtypes(exclude='number').columns
-    safe = df.assign(**{c: df[c].map(_no_formula) for c in texts}).rename(columns=_no_formula)
-    returns = any(safe[c].astype(str).str.contains('\r', regex=False).any() for c in texts)   # before Python 3.13 `csv` leaves these unquoted
-    return safe.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)
+    "Write a table as CSV that programs read back exactly"
+    if spreadsheet: df = df.map(_no_formula).rename(columns=_no_formula)
+    # before Python 3.13 `csv` leaves texts with a carriage return unquoted
+    texts = [df.columns.to_series(), *(o for _, o in df.select_dtypes(exclude='number').items())]
+    returns = any(o.astype(str).str.contains('\r', regex=False).any() for o in texts)
+    return df.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL)

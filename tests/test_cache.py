@@ -1,5 +1,5 @@
 "What is computed once: equal to what is computed live, noticed when it is out of date, whole whatever happens"
-import os, signal, subprocess, sys, time
+import os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,7 +15,7 @@ from fastbit.fold import FOLD_TOLERANCE, FoldedModel, can_fold, fold_net
 from fastbit.images import draft_size, read_image, square_image
 from fastbit.learner import transfer_learner
 from fastbit.model import TransferModel, run_stages
-from fastbit.store import RowStore, clear_stores, list_stores, row_key
+from fastbit.store import RowStore, clear_stores, file_key, list_stores, row_key
 from fastbit.progress import DataWarning
 
 BODIES = ['test_efficientnet', 'small_bit']
@@ -478,6 +478,48 @@ def test_the_head_of_a_bit_body(folder):
 
 def test_the_recipe_head(folder, tmp_path):
     res = baseline(folder, 'test_efficientnet', 'random', 'head', 32, epochs=3, num_workers=0, verbose=False, out=tmp_path/'run', views=2)
+    assert 'fitted on these same images; only 8, so it is shrunk towards 1' in str(res)
     assert res.epochs.stage.tolist() == ['head']*3 and res.learn.head_features[0].index.shape[1] == 2
     assert res.fold_difference is not None and '"fold_difference"' in (tmp_path/'run'/'results.json').read_text()
     with pytest.raises(ValueError, match='n_steps=3 applies to hyperrule only'): baseline(folder, recipe='head', n_steps=3)
+
+
+# Replaced files
+
+def overwrite(new: Path, path: Path): shutil.copy2(new, path)   # `cp -p`, rsync --inplace: the same inode
+def rename(new: Path, path: Path): new.replace(path)            # unzip, rsync, `mv`: another inode
+
+
+@pytest.mark.parametrize('replace', [overwrite, rename])
+def test_a_replaced_file_of_the_same_size_and_time_is_read_again(tmp_path, replace):
+    "Pixels, findings and features"
+    for label in 'ab':
+        (tmp_path/'data'/label).mkdir(parents=True)
+        for i in range(6): picture(i, 'ab'.index(label)).save(tmp_path/'data'/label/f'{i}.bmp')
+    load = lambda **kwargs: image_dataloaders(tmp_path/'data', 'test_efficientnet', size=32, bs=4, num_workers=0, **kwargs)
+    dls, model = load(), model_of('test_efficientnet')
+    first = batches(dls.valid)
+    features = lambda: frozen_features(model, dls.valid.items, dls.preprocess)
+    features()
+    path, new = Path(dls.valid.items[0]), tmp_path/'new.bmp'
+    old = path.stat()
+    picture(9, 2).save(new)
+    os.utime(new, ns=(old.st_atime_ns, old.st_mtime_ns))
+    replace(new, path)
+    assert path.stat().st_size == old.st_size and path.stat().st_mtime_ns == old.st_mtime_ns
+    again = load()
+    assert not same(first, batches(dls.valid)) and same(batches(again.valid), batches(load(cache=False).valid))
+    digest = lambda d: dict(zip(d.report.path, d.report.digest))
+    assert [p for p in digest(dls) if digest(dls)[p] != digest(again)[p]] == [str(path)]
+    assert features().computed == 1 and features().computed == 0
+
+
+def test_a_file_of_the_data_that_is_linked_elsewhere_is_only_computed_again(tmp_path):
+    "A hard link changes the file's time of change: the cache misses once, and hits from then on"
+    path, store = tmp_path/'a.png', RowStore(tmp_path/'store', (2,))
+    picture(0, 0).save(path)
+    keys = [file_key(path)]
+    os.link(path, tmp_path/'link.png')
+    keys += [file_key(path), file_key(path), file_key(tmp_path/'link.png')]
+    store.add(keys[1:2], np.ones((1, 2)))
+    assert store.find(keys).tolist()[1:] == [0, 0, -1]

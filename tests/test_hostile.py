@@ -1,5 +1,5 @@
 "Four hundred files that are not what they seem, and names that nobody should give: through check, training and prediction, in the command's own process"
-import os, re, subprocess, sys, tempfile, time
+import io, os, re, subprocess, sys, tempfile, time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +8,7 @@ from PIL import Image
 
 from conftest import write_folder
 from fastbit.images import in_threads, reading
+from fastbit.tables import csv_text
 import corpus
 
 QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--device', 'cpu')
@@ -134,7 +135,7 @@ def test_training(hostile, trained):
     assert set(left_out.index) <= set(map(as_text, seen)) and (left_out != '').all()
     predictions = pd.read_csv(cwd/'out'/'predictions.csv', keep_default_na=False)
     assert predictions.probability.between(0, 1).all() and not set(predictions.path) & set(left_out.index)
-    assert set(predictions.label) <= {c for c in CLASSES if c == as_text(c) and c[0] not in '=-'} | {"'=1+1", "'-c"}
+    assert set(predictions.label) <= set(CLASSES)
     assert f'{len(left_out)} of {len(seen) + 8*(len(CLASSES)-1)} images cannot be read' in run.err
     assert '3 file(s) or folder(s) of' in run.err and '2 name is not UTF-8, 1 folder name is not UTF-8' in run.err
     assert not list(cwd.glob('**/ran')) and not list(data.glob('**/ran'))
@@ -196,10 +197,21 @@ def test_pages_and_tables_escape_what_names_contain(trained, hostile, tmp_path):
     html = (cwd/'out'/'report.html').read_text()
     assert '<script>alert(1)<' not in html and '<b>bold' not in html and 'onerror=alert(1)>.png' not in html.replace('&gt;', '')
     assert '&lt;b&gt;bold' in html
-    for name in ('predictions.csv', 'left_out.csv'):
-        df = pd.read_csv(cwd/'out'/name, keep_default_na=False, dtype=str)
-        cells = [v for v in df.values.ravel() if v[:1] in ('=', '+', '-', '@', '\t', '\r')]
-        assert not [v for v in cells if not re.fullmatch(r'-?[\d.e+-]+', v)], cells
+
+
+def formulas(text):
+    "Cells and names of columns that a spreadsheet would run"
+    df = pd.read_csv(io.StringIO(text, newline=''), header=None, keep_default_na=False, dtype=str)
+    return [v for v in df.values.ravel() if v[:1] in ('=', '+', '-', '@', '\t', '\r') and not re.fullmatch(r'-?[\d.e+-]+', v)]
+
+
+def test_tables_are_raw_for_programs_and_harmless_for_spreadsheets(trained):
+    "What is written is what is there; what a person opens in a spreadsheet is asked for by name"
+    cwd, _ = trained
+    tables = [pd.read_csv(cwd/'out'/name, keep_default_na=False, dtype=str) for name in ('predictions.csv', 'left_out.csv')]
+    assert {'=1+1', '-c'} <= set(tables[0].label)
+    for df in tables: assert not formulas(csv_text(df, spreadsheet=True))
+    assert formulas(csv_text(tables[0])) and not formulas(csv_text(pd.DataFrame({'=p': ['\t=1', '\r=1', '@x', '+', '-', '=']}), spreadsheet=True))
 
 
 def test_a_page_of_hostile_names_runs_nothing(trained):

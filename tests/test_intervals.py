@@ -3,7 +3,7 @@ import numpy as np, pandas as pd, pytest, torch
 from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss
 
-from fastbit.calibration import brier_scores, calibration_error, fit_temperature, reliability_table
+from fastbit.calibration import brier_scores, calibration_error, few_images_words, fit_temperature, reliability_table
 from fastbit.evaluate import evaluate_probs
 from fastbit.intervals import compare, mcnemar_p, paired_difference, wilson_interval
 
@@ -81,6 +81,47 @@ def test_the_temperature_is_found_and_changes_no_answer():
     assert torch.equal(scaled.argmax(1), probs.argmax(1))
     before, after = evaluate_probs(probs, targs), evaluate_probs(scaled, targs)
     assert after.ece < before.ece/2 and after.loss < before.loss and after.accuracy == before.accuracy
+
+
+@pytest.mark.parametrize('n', [1, 3])
+def test_a_temperature_from_a_handful_of_images_stays_near_one(n):
+    "Separable data fit 0.05, wrong answers alone 20; labels of a folder with three validation images are one or the other"
+    unsure = torch.tensor([[.39, .2, .2, .11, .1]]).log().repeat(n, 1)
+    right, wrong = torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.long)
+    assert fit_temperature(unsure, right, prior=0) < .06 and fit_temperature(2*unsure, wrong, prior=0) > 3
+    assert .4 < fit_temperature(unsure, right) < 1 < fit_temperature(2*unsure, wrong) < 2
+    assert fit_temperature(10*unsure[:, :2], right) == pytest.approx(1, abs=.2)   # 99.8 % and right: nothing to gain
+
+
+def test_a_temperature_is_finite_and_within_bounds():
+    from fastbit.calibration import TEMPERATURES
+    for logits in (torch.zeros(5, 3), 1e6*torch.eye(5)[:, :3], 1e-6*torch.eye(5)[:, :3], torch.full((5, 3), -80.)):
+        for targs in (torch.zeros(5), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([2, 0, 1, 1, 2])):
+            assert TEMPERATURES[0] <= fit_temperature(logits, targs) <= TEMPERATURES[1]
+    assert fit_temperature(torch.zeros(0, 3), torch.zeros(0)) == pytest.approx(1)
+
+
+def test_many_images_overrule_the_prior():
+    probs, targs = _population(20_000)
+    assert fit_temperature(probs.log(), targs) == pytest.approx(fit_temperature(probs.log(), targs, prior=0), rel=.01)
+
+
+def test_the_shrunken_temperature_is_no_worse_than_none_on_average():
+    rng, excess = torch.Generator().manual_seed(1), {'none': 0., 'plain': 0., 'shrunken': 0.}
+    def draw(n, t):
+        logits = 4*torch.randn(n, 10, generator=rng)
+        return t*logits, torch.multinomial(logits.softmax(1), 1, generator=rng)[:, 0]
+    for t in (.7, 1., 1.5, 2.5):
+        fresh, fresh_targs = draw(1000, t)
+        for _ in range(5):
+            few = draw(5, t)
+            for how, T in dict(none=1., plain=fit_temperature(*few, prior=0), shrunken=fit_temperature(*few)).items():
+                excess[how] += torch.nn.functional.cross_entropy(fresh/T, fresh_targs).item()
+    assert excess['shrunken'] < excess['none'] < excess['plain']
+
+
+def test_few_images_are_said():
+    assert few_images_words(12) == '; only 12, so it is shrunk towards 1' and few_images_words(100) == ''
 
 
 def test_mcnemar_is_the_exact_binomial_test():

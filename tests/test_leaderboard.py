@@ -1,5 +1,5 @@
 "Bodies compared on one folder: ranked, kept, and gone on with"
-import json
+import json, os
 
 import pandas as pd, pytest
 
@@ -68,3 +68,17 @@ def test_the_command(folder, tmp_path):
     assert wrong.returncode == 2 and 'not a BiT or EfficientNet body' in wrong.stderr
     none = run_fastbit('compare', folder, '--arch', 'tf_efficientnet_b0', '--size', 32, '--out', 'none', cwd=tmp_path)
     assert none.returncode == 2 and 'failed' in none.stdout and 'every run failed' in none.stderr
+
+
+def test_images_are_compared_by_their_contents(folder):
+    from fastbit.leaderboard import _data_digest
+    from fastbit.tables import image_table
+    from fastbit.images import check_images
+    digest = lambda: _data_digest(image_table(folder), check_images(image_table(folder).path))
+    before, path = digest(), next(folder.rglob('*.png'))
+    os.utime(path)
+    assert digest() == before
+    old, other = path.stat(), sorted(folder.rglob('*.png'))[-1]
+    path.write_bytes(other.read_bytes())
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert digest() != before

@@ -1,0 +1,200 @@
+"Pixels, batches and answers as people's programs ask for them: labels that come back exactly, other loaders, other start methods, 16 bits"
+import contextlib, io, shutil
+from pathlib import Path
+
+import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
+
+from conftest import TINY, picture, write_folder
+from fastbit.cli import main
+from fastbit.data import image_dataloaders
+from fastbit.images import read_image
+from fastbit.learner import transfer_learner
+from fastbit.tables import csv_text
+
+QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--device', 'cpu', '--workers', '0')
+
+
+# CSV
+
+ODD = ['+', '=sum.png', '-1', '@x', "'quoted'", 'say "hi"', 'a, b', ' leading', 'trailing ', 'new\nline', 'carriage\rreturn', 'both\r\n', '\ttab', '1e5', 'NA', 'null', 'ü', '']
+
+
+def read_back(text): return pd.read_csv(io.BytesIO(text.encode()), dtype=str, keep_default_na=False)
+
+
+@pytest.mark.parametrize('odd', [ODD, [o for o in ODD if '\r' not in o]], ids=['with returns', 'without'])
+def test_a_table_is_read_back_exactly(odd):
+    df = pd.DataFrame({'path': odd, '+label': odd[::-1], 'a\r': 'x'})
+    assert read_back(csv_text(df)).equals(df) and read_back(csv_text(df.drop(columns='a\r'))).equals(df.drop(columns='a\r'))
+
+
+def test_what_predict_and_baseline_write_is_what_evaluate_reads(tmp_path, monkeypatch, capsys):
+    "Classes and files that a spreadsheet would run"
+    monkeypatch.chdir(tmp_path)
+    classes = ['+', '=x', '-c']
+    data = write_folder(tmp_path/'data', dict.fromkeys(classes, 8))
+    for c in classes: (data/c/'000.png').rename(data/c/'=sum.png')
+    assert main(['baseline', str(data), *QUICK, '--recipe', 'head', '--epochs', '1', '--out', 'out']) == 0
+    rows = pd.read_csv('out/predictions.csv', dtype=str)
+    assert set(rows.label) == set(classes) and all(Path(p).exists() for p in rows.path)
+    assert main(['evaluate', 'out', 'out/predictions.csv']) == 0
+    assert f'{len(rows)} images' in capsys.readouterr().out
+    assert main(['predict', 'out', str(data/'+'), '--csv']) == 0
+    answers = read_back(capsys.readouterr().out)
+    assert str(data/'+'/'=sum.png') in list(answers.path) and set(answers.prediction) <= set(classes)
+    monkeypatch.chdir(data/'+')
+    assert main(['predict', str(tmp_path/'out'), '=sum.png', '--spreadsheet', '--probs']) == 0
+    shown = read_back(capsys.readouterr().out)
+    assert shown.path.item() == "'=sum.png" and shown.prediction.item() in {"'" + c for c in classes}
+
+
+# Worker processes
+
+@pytest.fixture
+def start_method(request):
+    "As people choose it; what is the default on Windows (spawn) and on Linux from Python 3.14 on (forkserver)"
+    from torch import multiprocessing
+    before = multiprocessing.get_start_method()
+    # worker processes are forked from one that has imported what they need, or each would take seconds
+    multiprocessing.set_forkserver_preload(['fastbit.evaluate', 'fastbit.steps'])
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(before, force=True)
+
+
+def pixels_and_labels(dl): return [tuple(o.as_subclass(torch.Tensor) for o in b) for b in dl]
+
+
+def all_passes(dls, pp, files, workers) -> dict:
+    "Batches of every kind of loader, with one worker process where it has any; two passes with `workers`"
+    from fastbit.evaluate import SquaresImage
+    from fastbit.steps import share_loader, step_loader
+    steps = lambda dl: [dl.source.after_batch(tuple(b.rows)) for b in dl if b.finish() is None]
+    shares = lambda dl: [b.b for b in dl]
+    persistent = dls.train.new(persistent_workers=True, num_workers=workers)
+    res = dict(train=pixels_and_labels(dls.train), persistent=pixels_and_labels(persistent) + pixels_and_labels(persistent),
+               valid=pixels_and_labels(dls.valid), test=pixels_and_labels(dls.test_dl(files)),
+               views=pixels_and_labels(dls.valid.new(after_item=[SquaresImage(('identity', 'crop_center'), pp)])),
+               steps=steps(step_loader(dls.train, 5, 3, 0, 3, mixup=.1)), shares=shares(share_loader(dls.train)))
+    return {k: [o for b in batches for o in b] for k, batches in res.items()}
+
+
+@pytest.mark.parametrize('start_method', ['forkserver'], indirect=True)
+def test_batches_do_not_depend_on_how_workers_start(folder, start_method):
+    "Order, crops, flips, cached pixels: those of no workers. Batch transforms stay in this process, whatever they are"
+    files = [str(p) for p in sorted(folder.rglob('*.png'))[:3]]
+    load = lambda workers, cache: image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, seed=4, num_workers=workers, cache=cache, device='cpu', batch_tfms=[lambda x: x])
+    without, with_workers = load(0, False), load(1, True)
+    expected, got = (all_passes(dls, dls.preprocess, files, n) for dls, n in ((without, 0), (with_workers, 2)))
+    for kind in expected: assert len(expected[kind]) == len(got[kind]) and all(map(torch.equal, expected[kind], got[kind])), kind
+    assert not torch.equal(got['persistent'][0], got['persistent'][len(got['persistent'])//2])
+    with_workers.train.pixels.refresh()
+    assert {size: len(s) for size, s in with_workers.train.pixels.stores.items()} == {32: 11, 35: 40}   # the 8 of validation and the 3 files; all
+
+
+@pytest.mark.slow   # a whole import of torch and fastai
+@pytest.mark.parametrize('start_method', ['spawn'], indirect=True)
+def test_a_new_process_loads_the_same_batches(folder, start_method):
+    train, train2 = (image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=n, device='cpu', check=False).train for n in (0, 1))
+    assert all(torch.equal(a, b) for x, y in zip(pixels_and_labels(train), pixels_and_labels(train2), strict=True) for a, b in zip(x, y))
+
+
+@pytest.mark.parametrize('start_method', ['fork', 'spawn'], indirect=True)
+def test_workers_that_take_seconds_to_start_are_for_many_images(start_method, monkeypatch):
+    from fastbit.data import _n_workers
+    monkeypatch.setattr('os.cpu_count', lambda: 8)
+    few = dict(fork=200, spawn=5000)[start_method]
+    assert (_n_workers(few-1, torch.device('cpu')), _n_workers(few, torch.device('cpu'))) == (0, 8)
+
+
+def test_a_learner_can_be_pickled_with_its_loaders(folder, tmp_path):
+    "Exported by fastai's own habit, batch transforms and all"
+    import pickle
+    dls = image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=0, check=False)
+    again = pickle.loads(pickle.dumps(dls))
+    assert [type(f) for f in again.train.after_batch.fs] == [type(f) for f in dls.train.after_batch.fs] and again.vocab == dls.vocab
+    assert all(torch.equal(a, b) for x, y in zip(pixels_and_labels(dls.valid), pixels_and_labels(again.valid), strict=True) for a, b in zip(x, y))
+
+
+# Other files
+
+@pytest.fixture
+def elsewhere(folder, tmp_path):
+    "(loaders of a folder, another folder of class folders)"
+    dls = image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=0, check=False, device='cpu')
+    return dls, write_folder(tmp_path/'new', dict(blue=2, red=3))
+
+
+def labels_of(dl): return [dl.vocab[i] for _, y in dl for i in y.tolist()]
+
+
+def test_files_elsewhere_are_labelled_by_their_class_folders(elsewhere, monkeypatch):
+    "Lists of any spelling, the folder, the class folder, a nested one"
+    dls, new = elsewhere
+    files = sorted(new.rglob('*.png'))[::-1]
+    expected = ['red']*3 + ['blue']*2
+    for items in (files, list(map(str, files)), pd.Series(files), np.array(list(map(str, files))), iter(files)):
+        dl = dls.test_dl(items, with_labels=True)
+        assert labels_of(dl) == expected and [Path(o) for o in dl.items] == files
+    assert labels_of(dls.test_dl(new, with_labels=True)) == expected[::-1]
+    assert labels_of(dls.test_dl(str(new/'red'), with_labels=True)) == ['red']*3
+    (new/'red'/'2021').mkdir()
+    files[0].rename(new/'red'/'2021'/'x.png')
+    assert labels_of(dls.test_dl(new, with_labels=True)) == expected[::-1]
+    monkeypatch.chdir(new/'red')
+    assert labels_of(dls.test_dl(['000.png', Path('001.png')], with_labels=True)) == ['red']*2
+    assert len(dls.test_dl('000.png').dataset) == 1 and len(dls.test_dl(new).one_batch()) == 1
+
+
+def test_labels_of_the_data_come_first_in_any_spelling(folder, monkeypatch):
+    "Files of a table whose folders say nothing, named from another working directory"
+    (folder/'all').mkdir()
+    rows = [(p.rename(folder/'all'/f'{p.parent.name}{p.name}'), p.parent.name) for p in sorted(folder.rglob('*.png'))]
+    monkeypatch.chdir(folder)
+    dls = image_dataloaders(pd.DataFrame([(f'all/{p.name}', l) for p, l in rows], columns=['path', 'label']), 'test_efficientnet', size=32, bs=8, num_workers=0, check=False)
+    some = rows[::7]
+    for items in ([f'all/{p.name}' for p, _ in some], [p for p, _ in some], [f'./all/../all/{p.name}' for p, _ in some]):
+        assert labels_of(dls.test_dl(items, with_labels=True)) == [l for _, l in some]
+
+
+@pytest.mark.parametrize('form', ['pairs', 'dict', 'DataFrame', 'CSV', 'images'])
+def test_labels_are_given(elsewhere, form):
+    dls, new = elsewhere
+    files = sorted(new.rglob('*.png'))[::-1]
+    labels = ['green', ' blue', 'red', 'red', 'blue']
+    df = pd.DataFrame(dict(n=range(5), label=labels, path=list(map(str, files))))
+    df.to_csv(new/'table.csv', index=False)
+    given = dict(pairs=list(zip(files, labels)), dict=dict(zip(files, labels)), DataFrame=df, CSV=new/'table.csv',
+                 images=[(read_image(f), l) for f, l in zip(files, labels)])[form]
+    dl = dls.test_dl(given, with_labels=True)
+    expected = [o.strip() for o in labels]
+    assert labels_of(dl) == (expected[::-1] if form == 'CSV' else expected)   # sorted by path, as from a CSV file always
+    same = dls.test_dl(files[::-1] if form == 'CSV' else files)
+    assert torch.equal(dl.one_batch()[0], same.one_batch()[0]) and len(dls.test_dl(given).one_batch()) == 1
+
+
+def test_what_has_no_label_or_another_is_refused(elsewhere, tmp_path):
+    dls, new = elsewhere
+    stray = picture(0, 0).save(tmp_path/'stray.png') or tmp_path/'stray.png'
+    for items, words in (([stray], 'not named after its classes'), ([stray.read_bytes()], '1 of 1 images have no label'), (tmp_path, 'have no label'),
+                         ([(stray, 'cat')], "not classes of this data: 'cat'"), (pd.DataFrame(dict(file=[stray], label='red')), 'column path'), ([], 'empty')):
+        with pytest.raises(ValueError, match=words): dls.test_dl(items, with_labels=True)
+    (tmp_path/'nothing').mkdir()
+    with pytest.raises(FileNotFoundError, match='no images'): dls.test_dl(tmp_path/'nothing')
+
+
+def test_what_the_messages_recommend_works(elsewhere, tmp_path):
+    "`evaluate`, `calibrate`, `tta`, `predict` and a learner from a pickle, on files elsewhere"
+    from fastai.learner import load_learner
+    dls, new = elsewhere
+    learn = transfer_learner(dls, **TINY)
+    with learn.no_bar(), learn.no_logging():
+        for ask in (learn.evaluate, learn.calibrate):
+            with pytest.raises(ValueError, match=r'learn\.dls\.test_dl\(files, with_labels=True\)'): ask(dl=dls.test_dl(sorted(new.rglob('*.png'))))
+        dl = dls.test_dl(new, with_labels=True)
+        assert learn.evaluate(dl=dl, show=False).n == len(learn.tta(dl=dl, show=False)[1]) == 5 and learn.calibrate(dl=dl) > 0
+        assert learn.predict(str(new/'red'/'000.png'))[0] == learn.predict(new/'red'/'000.png')[0] in dls.vocab
+        super(type(learn), learn).export(tmp_path/'learner.pkl')
+        with pytest.warns(UserWarning, match='pickle'): again = load_learner(tmp_path/'learner.pkl')
+        with again.no_bar(), again.no_logging(): assert again.get_preds(dl=again.dls.test_dl(new, with_labels=True))[1].tolist() == [0]*2 + [2]*3
