@@ -129,7 +129,7 @@ def _label_column(df, columns):
 
 def _refuse(df, what, option, columns, source):
     if what == 'paths' and any(_plain(c).startswith('pixel') for c in columns):
-        raise ValueError(f"{source} has pixels in its columns, and fastbit reads image files: write each row's image into one.")
+        raise ValueError(f"{source} has pixels in its columns: fastbit reads image files, so write each row into one.")
     hot = [c for c in columns if len(texts := set(_texts(df, c))) <= 2 and texts <= {'0', '1', '0.0', '1.0'}]
     if what == 'labels' and len(hot) > 1:
         raise ValueError(
@@ -181,7 +181,7 @@ def choose_columns(
     if path is None:
         exact = [c for c in rest if _plain(c) == 'label']
         path = _path_column(df, [c for c in rest if c not in exact] or rest, roots, suffix, len(rest) == 2)
-        if path is None: _refuse(df, 'paths', 'path_col', rest, source)
+        if path is None or _plain(path).startswith('pixel'): _refuse(df, 'paths', 'path_col', rest, source)
         rest = [c for c in rest if c != path]
     if label is None:
         label = _label_column(df, rest)
