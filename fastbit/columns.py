@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # %% ../nbs/01c_columns.ipynb #fe13884d
-import numpy as np, pandas as pd
+import pandas as pd
 
 # %% ../nbs/01c_columns.ipynb #460f12e4
 from .csvfile import names_image, read_grid
