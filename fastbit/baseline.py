@@ -71,9 +71,11 @@ DIGITS = dict(size=64, flip=False, crop=False)  # 8 x 8 pixels: more than 64 is 
 def find_data(path):
     "What to train on, its name, and what suits it where nothing else is asked for (`size`, `flip`, `crop`)"
     if isinstance(path, pd.DataFrame): return path, 'table', {}
-    if path is None or (isinstance(path, (str, Path)) and str(path) == 'digits' and not Path(path).exists()): return named_table('digits'), 'digits', dict(DIGITS)
-    if isinstance(path, (str, Path)) and not Path(path).exists() and str(path) in PUBLIC_SETS: return named_table(str(path)), str(path), dict(flip=PUBLIC_SETS[str(path)].flip)
+    if path is None: return named_table('digits'), 'digits', dict(DIGITS)
     check_source(path)
+    name = '' if Path(path).exists() else str(path)   # a folder of a set's name is a folder
+    if name == 'digits': return named_table(name), name, dict(DIGITS)
+    if name in PUBLIC_SETS: return named_table(name), name, dict(flip=PUBLIC_SETS[name].flip)
     return path, Path(path).resolve().name, {}
 
 # %% ../nbs/09_baseline.ipynb #de85b1fd

@@ -40,7 +40,8 @@ class DeviceSmoothLoss(AvgSmoothLoss):
 
 class CurveRecorder(Recorder):
     "fastai's `Recorder`, whose plots work after `lr_find` too, and draw the last curve whatever was run since"
-    name, last_fit = 'recorder', None   # other callbacks ask for it under fastai's name; what the last fit left, for predictions begin anew
+    name = 'recorder'   # other callbacks ask for it under fastai's name
+    last_fit = None     # its losses; predicting clears those of the recorder
     def before_train(self):
         super().before_train()
         if not hasattr(self.learn, 'lr_finder'): self.last_fit = None   # a fit that is interrupted leaves what it has
@@ -48,7 +49,8 @@ class CurveRecorder(Recorder):
     def after_fit(self):
         if self.losses and not hasattr(self.learn, 'lr_finder'): self.last_fit = self._kept()
 
-    def _kept(self): return SimpleNamespace(losses=self.losses, iters=self.iters, values=self.values, metric_names=self.metric_names)
+    def _kept(self):
+        return SimpleNamespace(losses=self.losses, iters=self.iters, values=self.values, metric_names=self.metric_names)
 
     def plot_lr_find(self,
         skip_end:int=5,        # Points to leave out at the end, where the loss diverges
@@ -74,7 +76,8 @@ class CurveRecorder(Recorder):
         "Draw the losses of the last fit; `ValueError` before there is one"
         kept = self.last_fit or (self._kept() if getattr(self, 'losses', None) else None)
         if kept is None: raise ValueError("There is no loss to draw yet: run a fit first, e.g. learn.fit_one_cycle(1).")
-        validated = 'valid_loss' in kept.metric_names and all(len(row) > 1 for row in kept.values)   # the rate finder does not validate
+        # the rate finder does not validate
+        validated = 'valid_loss' in kept.metric_names and all(len(row) > 1 for row in kept.values)
         return Recorder.plot_loss(kept, skip_start, with_valid and validated, log, show_epochs, ax)
 
 class DevicePrecision(MixedPrecision):

@@ -88,7 +88,8 @@ def check_views(
     pp:Preprocess=None, # Of the data; `None`: loaders that fastbit did not make
 ) -> tuple: # Names, 'five_crops' replaced
     "The views by name, `ValueError` for those that do not exist or do not suit the data"
-    if not isinstance(views, (str, list, tuple)): raise TypeError(f"views={views!r}; give names of views, e.g. views=['identity', 'hflip'] or 'five_crops'.")
+    if not isinstance(views, (str, list, tuple)):
+        raise TypeError(f"views={views!r}; give names of views, e.g. views=['identity', 'hflip'] or 'five_crops'.")
     views = (views,) if isinstance(views, str) else tuple(views)
     views = tuple(v for o in views for v in (CROP_VIEWS if o == 'five_crops' else (o,)))
     allowed = VIEWS if pp else ('identity', 'hflip')

@@ -83,7 +83,8 @@ def plot_lr_find(
     ax.xaxis.set_major_locator(LogLocator())
     ax.plot(lrs, losses, color='C0')
     finite = np.asarray(losses)[np.isfinite(losses)]
-    for i, (name, (rate, at)) in enumerate((suggested or {}).items(), 1): ax.plot(rate, at, 'o', color=f'C{i}', label=f'{name}: {rate:.2g}')
+    for i, (name, (rate, at)) in enumerate((suggested or {}).items(), 1):
+        ax.plot(rate, at, 'o', color=f'C{i}', label=f'{name}: {rate:.2g}')
     if used: ax.axvline(used, color='.4', lw=1, ls='--', label=f'trained with: {used:g}')
     ax.set(xscale='log', xlabel='learning rate', ylabel=loss, ylim=(0, 2*finite[0] if len(finite) else None))
     if suggested or used: ax.legend(frameon=False)

@@ -36,16 +36,23 @@ def missing_characters(
 ) -> set: # Of single characters
     "Characters that fonts cannot draw"
     have = _characters_of(rcParams['font.family'] if families is None else families)
-    return {c for name in names for c in str(name) if ord(c) not in have and unicodedata.category(c) not in ('Cc', 'Cs')}
+    lost = {c for name in names for c in str(name) if ord(c) not in have}
+    return {c for c in lost if unicodedata.category(c) not in ('Cc', 'Cs')}   # control characters are not drawn
 
 # %% ../nbs/00j_fonts.ipynb #80f11d1b
-_LIKELY = ('CJK', 'Noto Sans', 'Gothic', 'Hei', 'Ming', 'Song', 'Emoji', 'Symbol', 'Unicode', 'Noto')   # of installed fonts, asked first
+# in the names of fonts that are asked first
+_LIKELY = ('CJK', 'Noto Sans', 'Gothic', 'Hei', 'Ming', 'Song', 'Emoji', 'Symbol', 'Unicode', 'Noto')
+
+def _rank(font) -> tuple:
+    likely = next((i for i, word in enumerate(_LIKELY) if word in font.name), len(_LIKELY))
+    weight = abs(font.weight - 400) if isinstance(font.weight, int) else 0   # 400: regular
+    return likely, weight, font.name
 
 def _candidates() -> list:
     "(family, file) of installed upright fonts, the likely ones first"
-    rank = lambda e: (next((i for i, word in enumerate(_LIKELY) if word in e.name), len(_LIKELY)), abs(e.weight - 400) if isinstance(e.weight, int) else 0, e.name)
-    fonts = [e for e in font_manager.fontManager.ttflist if e.style == 'normal' and not e.name.startswith((LAST_RESORT, '.'))]
-    return [(e.name, e.fname) for e in sorted(fonts, key=rank)]
+    upright = [e for e in font_manager.fontManager.ttflist if e.style == 'normal']
+    fonts = [e for e in upright if not e.name.startswith((LAST_RESORT, '.'))]
+    return [(e.name, e.fname) for e in sorted(fonts, key=_rank)]
 
 def fallback_fonts(
     characters:set # That the current fonts cannot draw
@@ -76,7 +83,7 @@ NO_GLYPH = r'Glyph \d+ .*missing from'   # how matplotlib's warning begins
 def use_fonts_for(
     names # Class names
 ):
-    "Let matplotlib draw `names`: add installed fonts with the missing characters, and turn off its warning for characters that no font has"
+    "Let matplotlib draw `names`: add installed fonts, and turn off its warning for characters that none of them has"
     if not missing_characters(names): return
     rcParams['font.family'] = font_families(names)
     if missing_characters(names): warnings.filterwarnings('ignore', NO_GLYPH, UserWarning)

@@ -92,7 +92,7 @@ class HeadFit:
         n_epoch:int=HEAD_EPOCHS, # Passes over the features; of 'sgd'
         lr:float=None,    # Peak rate of one-cycle; `None`: `recipe_lr`
         views:int=1,      # Of each training image: 1: as in validation, k: and k-1 seeded augmentations, one of them in each epoch
-        solver:str='sgd', # 'sgd': one-cycle by the learner's optimizer and loss; 'lbfgs': logistic regression to its optimum, with the class weights of a cross-entropy
+        solver:str='sgd', # 'sgd': one-cycle by the learner's optimizer and loss; 'lbfgs': logistic regression, with the loss's class weights
         cbs=None,         # fastai callbacks; of 'sgd'
         cache:bool=True,  # Keep the features for other runs, and look for kept ones?
         cache_gb:float=CACHE_GB, # GB that the cache may take
@@ -117,7 +117,7 @@ class HeadFit:
         n = self.model.n_frozen
         if not n: raise ValueError("Nothing is frozen, so nothing stays the same from epoch to epoch: learn.freeze() first, or learn.fit_one_cycle().")
         if solver == 'lbfgs' and n != len(self.model.stages)-1: raise ValueError(f"solver='lbfgs' finds a classifier, and more than that is to train (freeze_to({n})): learn.freeze() first, or solver='sgd'.")
-        if solver == 'lbfgs': logistic_weights(self.loss_func, len(self.model.net.get_classifier().bias))   # for its error, before any work
+        if solver == 'lbfgs': logistic_weights(self.loss_func, self.n_out)   # for its error, before any work
         self._check_batches()
         return n
 
@@ -145,12 +145,13 @@ class HeadFit:
         x = features.rows[features.index.ravel()].reshape(features.index.size, -1)
         k, views = self.model.net.get_classifier(), features.index.shape[1]
         groups = np.repeat(np.arange(len(y)), views)
-        seed, weights = getattr(self.dls.train, 'seed', 0), logistic_weights(self.loss_func, len(k.bias))
-        weight, bias, C, how = logistic_head(x, y.numpy()[groups], len(k.bias), groups, seed, weights)
+        weights = logistic_weights(self.loss_func, self.n_out)
+        weight, bias, C, how = logistic_head(x, y.numpy()[groups], self.n_out, groups, getattr(self.dls.train, 'seed', 0), weights)
         with torch.no_grad():
             k.weight.copy_(torch.from_numpy(weight).view_as(k.weight)); k.bias.copy_(torch.from_numpy(bias))
         for p in k.parameters(): self.opt.state.pop(p, None)   # averages of gradients that another classifier had
-        if self.logger is not noop: print(f"logistic regression: C = {C:g}, by {how}{'' if weights is None else ', with class weights'}", flush=True)
+        weighted = '' if weights is None else ', with class weights'
+        if self.logger is not noop: print(f'logistic regression: C = {C:g}, by {how}{weighted}', flush=True)
         with self.no_logging(): values = dict(zip(['valid_loss', *(m.name for m in self.metrics)], self.validate()))
         self.history.rows.append(dict(stage='head', epoch=0, **values, step=len(self.history.step_rows)))
         if self.logger is not noop: print(', '.join(f'{k} {v:.4f}' for k, v in values.items()), flush=True)

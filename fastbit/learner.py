@@ -58,10 +58,11 @@ def _check_loaders(dls):
     if isinstance(dls, DataLoaders): return
     if isinstance(dls, (str, Path, pd.DataFrame)):
         given = 'table' if isinstance(dls, pd.DataFrame) else repr(str(dls))
-        raise TypeError(f"transfer_learner takes DataLoaders, not a {type(dls).__name__}: transfer_learner(image_dataloaders({given})).")
-    if isinstance(dls, DataBlock): raise TypeError("transfer_learner takes DataLoaders, not a DataBlock: transfer_learner(block.dataloaders(path)).")
-    raise TypeError(f"transfer_learner takes DataLoaders, not a {getattr(dls, '__name__', None) or type(dls).__name__}: make them with image_dataloaders(path), "
-                    "or DataLoaders(train_loader, valid_loader) of fastai.")
+        remedy = f'transfer_learner(image_dataloaders({given}))'
+    elif isinstance(dls, DataBlock): remedy = 'transfer_learner(block.dataloaders(path))'
+    else: remedy = "make them with image_dataloaders(path), or with fastai's DataLoaders(train_loader, valid_loader)"
+    kind = getattr(dls, '__name__', None) or type(dls).__name__
+    raise TypeError(f"transfer_learner takes DataLoaders, not a {kind}: {remedy}.")
 
 def _check_batch(dls):
     "Refuse loaders that do not give images in [0, 1] with one class number each"
@@ -110,19 +111,21 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
         self.n_out = len(model.net.get_classifier().bias)
         super().__init__(dls, model, splitter=TransferModel.stage_params, train_bn=False, **kwargs)
         self.add_cbs([History(), FiniteLoss()])
-        if type(r := getattr(self, 'recorder', None)) is Recorder: self.remove_cb(r).add_cb(CurveRecorder(r.add_time, r.train_metrics, r.valid_metrics, r.smooth_loss.beta))
+        if type(r := getattr(self, 'recorder', None)) is Recorder:
+            self.remove_cb(r).add_cb(CurveRecorder(r.add_time, r.train_metrics, r.valid_metrics, r.smooth_loss.beta))
         if hasattr(self, 'recorder'): self.recorder.smooth_loss = DeviceSmoothLoss(self.recorder.smooth_loss.beta)
         if hasattr(self, 'progress'): self.remove_cb(ProgressCallback).add_cb(RarelyProgress() if is_interactive() else PlainLog())
 
     @property
     def loss_func(self):
-        "The loss, with the softmax activation that `get_preds`, `evaluate` and an exported model share; a plain loss of torch gets it when it is assigned"
+        "The loss, with the activation that `get_preds`, `evaluate` and an exported model share: a plain loss of torch gets it here"
         return self.__dict__['loss_func']
 
     @loss_func.setter
     def loss_func(self, loss):
         # within a fit callbacks such as MixUp put their own in its place, for as long as they need it
-        self.__dict__['loss_func'] = loss if self.in_fit else resolve_loss(loss, self.n_out, next(self.model.parameters()).device)
+        device = next(self.model.parameters()).device
+        self.__dict__['loss_func'] = loss if self.in_fit else resolve_loss(loss, self.n_out, device)
 
     def _with_events(self, f, event_type, ex, final=noop):
         if event_type != 'fit': return super()._with_events(f, event_type, ex, final)
@@ -167,7 +170,7 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
     def _check_norms(self,
         by_step:int=0 # Images in each step of a rule; 0: the loader's batches
     ):
-        "torch's BatchNorm cannot train on a single number per channel, which is what a last batch of one small image leaves it; found out before the first step"
+        "Refuse a batch of one image where BatchNorm trains on it and has one number per channel: torch fails in that step"
         dl = self.dls.train
         n, bs = getattr(dl, 'n', None), getattr(dl, 'bs', None)
         if not by_step and not (n and bs) or self.model.bn != 'train': return
@@ -176,22 +179,25 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
         if not (alone := self._single_numbers()): return
         better = () if by_step else (b for b in (*range(bs-1, 1, -1), *range(bs+1, n+1)) if n % b != 1)
         remedy = next((f'bs={b} (--bs {b})' for b in better), 'larger batches')
-        what = 'batches of one image' if by_step or bs == 1 else f'a last batch of one image ({n} training images, bs={bs})'
-        raise ValueError(f"bn='train' and {what}: {alone} BatchNorm layers would see one number per channel, which has no variance. Use {remedy} or bn='frozen'.")
+        last = f'a last batch of one image ({n} training images, bs={bs})'
+        raise ValueError(f"bn='train' and {'batches of one image' if by_step or bs == 1 else last}: {alone} BatchNorm layers "
+                         f"would see one number per channel, which has no variance. Use {remedy} or bn='frozen'.")
 
     def _single_numbers(self) -> int:
         "How many BatchNorm layers that train see one number per channel of a single image"
         model, sizes = self.model, []
         modules = dict(model.net.named_modules())
-        norms = [modules[n] for s in model.stages[model.n_frozen:] for n in s.modules if isinstance(modules[n], torch.nn.modules.batchnorm._BatchNorm)]
+        training = {id(modules[n]) for s in model.stages[model.n_frozen:] for n in s.modules}
+        norms = [m for m in model._batchnorms() if id(m) in training]
         hooks = [m.register_forward_pre_hook(lambda m, args: sizes.append(args[0][0, 0].numel())) for m in norms]
-        training = model.training
+        mode = model.training
         try:
-            with same_draws(self.dls): x = self.dls.train.one_batch()[0] if hasattr(self.dls.train, 'one_batch') else next(iter(self.dls.valid))[0]
-            with torch.no_grad(): model.eval()(x[:1].to(model.mean.device))
+            with same_draws(self.dls):
+                b = self.dls.train.one_batch() if hasattr(self.dls.train, 'one_batch') else next(iter(self.dls.valid))
+            with torch.no_grad(): model.eval()(b[0][:1].to(model.mean.device))
         finally:
             for h in hooks: h.remove()
-            model.train(training)
+            model.train(mode)
         return sizes.count(1)
 
     def _do_epoch_validate(self, ds_idx=1, dl=None):
@@ -224,7 +230,7 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         self._check_batches()
         self._check_norms()
-        self.loss_func = self.loss_func   # the model may have moved to another device since, and class weights go with it
+        self.loss_func = self.loss_func   # class weights go where the model has gone since
         check_metrics(self.metrics, self.n_out)
         with guarded() as stop: super().fit(n_epoch, lr=lr, wd=wd, cbs=[*L(cbs), stop], reset_opt=reset_opt, start_epoch=start_epoch)
 
@@ -333,7 +339,7 @@ def export(self:TransferLearner,
 def transfer_learner(
     dls:DataLoaders,         # Images in [0, 1] or uint8, not normalised: from `image_dataloaders`, or any of fastai's
     arch:str='tf_efficientnet_lite0', # A BiT or EfficientNet name; `list_bodies()` has all
-    weights:str|Path='auto', # 'auto', 'bundled', 'hub', 'random', a weights file (.safetensors, .pth, .pt, .pth.tar, .ckpt, .bin, .npz), or the folder of an artifact or a baseline's results
+    weights:str|Path='auto', # 'auto', 'bundled', 'hub', 'random', or a weights file or folder, as `weights_file` takes them
     metrics=accuracy,        # fastai metrics
     bn:str='frozen',         # BatchNorm of stages that train: 'frozen', 'affine' (weight and bias learn), 'train'
     drop_rate:float=0.,      # Dropout before the classifier, probability
@@ -341,7 +347,7 @@ def transfer_learner(
     precision:str='float32', # Of the arithmetic in training: 'float32', 'bf16', 'fp16', or 'auto' for what `fast_precision` says of the device
     grad_checkpointing:bool=False, # Compute the blocks' inner activations again for the backward pass? Less memory, about a third more time
     n_out:int=None,          # Classes; `None`: from `dls`
-    loss_func=None,          # A loss over softmax with one label per image: cross-entropy of torch or fastai (with class weights or label smoothing), `FocalLossFlat`, or a function of logits and class numbers; `None`: cross-entropy
+    loss_func=None,          # A loss over softmax, of fastai, torch or your own, as `resolve_loss` takes it; `None`: cross-entropy
     opt_func=FusedAdam,      # fastai optimizer; `FusedAdam` is its `Adam`, with decoupled weight decay as in AdamW
     lr:float|slice=BODY_LR,  # Rate of fits that are given none
     wd:float=None,           # Weight decay of matrices and kernels, norms and biases are spared; `None`: the optimizer's, 0.01
@@ -358,11 +364,14 @@ def transfer_learner(
     check_precision(precision)
     _check_batch(dls)
     n_data = get_c(dls)
-    if n_out and n_data and n_out != n_data: raise ValueError(f"n_out={n_out}, and the DataLoaders have {n_data} classes: leave n_out out.")
+    if n_out and n_data and n_out != n_data:
+        raise ValueError(f"n_out={n_out}, and the DataLoaders have {n_data} classes: leave n_out out.")
     n_out = n_out or n_data
-    if not n_out or n_out < 2: raise ValueError(f"The DataLoaders have {n_out or 'no'} classes; a classifier needs two or more. Pass n_out=, or labels in `dls`.")
+    if not n_out or n_out < 2:
+        raise ValueError(f"The DataLoaders have {n_out or 'no'} classes; a classifier needs two or more. Pass n_out=, or labels in `dls`.")
     check_metrics(metrics, n_out)
-    loss_func = resolve_loss(loss_func, n_out, getattr(dls, 'device', None) or 'cpu')   # for its error, before the body is built
+    # for its errors, before the body is built
+    loss_func = resolve_loss(loss_func, n_out, getattr(dls, 'device', None) or 'cpu')
     use_fonts_for(getattr(dls, 'vocab', None) or ())
     net = build_body(arch, n_out, weights, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
     pp, own = getattr(dls, 'preprocess', None), body_preprocess(arch)

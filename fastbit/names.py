@@ -29,9 +29,10 @@ def body_archs() -> tuple: "timm's architectures that fastbit has recipes for"; 
 @functools.cache
 def body_tags() -> tuple: "Their names with a tag: what timm knows weights of"; return tuple(timm.list_pretrained([f'{p}.*' for p in BODY_PATTERNS]))
 
-SIZES = dict(   # bodies to suggest, and their parameters without classifier in millions
-    tf_efficientnet_lite0=3.4, tf_efficientnet_b0=4.0, tf_efficientnet_b1=6.5, tf_efficientnet_b3=10.7, tf_efficientnet_b4=17.5) | {
-    'BiT-M-R50x1': 23.5, 'BiT-M-R101x1': 42.5, 'tf_efficientnetv2_l': 117.2, 'BiT-M-R152x2': 232.2, 'BiT-M-R101x3': 381.8}
+SIZES = {   # bodies to suggest, and their parameters without classifier in millions
+    'tf_efficientnet_lite0': 3.4, 'tf_efficientnet_b0': 4.0, 'tf_efficientnet_b1': 6.5, 'tf_efficientnet_b3': 10.7,
+    'tf_efficientnet_b4': 17.5, 'BiT-M-R50x1': 23.5, 'BiT-M-R101x1': 42.5, 'tf_efficientnetv2_l': 117.2,
+    'BiT-M-R152x2': 232.2, 'BiT-M-R101x3': 381.8}
 
 def _spelling(name) -> str: return re.sub('[^a-z0-9]', '', name.lower())
 
@@ -39,14 +40,16 @@ def _millions(name) -> float:
     "Parameters of another of timm's models; 0: it has none of this name"
     if not timm.is_model(name): return 0.
     try:
-        with torch.device('meta'): return sum(p.numel() for p in timm.create_model(name, num_classes=0).parameters())/1e6   # shapes alone
+        with torch.device('meta'): net = timm.create_model(name, num_classes=0)   # shapes alone
+        return sum(p.numel() for p in net.parameters())/1e6
     except Exception: return 0.   # a few need arguments
 
 def _did_you_mean(name):
     "For another model of timm's, the body of its size; else names that are spelt alike"
     if millions := _millions(name.split('.')[0]):
         near = min(SIZES, key=lambda n: abs(math.log(SIZES[n]/millions)))
-        return f" It has {millions:.3g} million parameters; the nearest in size is arch={near!r} ({SIZES[near]:.3g} million)."
+        return (f" It has {millions:.3g} million parameters; "
+                f"the nearest in size is arch={near!r} ({SIZES[near]:.3g} million).")
     names = [*body_archs(), *body_tags(), *official_names()]
     spelt = {_spelling(n): n for n in reversed(names)}   # EfficientNetB0, efficientnet-b0
     near = [spelt[_spelling(name)]] if _spelling(name) in spelt else get_close_matches(name, names, n=3, cutoff=.5)
@@ -57,7 +60,8 @@ def _not_a_name(arch) -> str:
     name = getattr(arch, '__name__', '')
     if not name: return "Write e.g. arch='tf_efficientnet_lite0'."
     if name in body_archs(): return f"Write its name: arch={name!r}."
-    return f"fastbit's bodies are BiT and EfficientNet, by name.{_did_you_mean(name)} Write e.g. arch='tf_efficientnet_lite0', whose weights are installed with fastbit."
+    return (f"fastbit's bodies are BiT and EfficientNet, by name.{_did_you_mean(name)} "
+            "Write e.g. arch='tf_efficientnet_lite0', whose weights are installed with fastbit.")
 
 def official_names() -> list[str]:
     "The BiT names of the authors' release that were published, S before M"
@@ -68,7 +72,8 @@ def timm_name(
 ) -> str: # The timm name; without a tag where timm has no weights
     "The full timm name of `arch`; `ValueError` for names that fastbit has no body for"
     if not isinstance(arch, str):
-        given = f"the {'class' if isinstance(arch, type) else 'function'} {arch.__name__}" if hasattr(arch, '__name__') else f'a {type(arch).__name__}'
+        kind = 'class' if isinstance(arch, type) else 'function'
+        given = f'the {kind} {arch.__name__}' if hasattr(arch, '__name__') else f'a {type(arch).__name__}'
         raise TypeError(f"arch is a name, not {given}. {_not_a_name(arch)}")
     if m := BIT_NAME.fullmatch(Path(arch).stem if arch.endswith('.npz') else arch):
         size, shape = m[1].upper(), m[2].upper().replace('X', 'x')

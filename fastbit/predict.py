@@ -42,13 +42,16 @@ _ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.bz2', '.xz', '.7z', '.rar')
 def _array_items(a) -> list:
     "The images, or the paths, of an array"
     if a.dtype == object or a.dtype.kind in 'US':
-        if a.ndim != 1: raise TypeError(f"An array of {a.dtype} and shape {a.shape}; paths and images come in one dimension.")
-        return [o for item in a.tolist() for o in _single(item)]
-    if a.dtype == np.uint8 and a.ndim in (2, 3, 4) and (a.ndim == 2 or a.shape[-1] in (3, 4)): return list(a) if a.ndim == 4 else [a]
-    message = f"An array of {a.dtype} and shape {a.shape}; an image is uint8, height x width x 3 in RGB, and many are n x height x width x 3."
-    if a.dtype.kind == 'f': message += ' Numbers from 0 to 1 become one by (255*a).round().astype(np.uint8).'
-    elif a.dtype == np.uint8 and a.ndim in (3, 4) and a.shape[-3] in (1, 3): message += ' Channels go last: np.moveaxis(a, -3, -1).'
-    raise TypeError(message)
+        if a.ndim == 1: return [o for item in a.tolist() for o in _single(item)]
+        raise TypeError(f"An array of {a.dtype} and shape {a.shape}; paths and images come in one dimension.")
+    pixels = a.dtype == np.uint8
+    if pixels and a.ndim == 2 or pixels and a.ndim == 3 and a.shape[-1] in (3, 4): return [a]
+    if pixels and a.ndim == 4 and a.shape[-1] in (3, 4): return list(a)
+    remedy = ''
+    if a.dtype.kind == 'f': remedy = ' Numbers from 0 to 1 become one by (255*a).round().astype(np.uint8).'
+    elif pixels and a.ndim in (3, 4) and a.shape[-3] in (1, 3): remedy = ' Channels go last: np.moveaxis(a, -3, -1).'
+    raise TypeError(f"An array of {a.dtype} and shape {a.shape}; an image is uint8, height x width x 3 in RGB, "
+                    f"and many are n x height x width x 3.{remedy}")
 
 def check_no_url(
     path:str # As typed
@@ -56,9 +59,11 @@ def check_no_url(
     "Raise `ValueError` for an address: fastbit reads files, and downloads none"
     found = re.match(r'(?i)([a-z][a-z0-9+.-]+)://|(https?):/', path)
     if found and not os.path.lexists(path):
-        how = 'predict(urllib.request.urlopen(url).read())' if path[:4].lower() == 'http' else 'predict(data), with its bytes'
+        web = path[:4].lower() == 'http'
+        how = 'predict(urllib.request.urlopen(url).read())' if web else 'predict(data), with its bytes'
         raise ValueError(f"{path} is an address, and fastbit downloads nothing: fetch the file first, or {how} in Python.")
-    if path[:11].lower() == 'data:image/': raise ValueError("A data: address holds an image as text: predict(base64.b64decode(text.partition(',')[2])).")
+    if path[:11].lower() == 'data:image/':
+        raise ValueError("A data: address holds an image as text: predict(base64.b64decode(text.partition(',')[2])).")
 
 def _path_items(path) -> list:
     path = os.fspath(path)
@@ -89,25 +94,30 @@ def _single(item) -> list:
     if isinstance(item, (str, os.PathLike)): return _path_items(item)
     if isinstance(item, np.ndarray): return _array_items(item)
     if hasattr(item, 'read'): return [_file_bytes(item)]
-    kind = type(item).__name__
+    raise TypeError(f'A {type(item).__name__} {_instead(item)}')
+
+def _instead(item) -> str:
+    "What to give in the place of what is not an image"
     if isinstance(item, torch.Tensor):
-        raise TypeError(f"A {kind} of shape {tuple(item.shape)}: images come before scaling and normalization, as {IMAGE_KINDS}. For uint8 pixels, x.permute(1, 2, 0).numpy().")
-    if isinstance(item, pd.DataFrame): raise TypeError("A DataFrame is not a list of images: give its column of paths, df['path'].")
-    if isinstance(item, dict): raise TypeError("A dict is not a list of images: give a list of its values, list(d.values()).")
-    if isinstance(item, (Sequence, L)): raise TypeError(f"A {kind} within a list ({str(item)[:60]}): give one flat list of images, without labels.")
+        return (f'of shape {tuple(item.shape)}: images come before scaling and normalization, as {IMAGE_KINDS}. '
+                'For uint8 pixels, x.permute(1, 2, 0).numpy().')
+    if isinstance(item, pd.DataFrame): return "is not a list of images: give its column of paths, df['path']."
+    if isinstance(item, dict): return 'is not a list of images: give a list of its values, list(d.values()).'
+    if isinstance(item, (Sequence, L)): return f'within a list ({str(item)[:60]}): give one flat list of images, without labels.'
     response = ' Its bytes are in .content.' if isinstance(getattr(item, 'content', None), bytes) else ''
-    raise TypeError(f"A {kind} is not an image: give {IMAGE_KINDS}, or a list of them.{response}")
+    return f'is not an image: give {IMAGE_KINDS}, or a list of them.{response}'
 
 def image_items(
-    items # A path, a folder, bytes, a file opened for binary reading, a Pillow image, an array of uint8 (height x width, with 3 or 4 channels, or n of these), or a list, tuple, Series or iterator of them
-) -> list: # Of path, bytes, image, array: one an image
-    "What can be read one by one; `TypeError` for what is not an image, `ValueError` for an address or archive, `FileNotFoundError` for a folder without any"
-    if isinstance(items, (str, os.PathLike)) and os.fspath(items).lower().endswith(_ARCHIVES) and os.path.isfile(items):
+    items # `IMAGE_KINDS`, arrays with 4 channels or n images too, a folder; or a list, tuple, Series or iterator of them
+) -> list: # Of path, bytes, image, array: one per image
+    "List what can be read one by one; `TypeError` or `ValueError` for what is not an image, `FileNotFoundError` for a folder without any"
+    if isinstance(items, (str, os.PathLike)) and str(items).lower().endswith(_ARCHIVES) and os.path.isfile(items):
         raise ValueError(f"{items} is an archive: unpack it, and give the folder.")
-    if isinstance(items, (set, frozenset)): raise TypeError(f"A {type(items).__name__} has no order, so nobody could tell whose the rows are: give a list, sorted(items).")
+    if isinstance(items, (set, frozenset)):
+        raise TypeError(f"A {type(items).__name__} has no order, so its rows could not be told apart: give a list, sorted(items).")
     if isinstance(items, (pd.Series, pd.Index)): items = items.tolist()
-    several = isinstance(items, (Sequence, KeysView, ValuesView, L)) and not isinstance(items, (str, bytes, bytearray, memoryview))
-    several = several or isinstance(items, Iterator) and not hasattr(items, 'read')
+    one = isinstance(items, (str, bytes, bytearray, memoryview)) or hasattr(items, 'read')
+    several = not one and isinstance(items, (Sequence, Iterator, KeysView, ValuesView, L))
     return [o for item in items for o in _single(item)] if several else _single(items)
 
 # %% ../nbs/05e_predict.ipynb #16a1c45b

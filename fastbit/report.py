@@ -184,8 +184,8 @@ def _ran(f) -> list:
 def _undrawn(matrix, classes) -> str:
     "The names that no installed font can draw, for the caption"
     names = most_confused(matrix, classes)[1]
-    numbered = [f'{shown}: {name}' for shown, name in zip(drawable(names), names) if shown.startswith('no. ') and shown != name]
-    return f"; {', '.join(numbered)}" if numbered else ''
+    pairs = [(shown, name) for shown, name in zip(drawable(names), names) if shown.startswith('no. ') and shown != name]
+    return '; ' + ', '.join(f'{shown}: {name}' for shown, name in pairs) if pairs else ''
 
 def _sections(f) -> dict:
     classes = [str(c) for c in f.learn.dls.vocab]

@@ -53,9 +53,11 @@ class NoLoss:
 
 # %% ../nbs/03d_task.ipynb #518b9d95
 _KNOWN = (CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat, FocalLossFlat)
-_INSTEAD = "Use cross-entropy (nn.CrossEntropyLoss, with weight= or label_smoothing= if needed), FocalLossFlat, or your own function of logits and class numbers"
+_INSTEAD = ("Use cross-entropy (nn.CrossEntropyLoss, with weight= or label_smoothing= if needed), FocalLossFlat, "
+            "or your own function of logits and class numbers")
 _REASONS = (   # by a part of the loss's name
-    (('bce', 'binary', 'asymmetric', 'multilabel', 'soft_margin', 'softmargin'), 'treats each class as a separate yes or no, with a sigmoid'),
+    (('bce', 'binary', 'asymmetric', 'multilabel', 'soft_margin', 'softmargin'),
+        'treats each class as a separate yes or no, with a sigmoid'),
     (('nll',), 'takes log-probabilities, and the model gives logits'),
     (('mse', 'l1', 'huber', 'mae', 'poisson', 'gaussian'), 'is for numbers, not for classes'),
     (('dice', 'jaccard', 'lovasz', 'tversky'), 'is for masks'),
@@ -70,8 +72,9 @@ def _name_of(loss) -> str:
 def _refused(loss, detail='') -> ValueError:
     name = _name_of(loss)
     why = next((why for words, why in _REASONS if any(w in name.lower() for w in words)), '')
-    return ValueError(f"loss_func={name} {why or 'is not a loss of one label per image'}{f' ({detail})' if detail and not why else ''}; "
-                      f"fastbit trains one label per image, with probabilities by softmax. {_INSTEAD}.")
+    if not why: why = 'is not a loss of one label per image' + (f' ({detail})' if detail else '')
+    return ValueError(f"loss_func={name} {why}; fastbit trains one label per image, with probabilities by softmax. "
+                      f"{_INSTEAD}.")
 
 def _made(loss):
     "A class, or a `partial` of one, stands for what it makes; the cross-entropy function for fastai's loss"
@@ -102,34 +105,40 @@ def _try(loss, n_out, device):
     except Exception: pass
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter('ignore')   # torch warns of shapes that it broadcasts; what is wrong with the loss is said below
+            warnings.simplefilter('ignore')   # torch's, about shapes that it broadcasts
             return [torch.as_tensor(loss(x + c, y)) for c in (0., 3.)]
     finally: set_random_states(**states)
 
 def _check_unknown(loss, n_out, device, softmax):
     try: a, b = _try(loss, n_out, device)
     except Exception as e: raise _refused(loss, f'{type(e).__name__}: {(str(e).splitlines() or [""])[0][:120]}') from e
-    if a.numel() != 1: raise ValueError(f"loss_func={_name_of(loss)} gives {a.numel()} numbers for a batch of {5 if n_out != 5 else 7}, and training needs one: use reduction='mean'.")
-    if not softmax and (b - a).abs() > 1e-3*(1 + a.abs()): raise _refused(loss, 'adding 3 to all logits of an image changes it. If it is over softmax, give it a method `activation` that returns the softmax')
+    if a.numel() != 1:
+        raise ValueError(f"loss_func={_name_of(loss)} gives {a.numel()} numbers, and training needs one: use reduction='mean'.")
+    if not softmax and not (b - a).abs() <= 1e-3*(1 + a.abs()):
+        raise _refused(loss, 'adding 3 to all logits of an image changes it. If it is over softmax, '
+                             'give it a method `activation` that returns the softmax')
     if any(w in _name_of(loss).lower() for w in _REASONS[-1][0]): raise _refused(loss)
 
 def resolve_loss(
-    loss_func,          # A loss of fastai, torch or timm, its class, a `partial`, or any function of logits and class numbers; `None`: cross-entropy
-    n_out:int,          # Classes
-    device='cpu',       # Of the model
+    loss_func,    # Of fastai, torch or timm, a `partial`, or a function of logits and class numbers; `None`: cross-entropy
+    n_out:int,    # Classes
+    device='cpu', # Of the model
 ): # A loss with `activation`, `decodes` and `reduction`; the same object if it has them
     "Make a loss work everywhere; raise `ValueError` for one that is not for one label per image with softmax"
     if loss_func is None: return CrossEntropyLossFlat()
     if isinstance(loss_func, NoLoss): return loss_func
-    if not callable(loss_func): raise TypeError(f"loss_func={loss_func!r}; it can be a loss or a function of logits and class numbers, e.g. loss_func=nn.CrossEntropyLoss().")
+    if not callable(loss_func):
+        raise TypeError(f"loss_func={loss_func!r}; it can be a loss or a function of logits and class numbers.")
     loss = _made(loss_func)
     if type(loss) is nn.CrossEntropyLoss: loss = _flat(loss)
     _check_weights(loss, n_out, device)
     if isinstance(loss, SoftmaxLoss): return loss
     activation = _activation(loss)
     if activation == 'other': raise _refused(loss, 'its activation is not softmax')
-    if type(loss) not in _KNOWN or getattr(loss, 'reduction', 'mean') == 'none': _check_unknown(loss, n_out, device, activation == 'softmax')
-    return loss if activation and callable(getattr(loss, 'decodes', None)) and hasattr(loss, 'reduction') else SoftmaxLoss(loss)
+    known = type(loss) in _KNOWN and loss.reduction != 'none'
+    if not known: _check_unknown(loss, n_out, device, activation == 'softmax')
+    complete = activation and callable(getattr(loss, 'decodes', None)) and hasattr(loss, 'reduction')
+    return loss if complete else SoftmaxLoss(loss)
 
 def _flat(loss) -> CrossEntropyLossFlat:
     "fastai's, around this one"
@@ -143,9 +152,13 @@ def _check_weights(loss, n_out, device):
     weight = getattr(func, 'weight', None)
     if not isinstance(weight, torch.Tensor): return
     if weight.ndim != 1 or len(weight) != n_out:
-        raise ValueError(f"loss_func has {' x '.join(map(str, weight.shape)) or 'one'} class weights, and there are {n_out} classes: give one weight per class, in the order of dls.vocab.")
-    if not weight.isfinite().all() or (weight < 0).any() or not (weight > 0).any(): raise ValueError(f"loss_func has class weights {weight.tolist()}; they must be finite, 0 or more, and not all 0.")
-    func.weight = weight.to(device, torch.float32)   # scikit-learn's `compute_class_weight` gives float64, which torch refuses; fastai moves modules alone
+        n = ' x '.join(map(str, weight.shape)) or 'one'
+        raise ValueError(f"loss_func has {n} class weights, and there are {n_out} classes: "
+                         "give one weight per class, in the order of dls.vocab.")
+    if not weight.isfinite().all() or (weight < 0).any() or not (weight > 0).any():
+        raise ValueError(f"loss_func has class weights {weight.tolist()}; they have to be finite, 0 or more, and not all 0.")
+    # scikit-learn's `compute_class_weight` gives float64, which torch refuses; and fastai moves modules alone
+    func.weight = weight.to(device, torch.float32)
 
 # %% ../nbs/03d_task.ipynb #9018cb3e
 def logistic_weights(
@@ -158,37 +171,50 @@ def logistic_weights(
     smoothing = getattr(func, 'label_smoothing', getattr(func, 'eps', 0.))
     if not plain or smoothing:
         what = f'{_name_of(loss_func)} with label smoothing {smoothing:g}' if plain else _name_of(loss_func)
-        raise ValueError(f"solver='lbfgs' is logistic regression, which minimizes cross-entropy, with or without class weights, and loss_func is {what}: use solver='sgd'.")
+        raise ValueError("solver='lbfgs' is logistic regression, which minimizes cross-entropy, with or without class weights, "
+                         f"and loss_func is {what}: use solver='sgd'.")
     weights = np.ones(n_out) if func.weight is None else func.weight.detach().double().cpu().numpy().copy()
     ignored = getattr(func, 'ignore_index', -100)
     if 0 <= ignored < n_out: weights[ignored] = 0
     return None if (weights == weights[0]).all() else weights/weights.mean()
 
 # %% ../nbs/03d_task.ipynb #887aa48a
+_PLAIN = (bool, int, float, str)
+
 def describe_loss(loss_func) -> str:
     "A loss and its numbers, in words that differ where the losses do"
-    if isinstance(loss_func, partial): return f'{describe_loss(loss_func.func)}{_told([*enumerate(loss_func.args), *loss_func.keywords.items()])}'
-    if not isinstance(loss_func, (BaseLoss, nn.Module)) and hasattr(loss_func, '__code__'): return f'{loss_func.__name__} {_code_digest(loss_func)}'
+    if isinstance(loss_func, partial):
+        return describe_loss(loss_func.func) + _told([*enumerate(loss_func.args), *loss_func.keywords.items()])
     if isinstance(loss_func, SoftmaxLoss): return describe_loss(loss_func.func)
-    name, func = type(loss_func).__name__, getattr(loss_func, 'func', loss_func)
-    usual = vars(nn.CrossEntropyLoss()) | dict(gamma=2., eps=.1)   # what fastai's losses have where nothing is given
-    numbers = [(k, v) for k, v in sorted({**getattr(func, '__dict__', {}), **dict(getattr(func, '_buffers', None) or {})}.items()) if not k.startswith('_')]
-    return name + _told((k, v) for k, v in numbers if isinstance(v, (bool, int, float, str, torch.Tensor)) and k not in ('training', 'reduction') and not _same(v, usual.get(k)))
+    if not isinstance(loss_func, BaseLoss) and hasattr(loss_func, '__code__'): return f'{loss_func.__name__} {_code_digest(loss_func)}'
+    return type(loss_func).__name__ + _told(_numbers(getattr(loss_func, 'func', loss_func)))
+
+def _numbers(func) -> list:
+    "(name, value) of what a loss was given, where that is not what fastai's and torch's losses have anyway"
+    usual = vars(nn.CrossEntropyLoss()) | dict(gamma=2., eps=.1)
+    held = {**getattr(func, '__dict__', {}), **(getattr(func, '_buffers', None) or {})}
+    own = {k: v for k, v in held.items() if isinstance(v, (*_PLAIN, torch.Tensor)) and not k.startswith('_')}
+    return [(k, v) for k, v in sorted(own.items()) if k not in ('training', 'reduction') and not _same(v, usual.get(k))]
 
 def _same(a, b) -> bool: return type(a) is type(b) and not isinstance(a, torch.Tensor) and a == b
 
+def _value(v):
+    "Six digits of a tensor's numbers: as many as survive another type"
+    return [float(f'{x:.6g}') for x in v.detach().flatten().tolist()] if isinstance(v, torch.Tensor) else v
+
 def _told(items) -> str:
-    words = [f'{k}={[float(f"{x:.6g}") for x in v.detach().flatten().tolist()] if isinstance(v, torch.Tensor) else v}' for k, v in items]
+    words = [f'{k}={_value(v)}' for k, v in items]
     return f"({', '.join(words)})" if words else ''
 
 def _code_digest(f) -> str:
-    "Of a function's code, its defaults and the numbers that it closes over"
-    held = [c.cell_contents for c in f.__closure__ or ()]
-    told = [o.tolist() if isinstance(o, torch.Tensor) else o if isinstance(o, (bool, int, float, str)) else describe_loss(o) if callable(o) else type(o).__name__ for o in (*held, *(f.__defaults__ or ()))]
-    return hashlib.blake2b(f.__code__.co_code + json.dumps([repr(c) for c in f.__code__.co_consts if not hasattr(c, 'co_code')] + [repr(t) for t in told]).encode(), digest_size=4).hexdigest()
+    "Of a function's code, its defaults and what it closes over"
+    held = [*(c.cell_contents for c in f.__closure__ or ()), *(f.__defaults__ or ())]
+    words = lambda o: _value(o) if isinstance(o, (*_PLAIN, torch.Tensor)) else describe_loss(o) if callable(o) else type(o).__name__
+    numbers = [repr(c) for c in f.__code__.co_consts if not hasattr(c, 'co_code')] + [repr(words(o)) for o in held]
+    return hashlib.blake2b(f.__code__.co_code + json.dumps(numbers).encode(), digest_size=4).hexdigest()
 
 # %% ../nbs/03d_task.ipynb #cca4e2b1
-_OTHER = "fastbit trains one label per image (CategoryBlock). For this data use fastai's own vision_learner"
+_OTHER = " For this data use fastai's own vision_learner."
 
 def _what_targets(yb) -> str:
     "What a batch has for labels, in words; '' for one class number per image"
@@ -196,19 +222,23 @@ def _what_targets(yb) -> str:
     if len(yb) > 1: return f'{len(yb)} targets per image (such as boxes and their classes)'
     y = yb[0]
     if not isinstance(y, torch.Tensor): return f'targets of type {type(y).__name__}'
-    kind, shape = type(y).__name__, f'{type(y).__name__} of {str(y.dtype).removeprefix("torch.")}, {" x ".join(map(str, y.shape))}'
+    kind, dtype = type(y).__name__, str(y.dtype).removeprefix('torch.')
+    shape = f'{kind} of {dtype}, {" x ".join(map(str, y.shape))}'
     if kind == 'TensorMultiCategory': return f'several labels per image ({shape})'
     if kind in ('TensorPoint', 'TensorBBox'): return f'coordinates ({shape})'
     if y.ndim > 2: return f'masks ({shape})'
-    if y.is_floating_point(): return f'{"one-hot or several labels per image" if y.ndim == 2 and y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all()) else "numbers to predict"} ({shape})'
+    hot = y.ndim == 2 and y.shape[1] > 1 and bool(((y == 0) | (y == 1)).all())
+    if y.is_floating_point(): return f'{"one-hot or several labels per image" if hot else "numbers to predict"} ({shape})'
     if y.ndim == 2: return f'labels with a second dimension ({shape})'
-    return '' if y.dtype == torch.int64 else f'labels of {str(y.dtype).removeprefix("torch.")}, which have to be int64'
+    return '' if y.dtype == torch.int64 else f'labels of {dtype}, which have to be int64'
 
 def check_labels(
     yb:tuple # Targets of a batch
 ):
     "Raise `ValueError` unless a batch has one class number per image"
-    if what := _what_targets(yb): raise ValueError(f"The DataLoaders give {what}. {_OTHER if 'int64' not in what and 'no labels' not in what else 'fastbit trains one label per image'}.")
+    if not (what := _what_targets(yb)): return
+    mistake = what == 'no labels' or what.endswith('int64')
+    raise ValueError(f"The DataLoaders give {what}. fastbit trains one label per image (CategoryBlock).{'' if mistake else _OTHER}")
 
 # %% ../nbs/03d_task.ipynb #2b16774b
 MOST_TRIED = 100   # classes; with more the trial would take longer than it is worth
@@ -217,11 +247,12 @@ def _by_fastai(metric) -> bool:
     "A metric of fastai's that needs predictions and labels only"
     func = getattr(metric, 'func', None)
     func = func.func if isinstance(func, partial) else func
-    return type(metric) is AccumMetric or type(metric) is AvgMetric and getattr(func, '__module__', '').startswith('fastai.')
+    fastais = (getattr(func, '__module__', None) or '').startswith('fastai.')
+    return type(metric) is AccumMetric or type(metric) is AvgMetric and fastais
 
 def _metric_name(metric) -> str:
-    func = metric.func
-    return getattr(func.func if isinstance(func, partial) and type(metric) is AvgMetric else func, '__name__', metric.name) if type(metric) is AvgMetric else metric.name
+    func = metric.func if type(metric) is AvgMetric else None
+    return getattr(func.func if isinstance(func, partial) else func, '__name__', metric.name)
 
 def _topk_words(metric, n_out) -> str:
     if _metric_name(metric) != 'top_k_accuracy': return ''
@@ -232,10 +263,10 @@ def check_metrics(
     metrics,   # Functions or `Metric`s, one or several; `None`: none
     n_out:int, # Classes
 ):
-    "Raise `TypeError` for what is not a metric, `ValueError` for one of fastai's metrics that cannot be computed for this number of classes"
+    "Raise `TypeError` for what is not a metric, `ValueError` for one of fastai's that so many classes do not have"
     for metric in L(metrics):
         if not callable(metric) and not isinstance(metric, Metric):
-            raise TypeError(f"metrics={metric!r}; give the function itself" + (f", metrics={metric}." if isinstance(metric, str) else ', e.g. metrics=accuracy.'))
+            raise TypeError(f"metrics={metric!r}; give the function itself, metrics={metric if isinstance(metric, str) else 'accuracy'}.")
         metric = mk_metric(metric)
         if not _by_fastai(metric) or n_out > MOST_TRIED: continue
         y = torch.arange(2*n_out) % n_out
@@ -244,7 +275,10 @@ def check_metrics(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')   # scikit-learn's, about classes that are never predicted here
-                trial.reset(); trial.accumulate(SimpleNamespace(pred=pred, y=y, yb=(y,), to_detach=lambda t: t)); trial.value
+                trial.reset()
+                trial.accumulate(SimpleNamespace(pred=pred, y=y, yb=(y,), to_detach=lambda t: t))
+                trial.value   # computes it
         except Exception as e:
-            words = _topk_words(metric, n_out) or f'{(str(e).splitlines() or [type(e).__name__])[0][:200].rstrip(".")}'
-            raise ValueError(f"metrics: {_metric_name(metric)} cannot be computed for {n_out} classes with one label per image: {words}.") from e
+            words = _topk_words(metric, n_out) or (str(e).splitlines() or [type(e).__name__])[0][:200].rstrip('.')
+            raise ValueError(f"metrics: {_metric_name(metric)} cannot be computed for {n_out} classes "
+                             f"with one label per image: {words}.") from e

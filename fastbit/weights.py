@@ -28,7 +28,7 @@ from .names import BIT_NAME, BIT_URL, official_names, timm_name
 
 # %% ../nbs/00h_weights.ipynb #982dcafb
 WEIGHTS_WORDS = ('auto', 'bundled', 'hub', 'random')
-WEIGHTS_FILES = ('.safetensors', '.pth', '.pt', '.tar', '.ckpt', '.bin', '.npz')   # `.tar`: timm's script and others write `model_best.pth.tar`, which is no archive
+WEIGHTS_FILES = ('.safetensors', '.pth', '.pt', '.tar', '.ckpt', '.bin', '.npz')   # `.tar`: `model_best.pth.tar`, not an archive
 HUB_FILE = 'model.safetensors'
 
 @dataclass(frozen=True)
@@ -90,17 +90,22 @@ def weights_file(
     word, path = str(path), Path(path).expanduser()
     if path.is_file(): return path
     if path.is_dir(): return _file_in(path)
-    if path.suffix.lower() in WEIGHTS_FILES or path.name != word: raise FileNotFoundError(f"weights={word!r}: there is no such file or folder (looked in {Path.cwd()}).")
-    raise ValueError(f"weights={word!r}; it can be {', '.join(map(repr, WEIGHTS_WORDS))}, a file ({', '.join(WEIGHTS_FILES)}), or the folder of an artifact or a baseline's results.")
+    if path.suffix.lower() in WEIGHTS_FILES or path.name != word:
+        raise FileNotFoundError(f"weights={word!r}: there is no such file or folder (looked in {Path.cwd()}).")
+    raise ValueError(f"weights={word!r}; it can be {', '.join(map(repr, WEIGHTS_WORDS))}, a file ({', '.join(WEIGHTS_FILES)}), "
+                     "or the folder of an artifact or a baseline's results.")
 
 def _file_in(folder) -> Path:
     if whole := next((f for f in (folder/HUB_FILE, folder/'model'/HUB_FILE) if f.is_file()), None): return whole
-    if (folder/'checkpoint.safetensors').is_file():
-        raise FileNotFoundError(f"{folder} has the checkpoint of a run that has not finished: rerun its command to resume it, or give the file, {folder/'checkpoint.safetensors'}.")
+    if (begun := folder/'checkpoint.safetensors').is_file():
+        raise FileNotFoundError(f"{folder} has the checkpoint of a run that has not finished: "
+                                f"rerun its command to resume it, or give the file, {begun}.")
     files = sorted(f.name for f in folder.iterdir() if f.suffix.lower() in WEIGHTS_FILES and f.is_file())
     if len(files) == 1: return folder/files[0]
-    if files: raise ValueError(f"{folder} has {len(files)} weights files ({', '.join(files[:5])}{', …' if len(files) > 5 else ''}): give one of them.")
-    raise FileNotFoundError(f"{folder} has no weights: neither {HUB_FILE}, nor model/{HUB_FILE} of a baseline's results, nor another file ({', '.join(WEIGHTS_FILES)}).")
+    shown = ', '.join(files[:5]) + (', …' if len(files) > 5 else '')
+    if files: raise ValueError(f"{folder} has {len(files)} weights files ({shown}): give one of them.")
+    raise FileNotFoundError(f"{folder} has no weights: neither {HUB_FILE}, nor model/{HUB_FILE} of a baseline's results, "
+                            f"nor another file ({', '.join(WEIGHTS_FILES)}).")
 
 def weights_source(
     arch:str,            # A name that `timm_name` takes
@@ -138,8 +143,10 @@ def rename_lite(
 
 # %% ../nbs/00h_weights.ipynb #531b6a43
 # where training scripts put the tensors: timm's (averaged, plain), fastai's `learn.save`, others
-TABLES = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'state_dict', 'model', 'model_state_dict', 'net', 'module', 'weights')
-PREFIXES = ('', 'net.', 'module.', 'model.', 'model/net.')   # where a file has several models: the one that was trained, of fastbit, DDP, Lightning, a checkpoint of fastbit
+TABLES = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'state_dict', 'model', 'model_state_dict', 'net', 'module',
+          'weights')
+# the trained model of a file that has several, by fastbit, DDP, Lightning and in a checkpoint of fastbit
+PREFIXES = ('', 'net.', 'module.', 'model.', 'model/net.')
 MOST_NAMED = 100   # classes that a file of the old format may name
 
 def classifier_names(
@@ -162,12 +169,13 @@ def _inert(names) -> list:
 def _first_line(e) -> str: return (str(e).splitlines() or [''])[0][:120]
 
 def _torch_load(path):
-    "Tensors and plain values of a torch file; what is neither (the options of timm's script, an optimizer of fastai) becomes inert. No code of the file runs"
+    "Tensors and plain values of a torch file; what is neither (options, an optimizer) becomes inert. No code of the file runs"
     try: named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception: named = []   # the format before torch 1.6, which names them one by one
     for _ in range(MOST_NAMED):
         try:
-            with torch.serialization.safe_globals(_inert(named)): return torch.load(path, map_location='cpu', weights_only=True)
+            with torch.serialization.safe_globals(_inert(named)):
+                return torch.load(path, map_location='cpu', weights_only=True)
         except UnpicklingError as e:
             new = re.search(r'Unsupported global: GLOBAL ([\w.]+)', str(e))
             if not new or new[1] in named: raise
@@ -180,15 +188,19 @@ def _table(found) -> dict|None:
     if all(isinstance(v, torch.Tensor) for v in found.values()): return found
     return next((t for k in TABLES if (t := _table(found.get(k))) is not None), None)
 
+_ONLY_TENSORS = ('Only tensors are read, never code: save them with torch.save(model.state_dict(), FILE), '
+                 'or learn.save(NAME) in fastai.')
+
 def _read_state(path) -> tuple[dict, str]:
     "Tensors by name; the architecture that the file says it is of, '' where it says nothing"
     try: found = load_file(path) if path.suffix == '.safetensors' else _torch_load(path)
     except Exception as e:
-        raise ValueError(f"{path} cannot be read as weights ({type(e).__name__}: {_first_line(e)}). Only tensors are read, never code: "
-                         "save them with torch.save(model.state_dict(), FILE) or learn.save(NAME).") from e
-    if (state := _table(found)) is not None: return state, str(found.get('arch') or '') if state is not found else _config_arch(path)
-    what = f'a whole pickled {type(found).__name__}' if isinstance(found, _Inert) else f"{', '.join(map(str, list(found)[:5]))}" if isinstance(found, dict) else f'a {type(found).__name__}'
-    raise ValueError(f"{path} holds no table of tensors, but {what or 'nothing'}. Only tensors are read, never code: save them with torch.save(model.state_dict(), FILE).")
+        raise ValueError(f"{path} cannot be read as weights ({type(e).__name__}: {_first_line(e)}). {_ONLY_TENSORS}") from e
+    state = _table(found)
+    if state is not None: return state, _config_arch(path) if state is found else str(found.get('arch') or '')
+    if isinstance(found, dict): what = ', '.join(map(str, list(found)[:5])) or 'nothing'
+    else: what = f"a {'whole pickled ' if isinstance(found, _Inert) else ''}{type(found).__name__}"
+    raise ValueError(f"{path} holds no table of tensors, but {what}. {_ONLY_TENSORS}")
 
 def _config_arch(path) -> str:
     "What timm's or fastbit's `config.json` beside the weights names"
@@ -196,12 +208,14 @@ def _config_arch(path) -> str:
     except (OSError, ValueError, KeyError, TypeError): return ''
 
 def _unprefixed(state, own, name) -> dict:
-    "The tensors of the body without what a wrapper puts before their names: `module.` of DDP, `model.` of Lightning, `net.` of fastbit, `0.model.` of fastai"
+    "The tensors of the body without what wrappers put before their names: `module.` (DDP), `model.` (Lightning), `0.model.` (fastai)"
     found = {k[:-len(own[0])] for k in state if k.endswith(own[0])}
     fits = {p: sum(p + k in state for k in own) for p in found if p == '' or p[-1] in './'}
-    best = [p for p in sorted(fits, key=lambda p: (PREFIXES.index(p) if p in PREFIXES else len(PREFIXES), p)) if fits[p] == max(fits.values())]
+    known = lambda p: (PREFIXES.index(p) if p in PREFIXES else len(PREFIXES), p)
+    best = sorted((p for p in fits if fits[p] == max(fits.values())), key=known)
     if not best or best[0] == '': return state
-    if len(best) > 1 and best[0] not in PREFIXES: raise ValueError(f"{name} holds {len(best)} models ({', '.join(map(repr, best))}): save the tensors of one.")
+    if len(best) > 1 and best[0] not in PREFIXES:
+        raise ValueError(f"{name} holds {len(best)} models ({', '.join(map(repr, best))}): save the tensors of one.")
     return {k.removeprefix(best[0]): v for k, v in state.items() if k.startswith(best[0])}
 
 def weights_digest(
@@ -227,12 +241,14 @@ def load_weights(
     if source.kind == 'bundled': state = rename_lite(state, net)
     else: state = _unprefixed(state, list(own), path.name)
     state = {k: v for k, v in state.items() if not k.startswith(skip)} if skip else state
-    missing = [k for k in own if k not in state and not (skip and k.startswith(skip)) and not k.endswith('num_batches_tracked')]   # not in files of torch before 0.4.1
+    wanted = [k for k in own if not (skip and k.startswith(skip)) and not k.endswith('num_batches_tracked')]   # which torch before 0.4.1 did not save
+    missing = [k for k in wanted if k not in state]
     wrong = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
     extra = [k for k in state if k not in own]
     if missing or wrong or extra:
         told = '; '.join(f'{len(ks)} {what}, e.g. {ks[0]}' for what, ks in (('missing', missing), ('of another shape', wrong), ('unknown', extra)) if ks)
-        other = f'The file says that it is of {arch}: arch={arch!r}.' if arch and arch.split('.')[0] != net.pretrained_cfg['architecture'] else 'Is it the file of another body?'
+        other = 'Is it the file of another body?'
+        if arch and arch.split('.')[0] != net.pretrained_cfg['architecture']: other = f'The file says that it is of {arch}: arch={arch!r}.'
         raise ValueError(f"{path.name} does not fit {_full_name(net)}: {told}. {other}")
     net.load_state_dict(state, strict=False)
     return net

@@ -36,7 +36,9 @@ def learn(dls):
 
 # --- arguments
 
-@pytest.mark.parametrize('given, words', [(dict(n=4), 'has no argument n. .*identity'), (dict(beta=.4), 'same weight'), (dict(item_tfms=[]), 'views='), (dict(use_max=True), 'mean'), (dict(view='hflip'), r'Did you mean views\?'), (dict(steps=3), 'It has ds_idx, dl, views, show')])
+@pytest.mark.parametrize('given, words', [(dict(n=4), 'has no argument n. .*identity'),
+    (dict(beta=.4), 'same weight'), (dict(item_tfms=[]), 'views='), (dict(use_max=True), 'mean'),
+    (dict(view='hflip'), r'Did you mean views\?'), (dict(steps=3), 'It has ds_idx, dl, views, show')])
 def test_fastais_tta(learn, given, words):
     with pytest.raises(TypeError, match=rf'learn.tta\(\) .*{words}'): learn.tta(**given)
 
@@ -48,28 +50,39 @@ def test_views_are_names(learn):
 
 
 @pytest.mark.parametrize('given, words', [
-    (dict(pretrained=True), "weights='auto'"), (dict(normalize=False), 'mean and std of its own body'), (dict(cut=-2), 'stages'), (dict(splitter=len), 'parameter group'), (dict(y_range=(0, 1)), 'vision_learner'),
-    (dict(n_in=1), 'three channels'), (dict(custom_head=1), 'drop_rate='), (dict(ps=.5), 'drop_rate='), (dict(batch_size=8), 'image_dataloaders as bs='), (dict(num_classes=3), 'n_out='), (dict(metric=accuracy), r'Did you mean metrics\?'),
-    (dict(loss=accuracy), 'loss_func='), (dict(drop_path=.1), r'Did you mean drop_path_rate\?'), (dict(whatever=1), 'It has dls, arch')])
+    (dict(pretrained=True), "weights='auto'"), (dict(normalize=False), 'mean and std of its own body'),
+    (dict(cut=-2), 'stages'), (dict(splitter=len), 'parameter group'), (dict(y_range=(0, 1)), 'vision_learner'),
+    (dict(n_in=1), 'three channels'), (dict(custom_head=1), 'drop_rate='), (dict(ps=.5), 'drop_rate='),
+    (dict(batch_size=8), 'image_dataloaders as bs='), (dict(num_classes=3), 'n_out='),
+    (dict(metric=accuracy), r'Did you mean metrics\?'),
+    (dict(loss=accuracy), 'loss_func='), (dict(drop_path=.1), r'Did you mean drop_path_rate\?'),
+    (dict(whatever=1), 'It has dls, arch')])
 def test_arguments_of_vision_learner_and_others(dls, given, words):
     with pytest.raises(TypeError, match=rf'(?s)transfer_learner\(\) has no argument {next(iter(given))}.*{words}'): transfer_learner(dls, **TINY, **given)
 
 
 def test_loaders_are_what_a_learner_takes(folder):
-    for given, words in ((str(folder), r"transfer_learner\(image_dataloaders\('.*data'\)\)"), (folder, 'image_dataloaders'), (pd.DataFrame(), 'not a DataFrame'), (DataBlock(), r'block.dataloaders\(path\)'),
+    for given, words in ((str(folder), r"transfer_learner\(image_dataloaders\('.*data'\)\)"),
+            (folder, 'image_dataloaders'), (pd.DataFrame(), 'not a DataFrame'),
+            (DataBlock(), r'block.dataloaders\(path\)'),
                          (ImageDataLoaders, 'not a ImageDataLoaders'), (None, 'NoneType'), ([1], 'a list')):
         with pytest.raises(TypeError, match=words): transfer_learner(given, **TINY)
 
 
 @pytest.mark.parametrize('arch, words', [
-    ('resnet34', "21.3 million parameters; the nearest in size is arch='BiT-M-R50x1'"), ('resnet18', "arch='tf_efficientnet_b3'"), ('resnet50.a1_in1k', 'BiT-M-R50x1'), ('mobilenetv3_small_100', 'tf_efficientnet_lite0'),
-    ('EfficientNetB0', 'Did you mean efficientnet_b0?'), ('efficientnet-b3', 'Did you mean efficientnet_b3?'), ('BiT-M-50x1', 'BiT-M-R50x1'), ('xyz', 'list_bodies')])
+    ('resnet34', "21.3 million parameters; the nearest in size is arch='BiT-M-R50x1'"),
+    ('resnet18', "arch='tf_efficientnet_b3'"), ('resnet50.a1_in1k', 'BiT-M-R50x1'),
+    ('mobilenetv3_small_100', 'tf_efficientnet_lite0'),
+    ('EfficientNetB0', 'Did you mean efficientnet_b0?'), ('efficientnet-b3', 'Did you mean efficientnet_b3?'),
+    ('BiT-M-50x1', 'BiT-M-R50x1'), ('xyz', 'list_bodies')])
 def test_names_of_other_bodies(arch, words):
     with pytest.raises(ValueError) as e: timm_name(arch)
     assert 'is not a BiT or EfficientNet body' in str(e.value) and words in str(e.value)
 
 
-@pytest.mark.parametrize('arch, words', [(resnet34, "the function resnet34.*arch='BiT-M-R50x1'"), (efficientnet_b0, "Write its name: arch='efficientnet_b0'"), (torch.nn.Linear(2, 2), 'a Linear'), (torch.nn.Linear, 'the class Linear'), (None, 'NoneType')])
+@pytest.mark.parametrize('arch, words', [(resnet34, "the function resnet34.*arch='BiT-M-R50x1'"),
+    (efficientnet_b0, "Write its name: arch='efficientnet_b0'"), (torch.nn.Linear(2, 2), 'a Linear'),
+    (torch.nn.Linear, 'the class Linear'), (None, 'NoneType')])
 def test_a_body_is_a_name(dls, arch, words):
     with pytest.raises(TypeError, match=words): transfer_learner(dls, arch)
 
@@ -82,7 +95,9 @@ def test_on_the_command_line_it_is_one_line(folder, capsys):
 # --- metrics
 
 @pytest.mark.parametrize('metrics, words', [
-    (top_k_accuracy, r'k=5 is more than the 3 classes. Use partial\(top_k_accuracy, k=2\)'), ([accuracy, partial(top_k_accuracy, k=4)], 'k=4 is more'), (F1Score(), 'average'), (accuracy_multi, 'accuracy_multi')])
+    (top_k_accuracy, r'k=5 is more than the 3 classes. Use partial\(top_k_accuracy, k=2\)'),
+    ([accuracy, partial(top_k_accuracy, k=4)], 'k=4 is more'), (F1Score(), 'average'),
+    (accuracy_multi, 'accuracy_multi')])
 def test_metrics_that_three_classes_do_not_have(dls, metrics, words):
     "They failed after the first epoch"
     with pytest.raises(ValueError, match=words): transfer_learner(dls, **TINY, metrics=metrics)
@@ -94,7 +109,8 @@ def test_metrics_that_three_classes_do_not_have(dls, metrics, words):
 
 def test_metrics_that_they_have(dls):
     mine = lambda p, t: 1/0   # is not tried
-    transfer_learner(dls, **TINY, metrics=[accuracy, error_rate, partial(top_k_accuracy, k=2), F1Score(average='macro'), RocAuc(), mine])
+    transfer_learner(dls, **TINY, metrics=[accuracy, error_rate, partial(top_k_accuracy, k=2),
+            F1Score(average='macro'), RocAuc(), mine])
     transfer_learner(dls, **TINY, metrics=None)
     with pytest.raises(TypeError, match="metrics='accuracy'; give the function itself, metrics=accuracy"): transfer_learner(dls, **TINY, metrics='accuracy')
 
@@ -102,9 +118,14 @@ def test_metrics_that_they_have(dls):
 # --- data
 
 @pytest.mark.parametrize('source, words', [
-    (['a.png', 'b.png'], r'A list of paths has no labels.*pd.DataFrame\(dict\(path=paths, label=labels\)\)'), (L('a.png'), 'A L of paths has no labels'), (np.array(['a.png']), 'A ndarray of paths'), ((p for p in ['a.png']), 'A generator of paths'),
-    ([('a.png', 'cat')], r"pd.DataFrame\(rows, columns=\['path', 'label'\]\)"), (np.array([['a.png', 'cat']]), 'rows, columns'), (dict(path=['a'], label=['b']), r'pd.DataFrame\(d\)'), ({'a.png': 'cat'}, r'd.items\(\), columns='),
-    (b'photos', 'os.fsdecode'), (3, 'a folder, a CSV file or a DataFrame'), (pd.Series(['a.png']), 'A Series of paths'), (DataBlock(), 'DataBlock makes them')], ids=str)
+    (['a.png', 'b.png'], r'A list of paths has no labels.*pd.DataFrame\(dict\(path=paths, label=labels\)\)'),
+    (L('a.png'), 'A L of paths has no labels'), (np.array(['a.png']), 'A ndarray of paths'),
+    ((p for p in ['a.png']), 'A generator of paths'),
+    ([('a.png', 'cat')], r"pd.DataFrame\(rows, columns=\['path', 'label'\]\)"),
+    (np.array([['a.png', 'cat']]), 'rows, columns'), (dict(path=['a'], label=['b']), r'pd.DataFrame\(d\)'),
+    ({'a.png': 'cat'}, r'd.items\(\), columns='),
+    (b'photos', 'os.fsdecode'), (3, 'a folder, a CSV file or a DataFrame'),
+    (pd.Series(['a.png']), 'A Series of paths'), (DataBlock(), 'DataBlock makes them')], ids=str)
 def test_data_in_other_forms(source, words):
     with pytest.raises(TypeError, match=words): image_dataloaders(source)
     with pytest.raises(TypeError, match=words): baseline(source, verbose=False)
@@ -142,10 +163,13 @@ def test_the_last_curve_can_be_drawn_again(learn):
 # --- BatchNorm and a last batch of one
 
 @pytest.mark.parametrize('start', [
-    lambda learn: learn.fit_one_cycle(1, 1e-3), lambda learn: learn.lr_find(num_it=20), lambda learn: learn.fine_tune(1, freeze_epochs=1), lambda learn: (learn.freeze_to(4), learn.fit_head(1)), lambda learn: learn.fit_hyperrule(batch_size=1, show=False)])
+    lambda learn: learn.fit_one_cycle(1, 1e-3), lambda learn: learn.lr_find(num_it=20),
+    lambda learn: learn.fine_tune(1, freeze_epochs=1), lambda learn: (learn.freeze_to(4), learn.fit_head(1)),
+    lambda learn: learn.fit_hyperrule(batch_size=1, show=False)])
 def test_batchnorm_that_trains_on_one_image_is_refused_before_the_first_step(make_folder, start):
     "torch: Expected more than 1 value per channel when training"
-    dls = image_dataloaders(make_folder(dict(a=11, b=10)), 'test_efficientnet', size=32, bs=4, num_workers=0)   # 17 to train
+    dls = image_dataloaders(make_folder(dict(a=11, b=10)), 'test_efficientnet', size=32, bs=4,
+            num_workers=0)   # 17 to train
     assert dls.train.n % 4 == 1
     learn = transfer_learner(dls, **TINY, bn='train')
     learn.unfreeze()
@@ -156,15 +180,18 @@ def test_batchnorm_that_trains_on_one_image_is_refused_before_the_first_step(mak
 
 def test_batchnorm_that_trains_on_more_is_fine(make_folder):
     folder = make_folder(dict(a=11, b=10))
-    for bs, bn, size in ((3, 'train', 32), (4, 'affine', 32), (4, 'train', 64)):   # 17 = 5*3 + 2; at 64 px the last maps have four numbers
-        learn = transfer_learner(image_dataloaders(folder, 'test_efficientnet', size=size, bs=bs, num_workers=0), **TINY, bn=bn)
+    for bs, bn, size in ((3, 'train', 32), (4, 'affine', 32),
+            (4, 'train', 64)):   # 17 = 5*3 + 2; at 64 px the last maps have four numbers
+        learn = transfer_learner(image_dataloaders(folder, 'test_efficientnet', size=size, bs=bs, num_workers=0),
+                **TINY, bn=bn)
         learn.unfreeze()
         with learn.no_logging(), learn.no_bar(): learn.fit_one_cycle(1, 1e-3)
 
 
 def test_a_baseline_is_refused_before_anything_is_trained(make_folder):
     with pytest.raises(ValueError, match='a last batch of one image'):
-        baseline(make_folder(dict(a=11, b=10)), size=32, bs=4, bn='train', num_workers=0, epochs=2, verbose=False, dry_run=True, **TINY)
+        baseline(make_folder(dict(a=11, b=10)), size=32, bs=4, bn='train', num_workers=0, epochs=2, verbose=False,
+                dry_run=True, **TINY)
 
 
 # --- class names in other scripts
@@ -172,14 +199,16 @@ def test_a_baseline_is_refused_before_anything_is_trained(make_folder):
 def test_fonts_are_found_for_what_the_usual_one_lacks():
     assert missing_characters(['cat', 'Ärger', 'рыба', '×']) == set() and missing_characters([SCRIPT]) == set(SCRIPT)
     assert len(fallback_fonts(set(SCRIPT))) == 1 and fallback_fonts({'\U0010FFFD'}) == []
-    assert drawable(['cat', SCRIPT, 'a'*30]) == ['cat', SCRIPT, 'a'*17 + '…'] and drawable(['cat', 'x\U000FFFFD']) == ['cat', 'no. 2']
+    assert drawable(['cat', SCRIPT, 'a'*30]) == ['cat', SCRIPT,
+            'a'*17 + '…'] and drawable(['cat', 'x\U000FFFFD']) == ['cat', 'no. 2']
 
 
 def test_class_names_in_any_script(tmp_path):
     "Figures of fastai and of fastbit, without matplotlib's warnings"
     names = [SCRIPT, '猫', '🐈']
     with matplotlib.rc_context():
-        dls = image_dataloaders(write_folder(tmp_path/'data', {n: 6 for n in names}), 'test_efficientnet', size=32, bs=4, num_workers=0)
+        dls = image_dataloaders(write_folder(tmp_path/'data', {n: 6 for n in names}), 'test_efficientnet', size=32,
+                bs=4, num_workers=0)
         learn = transfer_learner(dls, **TINY)
         with learn.no_logging(), learn.no_bar(): learn.fit(1)
         dls.show_batch(); learn.show_results()

@@ -44,8 +44,10 @@ class MyLoss(nn.Module):
     def forward(self, pred, targ): return F.cross_entropy(pred, targ)
 
 
-PLAIN = [nn.CrossEntropyLoss(), nn.CrossEntropyLoss, F.cross_entropy, nn.CrossEntropyLoss(weight=WEIGHTS.double()), nn.CrossEntropyLoss(label_smoothing=.1), my_loss, MyLoss(),
-         partial(F.cross_entropy, weight=WEIGHTS, label_smoothing=.1), partial(my_loss), FocalLoss(), LabelSmoothingCrossEntropy(), FocalLossFlat(weight=WEIGHTS)]
+PLAIN = [nn.CrossEntropyLoss(), nn.CrossEntropyLoss, F.cross_entropy, nn.CrossEntropyLoss(weight=WEIGHTS.double()),
+        nn.CrossEntropyLoss(label_smoothing=.1), my_loss, MyLoss(),
+         partial(F.cross_entropy, weight=WEIGHTS, label_smoothing=.1), partial(my_loss), FocalLoss(),
+         LabelSmoothingCrossEntropy(), FocalLossFlat(weight=WEIGHTS)]
 
 
 @pytest.mark.parametrize('loss', PLAIN, ids=lambda o: describe_loss(o)[:30] if not isinstance(o, type) else o.__name__)
@@ -60,14 +62,17 @@ def test_every_way_to_predict_gives_the_same_probabilities(dls, tmp_path, loss):
     assert_close(learn.tta(show=False).plain, preds)
     assert learn.evaluate(show=False).loss == pytest.approx(F.nll_loss(preds.log(), targs.long()).item(), abs=1e-5)
     learn.export(tmp_path/'model', evaluation=False)
-    theirs = load_predictor(tmp_path/'model', 'cpu').predict(list(dls.valid_ds.items), probs=True).filter(like='p(').values
+    theirs = load_predictor(tmp_path/'model', 'cpu').predict(list(dls.valid_ds.items),
+            probs=True).filter(like='p(').values
     np.testing.assert_allclose(theirs, preds.numpy(), atol=1e-5)
     assert ClassificationInterpretation.from_learner(learn).losses.shape == (len(preds),)
 
 
 def test_what_was_given_is_trained_with(dls):
     x, y = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
-    for loss, wanted in ((nn.CrossEntropyLoss(weight=WEIGHTS), F.cross_entropy(x, y, weight=WEIGHTS)), (nn.CrossEntropyLoss(ignore_index=1, reduction='sum'), F.cross_entropy(x, y, ignore_index=1, reduction='sum')),
+    for loss, wanted in ((nn.CrossEntropyLoss(weight=WEIGHTS), F.cross_entropy(x, y, weight=WEIGHTS)),
+            (nn.CrossEntropyLoss(ignore_index=1, reduction='sum'),
+            F.cross_entropy(x, y, ignore_index=1, reduction='sum')),
                          (nn.CrossEntropyLoss(label_smoothing=.3), F.cross_entropy(x, y, label_smoothing=.3))):
         assert_close(torch.as_tensor(learner(dls, loss_func=loss).loss_func(x, y)).as_subclass(torch.Tensor), wanted)
     mine = FocalLossFlat(gamma=1.)
@@ -75,11 +80,16 @@ def test_what_was_given_is_trained_with(dls):
 
 
 @pytest.mark.parametrize('loss, words', [
-    (nn.BCEWithLogitsLoss(), 'sigmoid'), (BCEWithLogitsLossFlat(), 'sigmoid'), (BCELossFlat(), 'sigmoid'), (F.binary_cross_entropy_with_logits, 'sigmoid'), (nn.NLLLoss(), 'log-probabilities'),
-    (F.nll_loss, 'log-probabilities'), (nn.MSELoss(), 'for numbers'), (MSELossFlat(), 'for numbers'), (nn.MultiMarginLoss(), 'no class probabilities'),
-    (lambda p, t: F.binary_cross_entropy_with_logits(p, F.one_hot(t, 3).float()), 'adding 3 to all logits'), (lambda p: p.sum(), 'not a loss of one label'),
-    (nn.CrossEntropyLoss(reduction='none'), "reduction='mean'"), (nn.CrossEntropyLoss(weight=torch.ones(2)), '2 class weights, and there are 3 classes'),
-    (nn.CrossEntropyLoss(weight=torch.tensor([1., -1., 1.])), 'finite, 0 or more'), (nn.CrossEntropyLoss(weight=torch.zeros(3)), 'not all 0')])
+    (nn.BCEWithLogitsLoss(), 'sigmoid'), (BCEWithLogitsLossFlat(), 'sigmoid'), (BCELossFlat(), 'sigmoid'),
+    (F.binary_cross_entropy_with_logits, 'sigmoid'), (nn.NLLLoss(), 'log-probabilities'),
+    (F.nll_loss, 'log-probabilities'), (nn.MSELoss(), 'for numbers'), (MSELossFlat(), 'for numbers'),
+    (nn.MultiMarginLoss(), 'no class probabilities'),
+    (lambda p, t: F.binary_cross_entropy_with_logits(p, F.one_hot(t, 3).float()), 'adding 3 to all logits'),
+    (lambda p: p.sum(), 'not a loss of one label'),
+    (nn.CrossEntropyLoss(reduction='none'), "reduction='mean'"),
+    (nn.CrossEntropyLoss(weight=torch.ones(2)), '2 class weights, and there are 3 classes'),
+    (nn.CrossEntropyLoss(weight=torch.tensor([1., -1., 1.])), 'finite, 0 or more'),
+    (nn.CrossEntropyLoss(weight=torch.zeros(3)), 'not all 0')])
 def test_other_losses_are_refused_when_the_learner_is_made_and_when_they_are_assigned(dls, loss, words):
     with pytest.raises(ValueError, match=words): transfer_learner(dls, **TINY, loss_func=loss)
     learn = learner(dls)
@@ -129,7 +139,8 @@ def test_logistic_regression_has_the_weights_of_the_loss(dls):
     assert mean(weighted)[1] > mean(plain)[1] and mean(weighted)[2] < mean(plain)[2]
     even = learner(dls, loss_func=CrossEntropyLossFlat(weight=torch.full((3,), 7.)))
     even.fit_head(solver='lbfgs')
-    assert torch.equal(plain.model.net.classifier.weight, even.model.net.classifier.weight)   # only ratios count, as in the mean of torch
+    assert torch.equal(plain.model.net.classifier.weight,
+            even.model.net.classifier.weight)   # only ratios count, as in the mean of torch
 
 
 def test_the_weighted_optimum_is_that_of_repeated_rows():
@@ -137,7 +148,8 @@ def test_the_weighted_optimum_is_that_of_repeated_rows():
     x, y = rng.normal(size=(60, 4)), np.arange(60) % 3
     x[:, 0] += y
     weight, bias, C, _ = logistic_head(x, y, 3, weights=np.array([.75, .75, 1.5]))   # with mean 1
-    loss = lambda w, b: -np.mean(np.array([1, 1, 2])[y]*(lambda z: z[np.arange(60), y] - np.log(np.exp(z).sum(1)))(x@w.T + b))
+    loss = lambda w, b: -np.mean(np.array([1, 1, 2])[y]*(lambda z: z[np.arange(60),
+            y] - np.log(np.exp(z).sum(1)))(x@w.T + b))
     flat = logistic_head(x, y, 3)
     assert loss(weight, bias) < loss(*flat[:2])
     _, bias, _, _ = logistic_head(x, y, 3, weights=np.array([1.5, 0, 1.5]))
@@ -153,7 +165,9 @@ def test_cross_validation_scores_with_the_weights(monkeypatch):
     assert seen[0] == 'neg_log_loss' and seen[1].keywords['weights'].tolist() == [.5, 1.5]
 
 
-@pytest.mark.parametrize('loss, words', [(FocalLossFlat(), 'FocalLossFlat'), (LabelSmoothingCrossEntropyFlat(), 'smoothing 0.1'), (nn.CrossEntropyLoss(label_smoothing=.1), 'smoothing 0.1'), (my_loss, 'my_loss')])
+@pytest.mark.parametrize('loss, words', [(FocalLossFlat(), 'FocalLossFlat'),
+    (LabelSmoothingCrossEntropyFlat(), 'smoothing 0.1'), (nn.CrossEntropyLoss(label_smoothing=.1), 'smoothing 0.1'),
+    (my_loss, 'my_loss')])
 def test_logistic_regression_refuses_other_losses_before_any_work(dls, loss, words, monkeypatch):
     learn = learner(dls, loss_func=loss)
     monkeypatch.setattr(learn, '_features', lambda *a: pytest.fail('worked'))
@@ -179,17 +193,23 @@ def test_a_checkpoint_knows_the_numbers_of_the_loss(dls, tmp_path):
     file = tmp_path/'run.safetensors'
     learn = learner(dls, loss_func=nn.CrossEntropyLoss(weight=WEIGHTS))
     learn.fit_one_cycle(1, 1e-3, checkpoint=file)
-    for other in (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weight=WEIGHTS.flip(0)), nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=.1), FocalLossFlat()):
-        with pytest.raises(ValueError, match='training: loss .*there.*here'): learner(dls, loss_func=other).fit_one_cycle(1, 1e-3, checkpoint=file)
-    learner(dls, loss_func=CrossEntropyLossFlat(weight=WEIGHTS)).fit_one_cycle(1, 1e-3, checkpoint=file)   # the same in other words
+    for other in (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weight=WEIGHTS.flip(0)),
+            nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=.1), FocalLossFlat()):
+        with pytest.raises(ValueError, match='training: loss .*there.*here'): learner(dls,
+                loss_func=other).fit_one_cycle(1, 1e-3, checkpoint=file)
+    learner(dls, loss_func=CrossEntropyLossFlat(weight=WEIGHTS)).fit_one_cycle(1, 1e-3,
+            checkpoint=file)   # the same in other words
 
 
 def test_losses_in_words():
     make = lambda k: lambda p, t: k*F.cross_entropy(p, t)
-    losses = [CrossEntropyLossFlat(), CrossEntropyLossFlat(weight=WEIGHTS), CrossEntropyLossFlat(ignore_index=1), FocalLossFlat(), FocalLossFlat(gamma=3.), LabelSmoothingCrossEntropyFlat(), LabelSmoothingCrossEntropyFlat(eps=.2),
+    losses = [CrossEntropyLossFlat(), CrossEntropyLossFlat(weight=WEIGHTS), CrossEntropyLossFlat(ignore_index=1),
+            FocalLossFlat(), FocalLossFlat(gamma=3.), LabelSmoothingCrossEntropyFlat(),
+            LabelSmoothingCrossEntropyFlat(eps=.2),
               my_loss, make(1), make(2), MyLoss()]
     words = [describe_loss(resolve_loss(o, 3)) for o in losses]
-    assert len({*words}) == len(losses) and words == [describe_loss(resolve_loss(o, 3)) for o in losses] and words[0] == 'CrossEntropyLossFlat'
+    assert len({*words}) == len(losses) and words == [describe_loss(resolve_loss(o,
+            3)) for o in losses] and words[0] == 'CrossEntropyLossFlat'
     assert describe_loss(make(2)) == describe_loss(make(2))
 
 
@@ -197,14 +217,16 @@ def test_the_report_names_another_loss(dls):
     from fastbit.figures import plot_losses
     learn = learner(dls, loss_func=FocalLossFlat())
     learn.fit(1, 1e-3)
-    assert plot_losses(learn.history.epochs, learn.history.steps, 'loss: FocalLossFlat').axes[0].get_ylabel() == 'loss: FocalLossFlat'
+    assert plot_losses(learn.history.epochs, learn.history.steps,
+            'loss: FocalLossFlat').axes[0].get_ylabel() == 'loss: FocalLossFlat'
     assert 'cross-entropy, nats; bootstrap' in str(learn.report())   # what the table has is always that
 
 
 # --- one label per image
 
 def block(folder, *blocks, **kwargs):
-    return DataBlock(blocks, get_items=get_image_files, splitter=RandomSplitter(seed=0), item_tfms=Resize(32), **kwargs).dataloaders(folder, bs=8, num_workers=0, device='cpu')
+    return DataBlock(blocks, get_items=get_image_files, splitter=RandomSplitter(seed=0), item_tfms=Resize(32),
+            **kwargs).dataloaders(folder, bs=8, num_workers=0, device='cpu')
 
 
 def box(p): return [[1, 1, 9, 9]]
@@ -218,7 +240,8 @@ def box(p): return [[1, 1, 9, 9]]
     ((ImageBlock, MaskBlock), dict(get_y=lambda p: np.zeros((20, 24), np.uint8)), 'masks'),
     ((ImageBlock, PointBlock), dict(get_y=lambda p: [[3., 4.]]), 'coordinates'),
     ((ImageBlock, BBoxBlock, BBoxLblBlock), dict(get_y=[box, lambda p: [p.parent.name]], n_inp=1), '2 targets'),
-    ((ImageBlock, ImageBlock, CategoryBlock), dict(get_x=[lambda p: p, lambda p: p], get_y=lambda p: p.parent.name, n_inp=2), '2 inputs'),
+    ((ImageBlock, ImageBlock, CategoryBlock), dict(get_x=[lambda p: p, lambda p: p], get_y=lambda p: p.parent.name,
+    n_inp=2), '2 inputs'),
     ((ImageBlock,), {}, 'no labels')], ids=lambda o: o if isinstance(o, str) else '')
 def test_what_is_not_one_label_per_image_is_refused_when_the_learner_is_made(folder, blocks, kwargs, words):
     "It failed in training, with torch's error about shapes"
@@ -226,4 +249,5 @@ def test_what_is_not_one_label_per_image_is_refused_when_the_learner_is_made(fol
 
 
 def test_a_wrong_number_of_outputs_is_refused(dls):
-    with pytest.raises(ValueError, match='n_out=5, and the DataLoaders have 3 classes'): transfer_learner(dls, **TINY, n_out=5)
+    with pytest.raises(ValueError, match='n_out=5, and the DataLoaders have 3 classes'): transfer_learner(dls, **TINY,
+            n_out=5)

@@ -29,21 +29,28 @@ def state(prefix='', of=NET): return OrderedDict((prefix + k, v.clone()) for k, 
 
 def assert_loaded(weights, of=NET):
     got = build_body('test_efficientnet', 3, weights).state_dict()
-    assert all(torch.equal(got[k], v) for k, v in of.state_dict().items() if 'classifier' not in k) and not got['classifier.weight'].any()
+    assert all(torch.equal(got[k], v) for k,
+            v in of.state_dict().items() if 'classifier' not in k) and not got['classifier.weight'].any()
 
 
 def timms(**kwargs):
     "What timm's train.py saves"
     optimizer = torch.optim.AdamW(NET.parameters())
-    return dict(epoch=3, arch='test_efficientnet', state_dict=state(), optimizer=optimizer.state_dict(), version=2, args=argparse.Namespace(model='test_efficientnet', output=pathlib.PurePosixPath('x'), lr=.1),
+    return dict(epoch=3, arch='test_efficientnet', state_dict=state(), optimizer=optimizer.state_dict(), version=2,
+            args=argparse.Namespace(model='test_efficientnet', output=pathlib.PurePosixPath('x'), lr=.1),
                 amp_scaler=dict(scale=65536.), metric=71.5) | kwargs
 
 
 WRITTEN = {
-    'model_best.pth.tar': timms(), 'distributed.pth.tar': timms(state_dict=state('module.')), 'compiled.pth.tar': timms(state_dict=state('_orig_mod.module.')),
-    'averaged.pth.tar': timms(state_dict=state(of=net(1)), state_dict_ema=state()), 'no_ema.pth.tar': timms(state_dict_ema=None),
-    'lightning.ckpt': dict(epoch=1, state_dict=state('model.') | {'criterion.weight': torch.ones(3)}, callbacks={}, hyper_parameters=dict(arch='x', path=pathlib.PurePosixPath('y')), pytorch_lightning_version='2'),
-    'teacher.ckpt': dict(state_dict=state('model.') | state('ema.', net(1))), 'model.pt': dict(model_state_dict=state(), loss=.5), 'pytorch_model.bin': state(), 'plain.pth': state(), 'fastais.pth': {'model': state('0.model.') | {'1.8.weight': torch.ones(3, 5)}},
+    'model_best.pth.tar': timms(), 'distributed.pth.tar': timms(state_dict=state('module.')),
+    'compiled.pth.tar': timms(state_dict=state('_orig_mod.module.')),
+    'averaged.pth.tar': timms(state_dict=state(of=net(1)), state_dict_ema=state()),
+    'no_ema.pth.tar': timms(state_dict_ema=None),
+    'lightning.ckpt': dict(epoch=1, state_dict=state('model.') | {'criterion.weight': torch.ones(3)}, callbacks={},
+    hyper_parameters=dict(arch='x', path=pathlib.PurePosixPath('y')), pytorch_lightning_version='2'),
+    'teacher.ckpt': dict(state_dict=state('model.') | state('ema.', net(1))),
+    'model.pt': dict(model_state_dict=state(), loss=.5), 'pytorch_model.bin': state(), 'plain.pth': state(),
+    'fastais.pth': {'model': state('0.model.') | {'1.8.weight': torch.ones(3, 5)}},
     'no_ending': state()}
 
 
@@ -62,7 +69,8 @@ def test_the_format_before_torch_1_6(tmp_path):
 
 def test_the_file_of_a_learner_saved_with_its_optimizer(folder, tmp_path):
     "fastai's default; it asked for with_opt=False"
-    learn = transfer_learner(image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=0), **TINY, path=tmp_path)
+    learn = transfer_learner(image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=0), **TINY,
+            path=tmp_path)
     with learn.no_logging(), learn.no_bar():
         learn.unfreeze(); learn.fit_one_cycle(1, 1e-3, checkpoint=tmp_path/'run.safetensors')
     for with_opt in (True, False):
@@ -73,9 +81,11 @@ def test_the_file_of_a_learner_saved_with_its_optimizer(folder, tmp_path):
 
 
 def test_folders(tmp_path, monkeypatch):
-    save_artifact(tmp_path/'results'/'model', NET, Artifact('test_efficientnet', tuple('abcde'), body_preprocess('test_efficientnet', 32)))
+    save_artifact(tmp_path/'results'/'model', NET, Artifact('test_efficientnet', tuple('abcde'),
+            body_preprocess('test_efficientnet', 32)))
     for folder in (tmp_path/'results', tmp_path/'results'/'model'): assert_loaded(folder)
-    assert weights_source('test_efficientnet', tmp_path/'results').where == str(tmp_path/'results'/'model'/'model.safetensors')
+    assert weights_source('test_efficientnet',
+            tmp_path/'results').where == str(tmp_path/'results'/'model'/'model.safetensors')
     (tmp_path/'hub').mkdir(); torch.save(state(), tmp_path/'hub'/'pytorch_model.bin')
     assert_loaded(tmp_path/'hub')
     monkeypatch.setenv('HOME', str(tmp_path))
@@ -88,17 +98,22 @@ def test_folders_without_one_file(tmp_path):
     for name in ('empty', 'several', 'begun'): (tmp_path/name).mkdir()
     for name in ('model_best.pth.tar', 'last.pth.tar'): torch.save(timms(), tmp_path/'several'/name)
     save_file(state(), tmp_path/'begun'/'checkpoint.safetensors')
-    for name, error, words in (('empty', FileNotFoundError, 'has no weights'), ('several', ValueError, r'2 weights files \(last.pth.tar, model_best.pth.tar\)'), ('begun', FileNotFoundError, 'rerun its command to resume it')):
+    for name, error, words in (('empty', FileNotFoundError, 'has no weights'),
+            ('several', ValueError, r'2 weights files \(last.pth.tar, model_best.pth.tar\)'),
+            ('begun', FileNotFoundError, 'rerun its command to resume it')):
         with pytest.raises(error, match=words): weights_file(tmp_path/name)
-    for word, error in (('gone.pth.tar', FileNotFoundError), ('runs/gone', FileNotFoundError), ('pretrained', ValueError)):
+    for word, error in (('gone.pth.tar', FileNotFoundError), ('runs/gone', FileNotFoundError),
+            ('pretrained', ValueError)):
         with pytest.raises(error, match=word): weights_file(word)
 
 
 def test_files_of_other_bodies_say_so(tmp_path):
     torch.save(timms(arch='resnet50', state_dict=OrderedDict(fc=torch.ones(2))), tmp_path/'other.pth.tar')
     with pytest.raises(ValueError, match="other.pth.tar does not fit .* it is of resnet50: arch='resnet50'"): build_body('test_efficientnet', 3, tmp_path/'other.pth.tar')
-    save_artifact(tmp_path/'model', NET, Artifact('test_efficientnet', tuple('abcde'), body_preprocess('test_efficientnet', 32)))
-    with pytest.raises(ValueError, match="arch='test_efficientnet'"): build_body('tf_efficientnet_lite0', 3, tmp_path/'model')
+    save_artifact(tmp_path/'model', NET, Artifact('test_efficientnet', tuple('abcde'),
+            body_preprocess('test_efficientnet', 32)))
+    with pytest.raises(ValueError, match="arch='test_efficientnet'"): build_body('tf_efficientnet_lite0', 3,
+            tmp_path/'model')
     torch.save(dict(state_dict=state('student.') | state('teacher.')), tmp_path/'two.ckpt')
     with pytest.raises(ValueError, match=r"two.ckpt holds 2 models \('student.', 'teacher.'\)"): build_body('test_efficientnet', 3, tmp_path/'two.ckpt')
 
@@ -108,7 +123,8 @@ def test_files_without_a_table_of_tensors(tmp_path):
     torch.save(dict(epoch=1, metric=.5), tmp_path/'none.pt')
     torch.save(torch.ones(3), tmp_path/'tensor.pt')
     (tmp_path/'keras.h5').write_bytes(b'\x89HDF\r\n\x1a\n' + b'0'*99)
-    for name, words in (('whole.pt', 'never code'), ('none.pt', 'but epoch, metric'), ('tensor.pt', 'but a Tensor'), ('keras.h5', 'cannot be read as weights')):
+    for name, words in (('whole.pt', 'never code'), ('none.pt', 'but epoch, metric'), ('tensor.pt', 'but a Tensor'),
+            ('keras.h5', 'cannot be read as weights')):
         with pytest.raises(ValueError, match=f'{name} .*{words}'): build_body('test_efficientnet', 3, tmp_path/name)
 
 
@@ -121,7 +137,9 @@ class Runs:
 def test_no_code_of_a_file_runs(tmp_path, monkeypatch):
     "Also not where all else in it is weights; the classes that it names become inert"
     mark = tmp_path/'ran'
-    for i, bomb in enumerate((Runs(os.mkdir, str(mark)), Runs(pathlib.Path.touch, mark), Runs(eval, f'open({str(mark)!r}, "w")'), Runs(exec, f'open({str(mark)!r}, "w")'), Runs(getattr(os, 'system'), f'touch {mark}'))):
+    for i, bomb in enumerate((Runs(os.mkdir, str(mark)), Runs(pathlib.Path.touch, mark),
+            Runs(eval, f'open({str(mark)!r}, "w")'), Runs(exec, f'open({str(mark)!r}, "w")'),
+            Runs(getattr(os, 'system'), f'touch {mark}'))):
         for zipped in (True, False):
             torch.save(timms(args=bomb), tmp_path/f'{i}.pth.tar', _use_new_zipfile_serialization=zipped)
             try: assert_loaded(tmp_path/f'{i}.pth.tar')
@@ -136,7 +154,8 @@ def test_no_code_of_a_file_runs(tmp_path, monkeypatch):
 
 def test_on_the_command_line(folder, tmp_path, capsys):
     torch.save(timms(), tmp_path/'model_best.pth.tar')
-    args = ['baseline', str(folder), '--arch', 'test_efficientnet', '--size', '32', '--workers', '0', '--device', 'cpu', '--dry-run', '--no-cache']
+    args = ['baseline', str(folder), '--arch', 'test_efficientnet', '--size', '32', '--workers', '0', '--device',
+            'cpu', '--dry-run', '--no-cache']
     assert main([*args, '--weights', str(tmp_path/'model_best.pth.tar')]) == 0 and 'model_best.pth.tar' in capsys.readouterr().out
     assert main([*args, '--weights', str(tmp_path/'gone')]) == 2 and 'no such file or folder' in capsys.readouterr().err
     with pytest.raises(SystemExit): main(['baseline', '--help'])
