@@ -32,6 +32,10 @@ def check_accumulation(
     if norms: raise ValueError(f"{len(norms)} BatchNorm layers train: they would see pieces of {min(micro_batch, -(-batch_size//world()))} images, not the batch of {batch_size}. {ways}keep them frozen: transfer_learner(..., bn='frozen').")
     loss = getattr(loss_func, 'func', loss_func)
     if getattr(loss, 'weight', None) is not None: raise ValueError(f"The loss weights its classes, and a weighted mean cannot be put together from pieces of {micro_batch}. {ways}take the weights out.")
+    ignored = getattr(loss, 'ignore_index', -100)
+    if ignored >= 0:
+        raise ValueError(f"The loss ignores class {ignored}, and a mean over the other images cannot be put together "
+                         f"from pieces of {micro_batch}. {ways}take ignore_index out.")
     if getattr(loss, 'reduction', 'mean') != 'mean': raise ValueError(f"The loss has reduction={loss.reduction!r}; the steps of a batch need the mean over its images.")
     if any(isinstance(cb, GradientAccumulation) for cb in cbs): raise ValueError("fastai's GradientAccumulation would accumulate once more: leave it out, batch_size= does it.")
 

@@ -19,6 +19,7 @@ from fastai.torch_core import set_seed
 from fastcore.xtras import ContextManagers
 
 # %% ../nbs/09_baseline.ipynb #9edd5008
+from .arguments import check_source
 from .names import timm_name
 from .weights import hub_file, weights_source
 from .budget import FIXED, Speed, TimeLimit, budget_text, choose_option, options, parse_budget
@@ -90,8 +91,11 @@ DIGITS = dict(size=64, flip=False, crop=False)  # 8 x 8 pixels: more than 64 is 
 def find_data(path):
     "What to train on, its name, and what suits it where nothing else is asked for (`size`, `flip`, `crop`)"
     if isinstance(path, pd.DataFrame): return path, source_name(path), {}
-    if path is None or (str(path) == 'digits' and not Path(path).exists()): return named_table('digits'), 'digits', dict(DIGITS)
-    if not Path(path).exists() and str(path) in PUBLIC_SETS: return named_table(str(path)), str(path), dict(flip=PUBLIC_SETS[str(path)].flip)
+    if path is None: return named_table('digits'), 'digits', dict(DIGITS)
+    check_source(path)
+    name = '' if Path(path).exists() else str(path)   # a folder of a set's name is a folder
+    if name == 'digits': return named_table(name), name, dict(DIGITS)
+    if name in PUBLIC_SETS: return named_table(name), name, dict(flip=PUBLIC_SETS[name].flip)
     return path, source_name(path), {}
 
 # %% ../nbs/09_baseline.ipynb #de85b1fd
@@ -121,7 +125,7 @@ def _stages(recipe, epochs, lr, how, checkpoint_every=None) -> list:
 def baseline(
     path:str|Path|pd.DataFrame=None, # Folder, CSV file, DataFrame, or the name of a public set; `None`: scikit-learn's digits
     arch:str='tf_efficientnet_lite0', # A BiT or EfficientNet name; `list_bodies()` has all
-    weights:str|Path='auto',  # 'auto', 'bundled', 'hub', a local file, or 'random'
+    weights:str|Path='auto',  # 'auto', 'bundled', 'hub', 'random', a weights file, or the folder of an artifact or a baseline's results
     recipe:str='onecycle',    # 'onecycle': the head, then everything; 'head': the head alone; 'hyperrule': everything, by the BiT authors' rule
     size:int=None,            # Side of the images, pixels; `None`: the one of the pre-training, 64 for digits; the rule's for 'hyperrule'
     epochs:int=None,          # Passes over the training images, all stages together, the head stage being one; `None`: 8. For 'head', over the body's outputs; `None`: `HEAD_EPOCHS`

@@ -65,7 +65,7 @@ def zero_classifier(net:nn.Module) -> nn.Module:
 def build_body(
     arch:str,                # A name that `timm_name` takes
     num_classes:int=None,    # Outputs of the new, zero classifier; 0: none, the features; `None`: keep the pre-trained one
-    weights:str|Path='auto', # 'auto', 'bundled', 'hub', a local file, or 'random'
+    weights:str|Path='auto', # 'auto', 'bundled', 'hub', 'random', a weights file, or the folder of an artifact or a baseline's results
     drop_rate:float=0.,      # Dropout before the classifier, probability
     drop_path_rate:float=0., # Stochastic depth, probability at the last block
 ) -> nn.Module: # A plain timm network

@@ -29,6 +29,7 @@ from .weights import weights_digest
 from .callbacks import KeepBest
 from .files import whole_file
 from .guards import LossNotFinite, first_not_finite
+from .task import describe_loss
 from .processes import is_writer
 from .progress import say
 
@@ -68,7 +69,7 @@ def describe_run(
     "What a checkpoint has to agree with to be gone on from"
     source = learn.weights_source
     body = dict(learn.body_settings, weights=str(source), weights_digest=weights_digest(source), shapes=_digest([k, list(v.shape)] for k, v in learn.model.state_dict().items()))
-    loss = getattr(learn.loss_func, '__name__', type(learn.loss_func).__name__)
+    loss = describe_loss(learn.loss_func)
     watch = [f'{cb.monitor}, patience {cb.patience}' for cb in (*learn.cbs, *cbs) if isinstance(cb, KeepBest)]
     return json.loads(json.dumps(dict(data=describe_data(learn.dls), body=body, **how, training=dict(loss=loss, keep_best=watch, fastbit=__version__, **training))))
 

@@ -114,9 +114,10 @@ def _check_bs(args):
     if args.bs is not None and args.bs < 1: raise ValueError(f'--bs {args.bs}: images in a pass, 1 or more.')
 
 def _predict(args) -> int:
-    from fastbit.predict import image_items, load_predictor
+    from fastbit.predict import check_no_url, image_items, load_predictor
     from fastbit.tables import csv_text
     _check_bs(args)
+    for p in args.images: check_no_url(p)
     missing = [p for p in args.images if not os.path.lexists(p)]   # a link that leads nowhere is a file that cannot be read
     if missing: raise FileNotFoundError(f"there is no file or folder {missing[0]!r}.")
     items = image_items(args.images)   # folders without images are found out before the network is opened

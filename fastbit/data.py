@@ -25,8 +25,10 @@ from fasttransform import Transform
 from PIL import Image
 
 # %% ../nbs/02_data.ipynb #c873f567
+from .arguments import check_source
 from .bodies import Preprocess, body_preprocess
 from .folders import find_images
+from .fonts import use_fonts_for
 from .labels import clean_label, natural_order
 from .hyperrule import HyperRule
 from .images import EvalImage, ImageFile, TrainImage, draft_size, read_again
@@ -268,6 +270,7 @@ def image_dataloaders(
     suffix:str=None,              # What the files' names end in where a table has ids, '.jpg'; `None`: found by looking
 ) -> DataLoaders: # With `preprocess`, `table`, `left_out` (unreadable files), `skipped` (other files that are not used), `source`, `split_words` (what was used, and how it was split) and `data_name` besides fastai's attributes; a test set is the third loader, `dls[2]`
     "fastai `DataLoaders` of uint8 images scaled to [0, 1], from a folder or a table"
+    check_source(path)
     if bs is not None and (not isinstance(bs, int) or bs < 1): raise ValueError(f"bs={bs!r}: a batch has one image or more.")
     if num_workers is not None and num_workers < 0: raise ValueError(f"num_workers={num_workers}: 0 loads in this process, 1 or more in others.")
     for k, v in dict(size=size, train_size=train_size).items():
@@ -297,7 +300,9 @@ def image_dataloaders(
 def table_dataloaders(table:pd.DataFrame, pp:Preprocess, *, bs:int, seed:int=0, batch_tfms:list=None, num_workers:int=None, device=None, cache:bool=True, cache_gb:float=CACHE_GB) -> DataLoaders:
     "fastai `DataLoaders` of a split table; `image_dataloaders` without the looking and checking"
     splits = [np.flatnonzero(table.split == s).tolist() for s in ('train', 'valid')]
-    dsets = Datasets([Path(p) for p in table.path], [[ReadImage(draft_size(pp))], [PathLabel(table), Categorize(vocab=natural_order(table.label), sort=False)]], splits=splits)
+    vocab = natural_order(table.label)
+    use_fonts_for(vocab)
+    dsets = Datasets([Path(p) for p in table.path], [[ReadImage(draft_size(pp))], [PathLabel(table), Categorize(vocab=vocab, sort=False)]], splits=splits)
     fastais = dsets.dataloaders(bs=bs, dl_type=ImageDL, seed=seed, pixels=PixelCache(pp, table, cache_gb) if cache else None, shuffle=True, drop_last=False, device=device,
         num_workers=_n_workers(len(table), device) if num_workers is None else num_workers,
         after_item=[TrainImage(pp), EvalImage(pp), ToTensor()], after_batch=[IntToFloatTensor(), *(batch_tfms or [])])

@@ -30,6 +30,7 @@ from .images import ImageFile, crop_at, square_image, squares_of
 from .intervals import bootstrap_interval, macro_f1, mean_interval, wilson_interval
 from .model import swapped
 from .progress import ShownOnce
+from .task import NoLoss
 
 # %% ../nbs/05_evaluate.ipynb #29dadb4b
 TOP5_FROM = 11  # classes; with ten or fewer, half of all answers are among the top five
@@ -88,6 +89,8 @@ def check_views(
     pp:Preprocess=None, # Of the data; `None`: loaders that fastbit did not make
 ) -> tuple: # Names, 'five_crops' replaced
     "The views by name, `ValueError` for those that do not exist or do not suit the data"
+    if not isinstance(views, (str, list, tuple)):
+        raise TypeError(f"views={views!r}; give names of views, e.g. views=['identity', 'hflip'] or 'five_crops'.")
     views = (views,) if isinstance(views, str) else tuple(views)
     views = tuple(v for o in views for v in (CROP_VIEWS if o == 'five_crops' else (o,)))
     allowed = VIEWS if pp else ('identity', 'hflip')
@@ -171,7 +174,7 @@ def view_logits(
     dl = dl.new(shuffle=False, drop_last=False, **(dict(after_item=[SquaresImage(views, pp)]) if pp else {}))
     inner = FoldedModel(learn.model) if can_fold(learn.model) else learn.model
     model = _ViewsModel(inner, views, pp)
-    with swapped(learn, model=model, loss_func=lambda pred, *y: pred.new_zeros(()), metrics=[]):   # neither knows what a view is
+    with swapped(learn, model=model, loss_func=NoLoss(), metrics=[]):   # neither knows what a view is
         logits, targs = learn.get_preds(dl=dl, act=noop)
     assert len(logits) == len(dl.dataset), f'{len(logits)} predictions for {len(dl.dataset)} images'
     learn.fold_difference = getattr(inner, 'difference', None)

@@ -79,7 +79,7 @@ def few_shot_curve(
     ks:tuple=(1, 5, 10),      # Training images of each class; `None` among them: all
     repeats:int=5,            # Draws for each
     arch:str='tf_efficientnet_lite0', # A BiT or EfficientNet name
-    weights:str|Path='auto',  # 'auto', 'bundled', 'hub', a local file, or 'random'
+    weights:str|Path='auto',  # 'auto', 'bundled', 'hub', 'random', a weights file, or the folder of an artifact or a baseline's results
     size:int=None,            # Side of the images, pixels; `None`: the rule's
     bs:int=None,              # Images in a micro-batch; `None`: by size and device
     batch_size:int=BATCH_SIZE, # Images in an optimizer step

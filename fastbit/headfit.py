@@ -9,6 +9,7 @@ __all__ = ['SOLVERS', 'HEAD_EPOCHS', 'STRENGTHS', 'FOLDS', 'logistic_head', 'che
 
 # %% ../nbs/05c_headfit.ipynb #83756b94
 from contextlib import contextmanager
+from functools import partial
 
 # %% ../nbs/05c_headfit.ipynb #a27be968
 import numpy as np, torch
@@ -16,6 +17,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor
 from fastai.imports import noop  # not fastcore's of the same name: the one that `no_logging` sets
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -26,6 +28,7 @@ from .features import FeatureDL, Features, feature_shape, frozen_features
 from .fold import FoldedModel
 from .model import swapped
 from .store import CACHE_GB
+from .task import logistic_weights
 from .progress import say
 
 # %% ../nbs/05c_headfit.ipynb #cc001981
@@ -41,16 +44,21 @@ def logistic_head(
     n_classes:int,     # Of the classifier; some may not be in `y`
     groups:np.ndarray=None, # Rows of one group stay together in cross-validation; `None`: each is its own
     seed:int=0,        # Of the folds
+    weights:np.ndarray=None, # Of each class, with mean 1; classes of weight 0 are left out. `None`: all count alike
 ) -> tuple: # weight (n_classes x features), bias (n_classes), C, how C was chosen
     "The classifier of multinomial logistic regression at its optimum, C by cross-validation; `ValueError` with fewer than two classes"
-    groups, seen = np.arange(len(y)) if groups is None else groups, np.unique(y)
+    groups = np.arange(len(y)) if groups is None else groups
+    if weights is not None: x, y, groups, weights = _weighted(x, y, groups, weights)
+    seen = np.unique(y)
     if len(seen) < 2: raise ValueError("All training images are of one class: a classifier needs two.")
     folds = min(FOLDS, min(len(np.unique(groups[y == c])) for c in seen))
-    fit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    by_class = None if weights is None else {c: weights[c] for c in seen}
+    scoring = 'neg_log_loss' if weights is None else partial(_weighted_score, weights=weights)
+    fit = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, class_weight=by_class))
     if folds < 2: C, how = .01, 'one image of a class is too few to choose it'
     else:
         cv = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        search = GridSearchCV(fit, dict(logisticregression__C=STRENGTHS), scoring='neg_log_loss', cv=cv, refit=False).fit(x, y, groups=groups)
+        search = GridSearchCV(fit, dict(logisticregression__C=STRENGTHS), scoring=scoring, cv=cv, refit=False).fit(x, y, groups=groups)
         C, how = search.best_params_['logisticregression__C'], f'{folds}-fold cross-validation on {len(np.unique(groups))} training images'
     scale, lr = fit.set_params(logisticregression__C=C).fit(x, y).named_steps.values()
     coef, bias = (lr.coef_, lr.intercept_) if len(seen) > 2 else (np.stack([-lr.coef_[0], lr.coef_[0]])/2, np.array([-lr.intercept_[0], lr.intercept_[0]])/2)
@@ -59,6 +67,15 @@ def logistic_head(
     weight, full = np.zeros((n_classes, x.shape[1])), np.full(n_classes, bias.min() - _NEVER)
     weight[seen], full[seen] = coef, bias
     return weight, full, C, how
+
+def _weighted(x, y, groups, weights) -> tuple:
+    "The rows of classes that count, and weights whose mean over these rows is 1: C means what it does without weights"
+    counts = weights[y] > 0
+    x, y, groups = x[counts], y[counts], groups[counts]
+    return x, y, groups, weights/(weights[y].mean() if len(y) else 1)
+
+def _weighted_score(estimator, x, y, weights) -> float:
+    return -log_loss(y, estimator.predict_proba(x), sample_weight=weights[y], labels=estimator.classes_)
 
 # %% ../nbs/05c_headfit.ipynb #8d275ab7
 def check_head_options(views, solver, cache_gb):
@@ -75,7 +92,7 @@ class HeadFit:
         n_epoch:int=HEAD_EPOCHS, # Passes over the features; of 'sgd'
         lr:float=None,    # Peak rate of one-cycle; `None`: `recipe_lr`
         views:int=1,      # Of each training image: 1: as in validation, k: and k-1 seeded augmentations, one of them in each epoch
-        solver:str='sgd', # 'sgd': one-cycle by the learner's optimizer; 'lbfgs': logistic regression to its optimum
+        solver:str='sgd', # 'sgd': one-cycle by the learner's optimizer and loss; 'lbfgs': logistic regression, with the loss's class weights
         cbs=None,         # fastai callbacks; of 'sgd'
         cache:bool=True,  # Keep the features for other runs, and look for kept ones?
         cache_gb:float=CACHE_GB, # GB that the cache may take
@@ -100,6 +117,7 @@ class HeadFit:
         n = self.model.n_frozen
         if not n: raise ValueError("Nothing is frozen, so nothing stays the same from epoch to epoch: learn.freeze() first, or learn.fit_one_cycle().")
         if solver == 'lbfgs' and n != len(self.model.stages)-1: raise ValueError(f"solver='lbfgs' finds a classifier, and more than that is to train (freeze_to({n})): learn.freeze() first, or solver='sgd'.")
+        if solver == 'lbfgs': logistic_weights(self.loss_func, self.n_out)   # for its error, before any work
         self._check_batches()
         return n
 
@@ -127,11 +145,13 @@ class HeadFit:
         x = features.rows[features.index.ravel()].reshape(features.index.size, -1)
         k, views = self.model.net.get_classifier(), features.index.shape[1]
         groups = np.repeat(np.arange(len(y)), views)
-        weight, bias, C, how = logistic_head(x, y.numpy()[groups], len(k.bias), groups, getattr(self.dls.train, 'seed', 0))
+        weights = logistic_weights(self.loss_func, self.n_out)
+        weight, bias, C, how = logistic_head(x, y.numpy()[groups], self.n_out, groups, getattr(self.dls.train, 'seed', 0), weights)
         with torch.no_grad():
             k.weight.copy_(torch.from_numpy(weight).view_as(k.weight)); k.bias.copy_(torch.from_numpy(bias))
         for p in k.parameters(): self.opt.state.pop(p, None)   # averages of gradients that another classifier had
-        if self.logger is not noop: print(f'logistic regression: C = {C:g}, by {how}', flush=True)
+        weighted = '' if weights is None else ', with class weights'
+        if self.logger is not noop: print(f'logistic regression: C = {C:g}, by {how}{weighted}', flush=True)
         with self.no_logging(): values = dict(zip(['valid_loss', *(m.name for m in self.metrics)], self.validate()))
         self.history.rows.append(dict(stage='head', epoch=0, **values, step=len(self.history.step_rows)))
         if self.logger is not noop: print(', '.join(f'{k} {v:.4f}' for k, v in values.items()), flush=True)

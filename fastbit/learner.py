@@ -8,6 +8,7 @@ Docs: https://fastbit.github.io/fastbit/learner.html.md"""
 __all__ = ['PRECISIONS', 'check_precision', 'fast_precision', 'TransferLearner', 'transfer_learner']
 
 # %% ../nbs/06_learner.ipynb #1188f7ff
+import inspect
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -20,21 +21,23 @@ from fastai.callback.core import CancelBatchException
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, get_c
-from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat
+from fastai.data.block import DataBlock
+from fastai.learner import Learner, Recorder
 from fastai.metrics import accuracy
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from fastcore.foundation import L
 
 # %% ../nbs/06_learner.ipynb #47d4fb7b
+from .arguments import LEARNER_HABITS, TTA_HABITS, refuse_unknown
 from .artifact import Artifact, check_target, digest_sketch, made_with, save_artifact
 from .bodies import Preprocess, body_preprocess, build_body
 from .names import timm_name
 from .calibration import fit_temperature
-from .callbacks import DevicePrecision, DeviceSmoothLoss, History, PlainLog, RarelyProgress
+from .callbacks import CurveRecorder, DevicePrecision, DeviceSmoothLoss, History, PlainLog, RarelyProgress
 from .data import ImageDL
 from .evaluate import Evaluation, TTAResult, default_views, evaluate_probs, mean_probs, tta_probs, view_logits
 from .fold import FoldedModel, can_fold
+from .fonts import use_fonts_for
 from .guards import FiniteLoss, guarded
 from .model import TransferModel, same_draws, swapped
 from .headfit import HeadFit
@@ -46,17 +49,36 @@ from .cyclefit import CycleFit
 from .lrfind import BODY_LR, RateFinder
 from .rulefit import RuleFit
 from .steps import shared_outputs
+from .task import check_labels, check_metrics, resolve_loss
 from .progress import say
 
 # %% ../nbs/06_learner.ipynb #88ca118d
-def _check_pixels(dls):
+def _check_loaders(dls):
+    "Raise `TypeError` for what is not `DataLoaders`, with what to write"
+    if isinstance(dls, DataLoaders): return
+    if isinstance(dls, (str, Path, pd.DataFrame)):
+        given = 'table' if isinstance(dls, pd.DataFrame) else repr(str(dls))
+        remedy = f'transfer_learner(image_dataloaders({given}))'
+    elif isinstance(dls, DataBlock): remedy = 'transfer_learner(block.dataloaders(path))'
+    else: remedy = "make them with image_dataloaders(path), or with fastai's DataLoaders(train_loader, valid_loader)"
+    kind = getattr(dls, '__name__', None) or type(dls).__name__
+    raise TypeError(f"transfer_learner takes DataLoaders, not a {kind}: {remedy}.")
+
+def _check_batch(dls):
+    "Refuse loaders that do not give images in [0, 1] with one class number each"
+    with same_draws(dls): b = (dls.valid if len(dls.loaders) > 1 and len(dls.valid) else dls.train).one_batch()
+    n_inp = getattr(dls, 'n_inp', 1 if len(b) == 1 else len(b)-1)   # as fastai's `Learner` divides a batch
+    if n_inp != 1: raise ValueError(f"The DataLoaders give {n_inp} inputs per item; fastbit classifies single images.")
+    check_labels(tuple(b[1:]))
+    _check_pixels(dls, b[0])
+
+def _check_pixels(dls, x):
     "Refuse loaders that normalise: the model does, with the statistics of its own body"
     remedy = "Take it out: the model normalises with its own body's mean and std, and wants pixels in [0, 1]."
     for dl in dls.loaders:
         for name in ('after_item', 'before_batch', 'after_batch'):
             for f in getattr(getattr(dl, name, None), 'fs', []):
                 if isinstance(f, Normalize) or type(f).__name__ == 'Normalize': raise ValueError(f"The DataLoaders normalise already ({type(f).__name__} in {name}). {remedy}")
-    with same_draws(dls): x = (dls.valid if len(dls.loaders) > 1 and len(dls.valid) else dls.train).one_batch()[0]
     if x.ndim != 4 or x.shape[1] != 3: raise ValueError(f"The DataLoaders give batches of shape {tuple(x.shape)}; images are batch x 3 x height x width.")
     if x.dtype != torch.uint8 and (x.min() < -1e-3 or x.max() > 1+1e-3):
         raise ValueError(f"The DataLoaders give pixels from {x.min().item():.3g} to {x.max().item():.3g}, so something normalises or scales them. {remedy}")
@@ -81,14 +103,33 @@ def fast_precision(
 class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
     "A fastai `Learner` of a `TransferModel`; make it with `transfer_learner`"
     precision = 'float32'    # of the arithmetic in training
+    in_fit = False           # is a fit running?
     temperature = None       # that `calibrate` found; `None`: not calibrated
     fold_difference = None   # largest difference of the last folded inference from the model itself, relative to the largest output; `None`: it was not folded
     def __init__(self, dls, model:TransferModel, **kwargs):
         # fastai's `train_bn` trains the BatchNorm of frozen layers, and back-propagates through all of them for it
+        self.n_out = len(model.net.get_classifier().bias)
         super().__init__(dls, model, splitter=TransferModel.stage_params, train_bn=False, **kwargs)
         self.add_cbs([History(), FiniteLoss()])
+        if type(r := getattr(self, 'recorder', None)) is Recorder:
+            self.remove_cb(r).add_cb(CurveRecorder(r.add_time, r.train_metrics, r.valid_metrics, r.smooth_loss.beta))
         if hasattr(self, 'recorder'): self.recorder.smooth_loss = DeviceSmoothLoss(self.recorder.smooth_loss.beta)
         if hasattr(self, 'progress'): self.remove_cb(ProgressCallback).add_cb(RarelyProgress() if is_interactive() else PlainLog())
+
+    @property
+    def loss_func(self):
+        "The loss, with the activation that `get_preds`, `evaluate` and an exported model share: a plain loss of torch gets it here"
+        return self.__dict__['loss_func']
+
+    @loss_func.setter
+    def loss_func(self, loss):
+        # within a fit callbacks such as MixUp put their own in its place, for as long as they need it
+        device = next(self.model.parameters()).device
+        self.__dict__['loss_func'] = loss if self.in_fit else resolve_loss(loss, self.n_out, device)
+
+    def _with_events(self, f, event_type, ex, final=noop):
+        if event_type != 'fit': return super()._with_events(f, event_type, ex, final)
+        with swapped(self, in_fit=True): super()._with_events(f, event_type, ex, final)
 
     def to_detach(self, b, cpu=True, gather=True):
         "As fastai's, but a loss or metric stays on the device, where it is summed, until somebody looks at the sum"
@@ -126,6 +167,39 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
         dl = self.dls.train
         if not len(dl): raise ValueError(f"The training loader has no batches: {dl.n} images, batch size {dl.bs}, drop_last={dl.drop_last}. Make it with drop_last=False, or a smaller bs.")
 
+    def _check_norms(self,
+        by_step:int=0 # Images in each step of a rule; 0: the loader's batches
+    ):
+        "Refuse a batch of one image where BatchNorm trains on it and has one number per channel: torch fails in that step"
+        dl = self.dls.train
+        n, bs = getattr(dl, 'n', None), getattr(dl, 'bs', None)
+        if not by_step and not (n and bs) or self.model.bn != 'train': return
+        n_last = by_step or (bs if getattr(dl, 'drop_last', False) else n % bs or bs)
+        if n_last != 1: return
+        if not (alone := self._single_numbers()): return
+        better = () if by_step else (b for b in (*range(bs-1, 1, -1), *range(bs+1, n+1)) if n % b != 1)
+        remedy = next((f'bs={b} (--bs {b})' for b in better), 'larger batches')
+        last = f'a last batch of one image ({n} training images, bs={bs})'
+        raise ValueError(f"bn='train' and {'batches of one image' if by_step or bs == 1 else last}: {alone} BatchNorm layers "
+                         f"would see one number per channel, which has no variance. Use {remedy} or bn='frozen'.")
+
+    def _single_numbers(self) -> int:
+        "How many BatchNorm layers that train see one number per channel of a single image"
+        model, sizes = self.model, []
+        modules = dict(model.net.named_modules())
+        training = {id(modules[n]) for s in model.stages[model.n_frozen:] for n in s.modules}
+        norms = [m for m in model._batchnorms() if id(m) in training]
+        hooks = [m.register_forward_pre_hook(lambda m, args: sizes.append(args[0][0, 0].numel())) for m in norms]
+        mode = model.training
+        try:
+            with same_draws(self.dls):
+                b = self.dls.train.one_batch() if hasattr(self.dls.train, 'one_batch') else next(iter(self.dls.valid))
+            with torch.no_grad(): model.eval()(b[0][:1].to(model.mean.device))
+        finally:
+            for h in hooks: h.remove()
+            model.train(mode)
+        return sizes.count(1)
+
     def _do_epoch_validate(self, ds_idx=1, dl=None):
         "Whatever only looks at outputs (validation of an epoch, `validate`, `get_preds`, `predict`) runs the folded network"
         if not can_fold(self.model): return super()._do_epoch_validate(ds_idx, dl)
@@ -155,6 +229,9 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
 
     def fit(self, n_epoch, lr=None, wd=None, cbs=None, reset_opt=False, start_epoch=0):
         self._check_batches()
+        self._check_norms()
+        self.loss_func = self.loss_func   # class weights go where the model has gone since
+        check_metrics(self.metrics, self.n_out)
         # loggers put back what they found, in the order in which they put theirs in: one of several would stay
         with swapped(self, logger=self.logger), guarded() as stop: super().fit(n_epoch, lr=lr, wd=wd, cbs=[*L(cbs), stop], reset_opt=reset_opt, start_epoch=start_epoch)
 
@@ -216,9 +293,11 @@ def tta(self:TransferLearner,
     ds_idx:int=1, # Which loader of `dls`; 1: validation
     dl=None,      # Other data, from `dls.test_dl`
     views=None,   # Names of `VIEWS`, 'five_crops' for five of them; `None`: the image and its mirror image
-    show:bool=True # Print plain against TTA?
+    show:bool=True, # Print plain against TTA?
+    **unknown       # None: arguments of fastai's `tta` are refused by name
 ) -> TTAResult: # preds (n x classes, probabilities) and targs (n), in the order of the set; `.report` compares
     "Average the probabilities over deterministic views of each image, and say what that gained and cost"
+    refuse_unknown('learn.tta', unknown, ('ds_idx', 'dl', 'views', 'show'), TTA_HABITS)
     dl = self.dls[ds_idx] if dl is None else dl
     res = tta_probs(self, dl, views, self._preprocess(dl))
     if show and res.report is not None:
@@ -275,7 +354,7 @@ def export(self:TransferLearner,
 def transfer_learner(
     dls:DataLoaders,         # Images in [0, 1] or uint8, not normalised: from `image_dataloaders`, or any of fastai's
     arch:str='tf_efficientnet_lite0', # A BiT or EfficientNet name; `list_bodies()` has all
-    weights:str|Path='auto', # 'auto', 'bundled', 'hub', a local `.npz`, `.safetensors` or `.pth` file, or 'random'
+    weights:str|Path='auto', # 'auto', 'bundled', 'hub', 'random', or a weights file or folder, as `weights_file` takes them
     metrics=accuracy,        # fastai metrics
     bn:str='frozen',         # BatchNorm of stages that train: 'frozen', 'affine' (weight and bias learn), 'train'
     drop_rate:float=0.,      # Dropout before the classifier, probability
@@ -283,7 +362,7 @@ def transfer_learner(
     precision:str='float32', # Of the arithmetic in training: 'float32', 'bf16', 'fp16', or 'auto' for what `fast_precision` says of the device
     grad_checkpointing:bool=False, # Compute the blocks' inner activations again for the backward pass? Less memory, about a third more time
     n_out:int=None,          # Classes; `None`: from `dls`
-    loss_func=None,          # `None`: cross-entropy
+    loss_func=None,          # A loss over softmax, of fastai, torch or your own, as `resolve_loss` takes it; `None`: cross-entropy
     opt_func=FusedAdam,      # fastai optimizer; `FusedAdam` is its `Adam`, with decoupled weight decay as in AdamW
     lr:float|slice=BODY_LR,  # Rate of fits that are given none
     wd:float=None,           # Weight decay of matrices and kernels, norms and biases are spared; `None`: the optimizer's, 0.01
@@ -291,16 +370,28 @@ def transfer_learner(
     cbs=None,                # Callbacks
     path:str|Path=None,      # Where `save` writes; `None`: that of `dls`
     model_dir:str|Path='models', # Below `path`
+    **unknown                # None: arguments of fastai's `vision_learner` and others are refused by name
 ) -> TransferLearner: # Body frozen
     "A fastai `Learner` with a pre-trained timm body, normalisation in the model, a zero classifier, and the body frozen"
-    n_out = n_out or get_c(dls)
-    if not n_out or n_out < 2: raise ValueError(f"The DataLoaders have {n_out or 'no'} classes; a classifier needs two or more. Pass n_out=, or labels in `dls`.")
+    refuse_unknown('transfer_learner', unknown, inspect.signature(transfer_learner).parameters, LEARNER_HABITS)
+    _check_loaders(dls)
+    timm_name(arch)   # for its error, before a batch is loaded
     check_precision(precision)
-    _check_pixels(dls)
+    _check_batch(dls)
+    n_data = get_c(dls)
+    if n_out and n_data and n_out != n_data:
+        raise ValueError(f"n_out={n_out}, and the DataLoaders have {n_data} classes: leave n_out out.")
+    n_out = n_out or n_data
+    if not n_out or n_out < 2:
+        raise ValueError(f"The DataLoaders have {n_out or 'no'} classes; a classifier needs two or more. Pass n_out=, or labels in `dls`.")
+    check_metrics(metrics, n_out)
+    # for its errors, before the body is built
+    loss_func = resolve_loss(loss_func, n_out, getattr(dls, 'device', None) or 'cpu')
+    use_fonts_for(getattr(dls, 'vocab', None) or ())
     net = build_body(arch, n_out, weights, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
     pp, own = getattr(dls, 'preprocess', None), body_preprocess(arch)
     if pp and pp.interpolation != own.interpolation: say(f"The data is resized by {pp.interpolation} interpolation, and {arch} was trained on {own.interpolation}: give image_dataloaders the same arch.")
-    learn = TransferLearner(dls, TransferModel(net, bn).to(getattr(dls, 'device', None)), loss_func=loss_func or CrossEntropyLossFlat(), metrics=metrics, opt_func=opt_func,
+    learn = TransferLearner(dls, TransferModel(net, bn).to(getattr(dls, 'device', None)), loss_func=loss_func, metrics=metrics, opt_func=opt_func,
         lr=lr, wd=wd, moms=moms, cbs=cbs, path=path, model_dir=model_dir)
     if grad_checkpointing: net.set_grad_checkpointing(True)
     precision = fast_precision(learn.model.mean.device) if precision == 'auto' else precision

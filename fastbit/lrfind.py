@@ -76,7 +76,7 @@ class RateFinder:
         lrs, losses, found = self._rate_curve(funcs, start_lr, end_lr, num_it, stop_div)
         if found is None and funcs: print(f"lr_find: the loss has no clear minimum, so this is the recipe's rate, {self.recipe_lr:g}")
         self.rate_curve = (lrs, losses, {o[0]: o[2] for o in found or []}, None)
-        if show_plot: self.recorder.losses = [torch.tensor(o) for o in losses]; self.recorder.plot_lr_find(suggestions=[o[2] for o in found or []], nms=[o[0] for o in found or []])
+        if show_plot: self.recorder.plot_lr_find()
         names = [o[0] for o in found] if found else list(map(_name, funcs))
         return namedtuple('SuggestedLRs', names)(*([o[1] for o in found] if found else [self.recipe_lr]*len(names))) if funcs else None
 

@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     b = sub.add_parser('baseline', parents=[data], help='train and measure a baseline on a folder of images', formatter_class=_Help,
         description='From images to a measured baseline: check the data, train by a recipe, evaluate, write the results.')
     b.add_argument('--arch', default='tf_efficientnet_lite0', help='BiT or EfficientNet body; `fastbit bodies` lists them')
-    b.add_argument('--weights', default='auto', help='auto, bundled, hub, random, or a .npz, .safetensors or .pth file')
+    b.add_argument('--weights', default='auto', help='auto, bundled, hub, random, a weights file (.safetensors, .pth, .pt, .pth.tar, .ckpt, .bin, .npz), or a folder of results')
     b.add_argument('--recipe', default='onecycle', help="onecycle: the head, then everything; head: the head alone; hyperrule: everything, by the BiT authors' rule")
     b.add_argument('--bs', type=int, metavar='N', help='images in a batch, by default 32; with hyperrule, images loaded at a time, by default by size and device')
     b.add_argument('--no-flip', action='store_true', help='no mirror images, where left and right differ')
@@ -89,7 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     d.add_argument('path', nargs='?', metavar='PATH', help="as for baseline; without it: scikit-learn's digits")
     _table_options(d)
     d.add_argument('--arch', default='tf_efficientnet_lite0', help='the body whose features labels are judged by')
-    d.add_argument('--weights', default='auto', help='auto, bundled, hub, or a .npz, .safetensors or .pth file')
+    d.add_argument('--weights', default='auto', help='auto, bundled, hub, a weights file (.safetensors, .pth, .pt, .pth.tar, .ckpt, .bin, .npz), or a folder of results')
     d.add_argument('--size', type=int, metavar='PX', help="side of the images for it; by default the pre-training's, 64 for digits")
     d.add_argument('--no-labels', action='store_true', help='do not look for wrong labels, which takes a pass of the body over the images')
     d.add_argument('--device', help='cpu, cuda, cuda:1, …; by default the GPU if there is one')

@@ -27,12 +27,13 @@ from .calibration import calibration_error, few_images_words, plot_reliability, 
 from .cam import class_activation, overlay
 from .evaluate import Evaluation, evaluate_probs
 from .features import body_digest, view_pixels
-from .figures import MOST_CLASSES, plot_confusion, plot_losses, plot_lr_find, plot_rates
+from .figures import MOST_CLASSES, drawable, most_confused, plot_confusion, plot_losses, plot_lr_find, plot_rates
 from .files import write_text
 from .images import read_image
 from .intervals import wilson_interval
 from .machine import this_machine
 from .model import TransferModel
+from .task import describe_loss
 
 # %% ../nbs/08_report.ipynb #fb5cbf6a
 def class_table(
@@ -200,6 +201,12 @@ def _ran(f) -> list:
         ('versions', ', '.join([f'fastbit {__version__}', f'Python {platform.python_version()}', *(f'{k} {v}' for k, v in versions.items())])), ('written', f'{datetime.now():%Y-%m-%d %H:%M}')]
     return [(k, v) for k, v in rows if v not in (None, '')]
 
+def _undrawn(matrix, classes) -> str:
+    "The names that no installed font can draw, for the caption"
+    names = most_confused(matrix, classes)[1]
+    pairs = [(shown, name) for shown, name in zip(drawable(names), names) if shown.startswith('no. ') and shown != name]
+    return '; ' + ', '.join(f'{shown}: {name}' for shown, name in pairs) if pairs else ''
+
 def _sections(f) -> dict:
     classes = [str(c) for c in f.learn.dls.vocab]
     ev, said = evaluate_probs(f.probs, f.targs), f.probs.argmax(1)
@@ -210,16 +217,18 @@ def _sections(f) -> dict:
     history, matrix = f.learn.history, confusion_matrix(f.targs, said, labels=range(len(classes)))
     per_class, curves = class_table(f.targs, said, classes, getattr(f.learn.dls, 'table', None)), []
     epochs, steps = history.epochs, history.steps
+    kind = describe_loss(f.learn.loss_func)
+    loss = 'cross-entropy, nats' if kind == 'CrossEntropyLossFlat' else f'loss: {kind}'
     if len(steps) and len(epochs):
         last = epochs.iloc[-1]
-        curves = [_figure(plot_losses(epochs, steps), f'Loss of {len(steps)} training steps and {len(epochs)} epochs: the validation loss ends at {last.valid_loss:.3f}, the training loss at {last.train_loss:.3f}', 'Loss: each step (pale), smoothed, and on the validation images after each epoch, with their accuracy'),
+        curves = [_figure(plot_losses(epochs, steps, loss), f'Loss of {len(steps)} training steps and {len(epochs)} epochs: the validation loss ends at {last.valid_loss:.3f}, the training loss at {last.train_loss:.3f}', 'Loss: each step (pale), smoothed, and on the validation images after each epoch, with their accuracy'),
             _figure(plot_rates(steps), f'Learning rate of {len(steps)} steps, at most {steps.lr_last.max():g}', 'Learning rate of each step')]
     if f.curve:
         rates, losses, suggested, used = f.curve
-        curves.append(_figure(plot_lr_find(rates, losses, suggested, used), f'Loss at rates from {rates[0]:.1g} to {rates[-1]:.1g}' + ''.join(f', {k} suggests {v[0]:.2g}' for k, v in suggested.items()), 'Rate finder of the head: the loss while the rate grows, the rate that it suggests, and the one that the recipe used'))
+        curves.append(_figure(plot_lr_find(rates, losses, suggested, used, loss), f'Loss at rates from {rates[0]:.1g} to {rates[-1]:.1g}' + ''.join(f', {k} suggests {v[0]:.2g}' for k, v in suggested.items()), 'Rate finder of the head: the loss while the rate grows, the rate that it suggests, and the one that the recipe used'))
     wrong = int((said != f.targs).sum())
     return dict(f=f, ev=ev, part=dict(valid='validation', test='test')[f.part], metrics=_metric_rows(f, ev, scaled), data=_data(f, classes), curves=curves, per_class=per_class, percent=_percent, left_out=[] if f.left_out is None else list(f.left_out.itertuples(index=False)),
-        confusion=_figure(plot_confusion(matrix, classes), f'Confusion matrix of {len(classes)} classes: {ev.n-wrong} of {ev.n} on the diagonal' + ''.join(f', {n} of {t} taken for {s}' for t, s, n in [(classes[t], classes[s], len(w)) for t, s, w in confused_pairs(f.targs, said, 3)]), 'Rows: the true class; columns: what it was taken for' + (f'; the {MOST_CLASSES} classes with the most mistakes' if len(classes) > MOST_CLASSES else '')),
+        confusion=_figure(plot_confusion(matrix, classes), f'Confusion matrix of {len(classes)} classes: {ev.n-wrong} of {ev.n} on the diagonal' + ''.join(f', {n} of {t} taken for {s}' for t, s, n in [(classes[t], classes[s], len(w)) for t, s, w in confused_pairs(f.targs, said, 3)]), 'Rows: the true class; columns: what it was taken for' + (f'; the {MOST_CLASSES} classes with the most mistakes' if len(classes) > MOST_CLASSES else '') + _undrawn(matrix, classes)),
         mistakes=_mistakes(f, classes) if f.paths else [], pairs=_pairs(f, classes), cams=_cams(f, classes), reliability=_figure(plot_reliability(bins, scaled_bins), f'Reliability diagram: calibration error {calibration_error(bins):.3f}' + (f', {calibration_error(scaled_bins):.3f} with temperature {f.temperature:.2f}' if scaled is not None else ''), 'How sure the network is, and how often it is right; below, how many images'),
         tta=None if f.tta is None or 'TTA' not in f.tta.index else list(f.tta.reset_index().itertuples(index=False)), stages=None if f.stages is None else list(f.stages.itertuples(index=False)), ran=_ran(f), wrong=wrong)
 

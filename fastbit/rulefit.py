@@ -193,7 +193,9 @@ class RuleFit:
         if self.recorder.train_metrics: raise ValueError("The Recorder measures on training batches too, and would see the last micro-batch of each step only: leave train_metrics out.")
         n_frozen = self.model.n_frozen
         self.unfreeze(); self.model.train()
-        try: check_accumulation(self.model, self.loss_func, self.micro_batch, rule.batch_size, [*self.cbs, *L(cbs)])
+        try:
+            check_accumulation(self.model, self.loss_func, self.micro_batch, rule.batch_size, [*self.cbs, *L(cbs)])
+            self._check_norms(rule.batch_size)   # every step has as many images
         except ValueError: self.freeze_to(n_frozen); raise
 
     def _zero_head(self):

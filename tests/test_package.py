@@ -50,7 +50,7 @@ def test_importing_changes_no_behaviour_of_fastai_torch_or_timm():
 
 def test_modules_import_downwards():
     "The order of the notebooks is the order of the layers"
-    order = {n: i for i, n in enumerate('hyperrule launch processes progress files store names weights machine bodies images csvfile filepaths labels columns folders layouts tables pixels data datasets flowers steps streams model intervals calibration fold features callbacks accumulate guards checkpoint optim evaluate artifact predict onnx figures cam report rulefit cyclefit headfit lrfind learner recipes budget result baseline fewshot leaderboard doctor options cli all'.split())}
+    order = {n: i for i, n in enumerate('hyperrule launch processes progress files store names weights machine arguments fonts bodies images csvfile filepaths labels columns folders layouts tables pixels data datasets flowers steps streams model intervals calibration fold features task callbacks accumulate guards checkpoint optim evaluate artifact predict onnx figures cam report rulefit cyclefit headfit lrfind learner recipes budget result baseline fewshot leaderboard doctor options cli all'.split())}
     assert set(order) == set(MODULES)
     for name in MODULES:
         text = (Path(fastbit.__file__).parent/f'{name}.py').read_text()
