@@ -94,7 +94,7 @@ REFUSED = {
     'addresses': (lambda p: ['s3://bucket/cat.png'], ValueError, 'downloads nothing'),
     'data address': (lambda p: 'data:image/png;base64,iVBORw0', ValueError, 'base64.b64decode'),
     'archive': (lambda p: (p/'y.zip').write_bytes(b'PK') and p/'y.zip', ValueError, 'an archive: unpack it'),
-    'no images': (lambda p: (p/'empty').mkdir() or p/'empty', FileNotFoundError, 'no images'),
+    'no images': (lambda p: (p/'empty').mkdir() or p/'empty', FileNotFoundError, 'No images'),
 }
 
 
