@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/baseline.html.md"""
 __all__ = ['DIGITS', 'CHECKPOINT', 'check_out', 'make_out', 'find_data', 'baseline', 'folder_rule']
 
 # %% ../nbs/09_baseline.ipynb #493330f6
-import inspect, os, shlex, sys, tempfile, time
+import inspect, json, os, shlex, sys, tempfile, time
 from pathlib import Path
 
 # %% ../nbs/09_baseline.ipynb #a29ed839
@@ -25,7 +25,7 @@ from .calibration import fit_temperature, temper
 from .callbacks import JsonLog, KeepBest
 from .checkpoint import SAVE_SECONDS
 from .cyclefit import progress_of
-from .data import PathLabel, check_device, image_dataloaders
+from .data import PathLabel, check_device, image_dataloaders, source_name
 from .datasets import PUBLIC_SETS, named_table
 from .evaluate import default_views, evaluate_probs, tta_probs
 from .guards import Stopped
@@ -34,6 +34,7 @@ from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .images import header_sizes, middle_size
 from .learner import check_precision, transfer_learner
 from .lrfind import HEAD_LR
+from .machine import this_machine
 from .processes import alone_by_mistake, is_writer, join_processes, wait_for_all, world, writer_first
 from .progress import show
 from .recipes import RECIPES, HeadStage, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages
@@ -44,35 +45,52 @@ from .progress import say
 from .tables import few_shot_table, image_table, split_table
 
 # %% ../nbs/09_baseline.ipynb #42e30e5d
+_NOT_IN_NUMBERS = ('out', 'num_workers', 'cache', 'cache_gb', 'checkpoint_every')   # settings that change no result
+
+def _finished_settings(out) -> dict|None:
+    "The settings of the run whose results `out` holds; `None` for a `results.json` that is not fastbit's"
+    try: found = json.loads((out/'results.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError): return None
+    ours = isinstance(found, dict) and isinstance(found.get('versions'), dict) and 'fastbit' in found['versions']
+    return found.get('settings', {}) if ours else None
+
+def _same_settings(a, b) -> bool: return all(a.get(k) == b.get(k) for k in {*a, *b} - {*_NOT_IN_NUMBERS})
+
 def check_out(
-    out:str|Path # Folder to be
+    out:str|Path, # Folder for results, which need not exist
+    settings:dict=None, # Of the run that is going to write there, as `results.json` has them; `None`: something else writes there
 ) -> Path:
-    "See, without making it, that the folder holds no other run and could be made; `OSError` or `ValueError`"
+    "Raise `ValueError` if the folder contains a finished run, `OSError` if it cannot be written to; nothing is made"
     out = Path(out)
-    if (out/'results.json').exists(): raise ValueError(f"{out} holds the results of another run; give another folder, or remove it.")
+    if (out/'results.json').exists():
+        before = _finished_settings(out)
+        if before is None: raise ValueError(f"{out/'results.json'} is not from fastbit and would be overwritten. Choose another out=.")
+        same = ' with these settings' if settings and _same_settings(settings, before) else ''
+        page = next((f for f in (out/'report.html', out/'results.json') if f.exists()))
+        raise ValueError(f"{out}{os.sep} already contains a finished run{same} (see {page}). Choose another out=, or delete the folder.")
     there = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK): raise OSError(f"{out} cannot be written to; give another folder for the results.")
+    if not there.is_dir() or not os.access(there, os.W_OK): raise OSError(f"{out} cannot be written to. Choose another out=.")
     return out
 
 def make_out(
-    out:str|Path # Folder to be
+    out:str|Path # Folder for results
 ) -> Path:
     "Make the folder and write a byte into it, before an hour of work; `OSError` if that fails"
     try:
         out = check_out(out)
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out): return out
-    except OSError as e: raise OSError(f"{out} cannot be written to ({e.strerror or e}); give another folder for the results.") from e
+    except OSError as e: raise OSError(f"{out} cannot be written to ({e.strerror or e}). Choose another out=.") from e
 
 # %% ../nbs/09_baseline.ipynb #87baaa53
 DIGITS = dict(size=64, flip=False, crop=False)  # 8 x 8 pixels: more than 64 is nothing but interpolation; a mirrored 2 is no 2; strokes reach the edge
 
 def find_data(path):
     "What to train on, its name, and what suits it where nothing else is asked for (`size`, `flip`, `crop`)"
-    if isinstance(path, pd.DataFrame): return path, 'table', {}
+    if isinstance(path, pd.DataFrame): return path, source_name(path), {}
     if path is None or (str(path) == 'digits' and not Path(path).exists()): return named_table('digits'), 'digits', dict(DIGITS)
     if not Path(path).exists() and str(path) in PUBLIC_SETS: return named_table(str(path)), str(path), dict(flip=PUBLIC_SETS[str(path)].flip)
-    return path, Path(path).resolve().name, {}
+    return path, source_name(path), {}
 
 # %% ../nbs/09_baseline.ipynb #de85b1fd
 _RULE_ONLY = ('batch_size', 'base_lr', 'scale', 'n_steps', 'stop_after', 'mixup', 'eval_every', 'checkpoint_every')
@@ -137,7 +155,8 @@ def baseline(
 ) -> BaselineResult: # Or the `Plan`, for `dry_run`
     "From images to a measured baseline: check the data, train by a recipe, evaluate with TTA"
     began, given = time.perf_counter() if budget_from is None else budget_from, dict(locals())
-    settings = {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in given.items() if k not in ('path', 'verbose', 'budget_from', 'dry_run')}
+    typed = 'digits' if path is None else 'DataFrame' if isinstance(path, pd.DataFrame) else str(path)
+    settings = dict(path=typed) | {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in given.items() if k not in ('path', 'verbose', 'budget_from', 'dry_run')}
     _check_recipe(recipe, given)
     check_precision(precision)
     join_processes(device)
@@ -154,7 +173,7 @@ def baseline(
     if by_rule:
         HyperRule.for_data(1, 32, **numbers)   # for its errors, before the data is looked at
         check_steps('eval_every', eval_every, 1)
-    if out is not None and is_writer(): check_out(out)
+    if out is not None and is_writer(): check_out(out, None if isinstance(path, pd.DataFrame) else settings)   # of tables only the type is known
     wait_for_all()   # an error of the writer's is everybody's
     if source.kind == 'hub': hub_file(arch)   # no network is found out now, not after the data has been checked
     data, name, usual = find_data(path)
@@ -195,15 +214,14 @@ def baseline(
     times['evaluation'], tta = time.perf_counter() - start, held_out[part]
     learn.temperature = fit_temperature(_log(valid.plain), valid[1]) if valid.plain.isfinite().all() else None
     best = getattr(learn, 'keep_best', None)
-    settings = dict(path='digits' if path is None else str(path) if not isinstance(path, pd.DataFrame) else 'DataFrame', **settings)
-    res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), evaluate_probs(*tta), tta_views, learn.history.epochs, learn.history.steps, _predictions(dls, held_out, learn.temperature), dls.left_out, times, settings,
+    res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), evaluate_probs(*tta) if tta_views != ('identity',) else None, tta_views, learn.history.epochs, learn.history.steps, _predictions(dls, held_out, learn.temperature), dls.left_out, times, settings,
         part, tta.plain, tta[1], learn.temperature, evaluate_probs(temper(tta.plain, learn.temperature), tta[1]) if learn.temperature else None, evaluate_probs(valid.plain, valid[1]) if part == 'test' else None, tta.report,
         _stage_times(plan, took), _command(settings), learn.fold_difference, f'the weights of {best.where}, by {best.monitor}' if best and best.where else '', learn)
     if out is not None and is_writer():
         try: res.save(out)
         except OSError as e:   # the numbers are there, and are not lost with the files
             if verbose: show(res)
-            raise OSError(f"The results could not be written into {out} ({e.strerror or e}). Make room, or give another folder.") from e
+            raise OSError(f"The results could not be written into {out} ({e.strerror or e}). Free some space, or choose another out=.") from e
         if checkpoint: checkpoint.unlink(missing_ok=True)   # what it was for is there
     if verbose: show(res)
     if verbose and budget is not None: print(f'budget   {clock(time.perf_counter()-began)} of {clock(budget)}', flush=True)
@@ -238,7 +256,7 @@ def _saved_words(checkpoint, stage, found, n_batches) -> str:
 def _make_plan(learn, name, arch, source, stages, recipe, seed, rule, saved, within=''):
     dls, pp = learn.dls, learn.dls.preprocess
     return Plan(name, dls.train.n, dls.valid.n, dls[2].n if len(dls.loaders) > 2 else 0, len(dls.left_out), list(map(str, dls.vocab)), dls.split_words, arch if arch.startswith('BiT') else timm_name(arch), str(source),
-        sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp, dls.table.path), dls.bs, recipe, stages, str(dls.device) + (f', {learn.precision}' if learn.precision != 'float32' else ''), seed, measure_stages(learn, stages), rule, saved, within, world())
+        sum(p.numel() for p in learn.model.parameters()), pp.size, _image_words(pp, dls.table.path), dls.bs, recipe, stages, str(dls.device) + (f', {learn.precision}' if learn.precision != 'float32' else ''), seed, measure_stages(learn, stages), rule, saved, within, world(), this_machine(dls.device))
 
 def _image_words(pp, paths):
     how = dict(squash='squashed', crop='cropped', pad='padded')[pp.resize] + f' to {pp.size} px ({pp.interpolation})'
@@ -265,7 +283,7 @@ def _keep_network(learn, folder, stopped):
     "What was learnt until somebody stopped it, where there is no checkpoint"
     learn.export(folder, evaluation=False, overwrite=True)
     stopped.saved, where = folder, str(stopped).partition(';')[0]
-    stopped.args = (f"{where}; the network as it is then is in {folder}: `fastbit predict {folder.parent}` asks it, and --weights {folder/'model.safetensors'} begins a run with its body. The same command begins again",)
+    stopped.args = (f"{where}; the model so far is in {folder}: `fastbit predict {shlex.quote(str(folder.parent))} IMAGES` classifies with it, and --weights {shlex.quote(str(folder/'model.safetensors'))} starts a run from its body. The same command begins again",)
 
 def _time_limit(plan, deadline) -> TimeLimit:
     "What is left for a stage of steps, less the evaluation and the report"
@@ -292,7 +310,8 @@ def _command(settings) -> str:
     if Path(sys.argv[0]).name in ('fastbit', '__main__.py') and Path(sys.argv[0]).parent.name in ('bin', 'Scripts', 'fastbit'): return shlex.join(['fastbit', *sys.argv[1:]])
     usual = {k: p.default for k, p in inspect.signature(baseline).parameters.items()}
     given = [f'{k}={v!r}' for k, v in settings.items() if k != 'path' and v != usual[k] and v is not None]
-    return f"baseline({', '.join([repr(settings['path']), *given])})"
+    source = 'df' if settings['path'] == 'DataFrame' else repr(settings['path'])
+    return f"baseline({', '.join([source, *given])})"
 
 # %% ../nbs/09_baseline.ipynb #b2510b44
 def folder_rule(

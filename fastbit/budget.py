@@ -41,14 +41,15 @@ class Speed:
 
 # %% ../nbs/08c_budget.ipynb #9b80a88d
 def parse_budget(
-    budget:str|float # '90s', '10m', '1.5h', or seconds
+    budget:str|float # '90s', '10m', '1.5h', '3 min 20 s' (as `clock` writes it), or seconds
 ) -> float: # Seconds
     "How long; `ValueError` for what is no time"
     if isinstance(budget, (int, float)) and not isinstance(budget, bool): seconds = float(budget)
     else:
-        m = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*', str(budget))
-        if not m: raise ValueError(f"budget={budget!r}: a time such as '90s', '10m' or '1.5h'.")
-        seconds = float(m[1])*dict(s=1, m=60, h=3600)[m[2] or 's']
+        parts = re.findall(r'(\d+(?:\.\d+)?)\s*(h|min|m|s|$)', str(budget).strip())
+        bare = len(parts) > 1 and not parts[-1][1]   # '1h 30': of what?
+        if not parts or bare or ''.join(map(''.join, parts)) != re.sub(r'\s', '', str(budget)): raise ValueError(f"budget={budget!r}: a time such as '90s', '10m' or '1.5h'.")
+        seconds = sum(float(n)*dict(s=1, m=60, min=60, h=3600)[unit or 's'] for n, unit in parts)
     if not seconds > 0: raise ValueError(f"budget={budget!r}: a time above zero.")
     return seconds
 
@@ -101,7 +102,7 @@ def budget_text(
 ) -> str:
     "What was chosen and what more time would buy"
     words = f'{clock(budget)}: {option}'
-    if not dearer: return words + '; more time would buy nothing that this recipe knows, a larger body might (fastbit compare)'
+    if not dearer: return words + '; more time would buy nothing that this recipe knows, a larger body might (`fastbit compare PATH`)'
     takes = lambda o: clock((o[1]/SAFETY + spent)*1.02)
     steps = [dearer[-1]] + ([dearer[0]] if len(dearer) > 1 else [])
     return words + '; more would buy ' + ', and '.join(f'{o[0]} with about {takes(o)}' for o in steps)

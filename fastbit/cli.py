@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/cli.html.md"""
 __all__ = ['main']
 
 # %% ../nbs/10_cli.ipynb #0d05db04
-import contextlib, hashlib, importlib.util, itertools, json, os, shlex, signal, sys, threading, time, warnings
+import argparse, contextlib, hashlib, importlib.util, itertools, json, os, re, shlex, signal, sys, threading, time, warnings
 from datetime import datetime
 from pathlib import Path
 
@@ -144,6 +144,28 @@ def _onnx(args):
     print(f'{args.file}: from uint8 pixels, n x height x width x 3, to probabilities; differs from PyTorch by {difference:.0e} at most')
 
 # %% ../nbs/10_cli.ipynb #c3c4c2cb
+_OTHER_NAMES = dict(n_steps='steps', num_workers='workers', archs='arch', recipes='recipe')   # arguments in Python whose options have other names
+
+def _option_names(command) -> dict:
+    "Arguments in Python -> options of a command; those of switches that turn something off end in '=False'"
+    sub = next(a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices[command]
+    names = {a.dest: a.option_strings[-1] for a in sub._actions if a.option_strings}
+    off = {f"{k.removeprefix('no_')}=False": v for k, v in names.items() if k.startswith('no_')}
+    return names | {k: names[v] for k, v in _OTHER_NAMES.items() if v in names} | off
+
+def _in_shell(text, command) -> str:
+    "A message in the words of the command line: `valid_pct=0.2` becomes `--valid-pct 0.2`"
+    names = _option_names(command)
+    def option(m):
+        name, value = m[1], m[2] or ''
+        if f'{name}={value}' in names: return names[f'{name}={value}']
+        if name not in names: return m[0]
+        word = value if value.startswith('[') else shlex.quote(value.strip('\'"')) if value else ''
+        return f'{names[name]} {word}'.rstrip()
+    # not in the middle of a path or a longer name
+    text = re.sub(r"""(?<![\w/\\'"-])([a-z]\w*)=('[^']*'|"[^"]*"|\[[^]]*\]|[-+]?\w+(?:\.\w+)*)?(?![\w/\\])""", option, text)
+    return re.sub(r'(--[\w-]+)([ \w.]*) \(\1\)', r'\1\2', text)   # where both were given already
+
 def _one_line(e) -> str:
     text = str(e)
     if 'Original Traceback' in text: text = text.rstrip().splitlines()[-1].partition(': ')[2]   # from a loader process, whose whole traceback torch puts into the message
@@ -163,8 +185,12 @@ def _way_on(args, after_stop=False) -> str:
     if out and (out/'checkpoint.safetensors').exists() and not (out/'results.json').exists(): return '; the same command goes on from the last checkpoint'
     return '; the same command begins again' if after_stop else ''
 
-def _show_warning(message, category, *args, **kwargs):
-    print(f'fastbit: {"note" if category.__name__ == "DataWarning" else category.__name__}: {printable(str(message))}', file=sys.stderr)
+def _show_warning(command):
+    "A `warnings.showwarning` that prints one line in the words of the command line"
+    def show(message, category, *args, **kwargs):
+        kind = 'note' if category.__name__ == 'DataWarning' else category.__name__
+        print(f'fastbit: {kind}: {printable(_in_shell(str(message), command))}', file=sys.stderr)
+    return show
 
 def main(
     argv:list=None, # Words after `fastbit`; `None`: the command line's
@@ -180,7 +206,7 @@ def main(
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='PIL')   # of odd files, without their names; what cannot be used is left out by name
         warnings.filterwarnings('ignore', message='`torch.jit')   # torch 2.14 deprecates what torchvision 0.29 and fastai 2.8 still use
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _show_warning(args.command)
         try: return dict(baseline=_baseline, compare=_compare, check=_check, recipe=_recipe, predict=_predict, evaluate=_evaluate, onnx=_onnx, bodies=_bodies, cache=_cache)[args.command](args) or 0
         except KeyboardInterrupt as e:
             if not launched_rank(): print(f"fastbit: {_one_line(e) if getattr(e, 'saved', None) else 'stopped' + _way_on(args, after_stop=True)}", file=sys.stderr)
@@ -190,7 +216,8 @@ def main(
             e = peer_lost(e) or e   # it said itself what it died of
             expected = isinstance(e, (ValueError, TypeError, OSError, FloatingPointError, ImportError))
             way = '' if isinstance(e, (ValueError, TypeError, ImportError)) else _way_on(args)   # those say what to type instead
-            said = f"{'' if expected else f'unexpected {type(e).__name__}: '}{_one_line(e)}{'' if expected else ' (--debug shows where)'}"
+            what = _in_shell(_one_line(e), args.command)
+            said = f"{'' if expected else f'unexpected {type(e).__name__}: '}{what}{'' if expected else ' (--debug shows where)'}"
             print(f"fastbit: error: {said.rstrip('.') if way else said}{way}", file=sys.stderr)
             return 2
         finally:

@@ -42,7 +42,12 @@ def digits_table(
             part = path.with_name(f'.{os.getpid()}-{path.name}')   # written aside, so that nobody reads half a file
             Image.fromarray(np.round(255 - pixels*255/16).astype(np.uint8)).save(part, format='PNG')
             part.replace(path)
-    return image_table(folder)
+    return _named(image_table(folder), 'digits')
+
+def _named(table, name) -> pd.DataFrame:
+    "The table, which tells its name to whatever shows it"
+    table.attrs['name'] = name
+    return table
 
 # %% ../nbs/02b_datasets.ipynb #576a3124
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ def read_public(
     path:str|Path, # The unpacked archive
 ) -> pd.DataFrame: # Columns path, label, split
     "One row an image of an unpacked public set"
-    return _LAYOUTS[PUBLIC_SETS[name].layout](Path(path)/PUBLIC_SETS[name].sub)
+    return _named(_LAYOUTS[PUBLIC_SETS[name].layout](Path(path)/PUBLIC_SETS[name].sub), name)
 
 def named_table(
     name:str, # A key of `PUBLIC_SETS`, or 'digits'

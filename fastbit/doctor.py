@@ -34,7 +34,7 @@ from .features import frozen_features
 from .files import write_text
 from .images import LARGE, check_images, in_threads, open_image, read_image, reading
 from .model import TransferModel
-from .progress import show
+from .progress import ShownOnce, show
 from .report import THUMB, picture_uri, render_page
 from .store import CACHE_GB
 from .tables import csv_text, image_table
@@ -187,8 +187,8 @@ def _labels(table, features, groups) -> list:
     return [row for _, row in sorted(found, key=lambda o: o[0])]
 
 # %% ../nbs/09d_doctor.ipynb #0660ca3f
-@dataclass
-class DataCheck:
+@dataclass(repr=False)
+class DataCheck(ShownOnce):
     "What was found; `print` it"
     rows: pd.DataFrame # one row a finding: kind, path, label, split, detail, other (path of the copy), suggested (class), score (probability of the label); the gravest kind first
     data: str          # name of the data

@@ -29,12 +29,13 @@ from .fold import FoldedModel, can_fold
 from .images import ImageFile, crop_at, square_image, squares_of
 from .intervals import bootstrap_interval, macro_f1, mean_interval, wilson_interval
 from .model import swapped
+from .progress import ShownOnce
 
 # %% ../nbs/05_evaluate.ipynb #29dadb4b
 TOP5_FROM = 11  # classes; with ten or fewer, half of all answers are among the top five
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(ShownOnce):
     "Metrics over a whole labelled set"
     n: int             # images, all of them
     accuracy: float    # share of images whose most probable class is right
@@ -181,9 +182,9 @@ def mean_probs(logits:torch.Tensor) -> torch.Tensor:
     "n x views x classes -> n x classes: the mean over views of the probabilities"
     return sum(logits[:, i].softmax(-1) for i in range(logits.shape[1])) / logits.shape[1]
 
-class TTAResult(tuple):
+class TTAResult(tuple, ShownOnce):
     "`preds, targs` as fastai's `tta` returns them, with a `report` of plain against TTA and what it cost"
-    report: pd.DataFrame = None
+    report: pd.DataFrame = None  # rows 'plain', if the identity view was among the views, and 'TTA', if another one was
     plain: torch.Tensor = None   # probabilities of the identity view; `None` if that was not among the views
     def _repr_html_(self): return self.report._repr_html_() if self.report is not None else None
 
@@ -202,6 +203,6 @@ def tta_probs(
     if i is not None: res.plain = mean_probs(logits[:, i:i+1])
     if targs is not None:
         rows = [] if i is None else [dict(what='plain', views=1, **asdict(evaluate_probs(res.plain, targs)), seconds=total-seconds.sum()+seconds[i])]
-        rows += [dict(what='TTA', views=len(views), **asdict(evaluate_probs(probs, targs)), seconds=total)]
+        if views != ('identity',): rows += [dict(what='TTA', views=len(views), **asdict(evaluate_probs(probs, targs)), seconds=total)]
         res.report = pd.DataFrame(rows).set_index('what')
     return res

@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/leaderboard.html.md"""
 __all__ = ['bodies_here', 'forward_speed', 'probe', 'Leaderboard', 'plot_cost', 'leaderboard']
 
 # %% ../nbs/09c_leaderboard.ipynb #974b3aec
-import hashlib, io, json, re, tempfile, time
+import hashlib, io, json, os, re, tempfile, time
 from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
@@ -22,7 +22,7 @@ from matplotlib.ticker import ScalarFormatter
 
 # %% ../nbs/09c_leaderboard.ipynb #27ef7568
 from . import __version__
-from .baseline import baseline, find_data, make_out
+from .baseline import baseline, check_out, find_data, make_out
 from .names import timm_name
 from .weights import bundled_file
 from .data import check_device, image_dataloaders
@@ -32,7 +32,7 @@ from .files import write_bytes, write_text
 from .fold import FoldedModel
 from .intervals import compare, read_predictions, wilson_interval
 from .learner import transfer_learner
-from .progress import show
+from .progress import ShownOnce, show
 from .recipes import RECIPES, clock
 from .report import picture_uri, render_page
 from .store import CACHE_GB
@@ -75,10 +75,10 @@ def probe(
     return frame, evaluate_probs(probs, targs).loss
 
 # %% ../nbs/09c_leaderboard.ipynb #b5b1d9b0
-@dataclass
-class Leaderboard:
+@dataclass(repr=False)
+class Leaderboard(ShownOnce):
     "Bodies and recipes on one folder, the best first; `print` it"
-    rows: pd.DataFrame # columns body, recipe, accuracy, low, high, loss, behind, behind_low, behind_high (points behind the best, with 95 % interval), images_s, params_m, disk_mb, seconds, test_accuracy, test_low, test_high, failed
+    rows: pd.DataFrame # by accuracy, rows of equal accuracy by loss, then in the order of the call; columns body, recipe, accuracy, low, high, loss, behind, behind_low, behind_high (points behind the best, with 95 % interval), images_s, params_m, disk_mb, seconds, test_accuracy, test_low, test_high, failed
     data: str          # name of the data
     n: int             # validation images
     best: str = ''     # 'body, recipe' of the first row; '': everything failed
@@ -96,8 +96,25 @@ class Leaderboard:
     @property
     def failures(self) -> list[str]: return [f'{r.body}, {r.recipe} failed: {r.failed}' for r in self.rows.itertuples() if r.failed]
 
+    def _others(self) -> pd.DataFrame|None:
+        "The rows below the first that have an accuracy; `None` without any"
+        d = self.rows[self.rows.failed == ''].iloc[1:] if self.best else []
+        return d if len(d) else None
+
+    def standing(self) -> str: # 'ties with lite1, probe', 'is significantly ahead', …
+        "How the first row compares with the others, in words"
+        others = self._others()
+        if others is None: return 'is the only run'
+        names = lambda d: f'{d.iloc[0].body}, {d.iloc[0].recipe}' + (f' and {len(d)-1} more' if len(d) > 1 else '')
+        if len(tied := others[others.behind == 0]): return f'ties with {names(tied)}'
+        if len(near := others[others.behind_high >= 0]): return f'has the highest accuracy, not significantly above {names(near)}'
+        return 'is significantly ahead'
+
     def _notes(self) -> list[str]:
-        notes = [f'Accuracy is that of the {self.n} validation images, and rows are ranked by it; with several rows the best one is a little lucky.', 'Behind the best: points, with the 95 % interval of the difference on the same images; where it reaches zero, these images cannot tell the two apart.']
+        notes = [f'Rows are ranked by accuracy on the {self.n} validation images; rows of equal accuracy by loss.']
+        if self._others() is not None:
+            notes[0] += ' The top score is slightly optimistic because it is the best of several.'
+            notes.append('Behind the best: percentage points, with the 95% interval of the difference on the same images. If the interval includes 0, the difference is not significant.')
         first = self.rows.iloc[0] if self.best else None
         if first is not None and self.n_test and first.test_accuracy == first.test_accuracy: notes.insert(0, f'{self.best}: {first.test_accuracy:.1%} ({first.test_low:.1%} to {first.test_high:.1%}) on {self.n_test} test images, which nothing was chosen on.')
         elif not self.n_test: notes.append('For a number that nothing was chosen on, hold a test set out: test_pct=0.2 (--test-pct 0.2).')
@@ -115,7 +132,7 @@ class Leaderboard:
     def html(self) -> str:
         "One self-contained page: the table, and accuracy against cost"
         fig = picture_uri(plot_cost(self.rows)) if self.best else ''
-        return render_page(_BOARD, title=f'{self.data}: {len(self.rows)} rows compared', table=self._table(), notes=self._notes(), failures=self.failures, fig=fig, best=self.best, first=self.rows.iloc[0], n=self.n,
+        return render_page(_BOARD, title=f'{self.data}: {len(self.rows)} rows compared', table=self._table(), notes=self._notes(), failures=self.failures, fig=fig, best=self.best, standing=self.standing(), first=self.rows.iloc[0], n=self.n,
             links=[f'runs/{_slug(b, r)}/report.html' if self.out and (self.out/'runs'/_slug(b, r)/'report.html').exists() else '' for b, r in zip(self.rows.body, self.rows.recipe)], version=__version__)
 
     def save(self,
@@ -134,7 +151,7 @@ class Leaderboard:
 _BOARD = '''<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title><link rel="icon" href="data:,"><style>{{ style }}td,td.text{white-space:nowrap;min-width:0}</style></head><body><main>
 <h1>{{ title }}</h1><p class="soft">fastbit {{ version }}</p>
-{% if best %}<div class="big"><div><b>{{ best }}</b>is ahead<br><span>{{ '%.1f'|format(100*first.accuracy) }} %, 95 % interval {{ '%.1f'|format(100*first.low) }} to {{ '%.1f'|format(100*first.high) }} %</span></div><div><b>{{ '%.0f'|format(first.images_s) }}</b>images a second<br><span>prediction on this machine</span></div><div><b>{{ n }}</b>validation images<br><span>the same for every row</span></div></div>{% else %}<p class="note">Every run failed.</p>{% endif %}
+{% if best %}<div class="big"><div><b>{{ best }}</b>{{ standing }}<br><span>{{ '%.1f'|format(100*first.accuracy) }} %, 95 % interval {{ '%.1f'|format(100*first.low) }} to {{ '%.1f'|format(100*first.high) }} %</span></div><div><b>{{ '%.0f'|format(first.images_s) }}</b>images a second<br><span>prediction on this machine</span></div><div><b>{{ n }}</b>validation images<br><span>the same for every row</span></div></div>{% else %}<p class="note">Every run failed.</p>{% endif %}
 <div class="scroll"><table><tr>{% for c in table.columns %}<th{% if c in ('body', 'recipe') %} class="text"{% endif %}>{{ c }}</th>{% endfor %}<th></th></tr>
 {% for r in table.itertuples(index=False) %}<tr>{% set link = links[loop.index0] %}{% for v in r %}<td{% if table.columns[loop.index0] in ('body', 'recipe') %} class="text"{% endif %}>{{ v }}</td>{% endfor %}<td>{% if link %}<a href="{{ link }}">report</a>{% endif %}</td></tr>{% endfor %}</table></div>
 {% for t in failures %}<p class="note">{{ t }}</p>{% endfor %}{% for t in notes %}<p class="soft">{{ t }}</p>{% endfor %}
@@ -247,7 +264,9 @@ def _same_question(out, what):
     if not file.exists(): write_text(file, json.dumps(what, indent=1) + '\n'); return
     before = json.loads(file.read_text())
     other = [k for k in what if what[k] != before.get(k)]
-    if other: raise ValueError(f"{out} compares with {'other images' if other[0] == 'images' else f'another {other[0]} ({before.get(other[0])!r}, and now {what[other[0]]!r})'}; give another folder, or remove it.")
+    if not other: return
+    differs = 'other images' if other[0] == 'images' else f'another {other[0]} ({before.get(other[0])!r}, now {what[other[0]]!r})'
+    raise ValueError(f"{out}{os.sep} already contains a comparison with {differs}. Choose another out=, or delete the folder.")
 
 def _data_digest(table) -> str:
     "Of what is compared on: paths, labels, split, and the size and time of each file"
@@ -278,14 +297,14 @@ def leaderboard(
     out:str|Path=None,        # Folder for results, reports and what a second call goes on from; `None`: a temporary one
     verbose:bool=True,        # A line for each run, and the board?
 ) -> Leaderboard:
-    "Probe bodies on one folder, fine-tune the best, and rank them; a second call with the same `out` does only what is missing"
+    "Probe bodies on one folder, fine-tune the best, and rank them by accuracy, ties by loss; a second call with the same `out` does only what is missing"
     archs, recipes = list(archs) if archs is not None else bodies_here(), (recipes,) if isinstance(recipes, str) else tuple(recipes)
     if not archs: raise ValueError("Which bodies? archs=['tf_efficientnet_lite0', …]; no installed package has weights.")
     if isinstance(top, bool) or not isinstance(top, int) or top < 0: raise ValueError(f"top={top!r}: bodies to fine-tune, 0 or more.")
     wrong = [r for r in recipes if r not in RECIPES]
     if wrong or (top and not recipes): raise ValueError(f"recipes={list(recipes)!r}; there is {', '.join(map(repr, RECIPES))}.")
     bodies, _, device = dict(map(_body, archs)), check_share(valid_pct, test_pct), check_device(device)
-    out = make_out(Path(out)/'runs').parent if out is not None else Path(tempfile.mkdtemp(prefix='fastbit-'))
+    out = make_out(check_out(out)/'runs').parent if out is not None else Path(tempfile.mkdtemp(prefix='fastbit-'))
     data, name, usual = find_data(path)
     choose = lambda key, asked, default: asked if asked is not None else usual.get(key, default)
     how = dict(size=choose('size', size, None), seed=seed, valid_pct=valid_pct, test_pct=test_pct, flip=choose('flip', flip, True), crop=choose('crop', crop, True), k_per_class=k_per_class, num_workers=num_workers, device=device)

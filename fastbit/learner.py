@@ -41,7 +41,7 @@ from .headfit import HeadFit
 from .optim import FusedAdam
 from .processes import world
 from .progress import is_interactive, show as show_it
-from .report import Findings, Report, make_report
+from .report import Findings, Report, data_name, make_report
 from .cyclefit import CycleFit
 from .lrfind import BODY_LR, RateFinder
 from .rulefit import RuleFit
@@ -209,7 +209,9 @@ def tta(self:TransferLearner,
     dl = self.dls[ds_idx] if dl is None else dl
     res = tta_probs(self, dl, views, self._preprocess(dl))
     if show and res.report is not None:
-        for what, r in res.report.iterrows(): print(f"{what:>5}: accuracy {r.accuracy:.2%} ({r.low:.1%} to {r.high:.1%}, n = {r.n}), loss {r.loss:.4f}, {r.views} view(s), {r.seconds:.1f} s")
+        for what, r in res.report.iterrows(): print(f"{what:>5}: accuracy {r.accuracy:.2%} ({r.low:.1%} to {r.high:.1%}, n = {r.n}), loss {r.loss:.4f}, {r.views} view{'s'*(r.views > 1)}, {r.seconds:.1f} s")
+        if views is None and 'TTA' not in res.report.index: print('TTA was not used: flips and crops are disabled for this data.')
+        res.mark_shown()
     return res
 
 # %% ../nbs/06_learner.ipynb #6a0f47d7
@@ -235,7 +237,7 @@ def report(self:TransferLearner,
     pp, paths = self._preprocess(dl), [o for o in getattr(dl, 'items', []) if isinstance(o, (str, Path))]
     res, best = tta_probs(self, dl, default_views(pp), pp), getattr(self, 'keep_best', None)
     chosen = [f'The weights of {best.where} were chosen by {best.monitor}'] if best and best.where and ds_idx == 1 else []
-    return make_report(Findings(self, res.plain, res[1], paths if len(paths) == len(res[1]) else [], 'test' if ds_idx == 2 else 'valid', Path(self.dls.path).resolve().name,
+    return make_report(Findings(self, res.plain, res[1], paths if len(paths) == len(res[1]) else [], 'test' if ds_idx == 2 else 'valid', data_name(self.dls),
         tta=res.report, temperature=self.temperature, chosen=chosen, left_out=getattr(self.dls, 'left_out', None), curve=self.rate_curve, command='learn.report()'))
 
 # %% ../nbs/06_learner.ipynb #287208ef

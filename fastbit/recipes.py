@@ -25,7 +25,9 @@ from .hyperrule import HyperRule
 from .fold import FoldedModel
 from .learner import TransferLearner
 from .lrfind import BODY_LR, HEAD_LR
+from .machine import Machine
 from .model import untouched
+from .progress import ShownOnce
 from .store import CACHE_GB
 
 # %% ../nbs/08b_recipes.ipynb #cd46ba95
@@ -183,8 +185,8 @@ def rows_html(
     head = f'<caption style="text-align:left;font-weight:600;caption-side:top">{escape(title)}</caption>' if title else ''
     return f'<table>{head}' + ''.join(f'<tr><th {cell}>{escape(str(k))}</th><td {cell}>{escape(str(v))}</td></tr>' for k, v in rows) + '</table>'
 
-@dataclass
-class Plan:
+@dataclass(repr=False)
+class Plan(ShownOnce):
     "What a run is going to do; `print` it"
     data: str          # name of the data set
     n_train: int       # images
@@ -208,6 +210,7 @@ class Plan:
     goes_on: str = ''  # where checkpoints go
     budget: str = ''   # what a budget chose, and what more time would buy
     processes: int = 1 # that share the work
+    machine: Machine = None # CPU and threads, on which the last digits depend; `None`: not known
 
     @property
     def seconds(self) -> float:
@@ -230,8 +233,14 @@ class Plan:
             *([] if self.rule else [(f'stage {i}', str(s)) for i, s in enumerate(self.stages, 1)])]
         speed = ', '.join(f'{1/t:.3g} images/s {s.name}' for s, t in zip(self.stages, self.seconds_an_image))
         many, each = (f', {self.processes} processes', ' each') if self.processes > 1 else ('', '')
-        end = [*([('budget', self.budget)] if self.budget else []), *([('saved', self.goes_on)] if self.goes_on else []), ('time', f'about {clock(self.seconds)} on {self.device}{many}, from a measured batch ({speed}{each})')]
+        where = self.device + self._threads() + many
+        end = [*([('budget', self.budget)] if self.budget else []), *([('saved', self.goes_on)] if self.goes_on else []), ('time', f'about {clock(self.seconds)} on {where}, from a measured batch ({speed}{each})')]
         return rows, end
+
+    def _threads(self) -> str:
+        if self.machine is None or not self.device.startswith('cpu'): return ''
+        n = self.machine.threads
+        return f', {n} thread{"s"*(n > 1)}'
 
     def _title(self): return f'fastbit {__version__}, recipe {self.recipe}, seed {self.seed}'
     def __str__(self):

@@ -21,6 +21,7 @@ from .evaluate import Evaluation
 from .figures import plot_losses, plot_rates
 from .files import write_bytes, write_text
 from .learner import TransferLearner
+from .progress import ShownOnce
 from .recipes import Plan, clock, rows_html
 from .report import Findings, Report, make_report
 from .tables import csv_text
@@ -30,13 +31,13 @@ def _png(fig) -> bytes:
     buf = io.BytesIO(); fig.savefig(buf, format='png', dpi=150)
     return buf.getvalue()
 
-@dataclass
-class BaselineResult:
+@dataclass(repr=False)
+class BaselineResult(ShownOnce):
     "What a baseline found; `print` it"
     plan: Plan
     evaluation: Evaluation     # plain prediction over the test images, if there are any, or else the validation images
-    tta: Evaluation            # the same with the mean over `views`
-    views: tuple               # of the TTA
+    tta: Evaluation|None       # the same with the mean over `views`; `None` where the data allows no view but the image as it is
+    views: tuple               # of the TTA; ('identity',): there was none
     epochs: pd.DataFrame       # one row an epoch, over all stages
     steps: pd.DataFrame        # one row an optimizer step
     predictions: pd.DataFrame  # one row a held-out image: path, split, label, prediction, probability, calibrated (the probability with the temperature)
@@ -64,8 +65,8 @@ class BaselineResult:
         if v is not None: rows.append(('', f'{v.accuracy:.2%} on {v.n} validation images; what was chosen was chosen there'))
         if e.top5 is not None: rows.append(('top-5', f'{e.top5:.2%}'))
         rows.append(('loss', f'{e.loss:.4f}, macro-F1 {e.macro_f1:.4f}'))
-        many = len(self.views) > 1
-        rows.append(('TTA', f'{t.accuracy:.2%} ({t.low:.1%} to {t.high:.1%}), loss {t.loss:.4f}, mean of {len(self.views)} views: {", ".join(self.views)}' if many else 'none: mirror images and crops are off for this data'))
+        if t is None: rows.append(('TTA', 'not used: flips and crops are disabled for this data'))
+        else: rows.append(('TTA', f'{t.accuracy:.2%} ({t.low:.1%} to {t.high:.1%}), loss {t.loss:.4f}, mean of {len(self.views)} views: {", ".join(self.views)}'))
         if c is not None: rows.append(('sureness', f'calibration error {e.ece:.3f}, {c.ece:.3f} with temperature {self.temperature:.2f}, fitted on ' + ('these same images' if here else 'validation')))
         if self.chosen: rows.append(('chosen', f'{self.chosen}, ' + ('on these same images: the numbers are a little too good' if here else 'on the validation images')))
         rows.append(('time', f'{clock(self.seconds["training"])} training, {clock(self.seconds["evaluation"])} evaluation'))
@@ -77,9 +78,10 @@ class BaselineResult:
     def as_dict(self) -> dict:
         "Everything but the tables and the learner, for `results.json`"
         plan = asdict(self.plan)
+        machine = plan.pop('machine')
         versions = {m: __import__(m).__version__ for m in ('fastai', 'timm', 'torch', 'torchvision')}
         measured = lambda e: e and asdict(e)
-        return dict(evaluation=asdict(self.evaluation), part=self.part, validation=measured(self.validation), temperature=self.temperature, calibrated=measured(self.calibrated), command=self.command, stages=self.stages.to_dict('records'), fold_difference=self.fold_difference, chosen=self.chosen, tta=dict(views=list(self.views), **asdict(self.tta)), plan=plan, settings=self.settings,
+        return dict(evaluation=asdict(self.evaluation), part=self.part, validation=measured(self.validation), temperature=self.temperature, calibrated=measured(self.calibrated), command=self.command, stages=self.stages.to_dict('records'), fold_difference=self.fold_difference, chosen=self.chosen, tta=self.tta and dict(views=list(self.views), **asdict(self.tta)), plan=plan, machine=machine, settings=self.settings,
             seconds=self.seconds, versions=dict(fastbit=__version__, python=platform.python_version(), **versions))
 
     def report(self) -> Report: # Shown inline; `.save('report.html')` writes it

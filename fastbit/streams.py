@@ -259,4 +259,5 @@ def stream_dataloaders(
     classes, bs = list(map(str, classes)), bs or default_bs(pp.size, device)
     dls = DataLoaders(*(StreamDL(s, classes, pp, bs, t, seed, device) for s, t in ((train, True), (valid, False))), device=device)
     dls.vocab, dls.c, dls.preprocess, dls.image_size, dls.table, dls.report = classes, len(classes), pp, image_size, None, None
+    dls.data_name = train.made_from
     return dls

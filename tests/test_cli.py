@@ -111,7 +111,7 @@ def test_digits_where_the_cache_is_read_only():
     (('baseline', '.', '--recipe', 'hyperrule', '--scale', 'preset', '--batch-size', '64'), 'give neither'), (('baseline', '.', '--recipe', 'hyperrule', '--eval-every', '0'), 'eval_every=0'),
     (('baseline', '.', '--keep-best', 'f1'), "'accuracy'"), (('baseline', '.', '--patience', '0'), 'patience=0'), (('baseline', '.', '--k-per-class', '0'), 'k_per_class=0'),
     (('recipe', 'nowhere'), "no folder or file 'nowhere'"), (('recipe', '.', '--plot', 'x.bmp'), '.png, .svg or .pdf'), (('recipe', '.', '--base-lr', '0'), 'base_lr=0'),
-    (('baseline', '.', '--out', '../run'), 'another run'), (('baseline', '.', '--frobnicate'), 'unrecognized'), ((), 'COMMAND'), (('bodies', '*nope*'), 'No body matches')])
+    (('baseline', '.', '--out', '../run'), 'already contains a finished run'), (('baseline', '.', '--frobnicate'), 'unrecognized'), ((), 'COMMAND'), (('bodies', '*nope*'), 'No body matches')])
 def test_errors_are_one_line_and_exit_2(shared, args, message, capsys, monkeypatch):
     from fastbit.cli import main
     root, _ = shared
