@@ -93,18 +93,21 @@ def find_data(path):
     return path, source_name(path), {}
 
 # %% ../nbs/09_baseline.ipynb #de85b1fd
-_RULE_ONLY = ('batch_size', 'base_lr', 'scale', 'n_steps', 'stop_after', 'mixup', 'eval_every', 'checkpoint_every')
-_ONECYCLE_ONLY = ('epochs', 'lr', 'views')
+_RECIPES_OF = dict(   # options that not every recipe has
+    checkpoint_every=('onecycle', 'hyperrule'),
+    **dict.fromkeys(('epochs', 'lr', 'views'), ('onecycle', 'head')),
+    **dict.fromkeys(('batch_size', 'base_lr', 'scale', 'n_steps', 'stop_after', 'mixup', 'eval_every'), ('hyperrule',)))
 _WATCHED = ('valid_loss', 'accuracy')   # what a baseline measures
 CHECKPOINT = 'checkpoint.safetensors'  # in the folder of the results
 
 def _check_recipe(recipe, given):
-    "An option of the other recipe is a misunderstanding, not something to pass over"
-    if recipe not in RECIPES: raise ValueError(f"recipe={recipe!r}; there is {', '.join(map(repr, RECIPES))}.")
-    foreign, other = (_ONECYCLE_ONLY, 'onecycle') if recipe == 'hyperrule' else ([k for k in _RULE_ONLY if k != 'checkpoint_every' or recipe == 'head'], 'hyperrule')
+    "Raise `ValueError` for an unknown recipe, and for an option that this recipe does not have"
+    if recipe not in RECIPES: raise ValueError(f"unknown recipe {recipe!r}. Choose from {', '.join(RECIPES)}.")
     defaults = {k: p.default for k, p in inspect.signature(baseline).parameters.items()}
-    wrong = [k for k in foreign if given[k] != defaults[k]]
-    if wrong: raise ValueError(f"{wrong[0]}={given[wrong[0]]!r} belongs to recipe={other!r}, and this is {recipe!r}" + (", which counts steps: n_steps=, and base_lr= is its rate." if recipe == 'hyperrule' else '.'))
+    wrong = next((k for k, recipes in _RECIPES_OF.items() if recipe not in recipes and given[k] != defaults[k]), None)
+    if wrong is None: return
+    instead = {'epochs': ' Set its length with n_steps=.', 'lr': ' Set its rate with base_lr=.'}.get(wrong, '') if recipe == 'hyperrule' else ''
+    raise ValueError(f"{wrong}={given[wrong]!r} applies to {' and '.join(_RECIPES_OF[wrong])} only, not to {recipe}.{instead}")
 
 def _stages(recipe, epochs, lr, how, checkpoint_every=None) -> list:
     "Of 'onecycle' and 'head'"
@@ -122,7 +125,7 @@ def baseline(
     epochs:int=None,          # Passes over the training images, all stages together, the head stage being one; `None`: 8. For 'head', over the body's outputs; `None`: `HEAD_EPOCHS`
     bs:int=None,              # Images in a batch; `None`: 32. For 'hyperrule' in a micro-batch; `None`: by size and device
     lr:float=None,            # Peak rate of the head stage; later stages keep their ratio to it; `None`: `HEAD_LR`
-    seed:int=0,               # Of the split, the order, the augmentation: the same seed gives the same numbers
+    seed:int=0,               # Random seed of split, shuffling and augmentation; it gives the same results on the same machine with the same number of threads
     valid_pct:float=.2,       # Share held out for validation where the data has no split of its own
     test_pct:float=0.,        # Share held out for a test set, which nothing is chosen on and which is looked at once; 0: none but the data's own
     flip:bool=None,           # Train on mirror images? `None`: yes, but for digits
@@ -134,7 +137,7 @@ def baseline(
     out:str|Path=None,        # Folder for the results; `None`: nothing is written
     verbose:bool=True,        # Print the plan and the result?
     k_per_class:int=None,     # Training images to keep of each class; `None`: all
-    keep_best:str=None,       # Go back to the weights that were best by this: 'valid_loss', 'accuracy'; `None`: the last
+    keep_best:str=None,       # Keep the weights of the best epoch by 'valid_loss' or 'accuracy', of equals the first; `None`: the last
     patience:int=None,        # Evaluations without a better one after which training stops; `None`: it does not
     views:int=1,              # Of 'onecycle' and 'head': views of each training image that the head stage keeps; k: the image as it is, and k-1 augmentations
     precision:str='float32',  # Of the arithmetic in training: 'float32', 'bf16', 'fp16', or 'auto', what the device is fast at
@@ -153,7 +156,7 @@ def baseline(
     eval_every:int=None,      # Of 'hyperrule': steps between two evaluations; `None`: a tenth of the run
     checkpoint_every:int=None, # Of 'hyperrule' and 'onecycle': steps between two savings into `out`, from where the same call goes on; `None`: as `eval_every`; after an epoch, half a minute or more after the last
 ) -> BaselineResult: # Or the `Plan`, for `dry_run`
-    "From images to a measured baseline: check the data, train by a recipe, evaluate with TTA"
+    "From images to a measured baseline: check the data, train by a recipe, evaluate, with TTA where flips or crops are allowed"
     began, given = time.perf_counter() if budget_from is None else budget_from, dict(locals())
     typed = 'digits' if path is None else 'DataFrame' if isinstance(path, pd.DataFrame) else str(path)
     settings = dict(path=typed) | {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in given.items() if k not in ('path', 'verbose', 'budget_from', 'dry_run')}

@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/fewshot.html.md"""
 __all__ = ['plot_few_shot', 'few_shot_page', 'few_shot_curve']
 
 # %% ../nbs/09b_fewshot.ipynb #7aeeb6ff
-import time
+import os, time
 from pathlib import Path
 
 # %% ../nbs/09b_fewshot.ipynb #27ad6349
@@ -92,12 +92,13 @@ def few_shot_curve(
     seed:int=0,               # Of the split and of the first repeat; each repeat draws and trains with the next
     num_workers:int=None,     # Loader processes; `None`: one a core, none beside training on a CPU of four cores or fewer
     device:str=None,          # 'cpu', 'cuda'; `None`: the GPU if there is one
-    out:str|Path=None,        # A CSV file that is written after each run, and at the end a page of that name (`.html`) beside it; `None`: none
+    out:str|Path=None,        # A CSV file, replaced after each run, and at the end a page of that name (`.html`) next to it; `None`: none
     verbose:bool=True,        # A line for each run?
 ) -> tuple[pd.DataFrame, Figure]: # Columns k ('all' for `None`), repeat, accuracy; a plot with median and range
     "Train by the BiT-HyperRule on `k` images of each class, for several `k` and draws, and evaluate each on all held-out images"
     if not ks or any(k is not None and (not isinstance(k, int) or k < 1) for k in ks): raise ValueError(f"ks={ks!r}: numbers of images from 1 on, None for all.")
     if not isinstance(repeats, int) or repeats < 1: raise ValueError(f"repeats={repeats!r}: one or more.")
+    if out is not None: _check_table_file(Path(out))
     numbers = dict(batch_size=batch_size, base_lr=base_lr, scale=scale, n_steps=n_steps)
     HyperRule.for_data(1, 32, **numbers); weights_source(arch, weights)   # for their errors, before the data is looked at
     data, name, usual = find_data(path)
@@ -115,6 +116,12 @@ def few_shot_curve(
     df = _frame(rows)
     if out is not None: few_shot_page(df, whole.valid.n, name, arch).save(Path(out).with_suffix('.html'))
     return df, plot_few_shot(df, whole.valid.n)
+
+def _check_table_file(out):
+    "Raise `ValueError` or `OSError`, before hours of runs, for what cannot become a CSV file"
+    if out.suffix.lower() in ('.html', '.htm'): raise ValueError(f"out={str(out)!r} is the page; give the CSV file, {str(out.with_suffix('.csv'))!r}, and the page is written next to it.")
+    if out.is_dir(): raise ValueError(f"out={str(out)!r} is a folder; give a CSV file in it, {str(out/'curve.csv')!r}.")
+    if not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK): raise OSError(f"{out.absolute().parent} is not a folder that can be written to. Choose another out=.")
 
 def _frame(rows): return pd.DataFrame(rows, columns=['k', 'repeat', 'accuracy'])
 

@@ -302,7 +302,7 @@ def leaderboard(
     if not archs: raise ValueError("Which bodies? archs=['tf_efficientnet_lite0', …]; no installed package has weights.")
     if isinstance(top, bool) or not isinstance(top, int) or top < 0: raise ValueError(f"top={top!r}: bodies to fine-tune, 0 or more.")
     wrong = [r for r in recipes if r not in RECIPES]
-    if wrong or (top and not recipes): raise ValueError(f"recipes={list(recipes)!r}; there is {', '.join(map(repr, RECIPES))}.")
+    if wrong or (top and not recipes): raise ValueError(f"unknown recipe in recipes={list(recipes)!r}. Choose from {', '.join(RECIPES)}.")
     bodies, _, device = dict(map(_body, archs)), check_share(valid_pct, test_pct), check_device(device)
     out = make_out(check_out(out)/'runs').parent if out is not None else Path(tempfile.mkdtemp(prefix='fastbit-'))
     data, name, usual = find_data(path)

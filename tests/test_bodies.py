@@ -72,7 +72,7 @@ def test_bundled_weights_fill_every_tensor(n):
 
 
 def test_random_weights_only_on_that_word():
-    with pytest.raises(FileNotFoundError, match='Nobody published'): build_body('efficientnet_b0_gn', 2)
+    with pytest.raises(FileNotFoundError, match='No pretrained weights'): build_body('efficientnet_b0_gn', 2)
     with pytest.raises(FileNotFoundError, match='No installed package'): build_body('tf_efficientnet_b0', 2, 'bundled')
     with pytest.raises(FileNotFoundError, match='BiT-S-R50x1.npz'): build_body('BiT-S-R50x1', 2)
     with pytest.raises(ValueError, match="'random'"): build_body('tf_efficientnet_b0', 2, 'imagenet')
