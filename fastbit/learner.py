@@ -238,7 +238,7 @@ def report(self:TransferLearner,
     res, best = tta_probs(self, dl, default_views(pp), pp), getattr(self, 'keep_best', None)
     chosen = [f'The weights of {best.where} were chosen by {best.monitor}'] if best and best.where and ds_idx == 1 else []
     return make_report(Findings(self, res.plain, res[1], paths if len(paths) == len(res[1]) else [], 'test' if ds_idx == 2 else 'valid', data_name(self.dls),
-        tta=res.report, temperature=self.temperature, chosen=chosen, left_out=getattr(self.dls, 'left_out', None), curve=self.rate_curve, command='learn.report()'))
+        tta=res.report, temperature=self.temperature, chosen=chosen, left_out=getattr(self.dls, 'left_out', None), curve=self.rate_curve))
 
 # %% ../nbs/06_learner.ipynb #287208ef
 @patch
