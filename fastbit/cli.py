@@ -147,11 +147,12 @@ def _onnx(args):
 _OTHER_NAMES = dict(n_steps='steps', num_workers='workers', archs='arch', recipes='recipe')   # arguments in Python whose options have other names
 
 def _option_names(command) -> dict:
-    "Arguments in Python -> options of a command; those of switches that turn something off end in '=False'"
+    "Arguments in Python -> options of a command; those of switches with the value that they stand for, 'tta=True', 'flip=False'"
     sub = next(a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)).choices[command]
     names = {a.dest: a.option_strings[-1] for a in sub._actions if a.option_strings}
     off = {f"{k.removeprefix('no_')}=False": v for k, v in names.items() if k.startswith('no_')}
-    return names | {k: names[v] for k, v in _OTHER_NAMES.items() if v in names} | off
+    on = {f'{a.dest}=True': a.option_strings[-1] for a in sub._actions if a.nargs == 0 and a.option_strings}
+    return names | {k: names[v] for k, v in _OTHER_NAMES.items() if v in names} | off | on
 
 def _in_shell(text, command) -> str:
     "A message in the words of the command line: `valid_pct=0.2` becomes `--valid-pct 0.2`"

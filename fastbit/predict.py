@@ -102,6 +102,11 @@ class Predictor:
         res[[bool(r) for r in reasons]] = float('nan')
         return res, reasons
 
+    def _views_for(self, tta) -> tuple:
+        views = default_views(self.about.preprocess) if tta else ('identity',)
+        if tta and views == ('identity',): say('tta=True changes nothing here: the model was trained without flips and crops, so there are no other views.', 4)
+        return views
+
     def _views(self, x, views, sizes):
         x = torch.from_numpy(x).to(self.device)
         with torch.inference_mode(): return torch.stack([self.net(cut_view(x, v, sizes, self.about.preprocess).contiguous()).float().cpu() for v in views], 1)
@@ -114,7 +119,7 @@ class Predictor:
     ) -> pd.DataFrame: # One row an image, in order: path ('' for what is no file), prediction, probability, calibrated (the probability with the temperature), reason ('' or why there is no prediction)
         "Which class, and how sure"
         items = image_items(items)
-        views = default_views(self.about.preprocess) if tta else ('identity',)
+        views = self._views_for(tta)
         logits, reasons = self.logits(items, views, bs)
         p = mean_probs(logits)
         reasons = [r or ('' if ok else 'the network gives no finite numbers for it') for r, ok in zip(reasons, p.isfinite().all(1).tolist())]
@@ -134,7 +139,7 @@ class Predictor:
         part, table = _part_of(image_table(source), split)
         at = {c: i for i, c in enumerate(self.classes)}
         if unknown := sorted(set(table.label) - set(at)): raise ValueError(f"{len(unknown)} of the labels are no classes of this network: {', '.join(unknown[:5])}. It knows {', '.join(self.classes[:10])}{', …' if len(self.classes) > 10 else ''}.")
-        views = default_views(self.about.preprocess) if tta else ('identity',)
+        views = self._views_for(tta)
         logits, reasons = self.logits(table.path.tolist(), views, bs)
         bad = np.array([bool(r) for r in reasons])
         left_out = pd.DataFrame(dict(path=table.path[bad].tolist(), reason=[r for r in reasons if r]))
@@ -182,7 +187,7 @@ def load_predictor(
     "Open a trained network; `ValueError` or `FileNotFoundError` with the reason if it cannot be trusted or is not there"
     device = check_device(device) or default_device()
     if Path(folder).suffix.lower() == '.pkl':
-        if not trust_pickle: raise ValueError(f"{folder} is a pickle, and opening one runs whatever it contains. If you know who made it, type load_predictor({str(folder)!r}, trust_pickle=True), and then learn.export(FOLDER) a copy that is safe to hand on.")
+        if not trust_pickle: raise ValueError(f"{folder} is a pickle, and opening one runs whatever it contains. If you know who made it, use p = load_predictor({str(folder)!r}, trust_pickle=True). Then save_artifact(FOLDER, p.model.net, p.about) writes a copy that is safe to hand on.")
         return _from_pickle(folder, device)
     net, about = load_artifact(folder)
     return Predictor(TransferModel(net).to(device), about)

@@ -183,6 +183,14 @@ def test_the_learner_says_so_too(run, capsys):
     assert 'not used' not in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings('always:tta=True')
+def test_nor_for_a_model_of_such_data(run, tmp_path, capsys):
+    data, out, _ = run
+    assert main(['predict', str(out), str(data/'red'), '--tta']) == 0
+    assert capsys.readouterr().err == 'fastbit: note: --tta changes nothing here: the model was trained without flips and crops, so there are no other views.\n'
+    assert main(['predict', str(out), str(data/'red')]) == 0 and not capsys.readouterr().err
+
+
 def test_tta_that_ran_is_reported(folder, capsys):
     learn = transfer_learner(image_dataloaders(folder, TINY['arch'], **PX), **TINY)
     learn.tta()
@@ -295,6 +303,19 @@ def test_without_weights_each_way_on_can_be_typed(run, monkeypatch, capsys):
     for w in ways:
         args = make_parser().parse_args(['baseline', str(run[0]), *shlex.split(w)])
         if 'FILE' not in w: weights_source(args.arch, args.weights)   # finds them
+
+
+@pytest.mark.filterwarnings('ignore:load_learner')   # what fastai says of pickles
+def test_the_copy_of_a_pickle_can_be_made_as_it_says(run, tmp_path):
+    from fastai.learner import Learner
+    from fastbit.artifact import save_artifact
+    from fastbit.predict import load_predictor
+    learn, file = run[2].learn, tmp_path/'old.pkl'
+    Learner.export(learn, file)
+    with pytest.raises(ValueError) as e: load_predictor(file)
+    steps = re.search(r'use (p = .*\))\. Then (save_artifact\(.*\)) writes', str(e.value))
+    exec(f'{steps[1]}; {steps[2]}', dict(load_predictor=load_predictor, save_artifact=save_artifact, FOLDER=tmp_path/'copy'))
+    assert load_predictor(tmp_path/'copy').classes == ('blue', 'green', 'red')
 
 
 @pytest.mark.parametrize('seconds', [3, 89, 90, 200, 5399, 5400, 9000])
