@@ -106,7 +106,7 @@ def _check_recipe(recipe, given):
     defaults = {k: p.default for k, p in inspect.signature(baseline).parameters.items()}
     wrong = next((k for k, recipes in _RECIPES_OF.items() if recipe not in recipes and given[k] != defaults[k]), None)
     if wrong is None: return
-    instead = {'epochs': ' Set its length with n_steps=.', 'lr': ' Set its rate with base_lr=.'}.get(wrong, '') if recipe == 'hyperrule' else ''
+    instead = dict(epochs=' Set its length with n_steps=.', lr=' Set its rate with base_lr=.').get(wrong, '')   # of hyperrule, the one recipe without them
     raise ValueError(f"{wrong}={given[wrong]!r} applies to {' and '.join(_RECIPES_OF[wrong])} only, not to {recipe}.{instead}")
 
 def _stages(recipe, epochs, lr, how, checkpoint_every=None) -> list:
@@ -159,7 +159,9 @@ def baseline(
     "From images to a measured baseline: check the data, train by a recipe, evaluate, with TTA where flips or crops are allowed"
     began, given = time.perf_counter() if budget_from is None else budget_from, dict(locals())
     typed = 'digits' if path is None else 'DataFrame' if isinstance(path, pd.DataFrame) else str(path)
-    settings = dict(path=typed) | {k: v if isinstance(v, (int, float, str, type(None))) else str(v) for k, v in given.items() if k not in ('path', 'verbose', 'budget_from', 'dry_run')}
+    plain = lambda v: v if isinstance(v, (int, float, str, type(None))) else str(v)
+    not_kept = ('path', 'verbose', 'budget_from', 'dry_run')
+    settings = dict(path=typed) | {k: plain(v) for k, v in given.items() if k not in not_kept}
     _check_recipe(recipe, given)
     check_precision(precision)
     join_processes(device)
@@ -176,7 +178,8 @@ def baseline(
     if by_rule:
         HyperRule.for_data(1, 32, **numbers)   # for its errors, before the data is looked at
         check_steps('eval_every', eval_every, 1)
-    if out is not None and is_writer(): check_out(out, None if isinstance(path, pd.DataFrame) else settings)   # of tables only the type is known
+    comparable = not isinstance(path, pd.DataFrame)   # of tables the settings have no more than the type
+    if out is not None and is_writer(): check_out(out, settings if comparable else None)
     wait_for_all()   # an error of the writer's is everybody's
     if source.kind == 'hub': hub_file(arch)   # no network is found out now, not after the data has been checked
     data, name, usual = find_data(path)
@@ -217,7 +220,8 @@ def baseline(
     times['evaluation'], tta = time.perf_counter() - start, held_out[part]
     learn.temperature = fit_temperature(_log(valid.plain), valid[1]) if valid.plain.isfinite().all() else None
     best = getattr(learn, 'keep_best', None)
-    res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), evaluate_probs(*tta) if tta_views != ('identity',) else None, tta_views, learn.history.epochs, learn.history.steps, _predictions(dls, held_out, learn.temperature), dls.left_out, times, settings,
+    averaged = evaluate_probs(*tta) if tta_views != ('identity',) else None
+    res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), averaged, tta_views, learn.history.epochs, learn.history.steps, _predictions(dls, held_out, learn.temperature), dls.left_out, times, settings,
         part, tta.plain, tta[1], learn.temperature, evaluate_probs(temper(tta.plain, learn.temperature), tta[1]) if learn.temperature else None, evaluate_probs(valid.plain, valid[1]) if part == 'test' else None, tta.report,
         _stage_times(plan, took), _command(settings), learn.fold_difference, f'the weights of {best.where}, by {best.monitor}' if best and best.where else '', learn)
     if out is not None and is_writer():
@@ -286,7 +290,9 @@ def _keep_network(learn, folder, stopped):
     "What was learnt until somebody stopped it, where there is no checkpoint"
     learn.export(folder, evaluation=False, overwrite=True)
     stopped.saved, where = folder, str(stopped).partition(';')[0]
-    stopped.args = (f"{where}; the model so far is in {folder}: `fastbit predict {shlex.quote(str(folder.parent))} IMAGES` classifies with it, and --weights {shlex.quote(str(folder/'model.safetensors'))} starts a run from its body. The same command begins again",)
+    results, weights = shlex.quote(str(folder.parent)), shlex.quote(str(folder/'model.safetensors'))
+    stopped.args = (f"{where}; the model so far is in {folder}: `fastbit predict {results} IMAGES` classifies with it, "
+                    f"and --weights {weights} starts a run from its body. The same command begins again",)
 
 def _time_limit(plan, deadline) -> TimeLimit:
     "What is left for a stage of steps, less the evaluation and the report"

@@ -47,8 +47,9 @@ def parse_budget(
     if isinstance(budget, (int, float)) and not isinstance(budget, bool): seconds = float(budget)
     else:
         parts = re.findall(r'(\d+(?:\.\d+)?)\s*(h|min|m|s|$)', str(budget).strip())
+        whole = ''.join(map(''.join, parts)) == re.sub(r'\s', '', str(budget))
         bare = len(parts) > 1 and not parts[-1][1]   # '1h 30': of what?
-        if not parts or bare or ''.join(map(''.join, parts)) != re.sub(r'\s', '', str(budget)): raise ValueError(f"budget={budget!r}: a time such as '90s', '10m' or '1.5h'.")
+        if not parts or bare or not whole: raise ValueError(f"budget={budget!r}: a time such as '90s', '10m' or '1.5h'.")
         seconds = sum(float(n)*dict(s=1, m=60, min=60, h=3600)[unit or 's'] for n, unit in parts)
     if not seconds > 0: raise ValueError(f"budget={budget!r}: a time above zero.")
     return seconds

@@ -119,9 +119,12 @@ def few_shot_curve(
 
 def _check_table_file(out):
     "Raise `ValueError` or `OSError`, before hours of runs, for what cannot become a CSV file"
-    if out.suffix.lower() in ('.html', '.htm'): raise ValueError(f"out={str(out)!r} is the page; give the CSV file, {str(out.with_suffix('.csv'))!r}, and the page is written next to it.")
+    csv, folder = str(out.with_suffix('.csv')), out.absolute().parent
+    if out.suffix.lower() in ('.html', '.htm'):
+        raise ValueError(f"out={str(out)!r} is the page; give the CSV file, {csv!r}, and the page is written next to it.")
     if out.is_dir(): raise ValueError(f"out={str(out)!r} is a folder; give a CSV file in it, {str(out/'curve.csv')!r}.")
-    if not out.absolute().parent.is_dir() or not os.access(out.absolute().parent, os.W_OK): raise OSError(f"{out.absolute().parent} is not a folder that can be written to. Choose another out=.")
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OSError(f"{folder} is not a folder that can be written to. Choose another out=.")
 
 def _frame(rows): return pd.DataFrame(rows, columns=['k', 'repeat', 'accuracy'])
 

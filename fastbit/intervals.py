@@ -80,7 +80,8 @@ class Comparison:
     identical: bool = False # do both predict the same class for every image?
 
     def __str__(self):
-        word = 'identical predictions' if self.identical else 'b is better' if self.low > 0 else 'a is better' if self.high < 0 else 'not significant'
+        better = 'b is better' if self.low > 0 else 'a is better' if self.high < 0 else 'not significant'
+        word = 'identical predictions' if self.identical else better
         note = f'\nnote: {self.chosen}, so its accuracy is a little too good' if self.chosen else ''
         return (f'a {self.accuracy_a:.2%}, b {self.accuracy_b:.2%} on the same {self.n} images; only a has {self.only_a} right, only b {self.only_b}\n'
             f'b - a = {self.difference*100:+.2f} points, 95 % interval {self.low*100:+.2f} to {self.high*100:+.2f}, McNemar p = {self.p_value:.3g}: {word}{note}')
@@ -141,4 +142,5 @@ def compare(
     if (a.label != b.label).any(): raise ValueError(f"The runs were trained on other labels, e.g. {a.index[a.label != b.label][0]}: {a.label[a.label != b.label].iloc[0]!r} and {b.label[a.label != b.label].iloc[0]!r}.")
     right_a, right_b = (a.prediction == a.label).to_numpy(), (b.prediction == b.label).to_numpy()
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    return Comparison(len(a), float(right_a.mean()), float(right_b.mean()), only_a, only_b, *paired_difference(right_a, right_b), mcnemar_p(only_a, only_b), identical=bool((a.prediction == b.prediction).all()))
+    return Comparison(len(a), float(right_a.mean()), float(right_b.mean()), only_a, only_b, *paired_difference(right_a, right_b), mcnemar_p(only_a, only_b),
+        identical=bool((a.prediction == b.prediction).all()))

@@ -105,7 +105,8 @@ class Leaderboard(ShownOnce):
         "How the first row compares with the others, in words"
         others = self._others()
         if others is None: return 'is the only run'
-        names = lambda d: f'{d.iloc[0].body}, {d.iloc[0].recipe}' + (f' and {len(d)-1} more' if len(d) > 1 else '')
+        more = lambda d: f' and {len(d)-1} more' if len(d) > 1 else ''
+        names = lambda d: f'{d.iloc[0].body}, {d.iloc[0].recipe}{more(d)}'
         if len(tied := others[others.behind == 0]): return f'ties with {names(tied)}'
         if len(near := others[others.behind_high >= 0]): return f'has the highest accuracy, not significantly above {names(near)}'
         return 'is significantly ahead'
@@ -114,7 +115,8 @@ class Leaderboard(ShownOnce):
         notes = [f'Rows are ranked by accuracy on the {self.n} validation images; rows of equal accuracy by loss.']
         if self._others() is not None:
             notes[0] += ' The top score is slightly optimistic because it is the best of several.'
-            notes.append('Behind the best: percentage points, with the 95% interval of the difference on the same images. If the interval includes 0, the difference is not significant.')
+            notes.append('Behind the best: percentage points, with the 95% interval of the difference on the same images. '
+                         'If the interval includes 0, the difference is not significant.')
         first = self.rows.iloc[0] if self.best else None
         if first is not None and self.n_test and first.test_accuracy == first.test_accuracy: notes.insert(0, f'{self.best}: {first.test_accuracy:.1%} ({first.test_low:.1%} to {first.test_high:.1%}) on {self.n_test} test images, which nothing was chosen on.')
         elif not self.n_test: notes.append('For a number that nothing was chosen on, hold a test set out: test_pct=0.2 (--test-pct 0.2).')

@@ -209,7 +209,9 @@ def tta(self:TransferLearner,
     dl = self.dls[ds_idx] if dl is None else dl
     res = tta_probs(self, dl, views, self._preprocess(dl))
     if show and res.report is not None:
-        for what, r in res.report.iterrows(): print(f"{what:>5}: accuracy {r.accuracy:.2%} ({r.low:.1%} to {r.high:.1%}, n = {r.n}), loss {r.loss:.4f}, {r.views} view{'s'*(r.views > 1)}, {r.seconds:.1f} s")
+        for what, r in res.report.iterrows():
+            accuracy, cost = f'{r.accuracy:.2%} ({r.low:.1%} to {r.high:.1%}, n = {r.n})', f'{r.views} view{"s"*(r.views > 1)}, {r.seconds:.1f} s'
+            print(f'{what:>5}: accuracy {accuracy}, loss {r.loss:.4f}, {cost}')
         if views is None and 'TTA' not in res.report.index: print('TTA was not used: flips and crops are disabled for this data.')
         res.mark_shown()
     return res

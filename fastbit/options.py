@@ -51,7 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
     b.add_argument('--bs', type=int, metavar='N', help='images in a batch, by default 32; with hyperrule, images loaded at a time, by default by size and device')
     b.add_argument('--no-flip', action='store_true', help='no mirror images, where left and right differ')
     b.add_argument('--no-crop', action='store_true', help='no random crops, where a crop can cut away what is counted')
-    b.add_argument('--keep-best', metavar='METRIC', help='keep the weights from the best epoch by METRIC (valid_loss, accuracy), of equals the first, instead of the last')
+    b.add_argument('--keep-best', metavar='METRIC', 
+        help='keep the weights from the best epoch by METRIC (valid_loss, accuracy), of equals the first, instead of the last')
     b.add_argument('--patience', type=int, metavar='N', help='stop after N evaluations without a better one')
     b.add_argument('--precision', default='float32', help='of the arithmetic in training: float32, bf16, fp16, or auto, what the device is fast at')
     b.add_argument('--workers', type=int, metavar='N', help='loader processes; by default one a core, none beside training on a CPU of four cores or fewer')

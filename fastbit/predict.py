@@ -104,7 +104,8 @@ class Predictor:
 
     def _views_for(self, tta) -> tuple:
         views = default_views(self.about.preprocess) if tta else ('identity',)
-        if tta and views == ('identity',): say('tta=True changes nothing here: the model was trained without flips and crops, so there are no other views.', 4)
+        if tta and views == ('identity',):
+            say('tta=True changes nothing here: the model was trained without flips and crops, so there are no other views.', 4)
         return views
 
     def _views(self, x, views, sizes):

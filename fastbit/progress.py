@@ -23,7 +23,11 @@ def printable(text:str) -> str:
 class ShownOnce:
     "Mixin for results that a call shows and returns: IPython does not display them again as the value of that same cell"
     def _ipython_display_(self):
-        if vars(self).get('_shown') != id(self): raise NotImplementedError   # IPython then displays it as it does anything else; `id`, since a copy was not shown
+        # IPython then displays it as it does anything else; `id`, because a copy was not shown
+        if vars(self).get('_shown') != id(self): raise NotImplementedError
+
+    # at Python's own prompt, below what was printed, where a dataclass would list every row and weight
+    def __repr__(self): return f'<{type(self).__name__}; print it>'
 
     def __repr__(self): return f'<{type(self).__name__}; print it>'   # at Python's own prompt, after what was printed; else a dataclass lists every row and weight
     def _repr_pretty_(self, p, cycle): p.text(str(self))

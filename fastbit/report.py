@@ -118,7 +118,7 @@ def data_name(
     items = [getattr(getattr(dl, 'dataset', None), 'items', ()) for dl in dls.loaders]
     tables = any(isinstance(o, pd.DataFrame) for o in items)
     common = None if tables else _common_folder([o for part in items for o in part])
-    told = Path(getattr(dls, 'path', '.')).resolve()   # fastai saves there; the working directory unless somebody said otherwise
+    told = Path(getattr(dls, 'path', '.')).resolve()   # where fastai saves; by default the working directory
     if told.name and told != Path.cwd() and (common is None or told in (common, *common.parents)): return told.name
     return common.name if common else 'table' if tables else ''
 
@@ -319,4 +319,5 @@ def make_report(
     s = _sections(f)
     arch = getattr(f.learn, 'arch', type(f.learn.model).__name__)
     lead = f'{arch}, measured on {len(f.targs)} {s["part"]} images that it was not trained on' + ('; no weights were chosen by them' if not f.chosen else '')
-    return Report(render_page(_PAGE, title=f'{f.title or data_name(f.learn.dls) or "Images"}: {s["ev"].accuracy:.1%} accuracy', lead=lead, **s))
+    name = f.title or data_name(f.learn.dls) or 'Images'
+    return Report(render_page(_PAGE, title=f'{name}: {s["ev"].accuracy:.1%} accuracy', lead=lead, **s))

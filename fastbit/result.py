@@ -66,7 +66,9 @@ class BaselineResult(ShownOnce):
         if e.top5 is not None: rows.append(('top-5', f'{e.top5:.2%}'))
         rows.append(('loss', f'{e.loss:.4f}, macro-F1 {e.macro_f1:.4f}'))
         if t is None: rows.append(('TTA', 'not used: flips and crops are disabled for this data'))
-        else: rows.append(('TTA', f'{t.accuracy:.2%} ({t.low:.1%} to {t.high:.1%}), loss {t.loss:.4f}, mean of {len(self.views)} views: {", ".join(self.views)}'))
+        else:
+            views = f'{len(self.views)} views: {", ".join(self.views)}'
+            rows.append(('TTA', f'{t.accuracy:.2%} ({t.low:.1%} to {t.high:.1%}), loss {t.loss:.4f}, mean of {views}'))
         if c is not None: rows.append(('sureness', f'calibration error {e.ece:.3f}, {c.ece:.3f} with temperature {self.temperature:.2f}, fitted on ' + ('these same images' if here else 'validation')))
         if self.chosen: rows.append(('chosen', f'{self.chosen}, ' + ('on these same images: the numbers are a little too good' if here else 'on the validation images')))
         rows.append(('time', f'{clock(self.seconds["training"])} training, {clock(self.seconds["evaluation"])} evaluation'))

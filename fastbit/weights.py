@@ -75,9 +75,11 @@ def hub_file(
     if not repo: raise _no_weights(name, f'No pretrained weights are available for {name}.')
     if cached := cached_hub_file(repo): return cached
     wanted = f'{HUB_FILE} of https://huggingface.co/{repo}'
-    if not _hub_answers(): raise _no_weights(name, f'The Hugging Face hub does not answer, and its cache on this machine has no weights of {name}.', wanted)
+    offline = f'The Hugging Face hub does not answer, and its cache on this machine has no weights of {name}.'
+    if not _hub_answers(): raise _no_weights(name, offline, wanted)
     try: return Path(huggingface_hub.hf_hub_download(repo, HUB_FILE))
-    except (LocalEntryNotFoundError, OSError) as e: raise _no_weights(name, f'The download of the weights of {name} failed ({type(e).__name__}).', wanted) from e
+    except (LocalEntryNotFoundError, OSError) as e:
+        raise _no_weights(name, f'The download of the weights of {name} failed ({type(e).__name__}).', wanted) from e
 
 # %% ../nbs/00h_weights.ipynb #7f4c01d6
 def weights_source(
