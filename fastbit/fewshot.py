@@ -21,6 +21,7 @@ from matplotlib.ticker import PercentFormatter
 # %% ../nbs/09b_fewshot.ipynb #4bd16063
 from . import __version__
 from .baseline import find_data
+from .bodies import MAX_16_BIT
 from .weights import weights_source
 from .data import image_dataloaders, table_dataloaders
 from .files import write_text
@@ -92,6 +93,7 @@ def few_shot_curve(
     seed:int=0,               # Of the split and of the first repeat; each repeat draws and trains with the next
     num_workers:int=None,     # Loader processes; `None`: one a core, none beside training on a CPU of four cores or fewer
     device:str=None,          # 'cpu', 'cuda'; `None`: the GPU if there is one
+    max_value:int=MAX_16_BIT, # As for `image_dataloaders`
     out:str|Path=None,        # A CSV file that is written after each run, and at the end a page of that name (`.html`) beside it; `None`: none
     verbose:bool=True,        # A line for each run?
 ) -> tuple[pd.DataFrame, Figure]: # Columns k ('all' for `None`), repeat, accuracy; a plot with median and range
@@ -102,7 +104,7 @@ def few_shot_curve(
     HyperRule.for_data(1, 32, **numbers); weights_source(arch, weights)   # for their errors, before the data is looked at
     data, name, usual = find_data(path)
     whole = image_dataloaders(data, arch, size or 'hyperrule', bs, valid_pct, seed=seed, train_size='hyperrule', num_workers=num_workers, device=device,
-        crop=usual.get('crop', True) if crop is None else crop, flip=usual.get('flip', True) if flip is None else flip)   # looked through once, for all runs
+        crop=usual.get('crop', True) if crop is None else crop, flip=usual.get('flip', True) if flip is None else flip, max_value=max_value)   # looked through once, for all runs
     rows = []
     for k in ks:
         for repeat in range(repeats):

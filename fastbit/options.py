@@ -90,6 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     d.add_argument('--arch', default='tf_efficientnet_lite0', help='the body whose features labels are judged by')
     d.add_argument('--weights', default='auto', help='auto, bundled, hub, or a .npz, .safetensors or .pth file')
     d.add_argument('--size', type=int, metavar='PX', help="side of the images for it; by default the pre-training's, 64 for digits")
+    _depth_option(d)
     d.add_argument('--no-labels', action='store_true', help='do not look for wrong labels, which takes a pass of the body over the images')
     d.add_argument('--device', help='cpu, cuda, cuda:1, …; by default the GPU if there is one')
     d.add_argument('--no-cache', action='store_true', help='keep nothing for other runs, and use nothing that is kept')
@@ -136,8 +137,12 @@ def _data_options():
     p.add_argument('--seed', type=int, default=0, help='of split, order and augmentation: the same seed gives the same numbers; by default 0')
     p.add_argument('--valid-pct', type=float, default=.2, metavar='SHARE', help='share held out for validation where the data has no split of its own')
     p.add_argument('--test-pct', type=float, default=0., metavar='SHARE', help="share held out for a test set that nothing is chosen on; by default none but the data's own test/")
+    _depth_option(p)
     p.add_argument('--k-per-class', type=int, metavar='K', help='train on K images of each class; by default on all')
     return p
+
+def _depth_option(p):
+    p.add_argument('--max-value', type=int, default=65535, metavar='N', help='pixel value that becomes white in gray images of 16 bits, 4095 for 12 bits')
 
 def _scale(word):
     if word not in ('linear', 'preset', 'none'): raise argparse.ArgumentTypeError(f'{word!r}: it can be linear, preset or none')
