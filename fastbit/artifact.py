@@ -22,13 +22,14 @@ from safetensors.torch import save_file
 
 # %% ../nbs/05d_artifact.ipynb #85472511
 from . import __version__
-from .bodies import Preprocess
+from .bodies import Preprocess, check_max_value
 from .names import timm_name
 from .files import check_free, file_digest, whole_file, whole_folder, write_text
 from .images import check_regular
 
 # %% ../nbs/05d_artifact.ipynb #b0b26b91
-FORMAT = 1                       # of the folder; a later fastbit reads all earlier ones
+FORMAT = 2                       # of the folder; a later fastbit reads all earlier ones
+_NEW_IN_2 = {'max_value'}         # fields of the preprocessing that format 1 has not; their defaults are what it meant
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'   # the names that timm looks for
 MOST_CLASSES = 1_000_000         # more than any published classifier has
 LARGEST_SIDE = 4096              # pixels; more than any published body was trained on
@@ -49,6 +50,7 @@ def _check_preprocess(pp):
         if not isinstance(v, tuple) or len(v) != 3 or not all(_is_number(o, -100 if name == 'mean' else 1e-6, 100) for o in v): raise ValueError(f"preprocess: {name} is {v!r}; three numbers, one a channel.")
     for name in ('size', 'train_size'):
         if not isinstance(getattr(pp, name), int) or not 32 <= getattr(pp, name) <= LARGEST_SIDE: raise ValueError(f"preprocess: {name} is {getattr(pp, name)!r}; 32 to {LARGEST_SIDE} pixels.")
+    check_max_value(pp.max_value)
     if str(pp.interpolation).upper() not in Image.Resampling.__members__: raise ValueError(f"preprocess: interpolation is {pp.interpolation!r}; one of {', '.join(n.lower() for n in Image.Resampling.__members__)}.")
     for name in ('crop', 'flip', 'draft'):
         if not isinstance(getattr(pp, name), bool): raise ValueError(f"preprocess: {name} is {getattr(pp, name)!r}; true or false.")
@@ -180,7 +182,8 @@ def _record(cfg) -> Artifact:
     if not isinstance(number, int) or not 1 <= number <= FORMAT: raise ValueError(f"its format is {number!r}, and fastbit {__version__} reads 1 to {FORMAT}: a later version may read it")
     if unknown := set(own) - {f.name for f in fields(Artifact)}: raise ValueError(f"it has unknown fields: {', '.join(sorted(unknown))}")
     pp = own.get('preprocess')
-    if not isinstance(pp, dict) or set(pp) != {f.name for f in fields(Preprocess)}: raise ValueError('its preprocess is not that of fastbit')
+    wanted = {f.name for f in fields(Preprocess)} - (_NEW_IN_2 if number == 1 else set())
+    if not isinstance(pp, dict) or set(pp) != wanted: raise ValueError('its preprocess is not that of fastbit')
     own['preprocess'] = Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in pp.items()})
     if not isinstance(own.get('classes'), list) or cfg['num_classes'] != len(own['classes']): raise ValueError(f"it has num_classes {cfg['num_classes']!r}, and another number of classes")
     if not re.fullmatch('[0-9a-f]{64}', str(own.get('sha256'))): raise ValueError('it has no digest of the weights')

@@ -20,6 +20,7 @@ from fastcore.xtras import ContextManagers
 
 # %% ../nbs/09_baseline.ipynb #9edd5008
 from .arguments import check_source
+from .bodies import MAX_16_BIT
 from .names import timm_name
 from .weights import hub_file, weights_source
 from .budget import FIXED, Speed, TimeLimit, budget_text, choose_option, options, parse_budget
@@ -148,6 +149,7 @@ def baseline(
     views:int=1,              # Of 'onecycle' and 'head': views of each training image that the head stage keeps; k: the image as it is, and k-1 augmentations
     precision:str='float32',  # Of the arithmetic in training: 'float32', 'bf16', 'fp16', or 'auto', what the device is fast at
     draft:bool=True,          # Decode large JPEGs at a reduced scale, twice what is needed or more?
+    max_value:int=MAX_16_BIT, # Pixel value that becomes white in gray images of 16 bits: 4095 for 12 bits
     cache:bool=True,          # Keep decoded images and features for later epochs and runs, and use what is kept?
     cache_gb:float=CACHE_GB,  # GB that the cache may take
     budget:float|str=None,    # Time for everything, '10m' or seconds: chooses size, epochs, and the head alone where there is no time for more; `None`: no limit
@@ -196,7 +198,7 @@ def baseline(
     data, name, usual = find_data(path)
     choose = lambda key, asked, default: asked if asked is not None else usual.get(key, default)
     load = lambda px: image_dataloaders(data, arch, ('hyperrule' if px is None else px) if by_rule else choose('size', px, None), (None if by_rule else 32) if bs is None else bs, valid_pct, test_pct, seed, k_per_class, resize=resize,
-        crop=choose('crop', crop, True), flip=choose('flip', flip, True), train_size='hyperrule' if by_rule else None, num_workers=num_workers, device=device, draft=draft, cache=cache, cache_gb=cache_gb,
+        crop=choose('crop', crop, True), flip=choose('flip', flip, True), train_size='hyperrule' if by_rule else None, num_workers=num_workers, device=device, draft=draft, max_value=max_value, cache=cache, cache_gb=cache_gb,
         root=root, path_col=path_col, label_col=label_col, split_col=split_col, suffix=suffix)
     def make(px):
         with writer_first(): dls = load(px)   # the others find in the cache what was found about the files
@@ -290,6 +292,7 @@ def _image_words(pp, paths):
     extra = [f'random crops out of {pp.train_size} px'] * pp.crop + ['random flips'] * pp.flip
     jpegs = any(str(p).lower().endswith(('.jpg', '.jpeg', '.jfif', '.jpe')) for p in paths)
     how += ', large JPEGs decoded at a reduced scale' * (pp.draft and jpegs)
+    if pp.max_value != MAX_16_BIT: how += f', 16-bit values of 0 to {pp.max_value} scaled to 0 to 255'
     return how + (f', training on {" and ".join(extra)}' if extra else ', no augmentation')
 
 def _train(learn, stages, seed, verbose, checkpoint, deadline=None, plan=None) -> list[float]:

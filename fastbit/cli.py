@@ -55,23 +55,23 @@ def _baseline(args):
     if args.procs > 1 and not is_launched(): return _in_processes(args)
     baseline(args.path, args.arch, args.weights, args.recipe, args.size, args.epochs, args.bs, args.lr, args.seed, args.valid_pct, args.test_pct, flip=False if args.no_flip else None,
         crop=False if args.no_crop else None, num_workers=args.workers, device=args.device, out=args.out, k_per_class=args.k_per_class,
-        keep_best=args.keep_best, patience=args.patience, views=args.views, precision=args.precision, draft=not args.no_draft, cache=not args.no_cache, cache_gb=args.cache_gb, budget=args.budget, budget_from=args.began, dry_run=args.dry_run, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every,
+        keep_best=args.keep_best, patience=args.patience, views=args.views, precision=args.precision, draft=not args.no_draft, max_value=args.max_value, cache=not args.no_cache, cache_gb=args.cache_gb, budget=args.budget, budget_from=args.began, dry_run=args.dry_run, eval_every=args.eval_every, checkpoint_every=args.checkpoint_every,
         **_columns(args), **_rule_numbers(args))
 
 # %% ../nbs/10_cli.ipynb #14e709cb
 def _compare(args):
     from fastbit.leaderboard import leaderboard
-    what = {k: v for k, v in vars(args).items() if k in ('size', 'seed', 'valid_pct', 'test_pct', 'k_per_class', 'epochs', 'no_flip', 'no_crop')} | {k: v for k, v in _columns(args).items() if v is not None} | dict(path=str(Path(args.path).resolve()) if args.path else '')
+    what = {k: v for k, v in vars(args).items() if k in ('size', 'seed', 'valid_pct', 'test_pct', 'k_per_class', 'epochs', 'no_flip', 'no_crop')} | {k: v for k, v in _columns(args).items() if v is not None} | ({} if args.max_value == 65535 else dict(max_value=args.max_value)) | dict(path=str(Path(args.path).resolve()) if args.path else '')
     name = Path(args.path).resolve().name if args.path else 'digits'
     out = args.out or Path('fastbit-runs')/f'{name}-compare-{hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=4).hexdigest()}'
     board = leaderboard(args.path, args.arch, args.recipe or ('onecycle',), args.top, args.size, args.epochs, args.seed, args.valid_pct, args.test_pct, flip=False if args.no_flip else None, crop=False if args.no_crop else None,
-        k_per_class=args.k_per_class, num_workers=args.workers, device=args.device, cache=not args.no_cache, cache_gb=args.cache_gb, out=out, **_columns(args))
+        k_per_class=args.k_per_class, num_workers=args.workers, device=args.device, cache=not args.no_cache, cache_gb=args.cache_gb, out=out, max_value=args.max_value, **_columns(args))
     if not board.best: raise ValueError('every run failed; the reasons are above.')
 
 def _check(args) -> int:
     from fastbit.doctor import check_data
     name = Path(args.path).resolve().name if args.path else 'digits'
-    res = check_data(args.path, args.arch, args.weights, args.size, not args.no_labels, args.device, not args.no_cache, out=args.out or _new_folder(f'{name}-check'), **_columns(args))
+    res = check_data(args.path, args.arch, args.weights, args.size, not args.no_labels, args.device, not args.no_cache, out=args.out or _new_folder(f'{name}-check'), max_value=args.max_value, **_columns(args))
     return int(res.found)
 
 def _given(args) -> list[str]:

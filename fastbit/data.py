@@ -26,14 +26,14 @@ from PIL import Image
 
 # %% ../nbs/02_data.ipynb #c873f567
 from .arguments import check_source
-from .bodies import Preprocess, body_preprocess
+from .bodies import MAX_16_BIT, Preprocess, body_preprocess
 from .folders import find_images
 from .fonts import use_fonts_for
 from .labels import clean_label, natural_order
 from .hyperrule import HyperRule
-from .images import EvalImage, ImageFile, TrainImage, draft_size, read_again
+from .images import EvalImage, ImageFile, TrainImage, depth_words, draft_size, read_again
 from .pixels import PixelCache
-from .progress import first_of
+from .progress import first_of, say
 from .store import CACHE_GB
 from .tables import check_k_per_class, check_share, check_table, few_shot_table, image_table, leave_out_unreadable, leave_out_untrained, read_image_set, split_table, training_size
 
@@ -89,8 +89,8 @@ class ImageDL(TfmdDL):
 class ReadImage(Transform):
     "`read_image` as a step of fastai's `Datasets`"
     input_types = (str, Path, bytes, Image.Image, np.ndarray)   # fastai's `test_dl` asks what it may be given
-    def __init__(self, draft:int=None): self.draft = draft   # as for `read_image`
-    def encodes(self, x:str|Path|bytes|Image.Image|np.ndarray): return read_again(x, self.draft)
+    def __init__(self, draft:int=None, max_value:int=MAX_16_BIT): self.draft, self.max_value = draft, max_value   # as for `read_image`
+    def encodes(self, x:str|Path|bytes|Image.Image|np.ndarray): return read_again(x, self.draft, self.max_value)
 
 class PathLabel(Transform):
     "The label of a path, as a step of fastai's `Datasets`"
@@ -263,6 +263,7 @@ def image_dataloaders(
     draft:bool=True,              # Decode large JPEGs at a reduced scale, twice what is needed or more?
     cache:bool=True,              # Keep decoded and resized images for later epochs and runs, and use what is kept?
     cache_gb:float=CACHE_GB,      # GB that the cache may take
+    max_value:int=MAX_16_BIT,     # Pixel value that becomes white in gray images of 16 bits: 4095 for 12 bits
     root:str|Path=None,           # Where a table's relative paths start
     path_col:str=None,            # The table's column of paths
     label_col:str=None,           # The table's column of labels
@@ -278,13 +279,15 @@ def image_dataloaders(
     if k_per_class is not None: check_k_per_class(k_per_class)
     if not cache_gb >= 0: raise ValueError(f"cache_gb={cache_gb!r}: GB that the cache may take, 0 or more.")
     device, _ = check_device(device), check_share(valid_pct, test_pct)
-    preprocess = partial(body_preprocess, arch, resize=resize, crop=crop, flip=flip, draft=draft)
+    preprocess = partial(body_preprocess, arch, resize=resize, crop=crop, flip=flip, draft=draft, max_value=max_value)
     by_rule, size = 'hyperrule' in (size, train_size), None if size == 'hyperrule' else size
     pp = preprocess(size, train_size=None if by_rule else train_size)   # before the work, for its errors
     images, report = read_image_set(path, root, path_col, label_col, split_col, suffix), None
     table = images.table
     left_out = pd.DataFrame(columns=['path', 'reason'])
-    if check: table, left_out, report = leave_out_unreadable(table, cache=cache)
+    if check:
+        table, left_out, report = leave_out_unreadable(table, cache=cache)
+        for words in depth_words(report, max_value): say(words)
     split_words, table = _split_words(table, valid_pct, test_pct, seed), split_table(table, valid_pct, seed, test_pct)
     if k_per_class is not None: table, split_words = few_shot_table(table, k_per_class, seed), f'{split_words}; {k_per_class} a class to train'
     table, untrained = leave_out_untrained(table)
@@ -302,7 +305,8 @@ def table_dataloaders(table:pd.DataFrame, pp:Preprocess, *, bs:int, seed:int=0, 
     splits = [np.flatnonzero(table.split == s).tolist() for s in ('train', 'valid')]
     vocab = natural_order(table.label)
     use_fonts_for(vocab)
-    dsets = Datasets([Path(p) for p in table.path], [[ReadImage(draft_size(pp))], [PathLabel(table), Categorize(vocab=vocab, sort=False)]], splits=splits)
+    readers = [ReadImage(draft_size(pp), pp.max_value)]
+    dsets = Datasets([Path(p) for p in table.path], [readers, [PathLabel(table), Categorize(vocab=vocab, sort=False)]], splits=splits)
     fastais = dsets.dataloaders(bs=bs, dl_type=ImageDL, seed=seed, pixels=PixelCache(pp, table, cache_gb) if cache else None, shuffle=True, drop_last=False, device=device,
         num_workers=_n_workers(len(table), device) if num_workers is None else num_workers,
         after_item=[TrainImage(pp), EvalImage(pp), ToTensor()], after_batch=[IntToFloatTensor(), *(batch_tfms or [])])

@@ -11,6 +11,7 @@ __all__ = ['KINDS', 'MIN_SIDE', 'MAX_RATIO', 'MIN_IMAGES', 'COLUMNS', 'LABEL_C',
 # %% ../nbs/09d_doctor.ipynb #5d9fe07a
 import contextlib, io, logging, os, tempfile, warnings
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -28,12 +29,12 @@ from sklearn.preprocessing import StandardScaler
 # %% ../nbs/09d_doctor.ipynb #f5a96bc2
 from . import __version__
 from .baseline import find_data, make_out
-from .bodies import body_preprocess, build_body
+from .bodies import MAX_16_BIT, body_preprocess, build_body, check_max_value
 from .data import check_device
 from .features import frozen_features
 from .filepaths import check_some_exist
 from .files import write_text
-from .images import LARGE, check_images, in_threads, open_image, read_image, reading
+from .images import LARGE, check_images, depth_words, in_threads, open_image, read_image, reading
 from .model import TransferModel
 from .progress import ShownOnce, show
 from .report import THUMB, picture_uri, render_page
@@ -52,6 +53,7 @@ KINDS = dict(   # kind: (title, what it means and what to do), the gravest first
     label=('Label perhaps wrong', 'A classifier that was trained without this image is sure of another class. Look, and move those that are wrong; some will be right and only unusual.'),
     copy=('The same picture twice', 'A random split may put one into training and one into validation. Keep one.'),
     rotated=('Stored sideways', 'The file is turned by its EXIF entry. fastbit and fastai turn it; programs that ignore the entry see it sideways.'),
+    depth=('Dark for their bit depth', 'Values of 16 bits that use a small part of the scale, or leave it. max_value= (--max-value) sets the scale.'),
     tiny=('Tiny', 'Fewer pixels than a network can see much in.'),
     dark=('Dark', 'Hardly anything to be seen.'),
     light=('Washed out', 'Hardly anything to be seen.'),
@@ -90,6 +92,14 @@ def _shapes(table, report) -> list:
         if (o := _orientation(r.path)) not in (0, 1): rows.append(_row('rotated', r, f'EXIF orientation {o}'))
     return rows
 
+def _depths(table, report, max_value) -> list:
+    "One finding for the set, with the image of the largest value"
+    words = depth_words(report, max_value)
+    if not words: return []
+    peaks = dict(zip(report.path, report.peak))
+    example = max(table.itertuples(), key=lambda r: peaks[r.path])
+    return [_row('depth', example, w) for w in words]
+
 def _sizes(table) -> list:
     counts = table.label.value_counts()
     large, small, rows = int(counts.iloc[0]), int(counts.iloc[-1]), []
@@ -101,14 +111,15 @@ _PLAIN_SIDE = 4096 # pixels
 HASH_BITS = 6     # of 64 that may differ between copies
 COLOUR_STEP = 7.  # of 255, the mean difference of their colours at 16 x 16 pixels
 
-def _look(path) -> tuple:
-    with reading(path, 64) as img: return imagehash.phash(img).hash.ravel(), np.asarray(img.resize((16, 16), Image.Resampling.BOX), dtype=np.float32)
+def _look(path, max_value=MAX_16_BIT) -> tuple:
+    with reading(path, 64, max_value) as img: return imagehash.phash(img).hash.ravel(), np.asarray(img.resize((16, 16), Image.Resampling.BOX), dtype=np.float32)
 
 def near_copies(
     paths, # Files that can be read
+    max_value:int=MAX_16_BIT, # As for `read_image`
 ) -> list[tuple]: # Pairs of row numbers
     "Which files show the same picture, whatever their size and compression"
-    looks = in_threads(_look, list(paths), 'looking for copies')
+    looks = in_threads(partial(_look, max_value=max_value), list(paths), 'looking for copies')
     bits, colours = np.stack([o[0] for o in looks]).astype(np.float32)*2 - 1, [o[1] for o in looks]
     # of vectors of +-1 the squared distance is four times the number of bits that differ
     near = NearestNeighbors(radius=2*(HASH_BITS+.5)**.5, algorithm='brute').fit(bits).radius_neighbors(return_distance=False)
@@ -117,28 +128,29 @@ def near_copies(
 def copy_groups(
     paths,   # Files that can be read
     digests, # Of their bytes, one each
+    max_value:int=MAX_16_BIT, # As for `read_image`
 ) -> list[list]: # Of paths, sorted
     "Groups of files that show the same picture"
     paths, first = list(paths), {}
-    pairs = near_copies(paths) + [(first.setdefault(d, i), i) for i, d in enumerate(digests)]
+    pairs = near_copies(paths, max_value) + [(first.setdefault(d, i), i) for i, d in enumerate(digests)]
     a, b = np.array(pairs).T
     _, group = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(len(paths),)*2), directed=False)
     return [sorted(paths[i] for i in rows) for rows in pd.Series(group).groupby(group).groups.values() if len(rows) > 1]
 
-def _plain_file(path, folder) -> str:
+def _plain_file(path, folder, max_value) -> str:
     "A file that cleanvision 0.3.7 can judge: it opens files by itself, takes any mode for RGB or grey, and all pixels of large ones at once"
     with open_image(path) as img:
         if img.mode in ('RGB', 'L') and img.width*img.height <= LARGE and img.format in ('JPEG', 'PNG'): return path
-    img = read_image(path)
+    img = read_image(path, max_value=max_value)
     if max(img.size) > _PLAIN_SIDE: img = ImageOps.contain(img, (_PLAIN_SIDE, _PLAIN_SIDE))
     file = Path(folder)/f'{len(os.listdir(folder))}-{Path(path).stat().st_ino}.png'
     img.save(file)
     return str(file)
 
-def _odd_pictures(paths) -> pd.DataFrame:
+def _odd_pictures(paths, max_value) -> pd.DataFrame:
     "Is it dark, light, …? cleanvision's answers, without its bars and prints"
     with tempfile.TemporaryDirectory() as folder:
-        files = {_plain_file(p, folder): p for p in paths}
+        files = {_plain_file(p, folder, max_value): p for p in paths}
         return _judged(files).rename(index=files)
 
 def _judged(paths) -> pd.DataFrame:
@@ -205,6 +217,7 @@ class DataCheck(ShownOnce):
     skipped: str = ''  # what is not listed, and why
     out: Path = None   # where the files are
     source: str = ''   # which folder or columns were used
+    max_value: int = MAX_16_BIT # as for `read_image`
 
     @property
     def found(self) -> bool: return len(self.rows) > 0
@@ -229,7 +242,7 @@ class DataCheck(ShownOnce):
         sections = []
         for kind, (title, what) in KINDS.items():
             part = self.rows[self.rows.kind == kind]
-            if len(part): sections.append(dict(id=kind, title=title, what=what, n=len(part), more=len(part)-most, cards=[_card(r) for r in part.head(most).itertuples()]))
+            if len(part): sections.append(dict(id=kind, title=title, what=what, n=len(part), more=len(part)-most, cards=[_card(r, self.max_value) for r in part.head(most).itertuples()]))
         return render_page(_GALLERY, title=f'{self.data}: ' + (f'{len(self.rows)} findings' if self.found else 'nothing found'), check=self, sections=sections, version=__version__)
 
     def save(self,
@@ -241,10 +254,10 @@ class DataCheck(ShownOnce):
         write_text(self.out/'check.csv', csv_text(self.rows))
         write_text(self.out/'check.html', self.html())
 
-def _card(r) -> dict:
+def _card(r, max_value) -> dict:
     pictures = []
     for p in filter(None, (r.path, r.other)):
-        try: pictures.append(dict(uri=picture_uri(ImageOps.contain(read_image(p, 2*THUMB), (THUMB, THUMB))), alt=f'The image {Path(p).name}'))
+        try: pictures.append(dict(uri=picture_uri(ImageOps.contain(read_image(p, 2*THUMB, max_value), (THUMB, THUMB))), alt=f'The image {Path(p).name}'))
         except Exception: pass   # that it cannot be read is the finding
     said = f'{r.label}, or {r.suggested}?' if r.suggested else r.label
     return dict(pictures=pictures, said=said, detail=r.detail, names=[p for p in (r.path, r.other) if p])
@@ -282,9 +295,10 @@ def check_data(
     label_col:str=None,       # Of a table: column of labels; `None`: found
     split_col:str=None,       # Of a table: column of splits; `None`: found, if there is one
     suffix:str=None,          # Of a table of ids: what the files' names end in, '.jpg'; `None`: found by looking
+    max_value:int=MAX_16_BIT, # Pixel value that becomes white in gray images of 16 bits: 4095 for 12 bits
 ) -> DataCheck:
     "Look through the data for what makes numbers lie or training fail; nothing is changed"
-    device = check_device(device)
+    device, _ = check_device(device), check_max_value(max_value)
     if out is not None: make_out(out)
     data, name, usual = find_data(path)
     images = read_image_set(data, root, path_col, label_col, split_col, suffix)
@@ -295,8 +309,9 @@ def check_data(
     if good.empty: check_some_exist(table.path)
     rows = _unused(skipped_files) + _reading(table, report) + _shapes(good, report) + _sizes(table)
     if len(good):
+        rows += _depths(good, report, max_value)
         digest = dict(zip(report.path, report.digest))
-        groups, odd = copy_groups(good.path, good.path.map(digest)), _odd_pictures(good.path)
+        groups, odd = copy_groups(good.path, good.path.map(digest), max_value), _odd_pictures(good.path, max_value)
         rows += _copies(good, groups, digest)
         side = dict(zip(report.path, zip(report.width, report.height)))
         tiny = {r[1] for r in rows if r[0] == 'tiny'}   # of eight pixels everything is odd
@@ -305,14 +320,15 @@ def check_data(
     ordinary = count_reasons(o for o in skipped_files if not is_odd(o[1]))
     skipped = '; '.join([*usual_here, *([f'other files ({ordinary})'] if ordinary else [])])
     if labels and good.label.nunique() > 1:
-        pp = body_preprocess(arch, usual.get('size') if size is None else size)
+        pp = body_preprocess(arch, usual.get('size') if size is None else size, max_value=max_value)
         model = TransferModel(build_body(arch, 2, weights)).to(device)
         f = frozen_features(model, list(good.path), pp, cache=cache, cache_gb=cache_gb)
         rows += _labels(good, f.rows[f.index[:, 0]].reshape(len(good), -1), groups)
     elif labels: skipped = '; '.join(filter(None, [skipped, 'wrong labels, for there is only one class']))
     order = {k: i for i, k in enumerate(KINDS)}
     found = pd.DataFrame(sorted(rows, key=lambda r: order[r[0]]), columns=COLUMNS)
-    res = DataCheck(rows=found, data=name, n=len(table), classes=table.label.nunique(), skipped=skipped, source=images.source)
+    res = DataCheck(rows=found, data=name, n=len(table), classes=table.label.nunique(), skipped=skipped,
+        source=images.source, max_value=max_value)
     if out is not None: res.save(out)
     if verbose: show(res)
     return res

@@ -82,7 +82,7 @@ def body_digest(
 # %% ../nbs/03c_features.ipynb #b0fbf333
 def _about(model, pp, last, paths) -> dict:
     cfg = model.net.pretrained_cfg
-    return dict(made_from=f"{cfg['architecture']} up to {model.stages[last].name}, {pp.size} px, of {common_folder(paths)}", weights=body_digest(model, last), stage=last, size=pp.size, resize=pp.resize, interpolation=pp.interpolation, draft=draft_size(pp),
+    return dict(made_from=f"{cfg['architecture']} up to {model.stages[last].name}, {pp.size} px, of {common_folder(paths)}", weights=body_digest(model, last), stage=last, size=pp.size, resize=pp.resize, interpolation=pp.interpolation, draft=draft_size(pp), max_value=pp.max_value,
         device=model.mean.device.type, versions=dict(torch=torch.__version__, timm=timm.__version__, pillow=PIL.__version__))
 
 @torch.no_grad()

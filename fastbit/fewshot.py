@@ -21,6 +21,7 @@ from matplotlib.ticker import PercentFormatter
 # %% ../nbs/09b_fewshot.ipynb #4bd16063
 from . import __version__
 from .baseline import find_data
+from .bodies import MAX_16_BIT
 from .weights import weights_source
 from .data import image_dataloaders, table_dataloaders
 from .files import write_text
@@ -92,6 +93,7 @@ def few_shot_curve(
     seed:int=0,               # Of the split and of the first repeat; each repeat draws and trains with the next
     num_workers:int=None,     # Loader processes; `None`: one a core, none beside training on a CPU of four cores or fewer
     device:str=None,          # 'cpu', 'cuda'; `None`: the GPU if there is one
+    max_value:int=MAX_16_BIT, # As for `image_dataloaders`
     out:str|Path=None,        # A CSV file, replaced after each run, and at the end a page of that name (`.html`) next to it; `None`: none
     verbose:bool=True,        # A line for each run?
     root:str|Path=None,       # Of a table: where its relative paths start; `None`: its folder, or the working directory
@@ -108,7 +110,7 @@ def few_shot_curve(
     HyperRule.for_data(1, 32, **numbers); weights_source(arch, weights)   # for their errors, before the data is looked at
     data, name, usual = find_data(path)
     whole = image_dataloaders(data, arch, size or 'hyperrule', bs, valid_pct, seed=seed, train_size='hyperrule', num_workers=num_workers, device=device,
-        crop=usual.get('crop', True) if crop is None else crop, flip=usual.get('flip', True) if flip is None else flip,
+        crop=usual.get('crop', True) if crop is None else crop, flip=usual.get('flip', True) if flip is None else flip, max_value=max_value,
         root=root, path_col=path_col, label_col=label_col, split_col=split_col, suffix=suffix)   # looked through once, for all runs
     for key, text in source_rows(whole.source, whole.skipped) if verbose else (): print(f'  {key:10}  {text}', flush=True)
     rows = []

@@ -23,6 +23,7 @@ from matplotlib.ticker import ScalarFormatter
 # %% ../nbs/09c_leaderboard.ipynb #27ef7568
 from . import __version__
 from .baseline import baseline, check_out, find_data, make_out
+from .bodies import MAX_16_BIT
 from .names import timm_name
 from .weights import bundled_file
 from .data import check_device, image_dataloaders
@@ -295,6 +296,7 @@ def leaderboard(
     device:str=None,          # 'cpu', 'cuda'; `None`: the GPU if there is one
     cache:bool=True,          # Keep decoded images and features?
     cache_gb:float=CACHE_GB,  # GB that the cache may take
+    max_value:int=MAX_16_BIT, # As for `image_dataloaders`
     out:str|Path=None,        # Folder for results, reports and what a second call goes on from; `None`: a temporary one
     verbose:bool=True,        # A line for each run, and the board?
     root:str|Path=None,       # Of a table: where its relative paths start; `None`: its folder, or the working directory
@@ -313,7 +315,7 @@ def leaderboard(
     out = make_out(check_out(out)/'runs').parent if out is not None else Path(tempfile.mkdtemp(prefix='fastbit-'))
     data, name, usual = find_data(path)
     choose = lambda key, asked, default: asked if asked is not None else usual.get(key, default)
-    how = dict(size=choose('size', size, None), seed=seed, valid_pct=valid_pct, test_pct=test_pct, flip=choose('flip', flip, True), crop=choose('crop', crop, True), k_per_class=k_per_class, num_workers=num_workers, device=device)
+    how = dict(size=choose('size', size, None), seed=seed, valid_pct=valid_pct, test_pct=test_pct, flip=choose('flip', flip, True), crop=choose('crop', crop, True), k_per_class=k_per_class, num_workers=num_workers, device=device, max_value=max_value)
     columns = dict(root=root, path_col=path_col, label_col=label_col, split_col=split_col, suffix=suffix)   # what they lead to is in the images' digest
     first = image_dataloaders(data, next(iter(bodies.values()))[0], **how, **columns, cache=False)
     what = dict(version=__version__, epochs=epochs, **{k: str(v) for k, v in how.items() if k != 'num_workers'}, images=_data_digest(first.table, first.report))

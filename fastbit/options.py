@@ -92,6 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     d.add_argument('--arch', default='tf_efficientnet_lite0', help='the body whose features labels are judged by')
     d.add_argument('--weights', default='auto', help='auto, bundled, hub, a weights file (.safetensors, .pth, .pt, .pth.tar, .ckpt, .bin, .npz), or a folder of results')
     d.add_argument('--size', type=int, metavar='PX', help="side of the images for it; by default the pre-training's, 64 for digits")
+    _depth_option(d)
     d.add_argument('--no-labels', action='store_true', help='do not look for wrong labels, which takes a pass of the body over the images')
     d.add_argument('--device', help='cpu, cuda, cuda:1, …; by default the GPU if there is one')
     d.add_argument('--no-cache', action='store_true', help='keep nothing for other runs, and use nothing that is kept')
@@ -139,6 +140,7 @@ def _data_options():
     p.add_argument('--seed', type=int, default=0, help='random seed for the split, shuffling and augmentation')
     p.add_argument('--valid-pct', type=float, default=.2, metavar='SHARE', help='share held out for validation where the data has no split of its own')
     p.add_argument('--test-pct', type=float, default=0., metavar='SHARE', help="share held out for a test set that nothing is chosen on; by default none but the data's own test/")
+    _depth_option(p)
     p.add_argument('--k-per-class', type=int, metavar='K', help='train on K images of each class; by default on all')
     _table_options(p)
     return p
@@ -151,6 +153,9 @@ def _table_options(p):
     g.add_argument('--split-col', metavar='COLUMN', help='the splits (train, valid, test); by default found by name (split, is_valid, …), if there is one')
     g.add_argument('--root', metavar='FOLDER', help="where relative paths start; by default the table's folder")
     g.add_argument('--suffix', metavar='.EXT', help="what the files' names end in where the table has ids; by default found by looking")
+
+def _depth_option(p):
+    p.add_argument('--max-value', type=int, default=65535, metavar='N', help='pixel value that becomes white in gray images of 16 bits, 4095 for 12 bits')
 
 def _scale(word):
     if word not in ('linear', 'preset', 'none'): raise argparse.ArgumentTypeError(f'{word!r}: it can be linear, preset or none')

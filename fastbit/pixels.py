@@ -47,7 +47,7 @@ class PixelCache:
         where = common_folder(table.path)
         try:
             for size in n_of: self.stores[size] = open_store('pixels', dict(made_from=f'{size} px, {pp.resize}, of {where}', resize=pp.resize, interpolation=pp.interpolation,
-                draft=draft_size(pp), pillow=PIL.__version__), (size, size, 3), np.uint8, gb)
+                draft=draft_size(pp), max_value=pp.max_value, pillow=PIL.__version__), (size, size, 3), np.uint8, gb)
         except OSError as e: self.stores = {}; say(f"The cache cannot be used ({e}); images are decoded in every epoch. FASTBIT_CACHE=FOLDER names another place.", 5); return
         self._divide(n_of, gb)
 

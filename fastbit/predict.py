@@ -137,7 +137,7 @@ def flat_squares(
     pp:Preprocess,
 ) -> np.ndarray: # Flat, uint8: 3 x size x size for each of `sizes`
     "What all views of an image are cut out of, as validation sees it"
-    with reading(item, draft_size(pp)) as img: return np.concatenate([np.asarray(s).transpose(2, 0, 1).ravel() for s in squares_of(img, sizes, pp)])
+    with reading(item, draft_size(pp), pp.max_value) as img: return np.concatenate([np.asarray(s).transpose(2, 0, 1).ravel() for s in squares_of(img, sizes, pp)])
 
 def class_numbers(
     classes, # Names, in the order of a model's outputs

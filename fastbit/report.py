@@ -23,6 +23,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 # %% ../nbs/08_report.ipynb #62b9917c
 from . import __version__
+from .bodies import MAX_16_BIT
 from .calibration import calibration_error, few_images_words, plot_reliability, reliability_table, temper
 from .cam import class_activation, overlay
 from .evaluate import Evaluation, evaluate_probs
@@ -78,8 +79,9 @@ def _grown(img, size=THUMB):
     k = size//max(img.size)
     return img.resize((img.width*k, img.height*k), Image.Resampling.NEAREST) if k > 1 else img
 
-def _thumb(path, caption, alt, bad=False) -> dict:
-    try: img = _grown(read_image(path, 2*THUMB))
+def _thumb(f, path, caption, alt, bad=False) -> dict:
+    max_value = getattr(getattr(f.learn.dls, 'preprocess', None), 'max_value', MAX_16_BIT)
+    try: img = _grown(read_image(path, 2*THUMB, max_value))
     except Exception as e: return dict(uri='', caption=f'{caption} (cannot be read: {e})', alt=alt, bad=bad, name=str(path))
     return dict(uri=picture_uri(img), caption=caption, alt=alt, bad=bad, name=str(path))
 
@@ -145,12 +147,12 @@ def _data(f, classes):
     counts = pd.crosstab(table.label.astype(str), table.split).reindex(columns=[s for s in ('train', 'valid', 'test') if (table.split == s).any()])
     n, names = counts.sum(axis=1), {'train': 'training', 'valid': 'validation', 'test': 'test'}
     return dict(columns=[names[c] for c in counts.columns], rows=[(label, *r, int(n[label])) for label, r in zip(counts.index, counts.values.tolist())], total=counts.sum().tolist() + [int(n.sum())],
-        imbalance=f'The largest class has {n.max()/max(n.min(), 1):.1f} times the images of the smallest.' if n.max() > 2*n.min() else '', samples=_samples(table))
+        imbalance=f'The largest class has {n.max()/max(n.min(), 1):.1f} times the images of the smallest.' if n.max() > 2*n.min() else '', samples=_samples(f, table))
 
-def _samples(table, most=24):
+def _samples(f, table, most=24):
     "One training image of each class, the first of its folder, up to `most`"
     first = table[table.split == 'train'].drop_duplicates('label').head(most)
-    return [_thumb(r.path, r.label, f'A training image of class {r.label}') for r in first.itertuples()]
+    return [_thumb(f, r.path, r.label, f'A training image of class {r.label}') for r in first.itertuples()]
 
 # %% ../nbs/08_report.ipynb #b40a42cb
 def _mistakes(f, classes, most=12):
@@ -160,13 +162,13 @@ def _mistakes(f, classes, most=12):
     cards = []
     for i in loss.argsort(descending=True, stable=True)[:most].tolist():
         true, pred = classes[f.targs[i]], classes[said[i]]
-        cards.append(_thumb(f.paths[i], f'{true}, taken for {pred} ({sure[i]:.0%})' if true != pred else f'{true}, right but unsure ({sure[i]:.0%})', f'An image of class {true} that the network says is {pred} with probability {sure[i]:.0%}', true != pred))
+        cards.append(_thumb(f, f.paths[i], f'{true}, taken for {pred} ({sure[i]:.0%})' if true != pred else f'{true}, right but unsure ({sure[i]:.0%})', f'An image of class {true} that the network says is {pred} with probability {sure[i]:.0%}', true != pred))
     return cards
 
 def _pairs(f, classes, shown=4):
     said, rows = f.probs.argmax(1), []
     for t, s, which in confused_pairs(f.targs, said):
-        rows.append(dict(true=classes[t], said=classes[s], n=len(which), of=int((f.targs == t).sum()), pictures=[_thumb(f.paths[i], '', f'An image of class {classes[t]} taken for {classes[s]}') for i in which[:shown]] if f.paths else []))
+        rows.append(dict(true=classes[t], said=classes[s], n=len(which), of=int((f.targs == t).sum()), pictures=[_thumb(f, f.paths[i], '', f'An image of class {classes[t]} taken for {classes[s]}') for i in which[:shown]] if f.paths else []))
     return rows
 
 def _cams(f, classes, most=8):

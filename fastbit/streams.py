@@ -23,7 +23,7 @@ from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device
 
 # %% ../nbs/02e_streams.ipynb #7f6529d6
-from .bodies import Preprocess, body_preprocess
+from .bodies import MAX_16_BIT, Preprocess, body_preprocess
 from .data import check_device, default_bs
 from .images import draft_size, reading, square_image, train_image, why_unreadable
 from .processes import gather_objects, my_part, own_noise, rank, world
@@ -214,7 +214,7 @@ class StreamDL:
     def _pixels(self, item):
         i, data, label = item
         with ExitStack() as until_done:
-            try: img = until_done.enter_context(reading(data, draft_size(self.pp)))
+            try: img = until_done.enter_context(reading(data, draft_size(self.pp), self.pp.max_value))
             except (OSError, ValueError, SyntaxError) as e: return why_unreadable(e), label
             img = train_image(img, self.pp, random.Random(f'{self.seed}/{rank()}/{i}')) if self.train else square_image(img, self.pp.size, self.pp)
             return np.asarray(img).transpose(2, 0, 1).copy(), label
@@ -252,10 +252,11 @@ def stream_dataloaders(
     crop:bool=True,       # As for `image_dataloaders`
     flip:bool=True,       # As for `image_dataloaders`
     device=None,          # Where batches go; `None`: the GPU if there is one
+    max_value:int=MAX_16_BIT, # As for `image_dataloaders`
 ) -> DataLoaders:
     "Loaders for `fit_hyperrule` whose memory does not grow with the data"
     if len(classes) < 2 or len(set(classes)) < len(classes): raise ValueError(f"classes={classes!r}: two or more names, each once.")
-    device, pp = check_device(device) or default_device(), body_preprocess(arch, size, resize=resize, crop=crop, flip=flip)
+    device, pp = check_device(device) or default_device(), body_preprocess(arch, size, resize=resize, crop=crop, flip=flip, max_value=max_value)
     classes, bs = list(map(str, classes)), bs or default_bs(pp.size, device)
     dls = DataLoaders(*(StreamDL(s, classes, pp, bs, t, seed, device) for s, t in ((train, True), (valid, False))), device=device)
     dls.vocab, dls.c, dls.preprocess, dls.image_size, dls.table, dls.report = classes, len(classes), pp, image_size, None, None

@@ -413,6 +413,7 @@ MALICIOUS = {
     'an unknown interpolation': (lambda d, m: set_pp(d, interpolation='__class__'), 'interpolation'),
     'a divisor of zero': (lambda d, m: set_pp(d, std=[0, 0, 0]), 'std'),
     'two means': (lambda d, m: set_pp(d, mean=[0, 0]), 'mean'),
+    'a scale of nothing': (lambda d, m: set_pp(d, max_value=0), 'max_value=0'),
     'a field of the preprocessing too many': (lambda d, m: set_pp(d, run='x'), 'preprocess is not that of fastbit'),
     'classes without end': (lambda d, m: (set_own(d, classes=['a']*3), set_config(d, num_classes=10**12)), 'another number of classes'),
     'classes that are the same': (lambda d, m: set_own(d, classes=['a', 'a', 'b']), 'the same name'),

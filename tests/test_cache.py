@@ -442,7 +442,7 @@ def test_files_are_checked_once(folder):
     with pytest.warns(DataWarning, match='left out'): first = image_dataloaders(folder, 'test_efficientnet', size=32)
     from fastbit import images
     asked = []
-    with patch.object(images, 'inspect_image', side_effect=lambda p: asked.append(p) or ('no image', '', 0, 0)), pytest.warns(DataWarning, match='left out'):
+    with patch.object(images, 'inspect_image', side_effect=lambda p: asked.append(p) or images.Inspected('no image')), pytest.warns(DataWarning, match='left out'):
         again = image_dataloaders(folder, 'test_efficientnet', size=32)
     assert [Path(p).name for p in asked] == ['broken.png']   # what could not be read is tried again
     good = lambda dls: dls.report[dls.report.reason == ''].reset_index(drop=True)

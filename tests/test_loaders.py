@@ -1,5 +1,5 @@
 "Pixels, batches and answers as people's programs ask for them: labels that come back exactly, other loaders, other start methods, 16 bits"
-import contextlib, io, shutil
+import io, warnings
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
@@ -10,6 +10,7 @@ from fastbit.cli import main
 from fastbit.data import image_dataloaders
 from fastbit.images import read_image
 from fastbit.learner import transfer_learner
+from fastbit.progress import DataWarning
 from fastbit.tables import csv_text
 
 QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--device', 'cpu', '--workers', '0')
@@ -198,3 +199,129 @@ def test_what_the_messages_recommend_works(elsewhere, tmp_path):
         super(type(learn), learn).export(tmp_path/'learner.pkl')
         with pytest.warns(UserWarning, match='pickle'): again = load_learner(tmp_path/'learner.pkl')
         with again.no_bar(), again.no_logging(): assert again.get_preds(dl=again.dls.test_dl(new, with_labels=True))[1].tolist() == [0]*2 + [2]*3
+
+
+# 16 bits
+
+def gray16(path, i, top, mode='I;16', size=(24, 20)):
+    "A picture of 16 bits with values of 0 to `top`, darker for class a"
+    values = np.random.default_rng(i).integers(0, top + 1, size[::-1]) // (1 + (path.parent.name == 'a'))
+    values[0, 0] = top
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.frombytes(mode, size, values.astype('>u2' if mode == 'I;16B' else '<i4' if mode == 'I' else '<u2').tobytes()).save(path)
+    return path
+
+
+def write_gray16(root, top, n=6, ending='png', **kwargs):
+    for label in 'ab':
+        for i in range(n): gray16(root/label/f'{i}.{ending}', i, top, **kwargs)
+    return root
+
+
+def loaders16(root, **kwargs): return image_dataloaders(root, 'test_efficientnet', size=32, bs=4, num_workers=0, device='cpu', **kwargs)
+
+
+def test_the_scale_of_16_bits():
+    "The full scale is what it was; 8, 10, 12 and 14 bits use all gray levels; what is above is white"
+    from fastbit.images import to_rgb
+    every = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    of = lambda a, top: np.asarray(to_rgb(Image.fromarray(a), top))[..., 0]
+    assert np.array_equal(of(every, 65535), (every.astype(int) + 128)//257)
+    for bits in (8, 10, 12, 14):
+        got, top = of(every, 2**bits-1).ravel(), 2**bits-1
+        assert np.array_equal(np.unique(got), np.arange(256)) and (got[top:] == 255).all()
+        assert np.abs(got[:top+1] - np.arange(top+1)*255/top).max() <= .5
+    assert np.array_equal(of(every[:1], 255)[0], np.arange(256))   # 8-bit values come back as they are
+
+
+@pytest.mark.parametrize('mode, ending', [('I;16', 'png'), ('I;16', 'tif'), ('I;16B', 'tif'), ('I', 'tif')])
+@pytest.mark.parametrize('top, levels, bits', [(255, 2, 8), (1000, 5, 10), (4095, 17, 12), (16383, 65, 14)])
+def test_a_set_that_uses_little_of_16_bits_is_reported(tmp_path, mode, ending, top, levels, bits):
+    "With the scale to type, and with that scale not any more"
+    write_gray16(tmp_path, top, 3, ending, mode=mode)
+    said = rf'6 of 6 images have 16 bits per pixel and values up to {top}: .*{levels} of 256 gray levels.*max_value={2**bits-1} '
+    with pytest.warns(DataWarning, match=said): loaders16(tmp_path)
+    dls = loaders16(tmp_path, max_value=2**bits-1)
+    assert dls.preprocess.max_value == 2**bits-1 and dls.report.peak.tolist() == [top]*6
+    x = torch.cat([b[0] for b in loaders16(tmp_path, max_value=2**bits-1, resize='pad').valid])
+    assert x.max() > .9
+
+
+@pytest.mark.parametrize('top', [16384, 30000, 65535])
+def test_a_set_that_uses_its_bits_is_not_reported(tmp_path, top): loaders16(write_gray16(tmp_path, top, 3))
+
+
+def test_the_whole_set_decides(tmp_path):
+    "One bright image, mixed depths, 16-bit colors, too small a scale, a scale for nothing"
+    write_gray16(tmp_path/'bright', 4095, 3)
+    gray16(tmp_path/'bright'/'a'/'x.png', 9, 60000)
+    loaders16(tmp_path/'bright')
+    mixed = write_folder(tmp_path/'mixed', dict(a=4, b=4))
+    loaders16(mixed)
+    gray16(mixed/'a'/'x.png', 9, 4095)
+    with pytest.warns(DataWarning, match='1 of 9 images have 16 bits'): loaders16(mixed)
+    loaders16(mixed, max_value=4095)
+    gray16(mixed/'a'/'x.png', 9, 5000)
+    with pytest.warns(DataWarning, match='1 of 9 images have values above max_value=4095, up to 5000'): loaders16(mixed, max_value=4095)
+    (mixed/'a'/'x.png').unlink()
+    with pytest.warns(DataWarning, match='max_value=4095 has no effect'): loaders16(mixed, max_value=4095)
+    for wrong in (0, 65536, 4095., True, '12'):
+        with pytest.raises(ValueError, match='max_value=.*whole number'): loaders16(mixed, max_value=wrong)
+
+
+def png16(path, top):
+    "A color PNG of 16 bits, which Pillow reads and does not write"
+    import struct, zlib
+    chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+    rows = b''.join(b'\0' + np.full((20, 3), top, '>u2').tobytes() for _ in range(20))
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', 20, 20, 16, 2, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))
+
+
+def test_colors_of_16_bits_are_reported_where_their_upper_bytes_are_dark(tmp_path):
+    data = write_folder(tmp_path/'data', dict(a=4, b=4))
+    png16(data/'a'/'x.png', 65535)
+    loaders16(data)
+    png16(data/'a'/'x.png', 4095)
+    with pytest.warns(DataWarning, match='1 of 9 images have colors of 16 bits and values up to about 4095.*16 of 256 levels'): loaders16(data)
+
+
+def test_training_prediction_cache_and_export_have_one_scale(tmp_path):
+    "A file's row in validation is its prediction; the cache keeps scales apart; the artifact brings its own; findings are kept"
+    from fastbit.predict import load_predictor
+    write_gray16(tmp_path/'data', 4095)
+    dls = loaders16(tmp_path/'data', max_value=4095)
+    plain = loaders16(tmp_path/'data', max_value=4095, cache=False)
+    with pytest.warns(DataWarning, match='17 of 256'): dark = loaders16(tmp_path/'data')
+    for _ in range(2): assert torch.equal(dls.valid.one_batch()[0], plain.valid.one_batch()[0])
+    assert dark.valid.one_batch()[0].max() < .07 < .9 < dls.valid.one_batch()[0].max()
+    learn = transfer_learner(dls, **TINY)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_head(1)
+        probs = learn.get_preds()[0]
+        learn.export(tmp_path/'model')
+    predictor = load_predictor(tmp_path/'model', 'cpu')
+    assert predictor.about.preprocess.max_value == 4095
+    got = predictor.predict(list(dls.valid.items), probs=True).filter(like='p(').to_numpy()
+    assert np.abs(got - probs.numpy()).max() < 1e-5
+
+
+def test_check_reports_the_depth_and_takes_the_scale(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_gray16(tmp_path/'data', 4095, 12, size=(40, 40))
+    check = lambda *more: (main(['check', 'data', *QUICK[:-4], '--no-labels', '--out', f'out{len(more)}', *more]), capsys.readouterr().out)
+    status, said = check()
+    assert status == 1 and 'dark for their bit depth: 1' in said and '--max-value 4095' in said
+    assert 'bit depth' not in check('--max-value', '4095')[1]
+    assert main(['check', 'data', '--max-value', '0']) == 2
+
+
+def test_a_baseline_says_and_keeps_the_scale(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_gray16(tmp_path/'data', 4095, 8)
+    words = ['baseline', 'data', *QUICK, '--recipe', 'head', '--dry-run']
+    with warnings.catch_warnings():
+        warnings.simplefilter('always')   # the command prints them
+        assert main(words) == 0 and 'note: 16 of 16 images have 16 bits' in capsys.readouterr().err
+    assert main([*words, '--max-value', '4095']) == 0
+    both = capsys.readouterr()
+    assert '16-bit values of 0 to 4095 scaled to 0 to 255' in both.out and not both.err

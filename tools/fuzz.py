@@ -36,8 +36,8 @@ def one_image():
         except (OSError, ValueError, SyntaxError): img = None
         if img is not None: assert img.mode == 'RGB' and img.width and img.height
         scratch.write_bytes(data)
-        reason, _, height, width = inspect_image(scratch)
-        assert (reason == '') == (img is not None), f'refused as {reason!r} by one, and not by the other'
+        found = inspect_image(scratch)
+        assert (found.reason == '') == (img is not None), f'refused as {found.reason!r} by one, and not by the other'
     return test
 
 
