@@ -29,7 +29,6 @@ class ShownOnce:
     # at Python's own prompt, below what was printed, where a dataclass would list every row and weight
     def __repr__(self): return f'<{type(self).__name__}; print it>'
 
-    def __repr__(self): return f'<{type(self).__name__}; print it>'   # at Python's own prompt, after what was printed; else a dataclass lists every row and weight
     def _repr_pretty_(self, p, cycle): p.text(str(self))
 
     def mark_shown(self):

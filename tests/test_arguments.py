@@ -125,7 +125,8 @@ def test_metrics_that_they_have(dls):
     (np.array([['a.png', 'cat']]), 'rows, columns'), (dict(path=['a'], label=['b']), r'pd.DataFrame\(d\)'),
     ({'a.png': 'cat'}, r'd.items\(\), columns='),
     (b'photos', 'os.fsdecode'), (3, 'a folder, a CSV file or a DataFrame'),
-    (pd.Series(['a.png']), 'A Series of paths'), (DataBlock(), 'DataBlock makes them')], ids=str)
+    (pd.Series(['a.png']), 'A Series of paths'), (DataBlock(), 'DataBlock makes them')],
+    ids=lambda o: o if isinstance(o, str) else type(o).__name__)
 def test_data_in_other_forms(source, words):
     with pytest.raises(TypeError, match=words): image_dataloaders(source)
     with pytest.raises(TypeError, match=words): baseline(source, verbose=False)
