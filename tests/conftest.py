@@ -2,15 +2,25 @@
 import os
 
 os.environ.update(HF_HUB_OFFLINE='1', MPLBACKEND='agg')  # before anything imports the hub's client or pyplot
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # tests run in two processes, and OpenMP's threads wait by spinning
 
-import random, shutil, subprocess, sys, time, zlib
+import atexit, random, shutil, subprocess, sys, time, zlib
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np, pytest
 from PIL import Image
 
+from forks import COMMAND, Fork
+
 TINY = dict(arch='test_efficientnet', weights='random')  # timm's own test body: 9 BatchNorms' worth of everything, 0.4 M parameters
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _own_cache(tmp_path_factory):
+    "Nor do the fixtures that several tests share"
+    os.environ['FASTBIT_CACHE'] = str(tmp_path_factory.mktemp('cache'))
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +57,19 @@ def folder(make_folder) -> Path: return make_folder(dict(blue=14, green=14, red=
 
 
 def run_fastbit(*args, cwd, timeout=300, **env) -> subprocess.CompletedProcess:
-    "The installed command's module in a process of its own"
+    "The command in a process of its own, which has imported what it needs (see forks.py)"
+    with Fork(COMMAND, *args, cwd=cwd, env={**os.environ, **env}) as run:
+        out, err = run.communicate(timeout)
+    return subprocess.CompletedProcess(args, run.returncode, out, err)
+
+
+def start_fastbit(*args, cwd, timeout=300, **env) -> subprocess.CompletedProcess:
+    "The installed command's module in a new Python, for what depends on how that starts"
     return subprocess.run([sys.executable, '-m', 'fastbit', *map(str, args)], cwd=cwd, timeout=timeout, capture_output=True, text=True,
                           env={**os.environ, **env})
 
 
-def wait_for_rows(run: subprocess.Popen, cwd: Path, n: int, timeout=120) -> None:
+def wait_for_rows(run: Fork, cwd: Path, n: int, timeout=300) -> None:
     "Until a run that lives has `n` rows in its log, and then up to a step longer: a place in the work, since a time is another place on each machine"
     deadline = time.monotonic() + timeout
     while sum(len(f.read_text().splitlines()) for f in cwd.rglob('log.jsonl')) < n:
@@ -62,18 +79,51 @@ def wait_for_rows(run: subprocess.Popen, cwd: Path, n: int, timeout=120) -> None
     time.sleep(random.SystemRandom().uniform(0, .03))
 
 
-@contextmanager
-def chromium(dark=False):
-    "Headless Chromium with a log of console and network; the test is skipped where there is none"
+def small_bit(classes=3):
+    "A BiT body as timm builds it, small"
+    import torch
+    from functools import partial
+    from timm.layers import GroupNormAct, StdConv2d
+    from timm.models.resnetv2 import ResNetV2
+    from fastbit.bodies import build_body
+    torch.manual_seed(0)
+    layers = dict(conv_layer=partial(StdConv2d, eps=1e-8), norm_layer=partial(GroupNormAct, num_groups=8))
+    net = ResNetV2([1, 1, 1, 1], channels=(32, 64, 96, 128), num_classes=classes, stem_type='fixed', **layers)
+    with torch.device('meta'): large = build_body('BiT-M-R50x1', classes, weights='random')
+    net.pretrained_cfg = dict(large.pretrained_cfg, architecture='small_bit')
+    return net
+
+
+CHROMES = ('chromium', 'chromium-browser', 'google-chrome')
+CHROME_OPTIONS = ('headless=new', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run',
+                  'disable-background-networking', 'disable-component-update', 'disable-sync', 'disable-dev-shm-usage')
+
+
+@cache
+def _chromium():
+    "The one browser of this process: a start takes seconds"
     from selenium import webdriver
-    if not (binary := next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)) or not (driver := shutil.which('chromedriver')): pytest.skip('no Chromium here: apt-get install chromium chromium-driver')
+    binary = next(filter(None, map(shutil.which, CHROMES)), None)
+    driver = shutil.which('chromedriver')
+    if not binary or not driver: pytest.skip('no Chromium here: apt-get install chromium chromium-driver')
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    for o in ('headless=new', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking', 'disable-component-update', 'disable-sync', 'disable-dev-shm-usage', *(['force-dark-mode'] if dark else [])): options.add_argument(f'--{o}')
+    for o in CHROME_OPTIONS: options.add_argument(f'--{o}')
     options.set_capability('goog:loggingPrefs', dict(browser='ALL', performance='ALL'))
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    atexit.register(browser.quit)
+    return browser
+
+
+@contextmanager
+def chromium(dark=False):
+    "Headless Chromium with a log of console and network, empty to begin with; the test is skipped where there is none"
+    browser = _chromium()
+    scheme = dict(name='prefers-color-scheme', value='dark' if dark else 'light')
+    browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[scheme]))
+    for log in ('browser', 'performance'): browser.get_log(log)
     try: yield browser
-    finally: browser.quit()
+    finally: browser.get('about:blank')
 
 
 def look_at(page: Path, width: int, dark=False) -> dict:

@@ -6,7 +6,8 @@ from unittest.mock import patch
 import numpy as np, pytest, torch
 from PIL import Image
 
-from conftest import TINY, picture, run_fastbit, write_folder
+from conftest import TINY, picture, run_fastbit, small_bit, write_folder
+from forks import Fork
 from fastbit.baseline import baseline
 from fastbit.bodies import build_body
 from fastbit.data import image_dataloaders
@@ -19,17 +20,6 @@ from fastbit.store import RowStore, clear_stores, file_key, list_stores, row_key
 from fastbit.progress import DataWarning
 
 BODIES = ['test_efficientnet', 'small_bit']
-
-
-def small_bit():
-    "A BiT body as timm builds it, small"
-    from timm.models.resnetv2 import ResNetV2
-    from timm.layers import GroupNormAct, StdConv2d
-    from functools import partial
-    torch.manual_seed(0)
-    net = ResNetV2([1, 1, 1, 1], channels=(32, 64, 96, 128), num_classes=3, stem_type='fixed', conv_layer=partial(StdConv2d, eps=1e-8), norm_layer=partial(GroupNormAct, num_groups=8))
-    net.pretrained_cfg = dict(build_body('BiT-M-R50x1', 3, weights='random').pretrained_cfg, architecture='small_bit')
-    return net
 
 
 def model_of(name):
@@ -229,8 +219,7 @@ print('computed', res.computed, 'of', len(paths), float(res.rows[res.index[:, 0]
 '''
 
 
-def start(folder, slow=False):
-    return subprocess.Popen([sys.executable, '-c', SLOW.format(folder=str(folder), slow=slow)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+def start(folder, slow=False): return Fork(SLOW.format(folder=str(folder), slow=slow))
 
 
 def rows_kept():

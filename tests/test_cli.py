@@ -4,7 +4,7 @@ import json, os, subprocess, sys
 import pandas as pd, pytest
 from PIL import Image
 
-from conftest import run_fastbit, write_folder
+from conftest import run_fastbit, start_fastbit, write_folder
 
 QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--epochs', 2, '--bs', 8)
 FILES = ['history.csv', 'left_out.csv', 'log.jsonl', 'loss.png', 'model', 'predictions.csv', 'rate.png', 'report.html', 'results.json']
@@ -16,7 +16,7 @@ def shared(tmp_path_factory):
     root = tmp_path_factory.mktemp('cli')
     write_folder(root/'data', dict(blue=12, green=12, red=12))
     (root/'data'/'red'/'broken.png').write_text('no picture')
-    return root, run_fastbit('baseline', root/'data', *QUICK, '--out', root/'run', '--workers', 0, cwd=root)
+    return root, start_fastbit('baseline', root/'data', *QUICK, '--out', root/'run', '--workers', 0, cwd=root)
 
 
 def test_a_run_writes_its_results(shared):
@@ -69,7 +69,7 @@ def test_a_terminal_gets_a_bar(shared):
 def test_same_seed_same_numbers(shared, change):
     root, _ = shared
     out = root/f'again{len(change["env"])}'
-    run = run_fastbit('baseline', root/'data', *QUICK, '--out', out, *change['args'], cwd=root, **change['env'])
+    run = (start_fastbit if change['env'] else run_fastbit)('baseline', root/'data', *QUICK, '--out', out, *change['args'], cwd=root, **change['env'])
     assert run.returncode == 0, run.stderr
     same = all((out/f).read_text() == (root/'run'/f).read_text() for f in ('predictions.csv',))
     assert same == ('--seed' not in change['args'])
@@ -80,7 +80,7 @@ def test_without_network_home_or_display(shared, tmp_path):
     root, _ = shared
     nothing = dict(HOME='/dev/null/home', XDG_CACHE_HOME='/dev/null/cache', FASTBIT_CACHE='/dev/null/fastbit', MPLCONFIGDIR='/dev/null/mpl', DISPLAY=':987',
                    MPLBACKEND='', https_proxy='http://127.0.0.1:9', http_proxy='http://127.0.0.1:9', HF_HUB_OFFLINE='0')
-    run = run_fastbit('baseline', root/'data', *QUICK, '--out', tmp_path/'run', '--workers', 0, cwd=root, **nothing)
+    run = start_fastbit('baseline', root/'data', *QUICK, '--out', tmp_path/'run', '--workers', 0, cwd=root, **nothing)
     assert run.returncode == 0, run.stderr
     assert (tmp_path/'run'/'predictions.csv').read_text() == (root/'run'/'predictions.csv').read_text()
     assert sorted(p.name for p in (tmp_path/'run').iterdir()) == FILES
@@ -161,7 +161,7 @@ def test_a_public_set_by_name(monkeypatch, shared, capsys):
 
 def test_version_and_bodies():
     from fastbit import __version__
-    run = run_fastbit('--version', cwd='.')
+    run = start_fastbit('--version', cwd='.')
     assert (run.returncode, run.stdout) == (0, f'fastbit {__version__}\n')
     run = run_fastbit('bodies', '*lite*', cwd='.')
     row = next(o for o in run.stdout.splitlines() if o.strip().startswith('tf_efficientnet_lite0'))

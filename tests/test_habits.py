@@ -114,9 +114,10 @@ def test_results_are_tables_in_a_notebook(folder, capsys):
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'rich 3'
 
 
-@pytest.mark.parametrize('width', [1200, 390])
-def test_the_few_shot_page_in_a_browser(folder, tmp_path, width):
+def test_the_few_shot_page_in_a_browser(folder, tmp_path):
     few_shot_curve(folder, ks=(1, 3), repeats=2, **TINY, size=32, num_workers=0, batch_size=8, n_steps=4, scale=None, verbose=False, out=tmp_path/'few.csv')
-    seen = look_at(tmp_path/'few.html', width)
-    assert (seen['errors'], seen['broken'], seen['requests'], seen['pictures']) == ([], [], [], 1) and seen['too_wide'] <= 0
-    assert 'median accuracy' in seen['text'].lower() and len(pd.read_csv(tmp_path/'few.csv')) == 4
+    assert len(pd.read_csv(tmp_path/'few.csv')) == 4
+    for width in (1200, 390):
+        seen = look_at(tmp_path/'few.html', width)
+        assert (seen['errors'], seen['broken'], seen['requests'], seen['pictures']) == ([], [], [], 1) and seen['too_wide'] <= 0, width
+        assert 'median accuracy' in seen['text'].lower()

@@ -6,7 +6,8 @@ import numpy as np, pandas as pd, pytest
 from safetensors.torch import load_file
 
 from fastbit.launch import environment, unused_port
-from conftest import run_fastbit, wait_for_rows, write_folder
+from conftest import run_fastbit, start_fastbit, wait_for_rows, write_folder
+from forks import COMMAND, LAUNCH, Fork
 
 accelerate = pytest.importorskip('accelerate', reason='pip install accelerate')
 pytestmark = pytest.mark.slow   # `make test-slow`
@@ -20,10 +21,16 @@ def data(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp('processes')/'data', dict(blue=15, green=14, red=14))
 
 
-def run(data, out, *words, **env):
-    done = run_fastbit('baseline', data, *words, '--out', out, cwd=out.parent, FASTBIT_CACHE=str(out.parent/f'cache-{out.name}'), OMP_NUM_THREADS='1', **env)
+def run(data, out, *words, how=run_fastbit):
+    done = how('baseline', data, *words, '--out', out, cwd=out.parent, FASTBIT_CACHE=str(out.parent/f'cache-{out.name}'))
     assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
     return done
+
+
+def run_forked(*words, cwd, **env):
+    "The command with `--procs`, and forks for its processes"
+    with begun(words[1:], cwd, **env) as p: out, err = p.communicate(timeout=300)
+    return subprocess.CompletedProcess(words, p.returncode, out, err)
 
 
 def far(a, b) -> float:
@@ -43,7 +50,7 @@ def alone(data, tmp_path_factory):
 @pytest.mark.parametrize('n', [2, 4])
 def test_the_rule_in_several_processes_gives_the_weights_of_one(data, alone, tmp_path, n):
     "After 20 steps of 13 images with mixup; a GroupNorm body on CPUs, by gloo"
-    done = run(data, tmp_path/'out', *BY_RULE, '--procs', n)
+    done = run(data, tmp_path/'out', *BY_RULE, '--procs', n, how=start_fastbit if n == 2 else run_forked)
     assert far(alone/'rule', tmp_path/'out') <= 1e-5
     one, many = (pd.read_csv(o/'history.csv') for o in (alone/'rule', tmp_path/'out'))
     assert np.allclose(one.drop(columns=['stage', 'seconds']), many.drop(columns=['stage', 'seconds']), rtol=1e-4) and one.accuracy.tolist() == many.accuracy.tolist()
@@ -56,7 +63,7 @@ def test_the_rule_in_several_processes_gives_the_weights_of_one(data, alone, tmp
 
 
 def test_onecycle_and_the_features_in_two_processes(data, alone, tmp_path):
-    run(data, tmp_path/'out', *BODY, '--epochs', '3', '--bs', '9', '--procs', '2')
+    run(data, tmp_path/'out', *BODY, '--epochs', '3', '--bs', '9', '--procs', '2', how=run_forked)
     assert far(alone/'onecycle', tmp_path/'out') <= 1e-4   # Adam divides by what may be tiny
     one, many = (pd.read_csv(o/'predictions.csv') for o in (alone/'onecycle', tmp_path/'out'))
     assert one.path.tolist() == many.path.tolist() and np.abs(one.probability - many.probability).max() < 1e-4
@@ -65,13 +72,13 @@ def test_onecycle_and_the_features_in_two_processes(data, alone, tmp_path):
 
 ACCELERATE = ['-m', 'accelerate.commands.launch', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no']
 LAUNCHERS = dict(accelerate=[*ACCELERATE, '--multi_gpu'], torchrun=['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2'])
+MODULE = 'import runpy, sys; del sys.argv[:2]; runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)'   # `python -m MODULE ARGS`
 
 
 def launched(launcher, data, cwd, *words):
     "Two processes that another launcher than ours starts"
     port = ['--main_process_port', unused_port()] if launcher == 'accelerate' else []
-    return subprocess.Popen([sys.executable, *map(str, [*LAUNCHERS[launcher], *port, '-m', 'fastbit', 'baseline', data, *words])], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'FASTBIT_CACHE': str(cwd/'cache')})
+    return Fork(MODULE, *LAUNCHERS[launcher], *port, '-m', 'fastbit', 'baseline', data, *words, cwd=cwd, env={**os.environ, 'FASTBIT_CACHE': str(cwd/'cache')})
 
 
 @pytest.mark.parametrize('launcher', list(LAUNCHERS))
@@ -84,17 +91,16 @@ def test_other_launchers(data, alone, tmp_path, launcher):
 
 
 def test_mpi_says_it_by_other_names(data, alone, tmp_path):
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'FASTBIT_CACHE': str(tmp_path/'cache'), 'MASTER_PORT': str(unused_port()), 'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_LOCAL_SIZE': '2'}
-    start = lambda i: subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(data), *BY_RULE, '--out', 'out'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**env, 'OMPI_COMM_WORLD_RANK': str(i), 'OMPI_COMM_WORLD_LOCAL_RANK': str(i)})
+    env = {**os.environ, 'FASTBIT_CACHE': str(tmp_path/'cache'), 'MASTER_PORT': str(unused_port()), 'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_LOCAL_SIZE': '2'}
+    start = lambda i: Fork(COMMAND, 'baseline', data, *BY_RULE, '--out', 'out', cwd=tmp_path, env={**env, 'OMPI_COMM_WORLD_RANK': str(i), 'OMPI_COMM_WORLD_LOCAL_RANK': str(i)})
     (first, err), (second, _) = [p.communicate(timeout=300) for p in [start(0), start(1)]]
     assert 'cpu, 2 processes' in first and not second, err[-3000:]
     assert far(alone/'rule', tmp_path/'out') <= 1e-5
 
 
 def test_one_process_in_the_place_of_two_is_said(data, tmp_path):
-    done = subprocess.run([sys.executable, *ACCELERATE, '--cpu', '-m', 'fastbit', 'baseline', str(data), *BY_RULE, '--dry-run'], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and 'was asked for several processes and started this one alone' in done.stderr and 'processes' not in done.stdout, done.stderr
+    with Fork(MODULE, *ACCELERATE, '--cpu', '-m', 'fastbit', 'baseline', data, *BY_RULE, '--dry-run', cwd=tmp_path) as done: out, err = done.communicate(timeout=300)
+    assert done.returncode == 0 and 'was asked for several processes and started this one alone' in err and 'processes' not in out, err
 
 
 NOISE = '''
@@ -136,7 +142,7 @@ def test_dropout_and_batch_transforms_differ_between_processes(tmp_path, how):
         for i in range(1, 16): (tmp_path/'data'/label/f'{i:03d}.png').write_bytes(first)
     def run():
         port = unused_port()
-        ps = [subprocess.Popen([sys.executable, '-c', NOISE, str(tmp_path/'data'), how], env={**environment(r, 2, port), 'OMP_NUM_THREADS': '1'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for r in range(2)]
+        ps = [Fork(NOISE, tmp_path/'data', how, env=environment(r, 2, port)) for r in range(2)]
         outs = [p.communicate(timeout=300) for p in ps]
         assert all(p.returncode == 0 for p in ps), outs[0][1][-2000:] + outs[1][1][-2000:]
         return [json.loads(o.splitlines()[-1]) for o, _ in outs]
@@ -152,68 +158,72 @@ def children(pid) -> list:
 
 def begun(words, cwd, **env):
     "A run of two processes"
-    return subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', *map(str, words)], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1', **env})
+    return Fork(LAUNCH, 'baseline', *words, cwd=cwd, env={**os.environ, **env})
 
 
 LONG = [w for k, v in {**dict(zip(BY_RULE[::2], BY_RULE[1::2])), '--steps': '240', '--eval-every': '30'}.items() for w in (k, v)] + ['--checkpoint-every', '5']
 LONG_CYCLE = [*BODY, '--bs', '9', '--epochs', '41', '--checkpoint-every', '5', '--workers', '0']   # ten rows of the head, 40 of everything
 
 
-@pytest.mark.parametrize('which, words, first', [(0, LONG, 1), (1, LONG, 1), (1, LONG_CYCLE, 12)])
-def test_a_killed_process_ends_the_run_and_it_goes_on_with_another_number(data, tmp_path, which, words, first):
+@pytest.fixture(scope='module')
+def straight(data, tmp_path_factory):
+    "The histories of the two long runs, which one process has made and nobody has stopped"
+    root = tmp_path_factory.mktemp('straight')
+    for name, words in (('rule', LONG), ('cycle', LONG_CYCLE)): run(data, root/name, *words)
+    return {name: pd.read_csv(root/name/'history.csv').drop(columns=['stage', 'seconds']) for name in ('rule', 'cycle')}
+
+
+@pytest.mark.parametrize('which, recipe, first', [(0, 'rule', 1), (1, 'rule', 1), (1, 'cycle', 12)])
+def test_a_killed_process_ends_the_run_and_it_goes_on_with_another_number(data, straight, tmp_path, which, recipe, first):
+    words = dict(rule=LONG, cycle=LONG_CYCLE)[recipe]
     env = dict(FASTBIT_CACHE=str(tmp_path/'cache'))
     p = begun([data, *words, '--procs', 2, '--out', tmp_path/'out'], tmp_path, **env)
     wait_for_rows(p, tmp_path/'out', first + random.SystemRandom().randint(0, 3))
     workers = children(p.pid)
     assert len(workers) == 2
     os.kill(workers[which], signal.SIGKILL)
-    out, err = p.communicate(timeout=30)   # it ends within seconds; gloo alone would wait for half an hour
+    out, err = p.communicate(timeout=90)   # it ends within seconds; gloo alone would wait for half an hour
     assert p.returncode == 2, err
     last = err.strip().splitlines()[-1]
     assert f'process {which} of 2 was ended by SIGKILL' in last and 'goes on from the last checkpoint' in last and 'Traceback' not in err, err
     assert all(not Path(f'/proc/{w}').exists() or 'zombie' in Path(f'/proc/{w}/status').read_text() for w in workers)
-    straight = run_fastbit('baseline', data, *words, '--out', tmp_path/'straight', cwd=tmp_path, OMP_NUM_THREADS='1', **env)
-    assert straight.returncode == 0, straight.stderr
-    resumed = run_fastbit('baseline', data, *words, '--procs', 3, '--out', tmp_path/'out', cwd=tmp_path, OMP_NUM_THREADS='1', **env)
+    resumed = run_forked('baseline', data, *words, '--procs', 3, '--out', tmp_path/'out', cwd=tmp_path, **env)
     assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stderr
-    assert np.allclose(*(pd.read_csv(tmp_path/o/'history.csv').drop(columns=['stage', 'seconds']) for o in ('straight', 'out')), rtol=1e-2)
+    assert np.allclose(straight[recipe], pd.read_csv(tmp_path/'out'/'history.csv').drop(columns=['stage', 'seconds']), rtol=1e-2)
 
 
 @pytest.mark.parametrize('launcher', list(LAUNCHERS))
 def test_a_killed_process_of_another_launcher(data, tmp_path, launcher):
-    "It ends the others itself, and we say how to go on"
+    "It ends the others itself, and we say how to go on; torchrun's SIGTERM stops after the step"
     p = launched(launcher, data, tmp_path, *LONG, '--out', 'out')
     wait_for_rows(p, tmp_path/'out', 2)
     workers = children(p.pid)
     assert len(workers) == 2
     os.kill(workers[random.SystemRandom().randint(0, 1)], signal.SIGKILL)
-    _, err = p.communicate(timeout=30)   # it ends within seconds; gloo alone would wait for half an hour
+    _, err = p.communicate(timeout=90)   # it ends within seconds; gloo alone would wait for half an hour
     assert p.returncode != 0
     assert 'of 2 waits for another one that is gone' in err and 'goes on from the last checkpoint' in err and 'exitcode: -9' in err, err
     again = launched(launcher, data, tmp_path, *LONG, '--out', 'out')
+    if launcher == 'torchrun':
+        wait_for_rows(again, tmp_path/'out', 4)
+        again.send_signal(signal.SIGTERM)
     out, err = again.communicate(timeout=300)
-    assert again.returncode == 0 and 'goes on' in out, err[-3000:]
-
-
-def test_torchrun_stops_after_the_step(data, tmp_path):
-    p = launched('torchrun', data, tmp_path, *LONG, '--out', 'out')
-    wait_for_rows(p, tmp_path/'out', 1)
-    p.send_signal(signal.SIGTERM)
-    _, err = p.communicate(timeout=60)
-    assert err.count('saved in out/checkpoint.safetensors: the same call goes on from there') == 1, err
+    assert 'goes on' in out, err[-3000:]
+    if launcher == 'torchrun': assert err.count('saved in out/checkpoint.safetensors: the same call goes on from there') == 1, err
+    else: assert again.returncode == 0, err[-3000:]
 
 
 def test_ctrl_c_stops_all_of_them_after_the_step(data, tmp_path):
     p = begun([data, *LONG, '--procs', 2, '--out', tmp_path/'out'], tmp_path, FASTBIT_CACHE=str(tmp_path/'cache'))
     wait_for_rows(p, tmp_path/'out', 1)
     os.kill(children(p.pid)[1], signal.SIGINT)   # one is enough: they agree on the step
-    _, err = p.communicate(timeout=60)
+    _, err = p.communicate(timeout=180)
     assert p.returncode in (130, 143) and 'saved in' in err and 'goes on from there' in err and 'Traceback' not in err, err
 
 
 def test_errors_come_once(data, tmp_path):
     for words, message in ((('--budget', '10m'), 'it measures one process'), (('--procs', '0'), '--procs 0'), (('--arch', 'resnet50'), 'is not a BiT or EfficientNet body'), (('--bn', 'x'), 'unrecognized')):
-        done = run_fastbit('baseline', data, *BODY[2:], *(() if '--procs' in words else ('--procs', '2')), *words, cwd=tmp_path)
+        done = run_forked('baseline', data, *BODY[2:], *(() if '--procs' in words else ('--procs', '2')), *words, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count('error:') == 1, done.stderr
 
 

@@ -41,9 +41,9 @@ def test_the_archive_builds_without_the_repository(built):
 
 def test_it_installs_in_an_empty_environment(built, tmp_path):
     "Without what it requires, which .ci/run installs: the files are where they should be, and the command says its version"
-    venv.create(tmp_path/'env', with_pip=True)
+    venv.create(tmp_path/'env')
     python = next(p for p in (tmp_path/'env'/'bin'/'python', tmp_path/'env'/'Scripts'/'python.exe') if p.exists())
-    subprocess.run([python, '-m', 'pip', 'install', '-q', '--no-deps', '--no-index', built[0]], check=True, capture_output=True)
+    subprocess.run([sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps', '--no-index', built[0]], check=True, capture_output=True)
     said = subprocess.run([python.parent/'fastbit', '--version'], cwd=tmp_path, capture_output=True, text=True)
     assert said.stdout == f'fastbit {fastbit.__version__}\n', said.stderr
 

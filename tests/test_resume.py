@@ -1,5 +1,5 @@
 "Runs that are killed, and go on as if they had not been"
-import json, os, random, signal, subprocess, sys
+import json, os, random, signal
 
 import pandas as pd, pytest, torch
 from fastai.callback.core import Callback
@@ -9,7 +9,8 @@ from fastbit.callbacks import KeepBest
 from fastbit.checkpoint import read_checkpoint
 from fastbit.data import image_dataloaders
 from fastbit.learner import transfer_learner
-from conftest import TINY, picture, run_fastbit, wait_for_rows, write_folder
+from conftest import TINY, picture, run_fastbit, start_fastbit, wait_for_rows, write_folder
+from forks import COMMAND, Fork
 
 STEPS = 14
 RUN = '''
@@ -64,10 +65,11 @@ print(json.dumps(dict(weights=hashlib.sha256(b''.join(v.numpy().tobytes() for v 
 '''.replace('STEPS', str(STEPS))
 
 
-def run(tmp_path, how, data, folder, kind='never', at=0):
-    (tmp_path/'run.py').write_text(RUN)
+def run(how, data, folder, kind='never', at=0):
+    "(exit status, what it printed, errors)"
     folder.mkdir(exist_ok=True)
-    return subprocess.run([sys.executable, tmp_path/'run.py', data, folder, kind, str(at), how], capture_output=True, text=True, timeout=300)
+    with Fork(RUN, data, folder, kind, at, how) as fork: out, err = fork.communicate(300)
+    return fork.returncode, out, err
 
 
 @pytest.fixture(scope='module', params=['rule', 'cycle'])
@@ -75,9 +77,9 @@ def straight(request, tmp_path_factory):
     "How it trains, a folder of images, and what the run says that nobody kills"
     root = tmp_path_factory.mktemp('straight')
     write_folder(root/'data', dict(blue=13, green=13, red=13))
-    done = run(root, request.param, root/'data', root/'out')
-    assert done.returncode == 0, done.stderr
-    return request.param, root/'data', json.loads(done.stdout.splitlines()[-1])
+    status, out, err = run(request.param, root/'data', root/'out')
+    assert status == 0, err
+    return request.param, root/'data', json.loads(out.splitlines()[-1])
 
 
 def test_killed_three_times_and_the_same(straight, tmp_path):
@@ -87,21 +89,21 @@ def test_killed_three_times_and_the_same(straight, tmp_path):
     kinds, at = dice.sample(['in a step', 'in a save', 'between'], 3), sorted(dice.sample(range(1, STEPS-1), 3))
     story = f'{kinds} at {at}'
     for kind, k in zip(kinds, at):
-        killed = run(tmp_path, how, folder, tmp_path/'killed', kind, k)
-        assert killed.returncode == -signal.SIGKILL, (story, killed.stdout, killed.stderr)
-    resumed = run(tmp_path, how, folder, tmp_path/'killed')
-    assert resumed.returncode == 0, (story, resumed.stderr)
-    assert 'goes on' in resumed.stdout or at[-1] < 3, story
-    assert json.loads(resumed.stdout.splitlines()[-1]) == wanted, story
+        status, out, err = run(how, folder, tmp_path/'killed', kind, k)
+        assert status == -signal.SIGKILL, (story, out, err)
+    status, out, err = run(how, folder, tmp_path/'killed')
+    assert status == 0, (story, err)
+    assert 'goes on' in out or at[-1] < 3, story
+    assert json.loads(out.splitlines()[-1]) == wanted, story
 
 
 @pytest.mark.parametrize('kind, at', [('in an evaluation', 4), ('before the new name', 6)])
 def test_killed_where_it_is_delicate(straight, tmp_path, kind, at):
     how, folder, wanted = straight
-    assert run(tmp_path, how, folder, tmp_path/'killed', kind, at).returncode == -signal.SIGKILL
-    resumed = run(tmp_path, how, folder, tmp_path/'killed')
-    assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stderr
-    assert json.loads(resumed.stdout.splitlines()[-1]) == wanted
+    assert run(how, folder, tmp_path/'killed', kind, at)[0] == -signal.SIGKILL
+    status, out, err = run(how, folder, tmp_path/'killed')
+    assert status == 0 and 'goes on' in out, err
+    assert json.loads(out.splitlines()[-1]) == wanted
     assert [p.name for p in (tmp_path/'killed').iterdir()] == ['run.safetensors']   # what was half written is gone
 
 
@@ -275,20 +277,43 @@ def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values())) and a.history.steps.equals(b.history.steps) and a.recorder.hps == b.recorder.hps
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-@pytest.mark.parametrize('at, every', [(1, 1), (4, 1), (6, 2), (8, 4), (11, 3)])   # four steps an epoch
-def test_one_cycle_goes_on_in_the_middle_of_an_epoch(folder, tmp_path, at, every, workers):
+def state(learn) -> tuple:
+    "All that has to be the same, to compare with later"
+    weights = [v.clone() for v in learn.model.state_dict().values()]
+    return weights, learn.history.steps.copy(), list(learn.recorder.hps), learn.history.epochs.drop(columns='seconds')
+
+
+def same_states(a, b):
+    (weights, steps, hps, epochs), (weights2, steps2, hps2, epochs2) = a, b
+    return all(map(torch.equal, weights, weights2)) and steps.equals(steps2) and hps == hps2 and epochs.equals(epochs2)
+
+
+@pytest.fixture(scope='module', params=[0, 2])
+def straight_cycles(request, tmp_path_factory):
+    "What makes a learner with so many loader processes, and its states after one cycle and after the next if nobody stops it"
     from fastai.vision.augment import Brightness
-    make = lambda: image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=workers, batch_tfms=[Brightness(max_lighting=.5)])
-    straight, path = cycle(seeded(make(), drop_rate=.4)), tmp_path/'run.safetensors'
-    with pytest.raises(KeyboardInterrupt): cycle(seeded(make(), drop_rate=.4), checkpoint=path, checkpoint_every=every, cbs=Stop(at))
+    folder = write_folder(tmp_path_factory.mktemp('cycles')/'data', dict(blue=14, green=14, red=12))
+    def make():
+        dls = image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=request.param, batch_tfms=[Brightness(max_lighting=.5)])
+        return seeded(dls, drop_rate=.4)
+    learn = cycle(make())
+    one = state(learn)
+    torch.manual_seed(1)
+    return make, one, state(cycle(learn))
+
+
+@pytest.mark.parametrize('at, every', [(1, 1), (4, 1), (6, 2), (8, 4), (11, 3)])   # four steps an epoch
+def test_one_cycle_goes_on_in_the_middle_of_an_epoch(straight_cycles, tmp_path, at, every):
+    make, one, two = straight_cycles
+    path = tmp_path/'run.safetensors'
+    with pytest.raises(KeyboardInterrupt): cycle(make(), checkpoint=path, checkpoint_every=every, cbs=Stop(at))
     assert read_checkpoint(path, tensors=False)[0]['done'] == max(k for k in range(every, at+1, every) if k < at or at % 4)   # the last step of an epoch is saved after the evaluation
     torch.rand(7)
-    resumed = cycle(seeded(make(), drop_rate=.4), checkpoint=path, checkpoint_every=every)
-    assert same(resumed, straight) and resumed.history.epochs.drop(columns='seconds').equals(straight.history.epochs.drop(columns='seconds'))
+    resumed = cycle(make(), checkpoint=path, checkpoint_every=every)
+    assert same_states(state(resumed), one)
     assert resumed.first_batch == 0 and resumed.dls.train.first == 0
-    for learn in (resumed, straight): torch.manual_seed(1); cycle(learn)   # the next fit, too
-    assert same(resumed, straight)
+    torch.manual_seed(1)
+    assert same_states(state(cycle(resumed)), two)   # the next fit, too
 
 
 def test_epochs_are_saved_every_half_minute_and_the_last_always(dls, tmp_path, monkeypatch):
@@ -435,11 +460,11 @@ def test_the_command_goes_on_after_sigkill_at_any_moment(folder, tmp_path, words
     assert straight.returncode == 0, straight.stderr
     dice = random.SystemRandom()
     for rows in (dice.randint(1, 3), dice.randint(4, 8)):   # of 15: one an evaluation
-        with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), *map(str, words)], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        with Fork(COMMAND, 'baseline', folder, *words, cwd=tmp_path) as run:
             wait_for_rows(run, tmp_path/'fastbit-runs', head+rows)
             run.send_signal(signal.SIGKILL)
         assert run.returncode == -signal.SIGKILL
-    resumed = run_fastbit('baseline', folder, *words, cwd=tmp_path)   # without --out: it finds what it had begun
+    resumed = start_fastbit('baseline', folder, *words, cwd=tmp_path)   # without --out: it finds what it had begun, also where Python's hashes are others
     assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stdout + resumed.stderr
     out, = (tmp_path/'fastbit-runs').iterdir()
     same = lambda name, drop=(): pd.testing.assert_frame_equal(*(pd.read_csv(o/name).drop(columns=list(drop)) for o in (out, tmp_path/'straight')), check_exact=True)

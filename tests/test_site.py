@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
+from filelock import FileLock
 
 from conftest import chromium
 
@@ -13,10 +14,15 @@ WIDTHS = dict(desktop=1280, phone=390)
 
 
 @pytest.fixture(scope='session')
-def site():
+def site(tmp_path_factory):
     "`make docs`, which fails on a warning; pages that have not changed since the last time are kept"
-    out = subprocess.run([sys.executable, 'tools/docs.py'], cwd=ROOT, capture_output=True, text=True, timeout=1200, env={**os.environ, 'PYTHONWARNINGS': 'ignore'})
-    assert out.returncode == 0, out.stdout + out.stderr
+    run = os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())   # several processes test the one site
+    built = tmp_path_factory.getbasetemp().parent/f'site-{run}'
+    with FileLock(f'{built}.lock'):
+        if built.exists(): return ROOT/'_docs'
+        out = subprocess.run([sys.executable, 'tools/docs.py'], cwd=ROOT, capture_output=True, text=True, timeout=1800, env={**os.environ, 'PYTHONWARNINGS': 'ignore'})
+        assert out.returncode == 0, out.stdout + out.stderr
+        built.touch()
     return ROOT/'_docs'
 
 

@@ -11,6 +11,7 @@ from fastbit.launch import environment, unused_port
 from fastbit.streams import ImageStream, StreamDL, parquet_stream, stream_dataloaders, tar_stream
 from fastbit.progress import DataWarning
 from conftest import picture
+from forks import Fork
 
 # webdataset 1.0 leaves its shards to the garbage collector
 pytestmark = [pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'), pytest.mark.filterwarnings('ignore::ResourceWarning')]
@@ -134,7 +135,6 @@ MEMORY = '''
 import io, resource, sys, warnings
 warnings.simplefilter('ignore')
 import datasets, torch
-sys.path.insert(0, sys.argv[2])
 from test_streams import CLASSES, GN, encoded, learner, fit
 from fastbit.streams import parquet_stream, stream_dataloaders
 n = int(sys.argv[1])
@@ -157,9 +157,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)
 def test_memory_does_not_grow_with_the_data():
     "From ten thousand to a million simulated images, read to the end"
     def megabytes(n):
-        done = subprocess.run([sys.executable, '-W', 'ignore', '-c', MEMORY, str(n), str(Path(__file__).parent)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'}, timeout=600)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return float(done.stdout.splitlines()[-1])
+        with Fork(MEMORY, n) as done: out, err = done.communicate(timeout=900)
+        assert done.returncode == 0, err[-2000:]
+        return float(out.splitlines()[-1])
     small, large = megabytes(10_000), megabytes(1_000_000)
     print(f'{small:.0f} MB with 10,000 images, {large:.0f} MB with 1,000,000')
     assert large < small + 60   # a label alone for each would be 50 MB, an encoded image 1.5 GB
@@ -169,12 +169,11 @@ TOGETHER = '''
 import hashlib, json, os, sys, warnings
 warnings.simplefilter('ignore')
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
 from fastbit.processes import join_processes, leave_processes, rank
 from fastbit.streams import StreamDL
 join_processes('cpu')
 from test_streams import fit, learner, loaders, with_bad_images
-learn = fit(learner(loaders(Path(sys.argv[1]), sys.argv[3])))
+learn = fit(learner(loaders(Path(sys.argv[1]), sys.argv[2])))
 pixels, seen = StreamDL._pixels, []
 def counted(self, item): seen.append(1); return pixels(self, item)
 StreamDL._pixels = counted
@@ -201,7 +200,7 @@ def with_bad_images(dl):
 def test_two_processes_read_different_parts_and_have_one_network(shards, kind):
     pytest.importorskip('accelerate')
     port = unused_port()
-    ps = [subprocess.Popen([sys.executable, '-W', 'ignore', '-c', TOGETHER, str(shards[0]), str(Path(__file__).parent), kind], env=environment(r, 2, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for r in range(2)]
+    ps = [Fork(TOGETHER, shards[0], kind, env=environment(r, 2, port)) for r in range(2)]
     outs = [p.communicate(timeout=300) for p in ps]
     assert all(p.returncode == 0 for p in ps), outs[0][1][-2000:] + outs[1][1][-2000:]
     a, b = (json.loads(o.splitlines()[-1]) for o, _ in outs)

@@ -11,6 +11,7 @@ from fastbit.guards import LossNotFinite, Stopped, first_not_finite
 from fastbit.learner import transfer_learner
 from fastbit.progress import DataWarning
 from conftest import TINY, run_fastbit, wait_for_rows, write_folder
+from forks import COMMAND, Fork
 
 pytestmark = pytest.mark.slow   # `make test-slow`
 ARGS = dict(batch_size=12, n_steps=8, base_lr=.3, eval_every=2, show=False)
@@ -105,29 +106,42 @@ def test_a_handler_of_somebody_else_is_left_alone(dls):
     assert got == [1]
 
 
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+    "A folder of images, and the results of a command that nobody stops: made once for each command"
+    root, made = tmp_path_factory.mktemp('straight'), {}
+    data = write_folder(root/'data', dict(blue=14, green=14, red=12))
+    def results(words):
+        if words not in made:
+            done = run_fastbit('baseline', data, *words, '--workers', 0, '--out', root/f'{len(made)}', cwd=root)
+            assert done.returncode == 0, done.stderr
+            made[words] = root/f'{len(made)}'
+        return made[words]
+    return data, results
+
+
 @pytest.mark.parametrize('signum, group, words, head', [(signal.SIGINT, True, BY_RULE, 0), (signal.SIGTERM, False, BY_RULE, 0), (signal.SIGINT, True, ONE_CYCLE, 10)])
-def test_the_command_stops_gently_and_goes_on(folder, tmp_path, signum, group, words, head):
+def test_the_command_stops_gently_and_goes_on(straight, tmp_path, signum, group, words, head):
     "A terminal sends Ctrl-C to all of its processes, loaders too"
-    straight = run_fastbit('baseline', folder, *words, '--workers', 0, '--out', tmp_path/'straight', cwd=tmp_path)
-    assert straight.returncode == 0, straight.stderr
-    with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), *map(str, words), '--workers', '2'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+    folder, results = straight
+    with Fork(COMMAND, 'baseline', folder, *words, '--workers', 2, cwd=tmp_path, session=True) as run:
         wait_for_rows(run, tmp_path/'fastbit-runs', head + random.SystemRandom().randint(1, 6))   # of 15
         (os.killpg if group else os.kill)(run.pid, signum)
-        out, err = run.communicate(timeout=60)
+        out, err = run.communicate(timeout=180)
     assert run.returncode == 128+signum, err
     assert 'Traceback' not in err and 'saved in fastbit-runs' in err.splitlines()[-1] and 'goes on from there' in err.splitlines()[-1], err
     resumed = run_fastbit('baseline', folder, *words, '--workers', 0, cwd=tmp_path)
     assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stderr
     there, = (tmp_path/'fastbit-runs').iterdir()
-    pd.testing.assert_frame_equal(*(pd.read_csv(o/'history.csv').drop(columns='seconds') for o in (there, tmp_path/'straight')), check_exact=True)
-    assert (there/'model'/'model.safetensors').read_bytes() == (tmp_path/'straight'/'model'/'model.safetensors').read_bytes()
+    pd.testing.assert_frame_equal(*(pd.read_csv(o/'history.csv').drop(columns='seconds') for o in (there, results(words))), check_exact=True)
+    assert (there/'model'/'model.safetensors').read_bytes() == (results(words)/'model'/'model.safetensors').read_bytes()
 
 
 def test_what_has_no_checkpoint_keeps_the_network_and_says_what_can_be_done(folder, tmp_path):
-    with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(folder), '--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--recipe', 'head', '--epochs', '5000', '--out', 'out'], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+    with Fork(COMMAND, 'baseline', folder, '--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--recipe', 'head', '--epochs', '5000', '--out', 'out', cwd=tmp_path) as run:
         wait_for_rows(run, tmp_path/'out', 2)
         run.send_signal(signal.SIGINT)
-        _, err = run.communicate(timeout=60)
+        _, err = run.communicate(timeout=180)
     last = err.splitlines()[-1]
     assert run.returncode == 130 and 'Traceback' not in err and 'stopped after epoch' in last and 'in out/model' in last and 'The same command begins again' in last, err
     asked = run_fastbit('predict', 'out', folder/'red', cwd=tmp_path)
@@ -193,9 +207,9 @@ c.save_checkpoint = then_remove
 sys.exit(main(['baseline', *sys.argv[1:]]))
 '''
     words = [data, *BY_RULE[:-4], '--checkpoint-every', 5, '--workers', workers, '--no-cache', '--out', tmp_path/'out']
-    run = subprocess.run([sys.executable, '-c', code, *map(str, words)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    last = run.stderr.splitlines()[-1]
-    assert run.returncode == 2 and 'Traceback' not in run.stderr and 'No such file or directory' in last and 'put it back' in last and 'goes on from the last checkpoint' in last, run.stderr
+    with Fork(code, *words, cwd=tmp_path) as run: _, err = run.communicate(timeout=300)
+    last = err.splitlines()[-1]
+    assert run.returncode == 2 and 'Traceback' not in err and 'No such file or directory' in last and 'put it back' in last and 'goes on from the last checkpoint' in last, err
     write_folder(data, dict(blue=30, green=30))
     again = run_fastbit('baseline', *words, cwd=tmp_path)
     assert again.returncode == 0 and 'goes on' in again.stdout, again.stderr
@@ -209,7 +223,7 @@ def limited(n_bytes): return lambda: (resource.setrlimit(resource.RLIMIT_FSIZE, 
 def test_no_room_for_the_checkpoint(folder, tmp_path):
     "The system refuses larger files; with room again the same command goes on from what was saved before"
     words = ['baseline', str(folder), *map(str, BY_RULE[:-4]), '--checkpoint-every', '3', '--out', 'out']
-    stop = subprocess.run([sys.executable, '-c', f'''
+    with Fork(f'''
 import sys, fastbit.checkpoint as c, resource, signal
 from fastbit.cli import main
 real = c.save_checkpoint
@@ -217,9 +231,9 @@ def save(*a):
     real(*a)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 c.save_checkpoint = save
-sys.exit(main({words!r}))'''], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    last = stop.stderr.splitlines()[-1]
-    assert stop.returncode == 2 and 'Traceback' not in stop.stderr and 'could not be written' in last and 'Make room' in last and 'goes on from the last checkpoint' in last, stop.stderr
+sys.exit(main({words!r}))''', cwd=tmp_path) as stop: _, err = stop.communicate(timeout=300)
+    last = err.splitlines()[-1]
+    assert stop.returncode == 2 and 'Traceback' not in err and 'could not be written' in last and 'Make room' in last and 'goes on from the last checkpoint' in last, err
     assert read_checkpoint(tmp_path/'out'/'checkpoint.safetensors')[0]['parts']['callback rule_steps']['done'] == 3
     assert [p.name for p in (tmp_path/'out').iterdir() if p.name.endswith('.part')] == []
     again = run_fastbit(*words, cwd=tmp_path)
@@ -228,7 +242,7 @@ sys.exit(main({words!r}))'''], cwd=tmp_path, capture_output=True, text=True, tim
 
 def test_no_room_for_the_results(folder, tmp_path, monkeypatch):
     "The numbers are printed, and the error says where they did not go"
-    run = subprocess.run([sys.executable, '-m', 'fastbit', 'baseline', str(folder), '--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--epochs', '2', '--out', 'out'], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    run = subprocess.run([sys.executable, '-m', 'fastbit', 'baseline', str(folder), '--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--epochs', '2', '--out', 'out'], cwd=tmp_path, capture_output=True, text=True, timeout=300,
                          preexec_fn=limited(2000), env={**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'})
     last = run.stderr.splitlines()[-1]
     assert run.returncode == 2 and 'Traceback' not in run.stderr and 'results could not be written into out' in last and 'accuracy' in run.stdout, run.stderr
@@ -248,10 +262,15 @@ def no_privileges():
     if os.getuid() == 0:
         import ctypes
         libc = ctypes.CDLL(None)
-        for cap in (1, 2): libc.prctl(24, cap, 0, 0, 0)   # PR_CAPBSET_DROP of CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+        version, sets = (ctypes.c_uint32*2)(0x20080522, 0), (ctypes.c_uint32*6)()   # _LINUX_CAPABILITY_VERSION_3, this process; effective, permitted, inheritable, twice 32 bits
+        libc.capget(version, sets)
+        for i in range(3): sets[i] &= ~(1 << 1 | 1 << 2)   # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+        libc.capset(version, sets)
 
 
-def run_plainly(*args, cwd): return subprocess.run([sys.executable, '-m', 'fastbit', *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=120, preexec_fn=no_privileges)
+def run_plainly(*args, cwd, code=COMMAND):
+    with Fork(code, *args, cwd=cwd, before=no_privileges) as run: out, err = run.communicate(timeout=300)
+    return subprocess.CompletedProcess(args, run.returncode, out, err)
 
 
 def test_no_permission(folder, tmp_path):
@@ -260,7 +279,7 @@ def test_no_permission(folder, tmp_path):
     secret.chmod(0); closed.mkdir(0o500)
     quick = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--epochs', 1, '--device', 'cpu')
     try:
-        if subprocess.run([sys.executable, '-c', f'open({str(secret)!r})'], preexec_fn=no_privileges, capture_output=True).returncode == 0: pytest.skip('permissions do not hold here')
+        if run_plainly(cwd=tmp_path, code=f'open({str(secret)!r})').returncode == 0: pytest.skip('permissions do not hold here')
         ok = run_plainly('baseline', folder, *quick, '--out', 'out', cwd=tmp_path)
         assert ok.returncode == 0 and 'Permission denied' in ok.stderr and '1 of 40 images cannot be read' in ok.stderr
         for words, message in ((('baseline', folder, *quick, '--out', closed/'out'), 'cannot be written to'), (('predict', tmp_path/'out', secret, folder/'red'/'000.png'), 'Permission denied'), (('check', closed/'none'), 'no folder or file')):
