@@ -12,7 +12,10 @@ import warnings as _warnings
 with _warnings.catch_warnings():
     # of huggingface_hub's bars for downloads, which are plain text without ipywidgets: it would be the first thing in a notebook
     _warnings.filterwarnings('ignore', 'IProgress not found')
+    # torch 2.14 deprecates what torchvision 0.29, timm 1.0 and fastai 2.8 call at import
+    _warnings.filterwarnings('ignore', '`torch.jit', FutureWarning)
     import tqdm.auto as _bars
+    import fastai.vision.all as _fastai, timm as _timm
 from fastai.vision.all import *
 from .progress import DataWarning, say
 from .store import *
