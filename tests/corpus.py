@@ -1,6 +1,7 @@
 "Files that no good camera writes: what is wrong with them, and what has to come of them"
 import io, os, random, socket, struct, warnings, zlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def encoded(img, fmt, **kw) -> bytes:
 def png(width, height, rows=b'', bits=8, kind=2) -> bytes:
     "A PNG whose header says what it likes"
     chunk = lambda name, data: struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, bits, kind, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, bits, kind, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(rows, 1)) + chunk(b'IEND', b'')
 
 
 @dataclass
@@ -129,6 +130,7 @@ def oddly_named() -> list:
     return [Case(n if n.endswith('.png') else n + '.png', data, GOOD) for n in names]
 
 
+@cache
 def all_cases() -> list: return damaged() + not_images() + absurd() + unusual() + oddly_named()
 
 

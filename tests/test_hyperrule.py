@@ -124,9 +124,9 @@ def test_the_file_of_a_deeper_body_is_refused(npz, tmp_path):
 
 def test_24_steps_follow_a_plain_loop(npz, tmp_path):
     "R50x1 from seeded weights, no augmentation: one batch of 16, and two micro-batches of 8, against SGD as the paper has it"
-    write_folder(tmp_path/'data', {'0': 20, '1': 20, '2': 20}, (48, 48))
-    args = dict(arch='BiT-M-R50x1', size=48, flip=False, crop=False, num_workers=0, check=False)
-    rule = HyperRule.for_data(48, 48, batch_size=16, scale=None, n_steps=24)
+    write_folder(tmp_path/'data', {'0': 20, '1': 20, '2': 20}, (32, 32))
+    args = dict(arch='BiT-M-R50x1', size=32, flip=False, crop=False, num_workers=0, check=False)
+    rule = HyperRule.for_data(48, 32, batch_size=16, scale=None, n_steps=24)
     dls = image_dataloaders(tmp_path/'data', **args, bs=16)
     ordered = list(dls.train.new(shuffle=False, bs=48))[0]
     batches = [(ordered[0].as_subclass(torch.Tensor)[rows], ordered[1].as_subclass(torch.Tensor)[rows]) for rows in (step_rows(s, 48, 16, 0) for s in range(24))]

@@ -245,7 +245,7 @@ def test_lr_find_in_a_directory_that_takes_no_files(dls):
 def test_all_suggestion_rules(dls):
     learn = transfer_learner(dls)   # real weights, for a curve with a minimum
     learn.unfreeze()
-    rates = learn.lr_find(num_it=60, suggest_funcs=(schedule.minimum, schedule.steep, schedule.valley, schedule.slide))
+    rates = learn.lr_find(num_it=40, suggest_funcs=(schedule.minimum, schedule.steep, schedule.valley, schedule.slide))
     assert rates._fields == ('minimum', 'steep', 'valley', 'slide') and all(1e-8 < r < 10 for r in rates)
     assert len(plt.gca().get_legend().get_texts()) == 4
     assert learn.lr_find(num_it=20, suggest_funcs=None, show_plot=False) is None
