@@ -89,7 +89,7 @@ def test_a_body_is_a_name(dls, arch, words):
 
 def test_on_the_command_line_it_is_one_line(folder, capsys):
     assert main(['baseline', str(folder), '--arch', 'resnet34']) == 2
-    assert "nearest in size is arch='BiT-M-R50x1'" in capsys.readouterr().err
+    assert 'nearest in size is --arch BiT-M-R50x1' in capsys.readouterr().err
 
 
 # --- metrics

@@ -452,7 +452,7 @@ def test_the_second_run_finds_everything(tmp_path):
     assert 'features' in shown.stdout and 'pixels' in shown.stdout and '--clear' in shown.stdout
     assert 'MB removed' in run_fastbit('cache', '--clear', cwd=tmp_path).stdout and 'Nothing is kept' in run_fastbit('cache', cwd=tmp_path).stdout
     wrong = run_fastbit('baseline', tmp_path/'data', '--cache-gb', -1, cwd=tmp_path)
-    assert wrong.returncode == 2 and 'cache_gb=-1.0' in wrong.stderr and wrong.stderr.count('\n') == 1
+    assert wrong.returncode == 2 and '--cache-gb -1.0' in wrong.stderr and wrong.stderr.count('\n') == 1
 
 
 def test_the_head_of_a_bit_body(folder):

@@ -4,6 +4,7 @@ import csv
 import pytest, torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger, ProgressCallback
+from fastai.learner import Recorder
 from fastcore.xtras import ContextManagers
 
 from conftest import TINY
@@ -23,7 +24,8 @@ def shadowed(learn, cb) -> set:
     "Attributes of a callback that would hide the learner's, or those of a model that stands in for its own"
     models = (learn.model, FoldedModel(learn.model), _ViewsModel(learn.model, ('identity',), learn.dls.preprocess))
     hides = lambda k: k in vars(learn) or hasattr(type(learn), k) or any(hasattr(m, k) for m in models)
-    return {k for k in vars(cb) if k != 'learn' and not k.startswith('__') and hides(k)}
+    fastais = vars(Recorder()) if isinstance(cb, Recorder) else ()
+    return {k for k in vars(cb) if k != 'learn' and not k.startswith('__') and k not in fastais and hides(k)}
 
 
 def test_no_callback_hides_an_attribute_of_the_learner_or_its_model(dls, tmp_path):

@@ -35,7 +35,7 @@ def test_the_page_in_a_browser(run, width):
     seen = look_at(run[1]/'report.html', width)
     assert (seen['errors'], seen['broken'], seen['requests']) == ([], [], []) and seen['pictures'] > 15
     assert seen['too_wide'] <= 0   # nothing to scroll sideways on a phone
-    for word in ('Largest losses', 'Most confused', 'Where it looks', 'Learning rate', 'Left out', 'broken.png', 'not an image that Pillow can read', 'blue & <i>grey', 'BLAKE2b', 'Test-time augmentation', 'measured limit'): assert word in seen['text'], word
+    for word in ('Largest losses', 'Most confused', 'Where it looks', 'Learning rate', 'Not used', 'broken.png', 'not an image that Pillow can read', 'blue & <i>grey', 'BLAKE2b', 'Test-time augmentation', 'measured limit'): assert word in seen['text'], word
 
 
 def test_the_page_is_self_contained_and_escaped(run):
