@@ -27,7 +27,7 @@ SYSTEM_NAMES = frozenset('''
 MAX_DEPTH = 100   # folders in folders; a person has ten
 OWN_RESULTS = 'fastbit-runs'   # where the command writes, which may be in the folder of images
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)   # compared by identity: there may be thousands
 class Folder:
     "What a folder holds"
     path: str

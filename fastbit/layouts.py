@@ -8,7 +8,8 @@ Docs: https://fastbit.github.io/fastbit/layouts.html.md"""
 __all__ = ['UNLABELED', 'Part', 'Layout', 'find_layout', 'FolderRows', 'read_folder']
 
 # %% ../nbs/01db_layouts.ipynb #e44866b1
-import os
+import os, re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,21 +65,32 @@ def _unwrapped(folder) -> Folder:
     again = split_word(name) is not None and split_word(name) == split_word(folder.name)
     return _unwrapped(inside[0]) if same or again else folder
 
-def _classes(folder) -> list:
-    folder = _unwrapped(folder)
-    for f in folder.class_folders:
+def _labeled(folders) -> list:
+    "(label, `Folder`) pairs; `ValueError` for a blank label"
+    for f in folders:
         if clean_label(f.name): continue
         raise ValueError(f"{f.path!r} has a blank name, and a class folder's name is its label. Rename it.")
-    return [(clean_label(f.name), f) for f in folder.class_folders]
+    return [(clean_label(f.name), f) for f in folders]
+
+def _classes(folder) -> tuple[list, list]:
+    "The class folders in a folder, and (folder, reason) of those that are not classes; `ValueError` for none of these"
+    folders = folder.class_folders
+    if len(common := _same_inside(folders)) > 1: raise _same_names(folder, folders, common)
+    if said := _pretenders(folders): raise _not_classes(folder, said)
+    others = _no_class(folders)
+    left_out = {id(f) for f, _ in others}
+    return [f for f in folders if id(f) not in left_out], others
 
 def _split_layout(top, splits, flat, others) -> Layout:
     "`splits` have class folders; `flat` are called like splits and have images without classes"
     _one_folder_a_split([*splits, *flat])
-    parts, has = [], {split_word(f.name) for f in splits}
+    parts, skipped, has = [], [], {split_word(f.name) for f in splits}
     for f in sorted(splits, key=lambda f: list(SPLIT_WORDS).index(split_word(f.name))):
         split = split_word(f.name)
-        parts.append(Part('' if split == 'train' and 'valid' not in has else split, f.name, _classes(f)))
-    skipped = [o for f in flat for o in _all_as([f], f'without a class folder in {f.name}/')]
+        classes, not_classes = _classes(_unwrapped(f))
+        skipped += [o for g, reason in not_classes for o in _all_as([g], reason)]
+        parts.append(Part('' if split == 'train' and 'valid' not in has else split, f.name, _labeled(classes)))
+    skipped += [o for f in flat for o in _all_as([f], f'without a class folder in {f.name}/')]
     skipped += [(p, f'without a class folder in {f.name}/') for f in splits for p in f.images]
     skipped += [o for f in others for o in _all_as([f], f'in {f.name}/, which is not a split')]
     skipped += [(p, 'beside the splits') for p in top.images]
@@ -96,9 +108,8 @@ def _class_layout(top, folders, others) -> Layout:
     if inside: say(f"{_and(inside)} of {top.path} {_is(inside)} called like a split, and taken for a part of the class. "
         "To split the data, put such folders into each class, or class folders into train, valid and test.", 6)
     many = 's'*(len(folders) > 1)
-    classes = [o for o in _classes(top) if o[1] in folders]
     which = f'{len(folders)} of its folders' if others else f'its {len(folders)} folder{many}'
-    return Layout(parts=[Part('', top.name, classes)], words=f'classes are {which}',
+    return Layout(parts=[Part('', top.name, _labeled(folders))], words=f'classes are {which}',
         skipped=[*_without_class(top), *(o for f, reason in others for o in _all_as([f], reason))])
 
 def _splits_in_classes(top, folders) -> Layout:
@@ -122,10 +133,36 @@ def _no_class(folders) -> list:
         elif masks: found.append((f, f'in {f.name}/, whose folders are called like classes'))
     return found
 
+_COMPANIONS = ('masks', 'mask', 'labels', 'annotations', 'annotation', 'segmentations', 'segmentation', 'trimaps')
+
+def _without_split(name) -> str:
+    "cat_train -> cat"
+    words = [w for w in re.split(r'[_.-]+', clean_label(name).casefold()) if w]   # not blanks: 'training shoes'
+    for end in (0, -1):
+        if len(words) > 1 and split_word(words[end]): words.pop(end)
+    return ' '.join(words)
+
+def _pretenders(folders) -> str:
+    "Why folders next to each other are not classes, although they have images; '' for classes"
+    names = [clean_label(f.name).casefold() for f in folders]
+    if {*names} & {*_WRAPPERS} and {*names} & {*_COMPANIONS}:
+        return f'{_and([f.name for f in folders])} look like images with their masks or labels, not like classes'
+    twins = [n for n, k in Counter(map(_without_split, names)).items() if k > 1]
+    same = [f.name for f in folders if _without_split(f.name) in twins]
+    if same and 2*len(same) >= len(folders):
+        return f'{_and(same)} look like splits, not like classes'
+    parts = {re.sub(r'\d+$', '', n) for n in names}
+    numbered = len(folders) > 1 and len(parts) == 1 and re.search(r'(images|imgs|part|batch|chunk|shard|fold)[\W_]*$', *parts)
+    return f'{_and([f.name for f in folders])} look like parts of one set, not like classes' if numbered else ''
+
 def _are_splits_in_classes(folders) -> bool:
     inside = [s for f in folders for s in f.class_folders]
-    plain = not any(f.images for f in folders) and not any(s.class_folders for s in inside)
+    plain = not any(f.images for f in folders) and not any(_has_classes(s) for s in inside)
     return plain and bool(inside) and all(split_word(s.name) for s in inside)
+
+def _has_classes(folder) -> bool:
+    "Several folders with images, and no images beside them: classes, and not one more folder on the way"
+    return len(folder.class_folders) > 1 and not folder.images
 
 def _same_inside(folders) -> set:
     "Names of the folders that (nearly) all of several folders have, where none has images of its own"
@@ -177,8 +214,17 @@ def _same_names(top, folders, common) -> ValueError:
     if all(map(split_word, common)):
         raise ValueError(f"{names} of {top.path} each have the splits {inside}. Give one of them, such as {folders[0].path}.")
     return ValueError(f"{names} of {top.path} all have the folders {inside}. "
-        "If they are splits, call them train, valid and test. "
-        f"If {inside} are not classes, put their images directly into {names}, or give {_TABLE}.")
+        f"If each is a data set of its own, give one of them, such as {folders[0].path}. "
+        f"If they are splits, call them train, valid and test. If they are classes, give {_TABLE}.")
+
+def _not_classes(top, said) -> ValueError:
+    table = _table_in(top.path)
+    also = f' If {table} has the labels, give that file: {os.path.join(top.path, table)}.' if table else ''
+    return ValueError(f'In {top.path}, {said}.{also} If they are classes, rename them. {_REMEDY}')
+
+def _data_set_inside(top, inner) -> ValueError:
+    names = _and([f.name for f in inner.class_folders])
+    return ValueError(f"{inner.path} has splits ({names}), and {top.path} has other folders as well. Give {inner.path}.")
 
 def find_layout(
     top:Folder # From `list_folder`
@@ -191,16 +237,26 @@ def find_layout(
     flat = [f for f in named if f not in splits]
     if _are_splits(splits, flat, others): return _split_layout(top, splits, flat, others)
     if not others and not splits: raise _flat_splits(top, flat)
+    if (inner := _unwrapped(top)) is not top: raise _one_inside(top, inner)
     if len(folders) == 1 and (inner := _first_branching(folders[0])): raise _one_inside(top, inner)
     if _are_splits_in_classes(folders): return _splits_in_classes(top, folders)
-    if len(common := _same_inside(folders)) > 1: raise _same_names(top, folders, common)
-    not_classes = _no_class(folders)
-    return _class_layout(top, [f for f in folders if f not in [o[0] for o in not_classes]], not_classes)
+    if inner := next(filter(_is_data_set, map(_innermost, folders)), None): raise _data_set_inside(top, inner)
+    classes, others = _classes(top)
+    return _class_layout(top, classes, others)
+
+def _innermost(folder) -> Folder:
+    while len(folder.class_folders) == 1 and not folder.images: folder = folder.class_folders[0]
+    return folder
+
+def _is_data_set(folder) -> bool:
+    "Does it have two splits with class folders?"
+    splits = {split_word(f.name) for f in folder.class_folders if f.class_folders} - {None}
+    return len(splits) > 1 and not folder.images
 
 def _first_branching(folder) -> Folder|None:
     "The first folder on the way down that has several folders with images, if there is no image before it"
-    while len(folder.class_folders) == 1 and not folder.images: folder = folder.class_folders[0]
-    return folder if len(folder.class_folders) > 1 and not folder.images else None
+    folder = _innermost(folder)
+    return folder if _has_classes(folder) else None
 
 def _are_splits(splits, flat, others) -> bool:
     "A single folder called train beside classes is one of them, unless it has several classes itself or one of theirs"
