@@ -18,13 +18,15 @@ import pandas as pd
 # %% ../nbs/01c_columns.ipynb #460f12e4
 from .csvfile import names_image, read_grid
 from .filepaths import as_suffix, exists_below, locate_files, one_row_per_file, sample_of
-from .labels import as_texts, clean_label, is_number, one_label
+from .labels import as_texts, clean_label, is_number, one_label, whole_numbers
+from .progress import say
 
 # %% ../nbs/01c_columns.ipynb #e44645d3
 SPLIT_WORDS = dict(
     train=('train', 'training', 'trn', 'trainval'),
-    valid=('valid', 'val', 'validation', 'validate', 'dev', 'development', 'eval', 'evaluation', 'holdout', 'heldout'),
-    test=('test', 'testing', 'tst'))
+    valid=('valid', 'val', 'validation', 'validate', 'dev', 'development', 'eval', 'evaluation', 'holdout', 'heldout',
+           'publictest'),   # of FER2013
+    test=('test', 'testing', 'tst', 'privatetest'))
 _FILLERS = r"""set sets data dataset split images image imgs img pictures photos pics samples examples
     files folder dir seg the \d+(?:x\d+)?(?:px)?""".split()
 _FILLER, _WORD = '|'.join(_FILLERS), '|'.join(w for words in SPLIT_WORDS.values() for w in words)
@@ -47,7 +49,8 @@ _LABEL_NAMES = """label labels classname class classlabel category categoryname 
     classid categoryid labelid targetid classindex labelindex classidx labelidx""".split()
 _WEAK_NAMES = """type kind tag tags name genus family style genre artist condition grade finding
     scientificname commonname""".split()   # of labels, where none of the others is there
-_SPLIT_NAMES = 'split splits set subset partition usage phase datasplit dataset splitname'.split()
+_SURELY_SPLITS = 'split splits datasplit splitname'.split()
+_SPLIT_NAMES = [*_SURELY_SPLITS, *'set subset partition usage phase dataset'.split()]
 
 def _plain(name) -> str: return re.sub(r'[\W_]+', '', clean_label(name)).casefold()
 
@@ -94,6 +97,11 @@ def _texts(df, c) -> list[str]:
     cells = df[c].iloc[:2000]
     try: return [o.strip() for o in as_texts(cells) if o.strip()]
     except ValueError: return []
+
+def _distinct(df, c) -> set[str]:
+    "All different cells that are not empty, as text"
+    try: return {o.strip() for o in as_texts(pd.Series(df[c].unique(), name=c))} - {''}
+    except (TypeError, ValueError): return set()   # lists and other objects
 
 def _path_column(df, columns, roots, suffix, two):
     "The column with files, with extensions of images, with a usual name, in this order; `None`: none, or several alike"
@@ -144,16 +152,41 @@ _TRUE, _FALSE = ('true', 't', 'yes', 'y', '1', '1.0'), ('false', 'f', 'no', 'n',
 
 def _is_flag(texts) -> bool: return {o.casefold() for o in texts} <= {*_TRUE, *_FALSE}
 
+_MOST_WORDS = 100   # different cells of a column of splits
+_NUMBERED = ({'0', '1', '2'}, {'1', '2', '3'})   # train, valid, test in CelebA and MatConvNet
+
+def _words_of(cells) -> set: return set(map(split_word, cells))
+
+def _tells_split(df, c) -> bool:
+    "Does a column with the name of splits have a word for one, or numbers for all three?"
+    cells = _distinct(df, c)
+    if len(cells) > _MOST_WORDS: return False
+    return bool(_words_of(cells) - {None}) or set(whole_numbers(sorted(cells))) in _NUMBERED
+
+def _check_no_split(df, c, source):
+    "Raise `ValueError` if the only column that is left for labels has splits"
+    plain, cells = _plain(c), _distinct(df, c)
+    if plain in _LABEL_NAMES or len(cells) > _MOST_WORDS: return
+    words = _words_of(cells)
+    named = plain in _SURELY_SPLITS or (plain in _SPLIT_NAMES and _tells_split(df, c))
+    flag = _flag(c) and (_is_flag(cells) or bool(words - {None}))
+    if named or flag or (len(words) > 1 and None not in words):
+        raise ValueError(
+            f"Column {str(c)!r} of {source} has splits, and there is no column of labels: add one, or, "
+            f"if these are the classes, choose the column with label_col={str(c)!r}.")
+
 def _split_columns(df, columns) -> tuple:
     "The column of words for splits, or those of yes and no"
     plain = {c: _plain(c) for c in columns}
     if exact := [c for c in columns if plain[c] == 'split']: return (exact[0],)
     others = [c for c in columns if plain[c] not in (*_LABEL_NAMES, *_PATH_NAMES)]
-    splits = {c: set(map(split_word, set(_texts(df, c)))) for c in others}
-    words = [c for c in others if splits[c] and None not in splits[c]]
+    splits = {c: _words_of(cells) for c in others if len(cells := _distinct(df, c)) <= _MOST_WORDS}
+    words = [c for c in splits if splits[c] and None not in splits[c]]
     named = [c for c in words if plain[c] in _SPLIT_NAMES or _flag(c)] or [c for c in words if len(splits[c]) > 1]
+    # with a cell that is no split's word: `_split_names` refuses it by name
+    named = named or [c for c in others if plain[c] in _SPLIT_NAMES and _tells_split(df, c)]
     if named: return (named[0],)
-    return tuple(c for c in columns if _flag(c) and _is_flag(_texts(df, c)))
+    return tuple(c for c in columns if _flag(c) and _is_flag(_distinct(df, c)))
 
 def choose_columns(
     df:pd.DataFrame,
@@ -186,6 +219,7 @@ def choose_columns(
     if label is None:
         label = _label_column(df, rest)
         if label is None: _refuse(df, 'labels', 'label_col', rest, source)
+        _check_no_split(df, label, source)
     return Chosen(path, label, splits, tuple(c for c in rest if c != label))
 
 # %% ../nbs/01c_columns.ipynb #2ee3c6e9
@@ -220,9 +254,18 @@ def _split_names(df, column) -> list[str]:
     names = {'': ''} | yes_no | words
     return [names[o] for o in cells]
 
+def _note_held_out(df, column, splits):
+    "Warn if a column of yes and no, which may be about quality, holds out more than half of the rows for validation"
+    n = splits.count('valid')
+    if 2*n > len(splits) and _is_flag(_distinct(df, column)):
+        say(
+            f"Column {str(column)!r} holds out {n} of {len(splits)} rows for validation. If it is not a split, "
+            "rename it, or choose another column with split_col=.", 5)
+
 def _splits(df, columns, lines) -> list[str]:
     found = [_split_names(df, c) for c in columns]
     if not found: return ['']*len(df)
+    for c, splits in zip(columns, found): _note_held_out(df, c, splits)
     if len(found) > 1:   # is_valid and is_test
         held_out = [{o for o in row if o in ('valid', 'test')} for row in zip(*found)]
         both = next((i for i, o in enumerate(held_out) if len(o) > 1), None)

@@ -414,3 +414,53 @@ def test_a_million_rows_ask_little_of_the_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(filepaths, 'is_file', lambda p: asked.append(p) or True)
     df = pd.DataFrame(dict(path=[f'x/{i}.png' for i in range(20_000)], label=['a', 'b']*10_000))
     assert len(image_table(df)) == 20_000 and len(asked) < 200
+
+
+# What people's tables have besides
+
+def test_splits_of_the_last_rows_count():
+    df = pd.DataFrame(dict(path=[f'{i}.png' for i in range(3000)], label=['a', 'b']*1500, purpose=['training']*2400 + ['testing']*600))
+    assert image_table(df).split.value_counts().to_dict() == {'': 2400, 'test': 600}
+
+
+@pytest.mark.parametrize('column, cells, said', [
+    ('subset', 'train test_seen test_unseen', "'test_seen'"), ('set', 'train query gallery', "'gallery'"), ('phase', 'train none test', "'none'"), ('dataset', 'train unlabeled unlabeled', "'unlabeled'"),
+    ('partition', '0 1 2', "'2'"), ('partition', '1.0 2.0 3.0', "'2.0'"), ('Usage', 'Training PublicTest valid', 'several words')])
+def test_odd_words_for_splits_are_refused(column, cells, said):
+    with pytest.raises(ValueError, match=f'olumn {column!r}.*{said}'): image_table(pd.DataFrame({'path': list('abc'), 'label': list('xyx'), column: cells.split()}))
+
+
+def test_splits_of_fer2013(table):
+    assert table('path,label,Usage\na.png,cat,Training\nb.png,dog,PublicTest\nc.png,cat,PrivateTest\n').rows.split.tolist() == ['train', 'valid', 'test']
+
+
+@pytest.mark.parametrize('text', [
+    'path,split\ncat/1.png,train\ndog/2.png,test\n', 'image_id,partition\na.png,0\nb.png,1\nc.png,2\n', 'path,is_valid\na.png,True\nb.png,False\n', 'a.png,train\nb.png,test\n', 'path,group\na.png,train\nb.png,val\n'])
+def test_splits_are_not_labels(table, text):
+    with pytest.raises(ValueError, match='has splits, and there is no column of labels'): table(text)
+
+
+def test_classes_that_look_like_splits_a_little(table):
+    assert table('path,usage\na.png,casual\nb.png,formal\n').rows.label.tolist() == ['casual', 'formal'] == table('path,test\na.png,casual\nb.png,formal\n').rows.label.tolist()
+    assert table('path,vehicle\na.png,train\nb.png,bus\n').rows.label.tolist() == ['train', 'bus'] and len(table('path,split\na.png,train\nb.png,test\n', label_col='split').rows) == 2
+
+
+@pytest.mark.parametrize('column', ['valid', 'valid_image'])
+def test_flags_that_hold_out_most_rows_are_noted(column):
+    df = pd.DataFrame({'path': [f'{i}.png' for i in range(40)], 'label': ['x', 'y']*20, column: [i > 7 for i in range(40)]})
+    with pytest.warns(DataWarning, match=f'{column!r} holds out 32 of 40 rows'): image_table(df)
+    with pytest.warns(DataWarning, match=f'{column!r} holds out 40 of 40 rows'): image_table(df.assign(**{column: True}))
+
+
+@pytest.mark.parametrize('number, last', [('{},5', '40'), ('-{},25', '40,75'), ('{},125', '40'), ('{}.000,5', '40'), ('{},000.5', '40'), ('{},000', '40')])
+def test_quantities_with_commas_are_no_classes(table, number, last):
+    cells = [*(number.format(i) for i in range(1, 13)), last]
+    with pytest.raises(ValueError, match='13 different numbers.*regression'): table('path;score\n' + ''.join(f'{i}.png;{o}\n' for i, o in enumerate(cells)))
+
+
+@pytest.mark.parametrize('labels', [['1.0', '1', 'unknown'], ['0.5', '0.50'], ['1', '+1'], ['-1.0', '-1', 'x']])
+def test_equal_numbers_are_noted(labels):
+    with pytest.warns(DataWarning, match='equal numbers'): assert len(set(image_table(pd.DataFrame(dict(path=list('abc')[:len(labels)], label=labels))).label)) == len(labels)
+
+
+def test_long_ids_are_not_equal_numbers(table): assert len(table('path,label\na.png,12345678901234567\nb.png,12345678901234568\nc.png,x\n').rows) == 3
