@@ -464,3 +464,48 @@ def test_equal_numbers_are_noted(labels):
 
 
 def test_long_ids_are_not_equal_numbers(table): assert len(table('path,label\na.png,12345678901234567\nb.png,12345678901234568\nc.png,x\n').rows) == 3
+
+
+def test_descriptions_of_several_lines(table):
+    text = 'path,label,description\na.png,cat,"A cat, grey.\nVery nice, too, and old\n\n"\nb.png,dog,"A ""dog"",\nbig"\n'
+    assert pairs(table(text)) == AB and pairs(table(text.replace('.png', ''))) == [('a', 'cat'), ('b', 'dog')]
+
+
+@pytest.mark.parametrize('text', [
+    'id,label,note\n1,cat,"nice\n2,dog,"good"\n', 'id,label,note\n1,cat,"nice\n2,cat,good\n3,cat,fine"\n4,cat,x\n', 'id,label\n1,cat\n2,"dog\n3,bird"\n', 'path,label,note\na.png,cat,"nice\nb.png,dog,good"\n'])
+def test_quotes_that_swallow_rows(table, text):
+    with pytest.raises(ValueError, match='line [23]: a double quote'): table(text)
+
+
+@pytest.mark.parametrize('names, cells', [(['AB.png', 'ab.png'], ['AB', 'ab']), (['A/1.png', 'a/1.png'], ['A/1', 'a/1']), (['Ab.png', 'ab.jpg'], ['Ab', 'ab']), (['x.png', 'x.PNG'], ['x.png', 'x.PNG'])])
+def test_ids_that_differ_in_case(tmp_path, table, names, cells):
+    for n in names:
+        (tmp_path/'images'/n).parent.mkdir(parents=True, exist_ok=True)
+        picture(0, 0).save(tmp_path/'images'/n)
+    if len(list((tmp_path/'images').rglob('*.*'))) < 2: pytest.skip('a disk to which the names are one')
+    found = table('id,label\n' + ''.join(f'{c},{l}\n' for c, l in zip(cells, 'xy')))
+    assert sorted(zip(found.rows.label, (os.path.relpath(p, tmp_path/'images') for p in found.rows.path))) == list(zip('xy', names))
+
+
+def test_an_index_of_paths():
+    df = pd.DataFrame.from_dict({f'{i}.png': dict(label='ab'[i % 2], w=1) for i in range(4)}, orient='index')
+    for one in (df, df.assign(index=7)): assert image_table(one).path.tolist() == [f'{i}.png' for i in range(4)]
+    many = pd.DataFrame(dict(path=['a.png', 'b.png'], label=['cat', 'dog'], split=['train', 'valid'], w=1, conf=.5))
+    for one in (many.set_index(['path', 'label']), many.set_index(['path', 'w']), many.set_index('path')):
+        assert image_table(one).values.tolist() == [['a.png', 'cat', 'train'], ['b.png', 'dog', 'valid']]
+
+
+def test_floats_and_other_extensions_find_their_files(tmp_path, table):
+    for i in (1, 2): picture(0, 0).save(tmp_path/f'{i}.png')
+    for text, how in (('id,label\n1.0,x\n2.0,y\n', {}), ('id,label\n1.0,x\n2.0,y\n', dict(suffix='png')), ('path,label\n1.jpg,x\n2.jpg,y\n', dict(suffix='.png'))):
+        assert pairs(table(text, **how)) == [('1.png', 'x'), ('2.png', 'y')]
+
+
+@pytest.mark.parametrize('title', ['Labels of May', '"Labels, of May"', 'Labels of May,'])
+def test_a_title_above_the_header(table, title):
+    for text in ('path,label\na.png,cat\nb.png,dog\n', '\npath,label\na.png,cat\nb.png,dog\n'): assert pairs(table(f'{title}\n{text}')) == AB
+
+
+def test_columns_of_0_and_1_that_are_not_one_hot(table):
+    with pytest.raises(ValueError, match="labels is not clear.*label_col='target'"): table('path,y,target\na.png,0,1\nb.png,1,1\nc.png,0,0\n')
+    with pytest.raises(ValueError, match="label_col='target'"): table('image_name,patient_id,diagnosis,target\na.png,IP_1,nevus,0\nb.png,IP_2,unknown,0\nc.png,IP_3,melanoma,1\n')
