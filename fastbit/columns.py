@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/columns.html.md"""
 __all__ = ['SPLIT_WORDS', 'split_word', 'Position', 'Chosen', 'choose_columns', 'TableRows', 'check_no_columns', 'table_rows']
 
 # %% ../nbs/01c_columns.ipynb #c01f501b
-import re
+import os, re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +17,16 @@ import pandas as pd
 
 # %% ../nbs/01c_columns.ipynb #460f12e4
 from .csvfile import names_image, read_grid
-from .filepaths import as_suffix, exists_below, locate_files, one_row_per_file, sample_of
-from .labels import as_texts, clean_label, is_number, one_label
+from .filepaths import Located, as_suffix, exists_below, locate_files, one_row_per_file, sample_of
+from .labels import as_texts, clean_label, is_number, one_label, whole_numbers
+from .progress import say
 
 # %% ../nbs/01c_columns.ipynb #e44645d3
 SPLIT_WORDS = dict(
     train=('train', 'training', 'trn', 'trainval'),
-    valid=('valid', 'val', 'validation', 'validate', 'dev', 'development', 'eval', 'evaluation', 'holdout', 'heldout'),
-    test=('test', 'testing', 'tst'))
+    valid=('valid', 'val', 'validation', 'validate', 'dev', 'development', 'eval', 'evaluation', 'holdout', 'heldout',
+           'publictest'),   # of FER2013
+    test=('test', 'testing', 'tst', 'privatetest'))
 _FILLERS = r"""set sets data dataset split images image imgs img pictures photos pics samples examples
     files folder dir seg the \d+(?:x\d+)?(?:px)?""".split()
 _FILLER, _WORD = '|'.join(_FILLERS), '|'.join(w for words in SPLIT_WORDS.values() for w in words)
@@ -47,7 +49,8 @@ _LABEL_NAMES = """label labels classname class classlabel category categoryname 
     classid categoryid labelid targetid classindex labelindex classidx labelidx""".split()
 _WEAK_NAMES = """type kind tag tags name genus family style genre artist condition grade finding
     scientificname commonname""".split()   # of labels, where none of the others is there
-_SPLIT_NAMES = 'split splits set subset partition usage phase datasplit dataset splitname'.split()
+_SURELY_SPLITS = 'split splits datasplit splitname'.split()
+_SPLIT_NAMES = [*_SURELY_SPLITS, *'set subset partition usage phase dataset'.split()]
 
 def _plain(name) -> str: return re.sub(r'[\W_]+', '', clean_label(name)).casefold()
 
@@ -95,6 +98,11 @@ def _texts(df, c) -> list[str]:
     try: return [o.strip() for o in as_texts(cells) if o.strip()]
     except ValueError: return []
 
+def _distinct(df, c) -> set[str]:
+    "All different cells that are not empty, as text"
+    try: return {o.strip() for o in as_texts(pd.Series(df[c].unique(), name=c))} - {''}
+    except (TypeError, ValueError): return set()   # lists and other objects
+
 def _path_column(df, columns, roots, suffix, two):
     "The column with files, with extensions of images, with a usual name, in this order; `None`: none, or several alike"
     def rank(c):
@@ -127,33 +135,64 @@ def _label_column(df, columns):
     if usual: return usual[0] if all(_tell_the_same(df, usual[0], c) for c in usual[1:]) else None
     return columns[0] if len(columns) == 1 else None
 
+def _one_in_each_row(df, columns) -> bool:
+    return bool((sum(pd.to_numeric(pd.Series(as_texts(df[c])), errors='coerce').fillna(0) for c in columns) == 1).all())
+
 def _refuse(df, what, option, columns, source):
     if what == 'paths' and any(_plain(c).startswith('pixel') for c in columns):
         raise ValueError(f"{source} has pixels in its columns: fastbit reads image files, so write each row into one.")
     hot = [c for c in columns if len(texts := set(_texts(df, c))) <= 2 and texts <= {'0', '1', '0.0', '1.0'}]
-    if what == 'labels' and len(hot) > 1:
+    if what == 'labels' and len(hot) > 1 and _one_in_each_row(df, hot):
         raise ValueError(
             f"{source} has a column of 0 and 1 for each class ({_listed(hot)}). fastbit trains "
             "one label per image: write one column with the name of the class, in pandas "
             "df['label'] = df[[…]].idxmax(axis=1).")
+    usual = _PATH_NAMES if what == 'paths' else [*_LABEL_NAMES, *_WEAK_NAMES]
+    rank = {name: i for i, name in enumerate(usual)}
+    likely = min(columns or list(df), key=lambda c: rank.get(_plain(c), len(rank)))
     raise ValueError(
         f"{source} has the columns {_listed(list(df))}, and which of them has the {what} is not "
-        f"clear. Choose it with {option}={str((columns or list(df))[0])!r}.")
+        f"clear. Choose it with {option}={str(likely)!r}.")
 
 _TRUE, _FALSE = ('true', 't', 'yes', 'y', '1', '1.0'), ('false', 'f', 'no', 'n', '0', '0.0')
 
 def _is_flag(texts) -> bool: return {o.casefold() for o in texts} <= {*_TRUE, *_FALSE}
+
+_MOST_WORDS = 100   # different cells of a column of splits
+_NUMBERED = ({'0', '1', '2'}, {'1', '2', '3'})   # train, valid, test in CelebA and MatConvNet
+
+def _words_of(cells) -> set: return set(map(split_word, cells))
+
+def _tells_split(df, c) -> bool:
+    "Does a column with the name of splits have a word for one, or numbers for all three?"
+    cells = _distinct(df, c)
+    if len(cells) > _MOST_WORDS: return False
+    return bool(_words_of(cells) - {None}) or set(whole_numbers(sorted(cells))) in _NUMBERED
+
+def _check_no_split(df, c, source):
+    "Raise `ValueError` if the only column that is left for labels has splits"
+    plain, cells = _plain(c), _distinct(df, c)
+    if plain in _LABEL_NAMES or len(cells) > _MOST_WORDS: return
+    words = _words_of(cells)
+    named = plain in _SURELY_SPLITS or (plain in _SPLIT_NAMES and _tells_split(df, c))
+    flag = _flag(c) and (_is_flag(cells) or bool(words - {None}))
+    if named or flag or (len(words) > 1 and None not in words):
+        raise ValueError(
+            f"Column {str(c)!r} of {source} has splits, and there is no column of labels: add one, or, "
+            f"if these are the classes, choose the column with label_col={str(c)!r}.")
 
 def _split_columns(df, columns) -> tuple:
     "The column of words for splits, or those of yes and no"
     plain = {c: _plain(c) for c in columns}
     if exact := [c for c in columns if plain[c] == 'split']: return (exact[0],)
     others = [c for c in columns if plain[c] not in (*_LABEL_NAMES, *_PATH_NAMES)]
-    splits = {c: set(map(split_word, set(_texts(df, c)))) for c in others}
-    words = [c for c in others if splits[c] and None not in splits[c]]
+    splits = {c: _words_of(cells) for c in others if len(cells := _distinct(df, c)) <= _MOST_WORDS}
+    words = [c for c in splits if splits[c] and None not in splits[c]]
     named = [c for c in words if plain[c] in _SPLIT_NAMES or _flag(c)] or [c for c in words if len(splits[c]) > 1]
+    # with a cell that is no split's word: `_split_names` refuses it by name
+    named = named or [c for c in others if plain[c] in _SPLIT_NAMES and _tells_split(df, c)]
     if named: return (named[0],)
-    return tuple(c for c in columns if _flag(c) and _is_flag(_texts(df, c)))
+    return tuple(c for c in columns if _flag(c) and _is_flag(_distinct(df, c)))
 
 def choose_columns(
     df:pd.DataFrame,
@@ -186,6 +225,7 @@ def choose_columns(
     if label is None:
         label = _label_column(df, rest)
         if label is None: _refuse(df, 'labels', 'label_col', rest, source)
+        _check_no_split(df, label, source)
     return Chosen(path, label, splits, tuple(c for c in rest if c != label))
 
 # %% ../nbs/01c_columns.ipynb #2ee3c6e9
@@ -220,9 +260,18 @@ def _split_names(df, column) -> list[str]:
     names = {'': ''} | yes_no | words
     return [names[o] for o in cells]
 
+def _note_held_out(df, column, splits):
+    "Warn if a column of yes and no, which may be about quality, holds out more than half of the rows for validation"
+    n = splits.count('valid')
+    if 2*n > len(splits) and _is_flag(_distinct(df, column)):
+        say(
+            f"Column {str(column)!r} holds out {n} of {len(splits)} rows for validation. If it is not a split, "
+            "rename it, or choose another column with split_col=.", 5)
+
 def _splits(df, columns, lines) -> list[str]:
     found = [_split_names(df, c) for c in columns]
     if not found: return ['']*len(df)
+    for c, splits in zip(columns, found): _note_held_out(df, c, splits)
     if len(found) > 1:   # is_valid and is_test
         held_out = [{o for o in row if o in ('valid', 'test')} for row in zip(*found)]
         both = next((i for i, o in enumerate(held_out) if len(o) > 1), None)
@@ -243,10 +292,18 @@ def _splits(df, columns, lines) -> list[str]:
 # %% ../nbs/01c_columns.ipynb #af540187
 _USUAL = {*_PATH_NAMES, *_LABEL_NAMES, *_WEAK_NAMES, *_SPLIT_NAMES}
 
+def _n_usual(cells) -> int: return sum(_plain(o) in _USUAL or bool(_flag(o)) for o in cells)
+
+def _is_title(cells) -> bool:
+    "Is the first line the title of the table, above its header?"
+    if len(cells) < 3 or cells.shape[1] < 2: return False
+    first, second = ([o.strip() for o in cells.iloc[i]] for i in (0, 1))
+    alone = sum(map(bool, first)) == 1 and not any(map(names_image, first))
+    return alone and not any(map(names_image, second)) and _n_usual(second) > 1
+
 def _is_header(first, below) -> bool:
     if any(map(names_image, first)): return False
-    plain = [_plain(o) for o in first]
-    usual = sum(o in _USUAL or bool(_flag(o)) for o in plain)
+    usual = _n_usual(first)
     if usual > 1: return True
     filled = [o for o in first if o]
     if filled == [str(i) for i in range(len(filled))]: return True   # pandas' names for columns without any
@@ -257,20 +314,30 @@ def _with_header(grid) -> pd.DataFrame:
     "The lines below the header, with its names; '1', '2', … where there is none"
     cells = grid.cells
     cells = cells.loc[:, [bool((cells[c] != '').any()) for c in cells]]   # a separator at the end of each line
+    n_first = grid.n_first
+    if _is_title(cells): cells, n_first = cells.iloc[1:], cells.shape[1]
     first = [o.strip() for o in cells.iloc[0]]
     if not _is_header(first, cells.iloc[1:2001]):
         positions = [Position(i+1) for i in range(cells.shape[1])]
         return cells.set_axis(pd.Index(positions, dtype=object), axis=1)
     names = [clean_label(o).lstrip('#').strip() for o in first]
-    if grid.n_first == len(names)-1: names = ['', *names[:-1]]   # R's row names have no header
+    if n_first == len(names)-1: names = ['', *names[:-1]]   # R's row names have no header
     df = cells.iloc[1:].set_axis(names, axis=1)
     again = (cells.iloc[1:] == cells.iloc[0]).all(axis=1).to_numpy()   # files that were joined
     return df[~again] if again.any() else df
 
 def _with_index(df) -> pd.DataFrame:
-    "An index with a name, or next to one column, is a column"
-    named = df.index.name is not None and df.index.name not in df.columns
-    return df.reset_index() if named or (df.shape[1] == 1 and not isinstance(df.index, pd.RangeIndex)) else df
+    "An index with names, with names of images, or next to one column, is a column"
+    index = df.index
+    levels = [i for i, name in enumerate(index.names) if name is not None and name not in df.columns]
+    if not levels and all(name is None for name in index.names):
+        levels = [i for i in range(index.nlevels) if _mostly_images(index.get_level_values(i))]
+    if levels and len(levels) < index.nlevels: return df.reset_index(level=levels)
+    return df.reset_index() if levels or (df.shape[1] == 1 and not isinstance(index, pd.RangeIndex)) else df
+
+def _mostly_images(cells) -> bool:
+    some = [str(o).strip() for o in sample_of(cells, 20)]
+    return sum(map(names_image, some))*2 > len(some)
 
 def _check_names(df, source):
     if df.shape[1] < 2:
@@ -316,6 +383,17 @@ def check_no_columns(
             f"{wrong}={str(given[wrong])!r} is for tables (CSV), and {source} is a folder: leave "
             "it out.")
 
+def _located(cells, root, home, suffix) -> Located:
+    "The files, if none is there as it stands also without pandas' '.0', and with `suffix` instead of an extension"
+    plain = locate_files(cells, root, home, suffix)
+    if exists_below(plain.paths, ''): return plain
+    stems = [os.path.splitext(o)[0] if names_image(o) else o for o in map(str.strip, cells)] if suffix else cells
+    for others in (whole_numbers([o.strip() for o in cells]), stems):
+        if others == cells: continue
+        located = locate_files(others, root, home, suffix)
+        if exists_below(located.paths, ''): return located
+    return plain
+
 def table_rows(
     source:str|Path|pd.DataFrame, # A table file or a DataFrame
     root:str|Path=None, # Where relative paths start; `None`: the file's folder, or the working directory
@@ -340,6 +418,6 @@ def table_rows(
             f"{len(empty)} of {len(df)} rows have no path or no label in the columns "
             f"{chosen.path!r} and {chosen.label!r}: {lines(empty)}. Fill them in, or leave these "
             "rows out.")
-    splits, located = _splits(df, chosen.splits, lines), locate_files(cells, root, home, suffix)
+    splits, located = _splits(df, chosen.splits, lines), _located(cells, root, home, suffix)
     res = one_row_per_file(pd.DataFrame(dict(path=located.paths, label=labels, split=splits)))
     return TableRows(res.rows, res.skipped, _words('DataFrame' if frame else Path(source).name, chosen, located.words))

@@ -172,11 +172,28 @@ def _check_lengths(path, lines, sep, first, width):
                 f"{path}, line {line}: {len(row)} cells, and {width} in other lines: "
                 f"{sep.join(row)[:100]!r}. Put a cell that contains {sep!r} into double quotes.")
 
-def _check_swallowed(path, df, sep):
-    "A quote that closes many lines later makes one cell of them"
-    for c in df:
-        bad = df.index[df[c].str.contains('\n', regex=False) & df[c].str.contains(sep, regex=False)]
-        if len(bad): raise ValueError(_UNCLOSED.format(path, bad[0]))
+def _well_quoted(text, sep) -> bool:
+    "Is each closing quote at the end of its cell?"
+    rows = csv.reader(io.StringIO(text, newline=''), delimiter=sep, skipinitialspace=True, strict=True)
+    try: return all(row is not None for row in rows)
+    except csv.Error: return False
+
+def _is_row(line, sep, df, with_images) -> bool:
+    "Does a line inside of a cell look like a row of the table, which a description with commas does not?"
+    cells = [o.strip(' "') for o in line.split(sep)]
+    if with_images: return len(cells) > 1 and any(map(names_image, cells))
+    if len(cells) != df.shape[1]: return False
+    return len(cells) == 2 or any(o and (df[c].str.strip() == o).any() for c, o in zip(df, cells))
+
+def _check_swallowed(path, text, df, sep):
+    "Raise `ValueError` for a quote that closes on a later line and makes one cell of several rows"
+    cells = [df[c][df[c].str.contains('\n', regex=False) & df[c].str.contains(sep, regex=False)] for c in df]
+    if not any(map(len, cells)): return
+    sure = _well_quoted(text, sep)
+    with_images = any(names_image(o.strip()) for c in df for o in df[c].iloc[:50])
+    for line, cell in ((line, o) for found in cells for line, o in found.items()):
+        if not sure or any(_is_row(o, sep, df, with_images) for o in cell.split('\n')[1:]):
+            raise ValueError(_UNCLOSED.format(path, line))
 
 def _line_numbers(text, sep, first, n) -> np.ndarray:
     "Of the `n` rows, where lines are blank or a cell has several"
@@ -200,7 +217,7 @@ def _parse(path, text, sep, first, width) -> pd.DataFrame:
     several = text.rstrip('\n').count('\n') + 1 != len(df)
     one_each = np.arange(first+1, first+len(df)+1)
     df.index = _line_numbers(text, sep, first, len(df)) if several and sep != ' ' else one_each
-    if several: _check_swallowed(path, df, sep)
+    if several: _check_swallowed(path, text, df, sep)
     return df[(df != '').any(axis=1)] if (df[0] == '').any() else df
 
 def _columns_of(rows) -> int:

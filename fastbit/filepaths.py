@@ -90,19 +90,29 @@ def _files_below(folder) -> dict:
     return res
 
 def _parts(path) -> list[str]:
-    text = unicodedata.normalize('NFC', path.replace(os.sep, '/')).casefold()
+    text = unicodedata.normalize('NFC', path.replace(os.sep, '/'))
     return [o for o in text.split('/') if o not in ('', '.')]
 
 def _agree(cell, found) -> bool:
     "Do both end alike, as far as both go, folders too?"
-    a, b = _parts(cell), _parts(found)
+    a, b = _parts(cell.casefold()), _parts(found.casefold())
     n = min(len(a), len(b)) - 1
     ends = not names_image(cell) or a[-1] == b[-1]
     return ends and (n == 0 or a[-n-1:-1] == b[-n-1:-1])
 
+def _same_case(cell, files) -> list:
+    "Of several files those that agree with the cell in upper and lower case, the extension last; all if none does"
+    stem = lambda parts: [*parts[:-1], os.path.splitext(parts[-1])[0] if names_image(parts[-1]) else parts[-1]]
+    for part in (stem, list):
+        a = part(_parts(cell))
+        alike = [o for o in files if (b := part(_parts(o)))[-len(a):] == a[-len(b):]]
+        files = alike or files
+    return files
+
 def _search(cells, folder) -> Located|None:
     below = _files_below(folder)
-    found = lambda cell: [o for o in below.get(_key(cell), []) if _agree(cell, o)]
+    agreeing = lambda cell: [o for o in below.get(_key(cell), []) if _agree(cell, o)]
+    found = lambda cell: files if len(files := agreeing(cell)) < 2 else _same_case(cell, files)
     some = [(c, found(c)) for c in sample_of(cells)]
     if not any(f for _, f in some): return None
     res, folders, ends = [], set(), set()

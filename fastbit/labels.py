@@ -10,6 +10,7 @@ __all__ = ['clean_label', 'is_number', 'natural_order', 'whole_numbers', 'check_
 # %% ../nbs/01bd_labels.ipynb #c01f501b
 import os, re, unicodedata
 from collections import Counter
+from decimal import Decimal
 from numbers import Number
 
 # %% ../nbs/01bd_labels.ipynb #fe13884d
@@ -60,8 +61,10 @@ def whole_numbers(
 # %% ../nbs/01bd_labels.ipynb #73c9c0d1
 _MISSING = ('nan', 'NaN', '<NA>', 'NaT')   # as pandas writes a missing value; 'NA', 'None' and 'null' can be names
 
-def _same(label) -> str:
-    words = ' '.join(re.split(r'[\s_-]+', unicodedata.normalize('NFKC', label).casefold()))
+def _same(label) -> str|Decimal:
+    text = unicodedata.normalize('NFKC', label)
+    if is_number(text): return Decimal(text)   # exact, where floats of long ids would be equal
+    words = ' '.join(re.split(r'[\s_-]+', text.casefold()))
     return re.sub(r'^0+(?=\d+$)', '', words) if len(label) > 1 else label   # 'a' and 'A' are letters
 
 def check_labels(
@@ -74,9 +77,9 @@ def check_labels(
     alike = [' and '.join(f'{o!r} ({counts[o]})' for o in names) for names in groups.values() if len(names) > 1]
     if alike:
         say(
-            "Labels that differ only in case, blanks, hyphens or leading zeros are separate "
-            f"classes: {', '.join(alike[:5])}{', …' if len(alike) > 5 else ''}. Write them alike "
-            "if they mean one class.", 6)
+            "Labels that differ only in case, blanks, hyphens or leading zeros, and equal numbers, are "
+            f"separate classes: {', '.join(alike[:5])}{', …' if len(alike) > 5 else ''}. Write them "
+            "alike if they mean one class.", 6)
     missing = [o for o in _MISSING if o in counts]
     if missing:
         say(
@@ -155,11 +158,22 @@ def _check_lists(names, column):
                 f"{len(combined)} of {len(names)} classes look like several labels in a cell, "
                 f"e.g. {combined[0]!r}, and each is trained as a class by itself.", 7)
 
+_COMMA_FORMS = (   # 1,234.5 and 1.234,5; what marks the thousands, and the fraction
+    (re.compile(r'[+-]?\d{1,3}(,\d{3})*(\.\d+)?', re.ASCII), ',', '.'),
+    (re.compile(r'[+-]?(\d+|\d{1,3}(\.\d{3})+)(,\d+)?', re.ASCII), '.', ','))
+
+def _values(names) -> np.ndarray|None:
+    "The numbers that all of `names` are, with decimal commas or marks of thousands, too; `None`: they are not"
+    if all(map(is_number, names)): return np.array([float(o) for o in names])
+    for form, thousands, point in _COMMA_FORMS:
+        if not all(map(form.fullmatch, names)): continue
+        return np.array([float(o.replace(thousands, '').replace(point, '.')) for o in names])
+    return None
+
 def _check_numbers(counts, column):
     names, n = list(counts.index), int(counts.sum())
-    if len(names) <= 10 or not all(map(is_number, names)): return
-    values = np.array([float(o) for o in names])
-    whole = bool((values % 1 == 0).all())
+    if len(names) <= 10 or (values := _values(names)) is None: return
+    whole = bool((values % 1 == 0).all()) and not any(',' in o for o in names)   # 1,000 is a quantity
     numbered = whole and len(set(values)) == values.max() - values.min() + 1   # 0 … n-1 are numbers of classes
     what = f"Column {column!r} has {len(names)} different numbers in {n} rows, e.g. {', '.join(names[:3])}"
     if 2*len(names) > n and not numbered and (not whole or len(names) >= 30):

@@ -414,3 +414,98 @@ def test_a_million_rows_ask_little_of_the_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(filepaths, 'is_file', lambda p: asked.append(p) or True)
     df = pd.DataFrame(dict(path=[f'x/{i}.png' for i in range(20_000)], label=['a', 'b']*10_000))
     assert len(image_table(df)) == 20_000 and len(asked) < 200
+
+
+# What people's tables have besides
+
+def test_splits_of_the_last_rows_count():
+    df = pd.DataFrame(dict(path=[f'{i}.png' for i in range(3000)], label=['a', 'b']*1500, purpose=['training']*2400 + ['testing']*600))
+    assert image_table(df).split.value_counts().to_dict() == {'': 2400, 'test': 600}
+
+
+@pytest.mark.parametrize('column, cells, said', [
+    ('subset', 'train test_seen test_unseen', "'test_seen'"), ('set', 'train query gallery', "'gallery'"), ('phase', 'train none test', "'none'"), ('dataset', 'train unlabeled unlabeled', "'unlabeled'"),
+    ('partition', '0 1 2', "'2'"), ('partition', '1.0 2.0 3.0', "'2.0'"), ('Usage', 'Training PublicTest valid', 'several words')])
+def test_odd_words_for_splits_are_refused(column, cells, said):
+    with pytest.raises(ValueError, match=f'olumn {column!r}.*{said}'): image_table(pd.DataFrame({'path': list('abc'), 'label': list('xyx'), column: cells.split()}))
+
+
+def test_splits_of_fer2013(table):
+    assert table('path,label,Usage\na.png,cat,Training\nb.png,dog,PublicTest\nc.png,cat,PrivateTest\n').rows.split.tolist() == ['train', 'valid', 'test']
+
+
+@pytest.mark.parametrize('text', [
+    'path,split\ncat/1.png,train\ndog/2.png,test\n', 'image_id,partition\na.png,0\nb.png,1\nc.png,2\n', 'path,is_valid\na.png,True\nb.png,False\n', 'a.png,train\nb.png,test\n', 'path,group\na.png,train\nb.png,val\n'])
+def test_splits_are_not_labels(table, text):
+    with pytest.raises(ValueError, match='has splits, and there is no column of labels'): table(text)
+
+
+def test_classes_that_look_like_splits_a_little(table):
+    assert table('path,usage\na.png,casual\nb.png,formal\n').rows.label.tolist() == ['casual', 'formal'] == table('path,test\na.png,casual\nb.png,formal\n').rows.label.tolist()
+    assert table('path,vehicle\na.png,train\nb.png,bus\n').rows.label.tolist() == ['train', 'bus'] and len(table('path,split\na.png,train\nb.png,test\n', label_col='split').rows) == 2
+
+
+@pytest.mark.parametrize('column', ['valid', 'valid_image'])
+def test_flags_that_hold_out_most_rows_are_noted(column):
+    df = pd.DataFrame({'path': [f'{i}.png' for i in range(40)], 'label': ['x', 'y']*20, column: [i > 7 for i in range(40)]})
+    with pytest.warns(DataWarning, match=f'{column!r} holds out 32 of 40 rows'): image_table(df)
+    with pytest.warns(DataWarning, match=f'{column!r} holds out 40 of 40 rows'): image_table(df.assign(**{column: True}))
+
+
+@pytest.mark.parametrize('number, last', [('{},5', '40'), ('-{},25', '40,75'), ('{},125', '40'), ('{}.000,5', '40'), ('{},000.5', '40'), ('{},000', '40')])
+def test_quantities_with_commas_are_no_classes(table, number, last):
+    cells = [*(number.format(i) for i in range(1, 13)), last]
+    with pytest.raises(ValueError, match='13 different numbers.*regression'): table('path;score\n' + ''.join(f'{i}.png;{o}\n' for i, o in enumerate(cells)))
+
+
+@pytest.mark.parametrize('labels', [['1.0', '1', 'unknown'], ['0.5', '0.50'], ['1', '+1'], ['-1.0', '-1', 'x']])
+def test_equal_numbers_are_noted(labels):
+    with pytest.warns(DataWarning, match='equal numbers'): assert len(set(image_table(pd.DataFrame(dict(path=list('abc')[:len(labels)], label=labels))).label)) == len(labels)
+
+
+def test_long_ids_are_not_equal_numbers(table): assert len(table('path,label\na.png,12345678901234567\nb.png,12345678901234568\nc.png,x\n').rows) == 3
+
+
+def test_descriptions_of_several_lines(table):
+    text = 'path,label,description\na.png,cat,"A cat, grey.\nVery nice, too, and old\n\n"\nb.png,dog,"A ""dog"",\nbig"\n'
+    assert pairs(table(text)) == AB and pairs(table(text.replace('.png', ''))) == [('a', 'cat'), ('b', 'dog')]
+
+
+@pytest.mark.parametrize('text', [
+    'id,label,note\n1,cat,"nice\n2,dog,"good"\n', 'id,label,note\n1,cat,"nice\n2,cat,good\n3,cat,fine"\n4,cat,x\n', 'id,label\n1,cat\n2,"dog\n3,bird"\n', 'path,label,note\na.png,cat,"nice\nb.png,dog,good"\n'])
+def test_quotes_that_swallow_rows(table, text):
+    with pytest.raises(ValueError, match='line [23]: a double quote'): table(text)
+
+
+@pytest.mark.parametrize('names, cells', [(['AB.png', 'ab.png'], ['AB', 'ab']), (['A/1.png', 'a/1.png'], ['A/1', 'a/1']), (['Ab.png', 'ab.jpg'], ['Ab', 'ab']), (['x.png', 'x.PNG'], ['x.png', 'x.PNG'])])
+def test_ids_that_differ_in_case(tmp_path, table, names, cells):
+    for n in names:
+        (tmp_path/'images'/n).parent.mkdir(parents=True, exist_ok=True)
+        picture(0, 0).save(tmp_path/'images'/n)
+    if len(list((tmp_path/'images').rglob('*.*'))) < 2: pytest.skip('a disk to which the names are one')
+    found = table('id,label\n' + ''.join(f'{c},{l}\n' for c, l in zip(cells, 'xy')))
+    assert sorted(zip(found.rows.label, (os.path.relpath(p, tmp_path/'images') for p in found.rows.path))) == list(zip('xy', names))
+
+
+def test_an_index_of_paths():
+    df = pd.DataFrame.from_dict({f'{i}.png': dict(label='ab'[i % 2], w=1) for i in range(4)}, orient='index')
+    for one in (df, df.assign(index=7)): assert image_table(one).path.tolist() == [f'{i}.png' for i in range(4)]
+    many = pd.DataFrame(dict(path=['a.png', 'b.png'], label=['cat', 'dog'], split=['train', 'valid'], w=1, conf=.5))
+    for one in (many.set_index(['path', 'label']), many.set_index(['path', 'w']), many.set_index('path')):
+        assert image_table(one).values.tolist() == [['a.png', 'cat', 'train'], ['b.png', 'dog', 'valid']]
+
+
+def test_floats_and_other_extensions_find_their_files(tmp_path, table):
+    for i in (1, 2): picture(0, 0).save(tmp_path/f'{i}.png')
+    for text, how in (('id,label\n1.0,x\n2.0,y\n', {}), ('id,label\n1.0,x\n2.0,y\n', dict(suffix='png')), ('path,label\n1.jpg,x\n2.jpg,y\n', dict(suffix='.png'))):
+        assert pairs(table(text, **how)) == [('1.png', 'x'), ('2.png', 'y')]
+
+
+@pytest.mark.parametrize('title', ['Labels of May', '"Labels, of May"', 'Labels of May,'])
+def test_a_title_above_the_header(table, title):
+    for text in ('path,label\na.png,cat\nb.png,dog\n', '\npath,label\na.png,cat\nb.png,dog\n'): assert pairs(table(f'{title}\n{text}')) == AB
+
+
+def test_columns_of_0_and_1_that_are_not_one_hot(table):
+    with pytest.raises(ValueError, match="labels is not clear.*label_col='target'"): table('path,y,target\na.png,0,1\nb.png,1,1\nc.png,0,0\n')
+    with pytest.raises(ValueError, match="label_col='target'"): table('image_name,patient_id,diagnosis,target\na.png,IP_1,nevus,0\nb.png,IP_2,unknown,0\nc.png,IP_3,melanoma,1\n')
