@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd, torch
 import fastai.vision.learner  # registers show_results and plot_top_losses for images
 from fastai.callback.core import CancelBatchException
+from fastai.callback.mixup import MixHandler
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, get_c
@@ -49,7 +50,7 @@ from .cyclefit import CycleFit
 from .lrfind import BODY_LR, RateFinder
 from .rulefit import RuleFit
 from .steps import shared_outputs
-from .task import check_labels, check_metrics, resolve_loss
+from .task import check_labels, check_metrics, no_image_losses, resolve_loss
 from .progress import say
 
 # %% ../nbs/06_learner.ipynb #88ca118d
@@ -129,7 +130,10 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
 
     def _with_events(self, f, event_type, ex, final=noop):
         if event_type != 'fit': return super()._with_events(f, event_type, ex, final)
-        with swapped(self, in_fit=True): super()._with_events(f, event_type, ex, final)
+        before = self.__dict__['loss_func']
+        try:
+            with swapped(self, in_fit=True): super()._with_events(f, event_type, ex, final)
+        finally: self.__dict__['loss_func'] = before   # after an error MixUp leaves its own
 
     def to_detach(self, b, cpu=True, gather=True):
         "As fastai's, but a loss or metric stays on the device, where it is summed, until somebody looks at the sum"
@@ -232,8 +236,14 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
         self._check_norms()
         self.loss_func = self.loss_func   # class weights go where the model has gone since
         check_metrics(self.metrics, self.n_out)
+        self._check_mixing(cbs)
         # loggers put back what they found, in the order in which they put theirs in: one of several would stay
         with swapped(self, logger=self.logger), guarded() as stop: super().fit(n_epoch, lr=lr, wd=wd, cbs=[*L(cbs), stop], reset_opt=reset_opt, start_epoch=start_epoch)
+
+    def _check_mixing(self, cbs):
+        "MixUp and CutMix need a loss per image"
+        mixing = any(isinstance(cb, MixHandler) or isinstance(cb, type) and issubclass(cb, MixHandler) for cb in [*L(cbs), *self.cbs])
+        if mixing and not getattr(self.loss_func, 'mixes', True): raise ValueError(no_image_losses(self.loss_func))
 
     @contextmanager
     def no_bar(self):
