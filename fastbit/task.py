@@ -66,6 +66,7 @@ class NoLoss:
     def __call__(self, pred, *targ): return pred.new_zeros(())
 
 # %% ../nbs/03d_task.ipynb #518b9d95
+MOST_TRIED = 100   # classes; with more the trial would take longer than it is worth
 _KNOWN = (CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat, FocalLossFlat)
 _INSTEAD = ("Use cross-entropy (nn.CrossEntropyLoss, with weight= or label_smoothing= if needed), FocalLossFlat, "
             "or your own function of logits and class numbers")
@@ -298,8 +299,6 @@ def check_labels(
     raise ValueError(f"The DataLoaders give {what}. fastbit trains one label per image (CategoryBlock).{'' if mistake else _OTHER}")
 
 # %% ../nbs/03d_task.ipynb #2b16774b
-MOST_TRIED = 100   # classes; with more the trial would take longer than it is worth
-
 def _by_fastai(metric) -> bool:
     "A metric of fastai's that needs predictions and labels only"
     func = getattr(metric, 'func', None)
