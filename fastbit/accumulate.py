@@ -37,6 +37,9 @@ def check_accumulation(
         raise ValueError(f"The loss ignores class {ignored}, and a mean over the other images cannot be put together "
                          f"from pieces of {micro_batch}. {ways}take ignore_index out.")
     if getattr(loss, 'reduction', 'mean') != 'mean': raise ValueError(f"The loss has reduction={loss.reduction!r}; the steps of a batch need the mean over its images.")
+    if not getattr(loss_func, 'by_image', True):
+        raise ValueError(f"The loss of a batch is not the mean over its images (it has class weights, or sums), and cannot be "
+                         f"put together from pieces of {micro_batch}. {ways}take the weights out.")
     if any(isinstance(cb, GradientAccumulation) for cb in cbs): raise ValueError("fastai's GradientAccumulation would accumulate once more: leave it out, batch_size= does it.")
 
 # %% ../nbs/04b_accumulate.ipynb #a7410ee6

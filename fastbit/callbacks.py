@@ -80,6 +80,15 @@ class CurveRecorder(Recorder):
         validated = 'valid_loss' in kept.metric_names and all(len(row) > 1 for row in kept.values)
         return Recorder.plot_loss(kept, skip_start, with_valid and validated, log, show_epochs, ax)
 
+    def plot_sched(self,
+        keys=None,     # Hyperparameters, e.g. 'lr'; `None`: all that were scheduled
+        figsize=None,  # Inches; `None`: by their number
+    ):
+        "Draw the schedule of the last fit that had one; `ValueError` before there is one"
+        if 'hps' not in self.__dict__:
+            raise ValueError("There is no schedule to draw yet: run a fit that has one, e.g. learn.fit_one_cycle(1).")
+        super().plot_sched(keys, figsize)
+
 class DevicePrecision(MixedPrecision):
     "fastai's `MixedPrecision` for the device of the model; its own, in fastai 2.8.12, does nothing but on CUDA"
     name = 'mixed_precision'

@@ -10,6 +10,7 @@ __all__ = ['TOP5_FROM', 'CROP_VIEWS', 'VIEWS', 'Evaluation', 'evaluate_probs', '
 
 # %% ../nbs/05_evaluate.ipynb #82e456dd
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 
 # %% ../nbs/05_evaluate.ipynb #326b9614
@@ -174,7 +175,8 @@ def view_logits(
     dl = dl.new(shuffle=False, drop_last=False, **(dict(after_item=[SquaresImage(views, pp)]) if pp else {}))
     inner = FoldedModel(learn.model) if can_fold(learn.model) else learn.model
     model = _ViewsModel(inner, views, pp)
-    with swapped(learn, model=model, loss_func=NoLoss(), metrics=[]):   # neither knows what a view is
+    as_valid = getattr(dl.dataset, 'set_split_idx', None)   # fastai's transforms of training would augment
+    with swapped(learn, model=model, loss_func=NoLoss(), metrics=[]), as_valid(1) if as_valid and not pp else nullcontext():   # neither knows what a view is
         logits, targs = learn.get_preds(dl=dl, act=noop)
     assert len(logits) == len(dl.dataset), f'{len(logits)} predictions for {len(dl.dataset)} images'
     learn.fold_difference = getattr(inner, 'difference', None)

@@ -8,14 +8,16 @@ Docs: https://fastbit.github.io/fastbit/headfit.html.md"""
 __all__ = ['SOLVERS', 'HEAD_EPOCHS', 'STRENGTHS', 'FOLDS', 'logistic_head', 'check_head_options', 'HeadFit']
 
 # %% ../nbs/05c_headfit.ipynb #83756b94
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 # %% ../nbs/05c_headfit.ipynb #a27be968
 import numpy as np, torch
+from fastai.callback.mixup import CutMix
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor
 from fastai.imports import noop  # not fastcore's of the same name: the one that `no_logging` sets
+from fastcore.foundation import L
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
@@ -100,7 +102,7 @@ class HeadFit:
     ):
         "Train what is not frozen on the outputs of what is, computed once"
         check_head_options(views, solver, cache_gb)
-        n = self._check_head(solver)
+        n = self._check_head(solver, cbs, [k for k, given in (('n_epoch', n_epoch != HEAD_EPOCHS), ('lr', lr is not None), ('cbs', bool(L(cbs)))) if given])
         features, labels = self._features(n, views, cache, cache_gb)
         self.head_features = features
         self.fold_difference = max((f.difference for f in features if f.difference is not None), default=None)
@@ -113,10 +115,14 @@ class HeadFit:
             if solver == 'lbfgs': self._solve(features[0], labels[0])
             else: self.fit_one_cycle(n_epoch, lr, cbs=cbs)
 
-    def _check_head(self, solver) -> int:
+    def _check_head(self, solver, cbs=None, given=()) -> int:
         n = self.model.n_frozen
         if not n: raise ValueError("Nothing is frozen, so nothing stays the same from epoch to epoch: learn.freeze() first, or learn.fit_one_cycle().")
         if solver == 'lbfgs' and n != len(self.model.stages)-1: raise ValueError(f"solver='lbfgs' finds a classifier, and more than that is to train (freeze_to({n})): learn.freeze() first, or solver='sgd'.")
+        if solver == 'lbfgs' and given:
+            raise ValueError(f"solver='lbfgs' has no epochs, rate or callbacks: leave out {', '.join(given)}, or use solver='sgd'.")
+        if any(isinstance(cb, CutMix) or cb is CutMix for cb in [*L(cbs), *self.cbs]):
+            raise ValueError("CutMix needs images, and fit_head trains on features: leave it out, or use learn.fit_one_cycle().")
         if solver == 'lbfgs': logistic_weights(self.loss_func, self.n_out)   # for its error, before any work
         self._check_batches()
         return n
@@ -126,7 +132,7 @@ class HeadFit:
         if self.opt is None: self.create_opt()
         dls = self.dls
         known = all(isinstance(dl, ImageDL) for dl in dls.loaders[:2]) and getattr(dls, 'preprocess', None)
-        own = [f for f in dls.train.after_batch.fs if not isinstance(f, IntToFloatTensor)]
+        own = [f for f in getattr(dls.train.after_batch, 'fs', []) if not isinstance(f, IntToFloatTensor)]
         if known and not own:
             get = lambda dl, k: frozen_features(self.model, dl.items, dls.preprocess, n, k, dl.seed, max(dl.bs, 32), cache, gb, dl.pixels)
             return (get(dls.train, views), get(dls.valid, 1)), tuple(map(_labels, dls.loaders[:2]))
@@ -168,7 +174,8 @@ def _loader_features(learn, dl, n, gb) -> tuple:
     if need > gb: raise ValueError(f"The features of {dl.n} images take {need:.3g} GB, and cache_gb={gb:g} is allowed. Freeze more stages, or allow more.")
     items = learn.dls.valid.new(dl.dataset, shuffle=False, drop_last=False)
     folded, xs, ys = FoldedModel(learn.model, n).eval(), [], []
-    with items.dataset.set_split_idx(1):
+    as_valid = getattr(items.dataset, 'set_split_idx', None)   # torch's data sets have none
+    with as_valid(1) if as_valid else nullcontext():
         for x, y in items: xs.append(folded(x).float().cpu().numpy()); ys.append(y.as_subclass(torch.Tensor).cpu())
     rows = np.concatenate(xs)
     return Features(rows, np.arange(len(rows))[:, None], len(rows), 0., folded.difference, ''), torch.cat(ys)

@@ -18,7 +18,8 @@ from pathlib import Path
 import pandas as pd, torch
 import fastai.vision.learner  # registers show_results and plot_top_losses for images
 from fastai.callback.core import CancelBatchException
-from fastai.callback.progress import ProgressCallback
+from fastai.callback.mixup import MixHandler
+from fastai.callback.progress import ProgressCallback, ShowGraphCallback
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize, get_c
 from fastai.data.block import DataBlock
@@ -49,7 +50,7 @@ from .cyclefit import CycleFit
 from .lrfind import BODY_LR, RateFinder
 from .rulefit import RuleFit
 from .steps import shared_outputs
-from .task import check_labels, check_metrics, resolve_loss
+from .task import check_labels, check_metrics, no_image_losses, resolve_loss
 from .progress import say
 
 # %% ../nbs/06_learner.ipynb #88ca118d
@@ -60,12 +61,15 @@ def _check_loaders(dls):
         given = 'table' if isinstance(dls, pd.DataFrame) else repr(str(dls))
         remedy = f'transfer_learner(image_dataloaders({given}))'
     elif isinstance(dls, DataBlock): remedy = 'transfer_learner(block.dataloaders(path))'
-    else: remedy = "make them with image_dataloaders(path), or with fastai's DataLoaders(train_loader, valid_loader)"
+    else: remedy = "make them with image_dataloaders(path), or from torch data sets with DataLoaders.from_dsets(train_ds, valid_ds, bs=32)"
     kind = getattr(dls, '__name__', None) or type(dls).__name__
     raise TypeError(f"transfer_learner takes DataLoaders, not a {kind}: {remedy}.")
 
 def _check_batch(dls):
     "Refuse loaders that do not give images in [0, 1] with one class number each"
+    if not all(hasattr(dl, 'one_batch') for dl in dls.loaders):
+        raise TypeError("These DataLoaders hold torch's DataLoader, which fastai cannot train with: "
+                        "make them from the data sets, with fastai's DataLoaders.from_dsets(train_ds, valid_ds, bs=32).")
     with same_draws(dls): b = (dls.valid if len(dls.loaders) > 1 and len(dls.valid) else dls.train).one_batch()
     n_inp = getattr(dls, 'n_inp', 1 if len(b) == 1 else len(b)-1)   # as fastai's `Learner` divides a batch
     if n_inp != 1: raise ValueError(f"The DataLoaders give {n_inp} inputs per item; fastbit classifies single images.")
@@ -129,7 +133,10 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
 
     def _with_events(self, f, event_type, ex, final=noop):
         if event_type != 'fit': return super()._with_events(f, event_type, ex, final)
-        with swapped(self, in_fit=True): super()._with_events(f, event_type, ex, final)
+        before = self.__dict__['loss_func']
+        try:
+            with swapped(self, in_fit=True): super()._with_events(f, event_type, ex, final)
+        finally: self.__dict__['loss_func'] = before   # after an error MixUp leaves its own
 
     def to_detach(self, b, cpu=True, gather=True):
         "As fastai's, but a loss or metric stays on the device, where it is summed, until somebody looks at the sum"
@@ -232,8 +239,24 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
         self._check_norms()
         self.loss_func = self.loss_func   # class weights go where the model has gone since
         check_metrics(self.metrics, self.n_out)
+        self._check_mixing(cbs)
         # loggers put back what they found, in the order in which they put theirs in: one of several would stay
-        with swapped(self, logger=self.logger), guarded() as stop: super().fit(n_epoch, lr=lr, wd=wd, cbs=[*L(cbs), stop], reset_opt=reset_opt, start_epoch=start_epoch)
+        cbs, graphs = self._without_graphs(L(cbs))
+        with swapped(self, logger=self.logger), guarded() as stop, self.removed_cbs(graphs):
+            super().fit(n_epoch, lr=lr, wd=wd, cbs=[*cbs, stop], reset_opt=reset_opt, start_epoch=start_epoch)
+
+    def _without_graphs(self, cbs) -> tuple:
+        "The callbacks of a fit, and those of the learner that cannot run in it: fastai draws its graph into a progress bar"
+        is_graph = lambda cb: isinstance(cb, ShowGraphCallback) or cb is ShowGraphCallback
+        if hasattr(self, 'progress') or not any(map(is_graph, [*cbs, *self.cbs])): return cbs, []
+        say("ShowGraphCallback draws into a progress bar, and there is none: it is left out. "
+            "learn.recorder.plot_loss() draws the losses.", 4)
+        return cbs.filter(lambda cb: not is_graph(cb)), self.cbs.filter(is_graph)
+
+    def _check_mixing(self, cbs):
+        "MixUp and CutMix need a loss per image"
+        mixing = any(isinstance(cb, MixHandler) or isinstance(cb, type) and issubclass(cb, MixHandler) for cb in [*L(cbs), *self.cbs])
+        if mixing and not getattr(self.loss_func, 'mixes', True): raise ValueError(no_image_losses(self.loss_func))
 
     @contextmanager
     def no_bar(self):
@@ -254,6 +277,21 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
         return getattr(self.dls, 'preprocess', None) if isinstance(dl, ImageDL) else None
 
 # %% ../nbs/06_learner.ipynb #eadb3ebb
+def _loader(learn, ds_idx, dl=None):
+    "The loader that is measured; `TypeError` or `ValueError` for what is none"
+    make = "learn.dls.test_dl(files, with_labels=True)"
+    if dl is not None:
+        if isinstance(dl, DataLoaders): raise TypeError("dl is DataLoaders; give one of its loaders, e.g. dl=dls.valid.")
+        if not (hasattr(dl, 'new') and hasattr(dl, 'dataset')): raise TypeError(f"dl is a {type(dl).__name__}; make a loader with {make}.")
+        return dl
+    if isinstance(ds_idx, bool) or not isinstance(ds_idx, int):
+        raise TypeError(f"ds_idx is a {type(ds_idx).__name__}; it is a number, 0 for training and 1 for validation. "
+                        f"For other data give dl={make}.")
+    n = len(learn.dls.loaders)
+    if -n <= ds_idx < n: return learn.dls[ds_idx]
+    raise ValueError(f"ds_idx={ds_idx}, and these DataLoaders have {n} loaders, from 0 (training). "
+                     f"For a test set use image_dataloaders(..., test_pct=.2), or give dl={make}.")
+
 @patch
 def lr_table(self:TransferLearner,
     lr:float|slice=None # A rate, `slice(first, last)` spread over the stages, or `slice(last)`; `None`: the optimizer's
@@ -280,7 +318,7 @@ def evaluate(self:TransferLearner,
     show:bool=True # Print it?
 ) -> Evaluation:
     "All metrics over the whole set, with n and interval; images as validation sees them, whatever the loader"
-    dl = self.dls[ds_idx] if dl is None else dl
+    dl = _loader(self, ds_idx, dl)
     logits, targs, _ = view_logits(self, dl, ('identity',), self._preprocess(dl))
     if targs is None: raise ValueError(_NO_LABELS)
     res = evaluate_probs(mean_probs(logits), targs)
@@ -298,7 +336,7 @@ def tta(self:TransferLearner,
 ) -> TTAResult: # preds (n x classes, probabilities) and targs (n), in the order of the set; `.report` compares
     "Average the probabilities over deterministic views of each image, and say what that gained and cost"
     refuse_unknown('learn.tta', unknown, ('ds_idx', 'dl', 'views', 'show'), TTA_HABITS)
-    dl = self.dls[ds_idx] if dl is None else dl
+    dl = _loader(self, ds_idx, dl)
     res = tta_probs(self, dl, views, self._preprocess(dl))
     if show and res.report is not None:
         for what, r in res.report.iterrows():
@@ -315,7 +353,7 @@ def calibrate(self:TransferLearner,
     dl=None,      # Other labelled data
 ) -> float: # Kept as `learn.temperature`; above 1: the network is too sure
     "Find the temperature that the logits have to be divided by for honest probabilities, near 1 with few images; it changes no answer, and `get_preds` does not use it"
-    dl = self.dls[ds_idx] if dl is None else dl
+    dl = _loader(self, ds_idx, dl)
     logits, targs, _ = view_logits(self, dl, ('identity',), self._preprocess(dl))
     if targs is None: raise ValueError(_NO_LABELS)
     self.temperature = fit_temperature(logits[:, 0], targs)
@@ -327,7 +365,7 @@ def report(self:TransferLearner,
     ds_idx:int=1, # Which loader of `dls`; 1: validation, 2: the test set
 ) -> Report: # Shown inline; `.save('report.html')` writes it
     "The run so far on one page: metrics with intervals, mistakes, where the network looks, how sure it is"
-    dl = self.dls[ds_idx]
+    dl = _loader(self, ds_idx)
     pp, paths = self._preprocess(dl), [o for o in getattr(dl, 'items', []) if isinstance(o, (str, Path))]
     res, best = tta_probs(self, dl, default_views(pp), pp), getattr(self, 'keep_best', None)
     chosen = [f'The weights of {best.where} were chosen by {best.monitor}'] if best and best.where and ds_idx == 1 else []

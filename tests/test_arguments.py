@@ -4,7 +4,10 @@ from functools import partial
 
 import matplotlib, matplotlib.pyplot as plt
 import numpy as np, pandas as pd, pytest, torch
+from fastai.callback.mixup import CutMix, MixUp
 from fastai.data.block import DataBlock
+from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.load import DataLoader
 from fastai.interpret import ClassificationInterpretation
 from fastai.metrics import F1Score, RocAuc, accuracy, accuracy_multi, error_rate, top_k_accuracy
 from fastai.vision.data import ImageDataLoaders
@@ -233,3 +236,42 @@ def test_labels_of_a_figure_are_drawn_in_their_font():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         fig.savefig(io.BytesIO(), format='png')
+
+
+# --- loaders and callbacks
+
+def test_what_is_measured_is_a_loader(learn, folder):
+    for method in (learn.evaluate, learn.tta, learn.calibrate):
+        with pytest.raises(TypeError, match=r'dl is a \w*Path; .*test_dl'): method(dl=folder)
+        with pytest.raises(TypeError, match='give one of its loaders'): method(dl=learn.dls)
+        with pytest.raises(TypeError, match='ds_idx is a .*dl='): method(folder)
+    for method in (learn.evaluate, learn.tta, learn.calibrate, learn.report):
+        with pytest.raises(ValueError, match='ds_idx=2.*2 loaders.*test_pct'): method(2)
+
+
+def torch_sets():
+    make = lambda n: torch.utils.data.TensorDataset(torch.rand(n, 3, 32, 32), torch.arange(n) % 3)
+    return make(12), make(6)
+
+
+def test_loaders_of_torch():
+    loaders = [torch.utils.data.DataLoader(ds, batch_size=4) for ds in torch_sets()]
+    with pytest.raises(TypeError, match='from_dsets'): transfer_learner(tuple(loaders), **TINY)
+    with pytest.raises(TypeError, match='from_dsets'): transfer_learner(DataLoaders(*loaders), **TINY, n_out=3)
+
+
+@pytest.mark.parametrize('kind', [TfmdDL, DataLoader])
+def test_data_sets_of_torch_train_and_are_measured(kind):
+    dls = DataLoaders.from_dsets(*torch_sets(), bs=4, dl_type=kind, num_workers=0, device='cpu')
+    learn = transfer_learner(dls, **TINY, n_out=3)
+    with learn.no_logging(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        learn.fit_head(1)
+        learn.fit(1, 1e-3)
+        assert learn.evaluate(show=False).n == 6
+
+
+def test_fit_head_refuses_what_it_would_drop(learn):
+    with pytest.raises(ValueError, match='CutMix needs images'): learn.fit_head(1, cbs=CutMix())
+    with pytest.raises(ValueError, match='leave out n_epoch, lr, cbs'):
+        learn.fit_head(5, 1e-2, solver='lbfgs', cbs=MixUp())

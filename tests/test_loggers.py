@@ -3,7 +3,7 @@ import csv
 
 import pytest, torch
 from fastai.callback.core import Callback
-from fastai.callback.progress import CSVLogger, ProgressCallback
+from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
 from fastai.learner import Recorder
 from fastcore.xtras import ContextManagers
 
@@ -14,6 +14,7 @@ from fastbit.data import image_dataloaders
 from fastbit.evaluate import _ViewsModel
 from fastbit.fold import FoldedModel
 from fastbit.learner import transfer_learner
+from fastbit.progress import DataWarning
 
 
 @pytest.fixture
@@ -88,3 +89,22 @@ def test_other_bars_and_callbacks(dls, tmp_path):
     learn.remove_cb(PlainLog).add_cb(bar := RarelyProgress())
     with learn.no_bar(): assert not hasattr(learn, 'progress')
     assert learn.progress is bar and not [cb for cb in learn.cbs if type(cb) is ProgressCallback]
+
+
+def test_the_graph_needs_a_bar(dls):
+    learn = transfer_learner(dls, **TINY)
+    for cb in (ShowGraphCallback(), ShowGraphCallback):
+        with pytest.warns(DataWarning, match='ShowGraphCallback .*plot_loss'): learn.fit(1, 1e-3, cbs=cb)
+    learn.add_cb(cb := ShowGraphCallback())
+    with pytest.warns(DataWarning, match='left out'): learn.fit(1, 1e-3)
+    assert cb in learn.cbs
+
+
+def test_a_schedule_is_drawn_when_there_is_one(dls):
+    learn = transfer_learner(dls, **TINY)
+    learn.fit(1, 1e-3)
+    with pytest.raises(ValueError, match='no schedule'): learn.recorder.plot_sched()
+    learn.lr_find(num_it=20, show_plot=False)
+    with pytest.raises(ValueError, match='no schedule'): learn.recorder.plot_sched()
+    learn.fit_one_cycle(1, 1e-3)
+    learn.recorder.plot_sched()

@@ -8,7 +8,8 @@ from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, Regr
 from fastai.data.transforms import RandomSplitter, get_image_files
 from fastai.imports import noop
 from fastai.interpret import ClassificationInterpretation
-from fastai.losses import (BCELossFlat, BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, FocalLossFlat,
+from fastai.callback.core import Callback
+from fastai.losses import (BCELossFlat, BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLoss, FocalLossFlat,
                            LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat, MSELossFlat)
 from fastai.vision.augment import Resize
 from fastai.vision.data import BBoxBlock, BBoxLblBlock, ImageBlock, MaskBlock, PointBlock
@@ -251,3 +252,74 @@ def test_what_is_not_one_label_per_image_is_refused_when_the_learner_is_made(fol
 def test_a_wrong_number_of_outputs_is_refused(dls):
     with pytest.raises(ValueError, match='n_out=5, and the DataLoaders have 3 classes'): transfer_learner(dls, **TINY,
             n_out=5)
+
+
+# --- losses of single images
+
+def weighted(pred, targ): return F.cross_entropy(pred, targ, weight=WEIGHTS)
+def summed(pred, targ): return F.cross_entropy(pred, targ, reduction='sum')
+class Holds(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.ce = nn.CrossEntropyLoss(weight=weight)
+    def forward(self, pred, targ): return self.ce(pred, targ)
+
+
+@pytest.mark.parametrize('loss', [weighted, summed, Holds(WEIGHTS)], ids=['function', 'sum', 'module'])
+def test_a_loss_of_the_whole_batch_is_not_taken_apart(dls, loss):
+    "The class weights cancelled within one image: MixUp trained without them"
+    learn = learner(dls, loss_func=loss)
+    with pytest.raises(ValueError, match='CrossEntropyLossFlat.weight='): learn.fit(1, 1e-3, cbs=MixUp())
+    with pytest.raises(ValueError, match='CrossEntropyLossFlat.weight='): learn.get_preds(with_loss=True)
+    with pytest.raises(ValueError, match='not the mean over its images'): learn.fit_hyperrule(batch_size=16, show=False)
+    assert learn.logger is noop
+    learn.fit(1, 1e-3)
+    assert_close(learn.get_preds()[0].sum(1), torch.ones(dls.valid.n))
+
+
+def test_losses_that_are_means_can_be_taken_apart():
+    def noisy(p, t): return F.cross_entropy(p + .1*torch.randn_like(p), t)
+    for n_out in (2, 3, 5, 150):
+        for loss in (my_loss, MyLoss(), noisy): assert resolve_loss(loss, n_out).by_image
+        assert not resolve_loss(lambda p, t: F.cross_entropy(p, t, weight=torch.arange(1., n_out+1)), n_out).by_image
+
+
+def test_a_module_goes_to_the_device_and_says_which_numbers_it_needs():
+    class Moved(MyLoss):
+        def to(self, *args): self.where = args; return super().to(*args)
+    assert resolve_loss(Moved(), 3).func.where == ('cpu',)
+    with pytest.raises(ValueError, match='dtype=torch.float32'): resolve_loss(Holds(WEIGHTS.double()), 3)
+
+
+def test_weights_of_other_types_and_other_losses_with_weight():
+    for make in (FocalLossFlat, LabelSmoothingCrossEntropyFlat):
+        for given in (WEIGHTS.numpy().astype(float), WEIGHTS.tolist()):
+            loss = resolve_loss(make(weight=given), 3)
+            assert_close(loss.func.weight, WEIGHTS)
+            assert loss(torch.randn(4, 3), torch.tensor([0, 1, 2, 0])).isfinite()
+    with pytest.raises(TypeError, match='one number per class'): resolve_loss(FocalLossFlat(weight='balanced'), 3)
+    class Times(MyLoss):
+        def __init__(self): super().__init__(); self.weight = torch.tensor(2.)
+        def forward(self, pred, targ): return self.weight*super().forward(pred, targ)
+    assert resolve_loss(Times(), 3).by_image
+    with pytest.raises(ValueError, match='for masks'): resolve_loss(DiceLoss(), 3)
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, ValueError])
+def test_an_interrupted_mixup_leaves_the_loss(dls, error):
+    class Stop(Callback):
+        def after_pred(self): raise error('stop')
+    learn = learner(dls)
+    kept = learn.loss_func
+    with pytest.raises(error): learn.fit(1, 1e-3, cbs=[MixUp(), Stop()])
+    assert learn.loss_func is kept
+    learn.fit(1, 1e-3, cbs=MixUp())
+
+
+def test_evaluation_of_training_images_is_not_augmented(folder):
+    from fastai.vision.augment import RandomResizedCrop, aug_transforms
+    from fastai.vision.data import ImageDataLoaders
+    other = ImageDataLoaders.from_folder(folder, valid_pct=.3, item_tfms=RandomResizedCrop(32, min_scale=.3), seed=0,
+                                         batch_tfms=aug_transforms(), bs=8, num_workers=0, device='cpu')
+    learn = learner(other)
+    assert learn.evaluate(0, show=False).loss == learn.evaluate(0, show=False).loss
