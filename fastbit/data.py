@@ -12,6 +12,7 @@ __all__ = ['CPU_PIXELS', 'ACCELERATOR_BS', 'ImageDL', 'ReadImage', 'PathLabel', 
 import multiprocessing, os, random, signal
 from dataclasses import dataclass
 from functools import partial
+from collections.abc import Iterable
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from PIL import Image
 # %% ../nbs/02_data.ipynb #c873f567
 from .arguments import check_source
 from .bodies import MAX_16_BIT, Preprocess, body_preprocess
+from .csvfile import names_image
 from .folders import find_images
 from .fonts import use_fonts_for
 from .labels import clean_label, natural_order
@@ -116,8 +118,33 @@ class _TestImages:
 def _is_array(o): return isinstance(o, np.ndarray) and o.dtype != object and o.ndim in (2, 3)
 def _is_pair(o): return isinstance(o, (tuple, list)) and len(o) == 2 and isinstance(o[0], ReadImage.input_types)
 
+def _is_label(o, classes) -> bool:
+    "Can the second of two be a label? Not an image, nor the name of one, unless a class has that name"
+    if not isinstance(o, str): return not isinstance(o, ReadImage.input_types)
+    return _class_of(o, classes) in classes or not (names_image(o) or os.path.isfile(o))
+
+_KINDS = 'paths, bytes, Pillow images or arrays'
+
+def _instead(o) -> str:
+    "What to give in the place of what is not an image"
+    if isinstance(o, torch.Tensor): return ' For uint8 pixels, give x.permute(1, 2, 0).numpy().'
+    if hasattr(o, 'read'): return " Give the bytes of an opened file: open(path, 'rb').read()."
+    return ''
+
+def _check_items(items, classes):
+    "Raise `TypeError` for what is neither an image nor an image with its label"
+    for o in items:
+        if _is_pair(o) and _is_label(o[1], classes): continue
+        if isinstance(o, (list, tuple)):
+            raise TypeError(f"A {type(o).__name__} of {len(o)} within the images ({str(o)[:80]}): give one flat list "
+                "of images, or a (path, label) pair for each image.")
+        if not isinstance(o, ReadImage.input_types):
+            raise TypeError(f"A {type(o).__name__} is not an image: give {_KINDS}, or a list of them.{_instead(o)}")
+
 def _frame_images(df) -> _TestImages:
     "In the order of its rows, which `image_table` would sort"
+    if not len(df): raise ValueError("There are no images to load: the table is empty.")
+    if 'path' not in df and 'filename' in df: df = df.rename(columns=dict(filename='path'))
     if 'path' not in df:
         raise ValueError(f"A table of images needs a column path, and label for labels; this one has {_some(list(df.columns), 10)}. "
             "Rename its columns, or give list(zip(paths, labels)).")
@@ -130,17 +157,21 @@ def _folder_images(folder) -> _TestImages:
     parts = [Path(os.path.relpath(f, folder)).parts for f in files]
     return _TestImages([Path(f) for f in files], folders=[p[0] if len(p) > 1 else name for p in parts])
 
-def _test_images(source) -> _TestImages:
+def _test_images(source, classes=()) -> _TestImages:
     "One row an image, from all that `ImageLoaders.test_dl` takes"
     if isinstance(source, pd.DataFrame): return _frame_images(source)
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
         if path.is_dir(): return _folder_images(path)
         if path.suffix.lower() in ('.csv', '.tsv'): return _frame_images(image_table(path))
+        if not path.exists(): raise FileNotFoundError(f"There is no such file or folder: {path}.")
         return _TestImages([path])
     if isinstance(source, (bytes, Image.Image)) or _is_array(source): return _TestImages([source])
+    if hasattr(source, 'read') or not isinstance(source, Iterable):   # an opened file would give its lines
+        raise TypeError(f"A {type(source).__name__} is not an image: give {_KINDS}, or a list of them.{_instead(source)}")
     items = list(source.items() if isinstance(source, dict) else source)
     if not items: raise ValueError("There are no images to load: the list is empty.")
+    _check_items(items, classes)
     if not all(map(_is_pair, items)): return _TestImages(items)
     return _TestImages(*map(list, zip(*items)))
 
@@ -176,6 +207,10 @@ def _found_labels(images, of, classes) -> list:
         "Give pairs, test_dl([(path, label), …], with_labels=True), or a DataFrame with the columns path and label.")
     return labels
 
+def _check_bs(bs):
+    "Raise `ValueError` unless `bs` is a number of images"
+    if not isinstance(bs, int) or bs < 1: raise ValueError(f"bs={bs!r}: a batch has one image or more.")
+
 class ImageLoaders(DataLoaders):
     "fastai's `DataLoaders` of image files, whose `test_dl` finds labels for files that are not in the data"
     def test_dl(self,
@@ -185,7 +220,8 @@ class ImageLoaders(DataLoaders):
         **kwargs                # Arguments of the loader: `bs`, `num_workers`
     ) -> TfmdDL: # In the order of `test_items`; folders and CSV files sorted by path
         "Load other images as validation does; `ValueError` for labels that are missing or are not classes of the data"
-        images = _test_images(test_items)
+        if kwargs.get('bs') is not None: _check_bs(kwargs['bs'])
+        images = _test_images(test_items, self.vocab.o2i)
         if not with_labels: return super().test_dl(images.items, rm_type_tfms, **kwargs)
         paths, classes = self.valid_ds.tls
         labels = classes._new(_labels(images, classes.tfms.fs[0].of, self.vocab.o2i), split_idx=1)
@@ -272,7 +308,7 @@ def image_dataloaders(
 ) -> DataLoaders: # With `preprocess`, `table`, `left_out` (unreadable files), `skipped` (other files that are not used), `source`, `split_words` (what was used, and how it was split) and `data_name` besides fastai's attributes; a test set is the third loader, `dls[2]`
     "fastai `DataLoaders` of uint8 images scaled to [0, 1], from a folder or a table"
     check_source(path)
-    if bs is not None and (not isinstance(bs, int) or bs < 1): raise ValueError(f"bs={bs!r}: a batch has one image or more.")
+    if bs is not None: _check_bs(bs)
     if num_workers is not None and num_workers < 0: raise ValueError(f"num_workers={num_workers}: 0 loads in this process, 1 or more in others.")
     for k, v in dict(size=size, train_size=train_size).items():
         if isinstance(v, str) and v != 'hyperrule': raise ValueError(f"{k}={v!r}; a number of pixels, or 'hyperrule'.")

@@ -9,8 +9,9 @@ __all__ = ['MOST_CLASSES', 'plot_losses', 'plot_rates', 'plot_lr_find', 'most_co
 
 # %% ../nbs/07_figures.ipynb #6db61f0e
 import numpy as np, pandas as pd
+from matplotlib import rcParams
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator
 
 # %% ../nbs/07_figures.ipynb #f0a7fa31
 from .fonts import font_families, missing_characters
@@ -29,6 +30,12 @@ def _axes(width=7., height=3.6):
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))   # there is no step 2.5
     ax.spines[['top', 'right']].set_visible(False)
     return fig, ax
+
+def _log_ticks(axis):
+    "Without formulas, which class names with a dollar turn off, powers of ten are written 1e-03"
+    if rcParams['text.parse_math']: return
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, .4)))
 
 def _labelled(epochs) -> list[tuple]:
     "(step, loss, accuracy) of the epochs that the plot has room to name: all of up to a dozen, else the last of each stage"
@@ -64,6 +71,7 @@ def plot_rates(
     ax.plot(steps.index+1, steps.lr_last, label='classifier' if first.notna().any() else 'all that trains')
     if first.notna().any(): ax.plot(steps.index+1, first, label='first stage')
     ax.set(xlabel='optimizer step', ylabel='learning rate', yscale='log', xlim=(0, len(steps)*1.03))   # from 0, where the name of the first stage is
+    _log_ticks(ax.yaxis)
     _stage_lines(ax, steps.stage.tolist())
     ax.legend(frameon=False)
     return fig
@@ -87,6 +95,7 @@ def plot_lr_find(
         ax.plot(rate, at, 'o', color=f'C{i}', label=f'{name}: {rate:.2g}')
     if used: ax.axvline(used, color='.4', lw=1, ls='--', label=f'trained with: {used:g}')
     ax.set(xscale='log', xlabel='learning rate', ylabel=loss, ylim=(0, 2*finite[0] if len(finite) else None))
+    _log_ticks(ax.xaxis)
     if suggested or used: ax.legend(frameon=False)
     return fig
 
@@ -121,7 +130,7 @@ def plot_confusion(
     fig = Figure(figsize=(side, side), layout='constrained')
     ax = fig.add_subplot()
     ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
-    look = dict(size=8, family=font_families(names))
+    look = dict(size=8, family=font_families(names), parse_math=False)   # `$` in a name begins no formula
     ax.set_xticks(range(k), names, rotation=60, ha='right', rotation_mode='anchor', **look)
     ax.set_yticks(range(k), names, **look)
     for i, j in zip(*np.nonzero(part)): ax.text(j, i, part[i, j], ha='center', va='center', size=8 if k <= 25 else 6, color='w' if share[i, j] > .55 else 'k')

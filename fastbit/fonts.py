@@ -83,7 +83,9 @@ NO_GLYPH = r'Glyph \d+ .*missing from'   # how matplotlib's warning begins
 def use_fonts_for(
     names # Class names
 ):
-    "Let matplotlib draw `names`: add installed fonts, and turn off its warning for characters that none of them has"
+    "Let matplotlib draw `names`: no formulas where one has a dollar, installed fonts, and no warning for characters that none of them has"
+    # matplotlib would set what lies between two dollars as a formula, and stop at one that it cannot parse
+    if any('$' in str(name) for name in names): rcParams['text.parse_math'] = False
     if not missing_characters(names): return
     rcParams['font.family'] = font_families(names)
     if missing_characters(names): warnings.filterwarnings('ignore', NO_GLYPH, UserWarning)

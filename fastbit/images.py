@@ -128,11 +128,21 @@ def reading(
         except Exception as e: raise ValueError(why_unreadable(e)) from e   # a broken file can raise anything in Pillow
         yield img
 
+def _some_pixels(img) -> Image.Image:
+    "`img`; raise `ValueError` if a side is 0, which would give a prediction for nothing"
+    if 0 in img.size: raise ValueError(f'no pixels ({img.width} x {img.height})')
+    return img
+
 def _decoded(file, draft, max_value, until_done) -> PILImage:
-    if isinstance(file, np.ndarray): file = Image.fromarray(file)
+    if isinstance(file, np.ndarray):
+        if not file.size: raise ValueError(f'no pixels (an array of shape {file.shape})')
+        file = Image.fromarray(file)
     if isinstance(file, bytes): file = io.BytesIO(file)
-    if isinstance(file, Image.Image): file.load(); return PILImage(to_rgb(_upright(file), max_value))
+    if isinstance(file, Image.Image):
+        file.load()
+        return PILImage(to_rgb(_upright(_some_pixels(file)), max_value))
     with open_image(file) as img:
+        _some_pixels(img)
         if draft: img.draft('RGB', (draft, draft))   # does nothing to other formats
         until_done.enter_context(_alone_if_large(img))
         img.load()   # an error is raised once: a second try, after `_upright` has met it, would give a black picture (Pillow 13)

@@ -48,10 +48,14 @@ def _array_items(a) -> list:
         if a.ndim == 1: return [o for item in a.tolist() for o in _single(item)]
         raise TypeError(f"An array of {a.dtype} and shape {a.shape}; paths and images come in one dimension.")
     pixels = a.dtype == np.uint8
+    if a.dtype == np.uint16 and a.ndim == 2: return [a]   # gray, on the scale of `max_value`
     if pixels and a.ndim == 2 or pixels and a.ndim == 3 and a.shape[-1] in (3, 4): return [a]
     if pixels and a.ndim == 4 and a.shape[-1] in (3, 4): return list(a)
     remedy = ''
     if a.dtype.kind == 'f': remedy = ' Numbers from 0 to 1 become one by (255*a).round().astype(np.uint8).'
+    elif a.ndim == 3 and a.shape[-1] == 1: remedy = ' For gray pixels, give a[..., 0].'
+    elif a.ndim == 4 and a.shape[-1] == 1: remedy = ' For gray pixels, give list(a[..., 0]).'
+    elif a.dtype == np.uint16: remedy = ' Colors of 16 bits become 8 by (a >> 8).astype(np.uint8); a list of gray images by list(a).'
     elif pixels and a.ndim in (3, 4) and a.shape[-3] in (1, 3): remedy = ' Channels go last: np.moveaxis(a, -3, -1).'
     raise TypeError(f"An array of {a.dtype} and shape {a.shape}; an image is uint8, height x width x 3 in RGB, "
                     f"and many are n x height x width x 3.{remedy}")
@@ -84,12 +88,16 @@ def _path_items(path) -> list:
     check_no_url(path)
     return _folder_images(path) if os.path.isdir(path) else [path]
 
+def _seekable(file) -> bool:
+    try: return file.seekable()
+    except AttributeError: return False   # also in a member of an archive that is read as a stream
+
 def _file_bytes(file) -> bytes:
     "What an opened file holds, from its beginning as in Pillow"
     kind = type(file).__name__
     if isinstance(file, io.TextIOBase): raise TypeError(f"A {kind} reads text, and images are bytes: open(path, 'rb').")
     try:
-        if getattr(file, 'seekable', lambda: False)(): file.seek(0)
+        if _seekable(file): file.seek(0)
         data = file.read()
     except TypeError: data = None   # an archive, whose `read` takes a name
     if isinstance(data, (bytes, bytearray)): return bytes(data)

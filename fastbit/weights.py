@@ -10,7 +10,7 @@ __all__ = ['WEIGHTS_WORDS', 'WEIGHTS_FILES', 'HUB_FILE', 'TABLES', 'PREFIXES', '
            'weights_digest', 'load_weights', 'npz_classes']
 
 # %% ../nbs/00h_weights.ipynb #b274d35f
-import hashlib, importlib, importlib.util, json, re, zipfile
+import hashlib, importlib, importlib.util, json, os, re, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,6 +28,7 @@ from .names import BIT_NAME, BIT_URL, official_names, timm_name
 
 # %% ../nbs/00h_weights.ipynb #982dcafb
 WEIGHTS_WORDS = ('auto', 'bundled', 'hub', 'random')
+_WORDS = ', '.join(map(repr, WEIGHTS_WORDS))
 WEIGHTS_FILES = ('.safetensors', '.pth', '.pt', '.tar', '.ckpt', '.bin', '.npz')   # `.tar`: `model_best.pth.tar`, not an archive
 HUB_FILE = 'model.safetensors'
 
@@ -88,12 +89,15 @@ def weights_file(
     path:str|Path # A weights file; or an artifact, the results of a baseline, or another folder with one weights file
 ) -> Path:
     "The file that `path` means; `FileNotFoundError` or `ValueError` if there is none, with what there is"
-    word, path = str(path), Path(path).expanduser()
+    word = os.fspath(path)
+    if not word.strip():   # an unset variable of a shell; `Path('')` would be the working directory
+        raise ValueError(f"weights={word!r} is empty: give a file, a folder, or {_WORDS}.")
+    path = Path(path).expanduser()
     if path.is_file(): return path
     if path.is_dir(): return _file_in(path)
     if path.suffix.lower() in WEIGHTS_FILES or path.name != word:
         raise FileNotFoundError(f"weights={word!r}: there is no such file or folder (looked in {Path.cwd()}).")
-    raise ValueError(f"weights={word!r}; it can be {', '.join(map(repr, WEIGHTS_WORDS))}, a file ({', '.join(WEIGHTS_FILES)}), "
+    raise ValueError(f"weights={word!r}; it can be {_WORDS}, a file ({', '.join(WEIGHTS_FILES)}), "
                      "or the folder of an artifact or a baseline's results.")
 
 def _file_in(folder) -> Path:
@@ -113,7 +117,10 @@ def weights_source(
     weights:str|Path='auto', # 'auto', 'bundled', 'hub', 'random', or what `weights_file` takes
 ) -> WeightsSource:
     "Where `weights` of `arch` would come from here; `ValueError` or `FileNotFoundError` if from nowhere"
-    name, word = timm_name(arch), str(weights)
+    if not isinstance(weights, (str, os.PathLike)):
+        raise TypeError(f"weights is a {type(weights).__name__}; it can be {_WORDS}, or the path of a file or folder. "
+                        "Save tensors first: torch.save(model.state_dict(), 'weights.pth').")
+    name, word = timm_name(arch), os.fspath(weights)
     if word == 'random': return WeightsSource('random', 'random initialisation')
     if word not in WEIGHTS_WORDS: return WeightsSource('file', str(weights_file(word)))
     if BIT_NAME.fullmatch(arch) and arch[4].upper() == 'S':
@@ -145,7 +152,7 @@ def rename_lite(
 # %% ../nbs/00h_weights.ipynb #531b6a43
 # where training scripts put the tensors: timm's (averaged, plain), fastai's `learn.save`, others
 TABLES = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'state_dict', 'model', 'model_state_dict', 'net', 'module',
-          'weights')
+          'weights', 'params_ema', 'params')
 # the trained model of a file that has several, by fastbit, DDP, Lightning and in a checkpoint of fastbit
 PREFIXES = ('', 'net.', 'module.', 'model.', 'model/net.')
 MOST_NAMED = 100   # classes that a file of the old format may name
@@ -186,19 +193,47 @@ def _torch_load(path):
 def _table(found) -> dict|None:
     "The tensors by name, wherever a training script puts them; the averaged ones (EMA) before those of the last step"
     if not isinstance(found, dict) or not found: return None
-    if all(isinstance(v, torch.Tensor) for v in found.values()): return found
+    tensors = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}
+    # an epoch or a date among them says nothing about the weights; an unknown object might
+    if 2*len(tensors) > len(found) and not any(isinstance(v, _Inert) for v in found.values()): return tensors
     return next((t for k in TABLES if (t := _table(found.get(k))) is not None), None)
 
 _ONLY_TENSORS = ('Only tensors are read, never code: save them with torch.save(model.state_dict(), FILE), '
                  'or learn.save(NAME) in fastai.')
 
+_STARTS = {   # the first bytes of files that are fetched or named by mistake
+    b'version https://git-lfs': 'a Git LFS pointer: run `git lfs pull` for the file itself',
+    b'<!doctype': 'an HTML page, not a file of weights: download the file itself',
+    b'<html': 'an HTML page, not a file of weights: download the file itself',
+    b'<?xml': 'an XML page, not a file of weights: download the file itself',
+    b'\x1f\x8b': 'compressed by gzip: unpack it first', b'BZh': 'compressed by bzip2: unpack it first',
+    b'\xfd7zXZ': 'compressed by xz: unpack it first', b'\x89HDF': 'an HDF5 file, as Keras writes them'}
+
+def _head(path, n=64) -> bytes:
+    "The first bytes of a file"
+    with open(path, 'rb') as f: return f.read(n)
+
+def _why_no_weights(head, e) -> str:
+    "What a file is, by its first bytes, or else what its reader said"
+    if not head: return 'an empty file'
+    start = head.lstrip().lower()
+    known = next((words for k, words in _STARTS.items() if head.startswith(k) or start.startswith(k)), None)
+    if known: return known
+    if head[:1] == b'\x80' and isinstance(e, (UnpicklingError, Warning)): return 'a pickle that holds more than tensors'
+    if head[:1] != b'\x80' and head[:2] != b'PK' and head[8:9] != b'{': return 'neither a torch nor a safetensors file'
+    return f'{type(e).__name__}: {_first_line(e)}'
+
 def _read_state(path) -> tuple[dict, str]:
     "Tensors by name; the architecture that the file says it is of, '' where it says nothing"
-    try: found = load_file(path) if path.suffix == '.safetensors' else _torch_load(path)
+    head = _head(path)
+    try: found = load_file(path) if path.suffix == '.safetensors' or head[8:9] == b'{' else _torch_load(path)
     except Exception as e:
-        raise ValueError(f"{path} cannot be read as weights ({type(e).__name__}: {_first_line(e)}). {_ONLY_TENSORS}") from e
+        why = _why_no_weights(head, e)
+        raise ValueError(f"{path} cannot be read as weights ({why}). {_ONLY_TENSORS}") from e
     state = _table(found)
-    if state is not None: return state, _config_arch(path) if state is found else str(found.get('arch') or '')
+    if state is not None:
+        named = str(found.get('arch') or '')
+        return state, named or (_config_arch(path) if state.keys() <= found.keys() else '')
     if isinstance(found, dict): what = ', '.join(map(str, list(found)[:5])) or 'nothing'
     else: what = f"a {'whole pickled ' if isinstance(found, _Inert) else ''}{type(found).__name__}"
     raise ValueError(f"{path} holds no table of tensors, but {what}. {_ONLY_TENSORS}")
@@ -251,8 +286,15 @@ def load_weights(
         other = 'Is it the file of another body?'
         if arch and arch.split('.')[0] != net.pretrained_cfg['architecture']: other = f'The file says that it is of {arch}: arch={arch!r}.'
         raise ValueError(f"{path.name} does not fit {_full_name(net)}: {told}. {other}")
+    _check_finite(state, path)
     net.load_state_dict(state, strict=False)
     return net
+
+def _check_finite(state, path):
+    "Raise `ValueError` for weights of a run that diverged"
+    bad = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if bad: raise ValueError(f"{path.name}: {len(bad)} of {len(state)} tensors have NaN or infinite values, the first is "
+                             f"{bad[0]}. Did its training diverge? Give an earlier checkpoint.")
 
 def _full_name(net):
     cfg = net.pretrained_cfg
@@ -288,4 +330,5 @@ def _load_npz(net, path):
     try:
         with torch.no_grad(): net.load_pretrained(str(path))
     except Exception as e: raise ValueError(f"{path.name} does not fit {_full_name(net)} ({type(e).__name__}: {str(e).splitlines()[0][:120]}).") from e
+    _check_finite({k: v for k, v in net.state_dict().items() if not k.startswith(heads)}, path)
     return net

@@ -17,7 +17,7 @@ from torchvision.models import efficientnet_b0, resnet34
 from fastbit.baseline import baseline
 from fastbit.cli import main
 from fastbit.data import image_dataloaders
-from fastbit.figures import drawable, plot_confusion
+from fastbit.figures import drawable, plot_confusion, plot_lr_find
 from fastbit.fonts import fallback_fonts, missing_characters
 from fastbit.learner import transfer_learner
 from fastbit.names import timm_name
@@ -238,6 +238,7 @@ def test_labels_of_a_figure_are_drawn_in_their_font():
         fig.savefig(io.BytesIO(), format='png')
 
 
+<<<<<<< HEAD
 # --- loaders and callbacks
 
 def test_what_is_measured_is_a_loader(learn, folder):
@@ -275,3 +276,22 @@ def test_fit_head_refuses_what_it_would_drop(learn):
     with pytest.raises(ValueError, match='CutMix needs images'): learn.fit_head(1, cbs=CutMix())
     with pytest.raises(ValueError, match='leave out n_epoch, lr, cbs'):
         learn.fit_head(5, 1e-2, solver='lbfgs', cbs=MixUp())
+=======
+def test_dollars_in_class_names_begin_no_formula(tmp_path):
+    names = ['$x^{$', 'US$']
+    fig = plot_confusion(np.eye(2, dtype=int), names)   # also without a learner
+    fig.savefig(io.BytesIO())
+    with matplotlib.rc_context():
+        dls = image_dataloaders(write_folder(tmp_path/'data', {n: 6 for n in names}), 'test_efficientnet', size=32,
+                bs=4, num_workers=0)
+        learn = transfer_learner(dls, **TINY)
+        with learn.no_logging(), learn.no_bar(): learn.fit(1)
+        learn.show_results()
+        ClassificationInterpretation.from_learner(learn).plot_confusion_matrix()
+        for i in plt.get_fignums(): plt.figure(i).canvas.draw()
+        plt.close('all')
+        assert '$x^{$' in str(learn.report())
+        fig = plot_lr_find([1e-4, 1e-3, 1e-2], [2., 1., 3.])
+        fig.canvas.draw()
+        assert not any('$' in t.get_text() for t in fig.axes[0].get_xticklabels(which='both'))
+>>>>>>> fixb

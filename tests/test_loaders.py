@@ -325,3 +325,40 @@ def test_a_baseline_says_and_keeps_the_scale(tmp_path, capsys, monkeypatch):
     assert main([*words, '--max-value', '4095']) == 0
     both = capsys.readouterr()
     assert '16-bit values of 0 to 4095 scaled to 0 to 255' in both.out and not both.err
+
+
+# What is no image
+
+def test_two_images_are_not_an_image_with_its_label(elsewhere):
+    dls, new = elsewhere
+    a, b, *_ = files = sorted(new.rglob('*.png'))
+    data, px = b.read_bytes(), np.zeros((8, 8, 3), np.uint8)
+    for pair in ([a, b], (str(a), str(b)), (a, data), (a, px), (a, picture(0, 0)), [a, b, b], (a, 'gone.png')):
+        with pytest.raises(TypeError, match='one flat list'): dls.test_dl([pair])
+    with pytest.raises(TypeError, match='one flat list'): dls.test_dl([[a, b], [b, a]])
+    assert len(dls.test_dl([(a, 'red'), (b, 'blue')]).dataset) == 2 and len(dls.test_dl([a, b]).dataset) == 2
+    learn = transfer_learner(dls, **TINY)
+    with pytest.raises(TypeError, match='one flat list'): learn.predict([a, b])
+
+
+NO_IMAGES = {
+    'opened file': (lambda p: io.BytesIO(p.read_bytes()), TypeError, r"open\(path, 'rb'\)\.read"),
+    'opened files': (lambda p: [io.BytesIO(p.read_bytes())], TypeError, r"open\(path, 'rb'\)\.read"),
+    'tensors': (lambda p: [torch.zeros(3, 8, 8)], TypeError, 'permute'), 'None': (lambda p: None, TypeError, 'NoneType is not an image'),
+    'numbers': (lambda p: [1, 2], TypeError, 'int is not an image'), 'number': (lambda p: 3, TypeError, 'int is not an image'),
+    'empty table': (lambda p: pd.DataFrame(dict(path=[])), ValueError, 'table is empty'),
+    'missing folder': (lambda p: p.parent/'gone', FileNotFoundError, 'no such file or folder: .*gone')}
+
+
+@pytest.mark.parametrize('what', NO_IMAGES)
+def test_what_is_not_an_image_is_refused_by_test_dl(what, elsewhere):
+    dls, new = elsewhere
+    make, error, words = NO_IMAGES[what]
+    with pytest.raises(error, match=words): dls.test_dl(make(next(new.rglob('*.png'))))
+
+
+def test_columns_and_batches_of_test_dl(elsewhere):
+    dls, new = elsewhere
+    files = sorted(map(str, new.rglob('*.png')))
+    assert len(dls.test_dl(pd.DataFrame(dict(filename=files))).dataset) == len(files)
+    with pytest.raises(ValueError, match='bs=0: a batch'): dls.test_dl(files, bs=0)

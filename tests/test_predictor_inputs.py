@@ -1,5 +1,5 @@
 "What `predict` takes for images, and what it says of everything else"
-import collections, io, zipfile
+import collections, io, tarfile, zipfile
 
 import numpy as np, pandas as pd, pytest, torch
 from fastcore.foundation import L
@@ -120,3 +120,26 @@ def test_an_address_on_the_command_line(predictor, tmp_path, capsys):
 
 def test_evaluate_takes_a_folder_or_a_table(predictor):
     with pytest.raises(TypeError, match='source is a list.*has no labels'): predictor.evaluate(['a.png'])
+
+
+@pytest.mark.parametrize('item', [np.zeros((0, 8, 3), np.uint8), np.zeros((8, 0, 3), np.uint8),
+    np.zeros((0, 0), np.uint8), Image.new('RGB', (0, 5)), Image.new('L', (5, 0))])
+def test_images_without_pixels_have_no_prediction(predictor, item):
+    row = predictor.predict([item]).iloc[0]
+    assert 'no pixels' in row.reason and row.prediction is None
+
+
+def test_gray_arrays_of_16_bits(predictor, tmp_path):
+    a = np.arange(64, dtype=np.uint16).reshape(8, 8)*1000
+    Image.fromarray(a).save(tmp_path/'gray.png')
+    both = predictor.predict([a, tmp_path/'gray.png'])
+    assert list(both.reason) == ['', ''] and both.probability[0] == both.probability[1]
+    for wrong, words in ((a[..., None], r'a\[\.\.\., 0\]'), (np.zeros((2, 8, 8, 1), np.uint8), r'list\(a'),
+            (np.stack([a]*3, -1), 'a >> 8')):
+        with pytest.raises(TypeError, match=words): image_items(wrong)
+
+
+def test_a_member_of_a_compressed_archive_that_is_read_as_a_stream(predictor, files, tmp_path):
+    with tarfile.open(tmp_path/'x.tgz', 'w:gz') as t: t.add(files[0], '0.png')
+    with tarfile.open(tmp_path/'x.tgz', 'r|gz') as t:
+        assert [image_items(t.extractfile(m)) for m in t] == [[files[0].read_bytes()]]

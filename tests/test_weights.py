@@ -160,3 +160,47 @@ def test_on_the_command_line(folder, tmp_path, capsys):
     assert main([*args, '--weights', str(tmp_path/'gone')]) == 2 and 'no such file or folder' in capsys.readouterr().err
     with pytest.raises(SystemExit): main(['baseline', '--help'])
     assert '.pth.tar' in capsys.readouterr().out
+
+
+def test_an_empty_word_is_not_the_working_directory(tmp_path, monkeypatch):
+    save_artifact(tmp_path/'model', NET, Artifact('test_efficientnet', tuple('abcde'),
+            body_preprocess('test_efficientnet', 32)))
+    monkeypatch.chdir(tmp_path)
+    for word in ('', ' '):
+        with pytest.raises(ValueError, match='is empty'): weights_source('test_efficientnet', word)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    broken = state()
+    broken['conv_head.weight'].view(-1)[3] = value
+    torch.save(broken, tmp_path/'diverged.pth')
+    with pytest.raises(ValueError, match='1 of .* conv_head.weight'): build_body('test_efficientnet', 3, tmp_path/'diverged.pth')
+
+
+def test_tensors_beside_plain_values_and_below_other_names(tmp_path):
+    for i, table in enumerate(({**state(), 'epoch': 3}, dict(params=state()), dict(params_ema=state(), params=state(of=net(1))),
+            dict(model=dict(state_dict=state())))):
+        torch.save(table, tmp_path/f'{i}.pth')
+        assert_loaded(tmp_path/f'{i}.pth')
+    save_file(state(), tmp_path/'tensors.pth')
+    assert_loaded(tmp_path/'tensors.pth')
+
+
+@pytest.mark.parametrize('given', [NET, NET.state_dict(), None, b'x.pth'], ids=['model', 'tensors', 'None', 'bytes'])
+def test_weights_are_a_word_or_a_path(given):
+    with pytest.raises(TypeError, match='path of a file') as e: build_body('test_efficientnet', 3, given)
+    assert len(str(e.value)) < 300
+
+
+NO_WEIGHTS = {'page.pth': (b'\n<!DOCTYPE html><html>', 'HTML page'), 'pointer.safetensors': (b'version https://git-lfs.github.com/spec/v1\noid', 'git lfs pull'),
+    'x.pth': (b'\x1f\x8b\x08' + b'0'*99, 'gzip'), 'list.pkl': (pickle.dumps([pathlib.PurePosixPath('x')]), 'more than tensors'),
+    'empty.pth': (b'', 'an empty file'), 'notes.pth': (b'hello world, no weights here', 'neither a torch nor')}
+
+
+@pytest.mark.parametrize('name', NO_WEIGHTS)
+def test_files_that_are_something_else_say_what(name, tmp_path):
+    data, words = NO_WEIGHTS[name]
+    (tmp_path/name).write_bytes(data)
+    with pytest.raises(ValueError, match=words) as e: build_body('test_efficientnet', 3, tmp_path/name)
+    assert '2.6' not in str(e.value)
