@@ -238,7 +238,6 @@ def test_labels_of_a_figure_are_drawn_in_their_font():
         fig.savefig(io.BytesIO(), format='png')
 
 
-<<<<<<< HEAD
 # --- loaders and callbacks
 
 def test_what_is_measured_is_a_loader(learn, folder):
@@ -276,7 +275,8 @@ def test_fit_head_refuses_what_it_would_drop(learn):
     with pytest.raises(ValueError, match='CutMix needs images'): learn.fit_head(1, cbs=CutMix())
     with pytest.raises(ValueError, match='leave out n_epoch, lr, cbs'):
         learn.fit_head(5, 1e-2, solver='lbfgs', cbs=MixUp())
-=======
+
+
 def test_dollars_in_class_names_begin_no_formula(tmp_path):
     names = ['$x^{$', 'US$']
     fig = plot_confusion(np.eye(2, dtype=int), names)   # also without a learner
@@ -294,4 +294,3 @@ def test_dollars_in_class_names_begin_no_formula(tmp_path):
         fig = plot_lr_find([1e-4, 1e-3, 1e-2], [2., 1., 3.])
         fig.canvas.draw()
         assert not any('$' in t.get_text() for t in fig.axes[0].get_xticklabels(which='both'))
->>>>>>> fixb
