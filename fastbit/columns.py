@@ -359,10 +359,10 @@ class TableRows:
     skipped: pd.DataFrame # path, reason: rows that are not used
     words: str            # which columns were taken and where the files are, for the plan
 
-def _words(name, chosen, located) -> str:
+def _words(name, chosen, located, is_split) -> str:
     title = lambda c: str(c) or 'without a name'
     taken = [f'paths from column {title(chosen.path)}', f'labels from {title(chosen.label)}']
-    if chosen.splits: taken.append(f"splits from {' and '.join(map(title, chosen.splits))}")
+    if is_split: taken.append(f"splits from {' and '.join(map(title, chosen.splits))}")
     rest = [located] if located else []
     more = ', …' if len(chosen.others) > 5 else ''
     if chosen.others: rest.append(f"not used: {', '.join(map(title, chosen.others[:5]))}{more}")
@@ -420,4 +420,7 @@ def table_rows(
             "rows out.")
     splits, located = _splits(df, chosen.splits, lines), _located(cells, root, home, suffix)
     res = one_row_per_file(pd.DataFrame(dict(path=located.paths, label=labels, split=splits)))
-    return TableRows(res.rows, res.skipped, _words('DataFrame' if frame else Path(source).name, chosen, located.words))
+    short = source.attrs.get('name', 'DataFrame') if frame else Path(source).name
+    is_split = any(splits)   # a column of blanks is one that is still to be filled in
+    words = _words(short, chosen, located.words, is_split)
+    return TableRows(rows=res.rows, skipped=res.skipped, words=words)
