@@ -77,7 +77,7 @@ def test_table_columns(folder):
     df = image_table(folder)[['path', 'label']].rename(columns=dict(path='file', label='kind')).assign(is_valid=lambda d: d.index % 4 == 0)
     table = image_table(df, path_col='file', label_col='kind')
     assert table.split.value_counts().to_dict() == dict(train=30, valid=10)
-    for bad, message in ((dict(path_col='nope'), "no column 'nope'"), (dict(split_col='kind'), 'A split can be')):
+    for bad, message in ((dict(path_col='nope'), "no column 'nope'"), (dict(split_col='kind'), 'there is no column of labels'), (dict(label_col='kind', split_col='file'), 'A split can be')):
         with pytest.raises(ValueError, match=message): image_table(df, **bad)
     with pytest.raises(ValueError, match='no path or no label'): image_table(df.assign(kind=''))
     with pytest.raises(ValueError, match='some are empty'): image_table(df[['file', 'kind']].assign(split=['train', '']*20))
