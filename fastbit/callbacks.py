@@ -39,7 +39,7 @@ class DeviceSmoothLoss(AvgSmoothLoss):
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
 
 class CurveRecorder(Recorder):
-    "fastai's `Recorder`, whose plots work after `lr_find` too, and draw the last curve whatever was run since"
+    "fastai's `Recorder`, whose plots work after `lr_find` too, and draw the last curve even if a fit has run since"
     name = 'recorder'   # other callbacks ask for it under fastai's name
     last_fit = None     # its losses; predicting clears those of the recorder
     def before_train(self):

@@ -126,7 +126,7 @@ def _is_label(o, classes) -> bool:
 _KINDS = 'paths, bytes, Pillow images or arrays'
 
 def _instead(o) -> str:
-    "What to give in the place of what is not an image"
+    "What to pass instead of an object that is not an image"
     if isinstance(o, torch.Tensor): return ' For uint8 pixels, give x.permute(1, 2, 0).numpy().'
     if hasattr(o, 'read'): return " Give the bytes of an opened file: open(path, 'rb').read()."
     return ''

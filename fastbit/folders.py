@@ -32,7 +32,7 @@ class Folder:
     "What a folder holds"
     path: str
     name: str      # the folder's own, as a label
-    key: tuple     # device and inode: the same for the same folder, whatever links lead to it
+    key: tuple     # device and inode: the same for all links to a folder
     images: list   # paths of the images directly in it, sorted
     folders: list  # `Folder`s directly in it, by name
     skipped: list  # (path, reason) of the files and folders directly in it that are not used

@@ -161,11 +161,11 @@ def _are_splits_in_classes(folders) -> bool:
     return plain and bool(inside) and all(split_word(s.name) for s in inside)
 
 def _has_classes(folder) -> bool:
-    "Several folders with images, and no images beside them: classes, and not one more folder on the way"
+    "Several folders with images, and no images next to them: classes, and not a folder in between"
     return len(folder.class_folders) > 1 and not folder.images
 
 def _same_inside(folders) -> set:
-    "Names of the folders that (nearly) all of several folders have, where none has images of its own"
+    "Names of the folders that most of several folders contain, where none contains images directly"
     if len(folders) < 2 or any(f.images for f in folders): return set()
     inside = [{clean_label(s.name) for s in f.class_folders} for f in folders]
     common, all_names = set.intersection(*inside), set.union(*inside)
@@ -259,7 +259,7 @@ def _first_branching(folder) -> Folder|None:
     return folder if _has_classes(folder) else None
 
 def _are_splits(splits, flat, others) -> bool:
-    "A single folder called train beside classes is one of them, unless it has several classes itself or one of theirs"
+    "A single folder called train next to classes is one of them, unless it has several classes itself or one of theirs"
     if not splits: return False
     if not others or len(splits) + len(flat) > 1: return True
     inside = {clean_label(f.name) for f in splits[0].class_folders}

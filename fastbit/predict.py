@@ -115,7 +115,7 @@ def _single(item) -> list:
     raise TypeError(f'A {type(item).__name__} {_instead(item)}')
 
 def _instead(item) -> str:
-    "What to give in the place of what is not an image"
+    "What to pass instead of an object that is not an image"
     if isinstance(item, torch.Tensor):
         return (f'of shape {tuple(item.shape)}: images come before scaling and normalization, as {IMAGE_KINDS}. '
                 'For uint8 pixels, x.permute(1, 2, 0).numpy().')

@@ -82,7 +82,7 @@ def say(
     warnings.warn(msg, DataWarning, stacklevel=stacklevel)
 
 def first_of(
-    items,    # Paths, or whatever has a text
+    items,    # Paths, or anything with a text
     n:int=5,  # How many to show
 ) -> str: # One a line, indented
     "The first `n` items, then how many more there are"

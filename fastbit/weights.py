@@ -96,7 +96,7 @@ def weights_file(
     if path.is_file(): return path
     if path.is_dir(): return _file_in(path)
     if path.suffix.lower() in WEIGHTS_FILES or path.name != word:
-        raise FileNotFoundError(f"weights={word!r}: there is no such file or folder (looked in {Path.cwd()}).")
+        raise FileNotFoundError(f"weights={word!r}: no such file or folder (looked in {Path.cwd()}).")
     raise ValueError(f"weights={word!r}; it can be {_WORDS}, a file ({', '.join(WEIGHTS_FILES)}), "
                      "or the folder of an artifact or a baseline's results.")
 
@@ -239,7 +239,7 @@ def _read_state(path) -> tuple[dict, str]:
     raise ValueError(f"{path} holds no table of tensors, but {what}. {_ONLY_TENSORS}")
 
 def _config_arch(path) -> str:
-    "What timm's or fastbit's `config.json` beside the weights names"
+    "The body that timm's or fastbit's `config.json` next to the weights names"
     try: return str(json.loads((path.parent/'config.json').read_text(encoding='utf-8'))['architecture'])
     except (OSError, ValueError, KeyError, TypeError): return ''
 
