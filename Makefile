@@ -13,7 +13,7 @@ help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 config: ## settings.ini -> pyproject.toml and the version
-	@nbdev-migrate-config >/dev/null
+	@$(PYTHON) tools/config.py >/dev/null
 
 prepare: config ## regenerate everything that is generated: config, modules, clean notebooks, README
 	@nbdev-export

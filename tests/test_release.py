@@ -27,7 +27,7 @@ def built(tmp_path_factory):
 
 def test_the_wheel_has_the_package_and_nothing_else(built):
     with zipfile.ZipFile(built[0]) as z: names = z.namelist()
-    modules = {f'fastbit/{p.name}' for p in (ROOT/'fastbit').glob('*.py')}
+    modules = {p.relative_to(ROOT).as_posix() for s in ('py', 'html', 'css') for p in (ROOT/'fastbit').rglob(f'*.{s}')}
     assert {n for n in names if n.startswith('fastbit/')} == modules
     assert {n.split('/')[0] for n in names} == {'fastbit', f'fastbit-{fastbit.__version__}.dist-info'}
     assert any(n.endswith('LICENSE') for n in names)
@@ -55,11 +55,19 @@ def test_every_requirement_has_a_lower_bound_that_is_tested():
     assert 'tools/oldest.py' in (ROOT/'.ci'/'run').read_text()
 
 
-def test_what_is_optional_has_bounds_too():
-    "Named by the errors that ask for it, and installed for development and in .ci/run"
-    from oldest import OPTIONAL, oldest
-    assert set(OPTIONAL) <= {o.split('==')[0] for o in oldest()}
-    assert ' '.join(OPTIONAL) in (ROOT/'.ci'/'run').read_text()
+def test_extras_are_installed_and_tested_too():
+    "Named by the errors that ask for them; `dev` has all, and .ci/run installs those that the oldest versions' tests need"
+    import tomllib
+    from config import EXTRAS
+    from oldest import EXTRAS as TESTED
+    found = tomllib.loads((ROOT/'pyproject.toml').read_text())['project']['optional-dependencies']
+    assert set(found) == {*EXTRAS, 'dev'} and all(set(found[e]) <= set(found['dev']) for e in EXTRAS)
+    assert set(TESTED) < set(EXTRAS) and f".[{','.join(TESTED)}]" in (ROOT/'.ci'/'run').read_text()
+
+
+def test_a_migration_that_writes_something_else_is_noticed():
+    import config
+    with pytest.raises(ValueError, match='nbdev writes it differently'): config.complete('[project]', config.settings())
 
 
 def test_this_version_is_in_the_changelog():
