@@ -15,7 +15,7 @@ from fastai.torch_core import get_random_states, set_random_states
 from torch import nn
 
 # %% ../nbs/04b_accumulate.ipynb #43f43a57
-from .processes import own_noise, sum_over_all, world
+from .core.processes import own_noise, sum_over_all, world
 
 # %% ../nbs/04b_accumulate.ipynb #f3e88b11
 def check_accumulation(

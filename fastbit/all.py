@@ -17,9 +17,9 @@ with _warnings.catch_warnings():
     import tqdm.auto as _bars
     import fastai.vision.all as _fastai, timm as _timm
 from fastai.vision.all import *
-from .progress import DataWarning, say
-from .store import *
-from .processes import *
+from .core.text import DataWarning, say
+from .core.store import *
+from .core.processes import *
 from .names import *
 from .weights import *
 from .bodies import *

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from . import __version__
 from .bodies import Preprocess, check_max_value
 from .names import timm_name
-from .files import check_free, file_digest, whole_file, whole_folder, write_text
+from .core.files import check_free, file_digest, whole_file, whole_folder, write_text
 from .images import check_regular
 
 # %% ../nbs/05d_artifact.ipynb #b0b26b91

@@ -19,7 +19,7 @@ from fastai.torch_core import set_seed
 from fastcore.xtras import ContextManagers
 
 # %% ../nbs/09_baseline.ipynb #9edd5008
-from .arguments import check_source
+from .core.arguments import check_source
 from .bodies import MAX_16_BIT
 from .names import timm_name
 from .weights import hub_file, weights_source
@@ -38,14 +38,14 @@ from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .images import header_sizes, middle_size
 from .learner import check_precision, transfer_learner
 from .lrfind import HEAD_LR
-from .machine import this_machine
-from .processes import alone_by_mistake, is_writer, join_processes, wait_for_all, world, writer_first
-from .progress import show
+from .core.machine import this_machine
+from .core.processes import alone_by_mistake, is_writer, join_processes, wait_for_all, world, writer_first
+from .core.text import show
 from .recipes import RECIPES, HeadStage, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages
 from .result import BaselineResult
 from .rulefit import check_steps, default_eval_every, rule_text
-from .store import CACHE_GB
-from .progress import say
+from .core.store import CACHE_GB
+from .core.text import say
 from .tables import ImageSet, few_shot_table, leave_out_untrained, read_image_set, split_table
 
 # %% ../nbs/09_baseline.ipynb #42e30e5d

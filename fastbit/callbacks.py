@@ -26,9 +26,9 @@ from fastcore.foundation import L
 
 # %% ../nbs/04_callbacks.ipynb #99169d84
 from .hyperrule import HyperRule
-from .processes import is_writer
+from .core.processes import is_writer
 from .steps import step_loader
-from .progress import say
+from .core.text import say
 
 # %% ../nbs/04_callbacks.ipynb #71a1eb4f
 class DeviceSmoothLoss(AvgSmoothLoss):

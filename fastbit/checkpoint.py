@@ -27,11 +27,11 @@ from safetensors.torch import save_file
 from . import __version__
 from .weights import weights_digest
 from .callbacks import KeepBest
-from .files import whole_file
+from .core.files import whole_file
 from .guards import LossNotFinite, first_not_finite
 from .task import describe_loss
-from .processes import is_writer
-from .progress import say
+from .core.processes import is_writer
+from .core.text import say
 
 # %% ../nbs/04c_checkpoint.ipynb #4ce97bbf
 def _digest(rows) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 # %% ../nbs/10_cli.ipynb #d7b59a84
 from .options import make_parser
-from .processes import is_launched, launched_rank, leave_processes, peer_lost
-from .progress import printable
+from .core.processes import is_launched, launched_rank, leave_processes, peer_lost
+from .core.text import printable
 
 # %% ../nbs/10_cli.ipynb #e765c527
 def _out_folder(args) -> Path:
@@ -101,7 +101,7 @@ def _bodies(args):
     if len(official): print("\nThe BiT authors' own files, for --weights FILE.npz:", *official.official_file, sep='\n  ')
 
 def _cache(args):
-    from fastbit.store import cache_root, clear_stores, list_stores
+    from fastbit.core.store import cache_root, clear_stores, list_stores
     df, where = list_stores(), cache_root()
     if args.clear: print(f'{clear_stores():.1f} MB removed from {where}'); return
     if df.empty: print(f'Nothing is kept in {where}.'); return

@@ -19,7 +19,7 @@ import pandas as pd
 from .csvfile import names_image, read_grid
 from .filepaths import Located, as_suffix, exists_below, locate_files, one_row_per_file, sample_of
 from .labels import as_texts, clean_label, is_number, one_label, whole_numbers
-from .progress import say
+from .core.text import say
 
 # %% ../nbs/01c_columns.ipynb #e44645d3
 SPLIT_WORDS = dict(

@@ -19,7 +19,7 @@ import numpy as np, pandas as pd
 
 # %% ../nbs/01bb_csvfile.ipynb #595bd5ee
 from .images import IMAGE_EXTENSIONS, check_regular
-from .progress import say
+from .core.text import say
 
 # %% ../nbs/01bb_csvfile.ipynb #19917785
 _OPENERS = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}

@@ -20,7 +20,7 @@ from fastcore.foundation import L
 from .checkpoint import PassCheckpoint, check_checkpoint, describe_run, sole_user
 from .data import ImageDL
 from .model import swapped
-from .processes import is_writer
+from .core.processes import is_writer
 from .rulefit import check_steps
 
 # %% ../nbs/05g_cyclefit.ipynb #4bf5723a

@@ -26,17 +26,17 @@ from fasttransform import Transform
 from PIL import Image
 
 # %% ../nbs/02_data.ipynb #c873f567
-from .arguments import check_source
+from .core.arguments import check_source
 from .bodies import MAX_16_BIT, Preprocess, body_preprocess
 from .csvfile import names_image
 from .folders import find_images
-from .fonts import use_fonts_for
+from .core.fonts import use_fonts_for
 from .labels import clean_label, natural_order
 from .hyperrule import HyperRule
 from .images import EvalImage, ImageFile, TrainImage, depth_words, draft_size, read_again
 from .pixels import PixelCache
-from .progress import first_of, say
-from .store import CACHE_GB
+from .core.text import first_of, say
+from .core.store import CACHE_GB
 from .tables import check_k_per_class, check_share, check_table, few_shot_table, image_table, leave_out_unreadable, leave_out_untrained, read_image_set, split_table, training_size
 
 # %% ../nbs/02_data.ipynb #89b8eed8

@@ -17,7 +17,7 @@ import numpy as np, pandas as pd
 from PIL import Image
 
 # %% ../nbs/02b_datasets.ipynb #e902ce09
-from .store import cache_root
+from .core.store import cache_root
 from .folders import find_images
 from .tables import image_table
 

@@ -33,12 +33,12 @@ from .bodies import MAX_16_BIT, body_preprocess, build_body, check_max_value
 from .data import check_device
 from .features import frozen_features
 from .filepaths import check_some_exist
-from .files import write_text
+from .core.files import write_text
 from .images import LARGE, check_images, depth_words, in_threads, open_image, read_image, reading
 from .model import TransferModel
-from .progress import ShownOnce, show
+from .core.text import ShownOnce, show
 from .report import THUMB, picture_uri, render_page
-from .store import CACHE_GB
+from .core.store import CACHE_GB
 from .folders import count_reasons, is_odd
 from .tables import csv_text, leave_out_untrained, read_image_set
 

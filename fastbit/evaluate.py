@@ -30,7 +30,7 @@ from .fold import FoldedModel, can_fold
 from .images import ImageFile, crop_at, square_image, squares_of
 from .intervals import bootstrap_interval, macro_f1, mean_interval, wilson_interval
 from .model import swapped
-from .progress import ShownOnce
+from .core.text import ShownOnce
 from .task import NoLoss
 
 # %% ../nbs/05_evaluate.ipynb #29dadb4b

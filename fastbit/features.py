@@ -24,10 +24,10 @@ from .fold import FoldedModel
 from .images import ImageFile, draft_size, square_image, train_image
 from .model import TransferModel, run_stages
 from .pixels import PixelCache, common_folder
-from .processes import gather_objects, is_writer, my_part, world, writer_first
-from .progress import track
-from .store import CACHE_GB, file_key, make_room, open_store
-from .progress import say
+from .core.processes import gather_objects, is_writer, my_part, world, writer_first
+from .core.text import track
+from .core.store import CACHE_GB, file_key, make_room, open_store
+from .core.text import say
 
 # %% ../nbs/03c_features.ipynb #1d84074f
 def view_pixels(

@@ -24,7 +24,7 @@ from .baseline import find_data
 from .bodies import MAX_16_BIT
 from .weights import weights_source
 from .data import image_dataloaders, table_dataloaders
-from .files import write_text
+from .core.files import write_text
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .intervals import wilson_interval
 from .learner import transfer_learner

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator
 
 # %% ../nbs/07_figures.ipynb #f0a7fa31
-from .fonts import font_families, missing_characters
+from .core.fonts import font_families, missing_characters
 
 # %% ../nbs/07_figures.ipynb #c250e467
 def _stage_lines(ax, stages):

@@ -19,7 +19,7 @@ import numpy as np, pandas as pd
 # %% ../nbs/01bc_filepaths.ipynb #298daa0e
 from .images import IMAGE_EXTENSIONS
 from .csvfile import names_image
-from .progress import first_of, say
+from .core.text import first_of, say
 
 # %% ../nbs/01bc_filepaths.ipynb #19917785
 SAMPLE = 50       # rows whose files are looked for

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 # %% ../nbs/03b_fold.ipynb #6de905bc
 from .model import TransferModel, run_stages
-from .progress import say
+from .core.text import say
 
 # %% ../nbs/03b_fold.ipynb #eaa2b982
 def _sharing_copy(m:nn.Module) -> nn.Module:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # %% ../nbs/01d_folders.ipynb #ccc79f81
-from .files import utf8
+from .core.files import utf8
 from .images import IMAGE_EXTENSIONS, why_no_image
-from .progress import first_of, say
+from .core.text import first_of, say
 
 # %% ../nbs/01d_folders.ipynb #c24e90b5
 SYSTEM_NAMES = frozenset('''

@@ -18,7 +18,7 @@ import torch
 from fastai.callback.core import Callback
 
 # %% ../nbs/04g_guards.ipynb #16ed97af
-from .processes import is_writer, peer_lost
+from .core.processes import is_writer, peer_lost
 
 # %% ../nbs/04g_guards.ipynb #8d6a9066
 class LossNotFinite(FloatingPointError): "The loss of a fit became nan or infinite; the message names the step, the rate and the remedy"

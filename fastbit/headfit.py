@@ -29,9 +29,9 @@ from .data import ImageDL
 from .features import FeatureDL, Features, feature_shape, frozen_features
 from .fold import FoldedModel
 from .model import swapped
-from .store import CACHE_GB
+from .core.store import CACHE_GB
 from .task import logistic_weights
-from .progress import say
+from .core.text import say
 
 # %% ../nbs/05c_headfit.ipynb #cc001981
 SOLVERS = ('sgd', 'lbfgs')

@@ -25,8 +25,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # %% ../nbs/01b_images.ipynb #59c09031
 from .bodies import MAX_16_BIT, Preprocess
-from .progress import track
-from .store import file_key, open_store
+from .core.text import track
+from .core.store import file_key, open_store
 
 # %% ../nbs/01b_images.ipynb #df8cdf3b
 def _more_formats():

@@ -17,7 +17,7 @@ from numbers import Number
 import numpy as np, pandas as pd
 
 # %% ../nbs/01bd_labels.ipynb #595bd5ee
-from .progress import say
+from .core.text import say
 
 # %% ../nbs/01bd_labels.ipynb #19917785
 # not the joiners, which Persian, Hindi and emoji need

@@ -19,7 +19,7 @@ import pandas as pd
 # %% ../nbs/01db_layouts.ipynb #a24e6896
 from .columns import SPLIT_WORDS, clean_label, split_word
 from .folders import Folder, count_reasons, list_folder, warn_skipped
-from .progress import say
+from .core.text import say
 
 # %% ../nbs/01db_layouts.ipynb #4be73489
 UNLABELED = ('unlabeled', 'unlabelled', 'unsup', 'unsupervised', 'nolabel', 'no_label')   # as in STL-10 and IMDb

@@ -29,14 +29,14 @@ from .weights import bundled_file
 from .data import check_device, image_dataloaders
 from .evaluate import evaluate_probs
 from .features import view_pixels
-from .files import write_bytes, write_text
+from .core.files import write_bytes, write_text
 from .fold import FoldedModel
 from .intervals import compare, read_predictions, wilson_interval
 from .learner import transfer_learner
-from .progress import ShownOnce, show
+from .core.text import ShownOnce, show
 from .recipes import RECIPES, clock
 from .report import picture_uri, render_page
-from .store import CACHE_GB
+from .core.store import CACHE_GB
 from .tables import check_share, csv_text, source_rows
 
 # %% ../nbs/09c_leaderboard.ipynb #07dd3e55

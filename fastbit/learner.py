@@ -29,7 +29,7 @@ from fastcore.basics import noop, patch
 from fastcore.foundation import L
 
 # %% ../nbs/06_learner.ipynb #47d4fb7b
-from .arguments import LEARNER_HABITS, TTA_HABITS, refuse_unknown
+from .core.arguments import LEARNER_HABITS, TTA_HABITS, refuse_unknown
 from .artifact import Artifact, check_target, digest_sketch, made_with, save_artifact
 from .bodies import Preprocess, body_preprocess, build_body
 from .names import timm_name
@@ -38,20 +38,20 @@ from .callbacks import CurveRecorder, DevicePrecision, DeviceSmoothLoss, History
 from .data import ImageDL
 from .evaluate import Evaluation, TTAResult, default_views, evaluate_probs, mean_probs, tta_probs, view_logits
 from .fold import FoldedModel, can_fold
-from .fonts import use_fonts_for
+from .core.fonts import use_fonts_for
 from .guards import FiniteLoss, guarded
 from .model import TransferModel, same_draws, swapped
 from .headfit import HeadFit
 from .optim import FusedAdam
-from .processes import world
-from .progress import is_interactive, show as show_it
+from .core.processes import world
+from .core.text import is_interactive, show as show_it
 from .report import Findings, Report, data_name, make_report
 from .cyclefit import CycleFit
 from .lrfind import BODY_LR, RateFinder
 from .rulefit import RuleFit
 from .steps import shared_outputs
 from .task import check_labels, check_metrics, no_image_losses, resolve_loss
-from .progress import say
+from .core.text import say
 
 # %% ../nbs/06_learner.ipynb #88ca118d
 def _check_loaders(dls):

@@ -17,7 +17,7 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 
 # %% ../nbs/05f_onnx.ipynb #b5e0ecfa
-from .files import whole_file
+from .core.files import whole_file
 from .fold import fold_net
 from .predict import Predictor
 

@@ -18,8 +18,8 @@ from PIL import Image
 # %% ../nbs/01f_pixels.ipynb #e13f512f
 from .bodies import Preprocess
 from .images import ImageFile, draft_size
-from .store import CACHE_GB, RowStore, file_key, make_room, open_store
-from .progress import say
+from .core.store import CACHE_GB, RowStore, file_key, make_room, open_store
+from .core.text import say
 
 # %% ../nbs/01f_pixels.ipynb #aa5e0dd5
 def common_folder(

@@ -21,7 +21,7 @@ from fastcore.foundation import L
 from PIL import Image
 
 # %% ../nbs/05e_predict.ipynb #6e22369b
-from .arguments import check_source
+from .core.arguments import check_source
 from .artifact import Artifact, count_trained_on, load_artifact
 from .bodies import Preprocess
 from .calibration import temper
@@ -29,13 +29,13 @@ from .data import check_device, default_bs
 from .evaluate import Evaluation, cut_view, default_views, evaluate_probs, mean_probs, view_sizes
 from .features import read_ahead
 from .filepaths import check_some_exist
-from .files import file_digest, utf8
+from .core.files import file_digest, utf8
 from .fold import FoldedModel, can_fold
 from .folders import count_reasons, list_folder
 from .images import draft_size, in_threads, reading, squares_of, why_unreadable
 from .labels import clean_label, whole_numbers
 from .model import TransferModel
-from .progress import say, track
+from .core.text import say, track
 from .tables import read_image_set
 
 # %% ../nbs/05e_predict.ipynb #aeb88814

@@ -25,10 +25,10 @@ from .hyperrule import HyperRule
 from .fold import FoldedModel
 from .learner import TransferLearner
 from .lrfind import BODY_LR, HEAD_LR
-from .machine import Machine
+from .core.machine import Machine
 from .model import untouched
-from .progress import ShownOnce
-from .store import CACHE_GB
+from .core.text import ShownOnce
+from .core.store import CACHE_GB
 
 # %% ../nbs/08b_recipes.ipynb #cd46ba95
 @dataclass(frozen=True)

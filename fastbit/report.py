@@ -29,10 +29,10 @@ from .cam import class_activation, overlay
 from .evaluate import Evaluation, evaluate_probs
 from .features import body_digest, view_pixels
 from .figures import MOST_CLASSES, drawable, most_confused, plot_confusion, plot_losses, plot_lr_find, plot_rates
-from .files import write_text
+from .core.files import write_text
 from .images import read_image
 from .intervals import wilson_interval
-from .machine import this_machine
+from .core.machine import this_machine
 from .model import TransferModel
 from .task import describe_loss
 

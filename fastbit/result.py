@@ -20,9 +20,9 @@ from . import __version__
 from .calibration import few_images_words
 from .evaluate import Evaluation
 from .figures import plot_losses, plot_rates
-from .files import write_bytes, write_text
+from .core.files import write_bytes, write_text
 from .learner import TransferLearner
-from .progress import ShownOnce
+from .core.text import ShownOnce
 from .recipes import Plan, clock, rows_html
 from .report import Findings, Report, make_report
 from .tables import csv_text

@@ -26,12 +26,12 @@ from .guards import guarded
 from .features import FeatureDL
 from .model import swapped
 from .checkpoint import Checkpoint, check_checkpoint, describe_run, sole_user
-from .progress import say
+from .core.text import say
 from .tables import training_size
 from .optim import ForeachSGD
 from .hyperrule import BASE_LR, BATCH_SIZE, MOMENTUM, HyperRule
 from .images import median_size
-from .processes import is_writer, same_for_all, world
+from .core.processes import is_writer, same_for_all, world
 from .steps import ShareBatch, StepBatch, share_loader
 
 # %% ../nbs/05b_rulefit.ipynb #525df052

@@ -19,7 +19,7 @@ from fastai.data.load import fa_collate
 
 # %% ../nbs/02c_steps.ipynb #4c90999f
 from .data import ImageDL
-from .processes import gather_objects, my_part, own_noise, rank, world
+from .core.processes import gather_objects, my_part, own_noise, rank, world
 
 # %% ../nbs/02c_steps.ipynb #1127f990
 def _rng(*key):

@@ -26,9 +26,9 @@ from fastai.torch_core import default_device
 from .bodies import MAX_16_BIT, Preprocess, body_preprocess
 from .data import check_device, default_bs
 from .images import draft_size, reading, square_image, train_image, why_unreadable
-from .processes import gather_objects, my_part, own_noise, rank, world
+from .core.processes import gather_objects, my_part, own_noise, rank, world
 from .steps import ShareBatch, mixup_draw
-from .progress import say
+from .core.text import say
 
 # %% ../nbs/02e_streams.ipynb #66ada41a
 BUFFER = 1000   # images that are held, encoded, to draw the next one from; shards come in another order in each pass

@@ -26,7 +26,7 @@ from .folders import count_reasons
 from .images import check_images, median_size, middle_size
 from .labels import check_labels
 from .layouts import read_folder
-from .progress import first_of, say
+from .core.text import first_of, say
 
 # %% ../nbs/01e_tables.ipynb #3c0d9e45
 TRAIN_NAMES, VALID_NAMES, TEST_NAMES = ('train', 'training'), ('valid', 'val', 'validation'), ('test', 'testing')

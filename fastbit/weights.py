@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 # %% ../nbs/00h_weights.ipynb #617a856d
-from .files import file_digest
+from .core.files import file_digest
 from .names import BIT_NAME, BIT_URL, official_names, timm_name
 
 # %% ../nbs/00h_weights.ipynb #982dcafb

@@ -18,7 +18,7 @@ from fastbit.baseline import baseline
 from fastbit.cli import main
 from fastbit.data import image_dataloaders
 from fastbit.figures import drawable, plot_confusion, plot_lr_find
-from fastbit.fonts import fallback_fonts, missing_characters
+from fastbit.core.fonts import fallback_fonts, missing_characters
 from fastbit.learner import transfer_learner
 from fastbit.names import timm_name
 from conftest import TINY, write_folder

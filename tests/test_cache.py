@@ -16,8 +16,8 @@ from fastbit.fold import FOLD_TOLERANCE, FoldedModel, can_fold, fold_net
 from fastbit.images import draft_size, read_image, square_image
 from fastbit.learner import transfer_learner
 from fastbit.model import TransferModel, run_stages
-from fastbit.store import RowStore, clear_stores, file_key, list_stores, row_key
-from fastbit.progress import DataWarning
+from fastbit.core.store import RowStore, clear_stores, file_key, list_stores, row_key
+from fastbit.core.text import DataWarning
 
 BODIES = ['test_efficientnet', 'small_bit']
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from fastbit.data import image_dataloaders
 from fastbit.folders import find_images
-from fastbit.progress import DataWarning
+from fastbit.core.text import DataWarning
 from fastbit.tables import image_table, split_table
 from conftest import TINY, picture
 

@@ -7,7 +7,7 @@ from fastbit.cli import main
 from fastbit.data import image_dataloaders
 from fastbit.folders import find_images
 from fastbit.layouts import read_folder
-from fastbit.progress import DataWarning
+from fastbit.core.text import DataWarning
 from fastbit.tables import read_image_set
 from conftest import picture
 

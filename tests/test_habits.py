@@ -9,7 +9,7 @@ from fastbit.callbacks import JsonLog
 from fastbit.data import image_dataloaders
 from fastbit.fewshot import few_shot_curve
 from fastbit.learner import transfer_learner
-from fastbit.progress import show
+from fastbit.core.text import show
 from fastbit.recipes import Plan
 from conftest import TINY, look_at, run_fastbit
 
@@ -110,7 +110,7 @@ def test_results_are_tables_in_a_notebook(folder, capsys):
         assert html.startswith('<table') and 'accuracy' in html or 'stage 2' in html
         show(obj)
         assert capsys.readouterr().out.strip() == str(obj).strip()   # and text elsewhere
-    code = 'import fastcore.imports; fastcore.imports.IN_NOTEBOOK = True; import fastbit.progress as p, IPython.display as d; d.display = lambda o: print("rich", o); p.show(3)'
+    code = 'import fastcore.imports; fastcore.imports.IN_NOTEBOOK = True; import fastbit.core.text as p, IPython.display as d; d.display = lambda o: print("rich", o); p.show(3)'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == 'rich 3'
 
 

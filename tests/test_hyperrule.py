@@ -14,7 +14,7 @@ from fastbit.hyperrule import BATCH_SIZE, HyperRule
 from fastbit.learner import transfer_learner
 from fastbit.model import TransferModel
 from fastbit.steps import mixup_draw, step_loader, step_rows
-from fastbit.progress import DataWarning
+from fastbit.core.text import DataWarning
 from fastbit.tables import few_shot_table, image_table, split_table
 from conftest import TINY, write_folder
 from reference import BIT, inputs, npz_weights, plain_loop

@@ -19,7 +19,7 @@ from fastbit.data import image_dataloaders
 from fastbit.learner import transfer_learner
 from fastbit.lrfind import BODY_LR, HEAD_LR
 from fastbit.model import TransferModel
-from fastbit.progress import DataWarning
+from fastbit.core.text import DataWarning
 from conftest import TINY
 
 same = dict(rtol=0, atol=0)

@@ -10,7 +10,7 @@ from fastbit.cli import main
 from fastbit.data import image_dataloaders
 from fastbit.images import read_image
 from fastbit.learner import transfer_learner
-from fastbit.progress import DataWarning
+from fastbit.core.text import DataWarning
 from fastbit.tables import csv_text
 
 QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--device', 'cpu', '--workers', '0')

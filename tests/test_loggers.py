@@ -14,7 +14,7 @@ from fastbit.data import image_dataloaders
 from fastbit.evaluate import _ViewsModel
 from fastbit.fold import FoldedModel
 from fastbit.learner import transfer_learner
-from fastbit.progress import DataWarning
+from fastbit.core.text import DataWarning
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def test_public_names_exist(name):
 
 
 @pytest.mark.parametrize('code', ['import fastbit', 'import fastbit.cli', 'from fastbit.cli import main; main(["--version"])',
-                                  'from fastbit.cli import main; main(["baseline", "--help"])', 'import fastbit.progress'])
+                                  'from fastbit.cli import main; main(["baseline", "--help"])', 'import fastbit.core.text'])
 def test_nothing_heavy_at_import(code):
     check = f"import sys\ntry:\n {code}\nexcept SystemExit: pass\nprint(sorted(set(sys.modules) & {HEAVY!r}))"
     out = subprocess.run([sys.executable, '-c', check], capture_output=True, text=True, check=True)
@@ -82,7 +82,7 @@ def test_coverage_knows_where_the_cells_of_a_notebook_stand():
 
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
-    from fastbit.progress import is_interactive
+    from fastbit.core.text import is_interactive
     monkeypatch.setattr(sys, 'stdout', type('Terminal', (), dict(isatty=lambda self: True, write=lambda self, s: 0, flush=lambda self: None))())
     for term, bars in (('dumb', False), ('xterm', True)):
         monkeypatch.setenv('TERM', term)

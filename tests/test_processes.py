@@ -111,7 +111,7 @@ from fastai.callback.core import Callback
 from fastai.vision.augment import Brightness
 from fastbit.data import image_dataloaders
 from fastbit.learner import transfer_learner
-from fastbit.processes import join_processes, leave_processes, rank
+from fastbit.core.processes import join_processes, leave_processes, rank
 join_processes('cpu')
 data, how = sys.argv[1:]
 torch.manual_seed(0)

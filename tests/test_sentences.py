@@ -15,7 +15,7 @@ from fastbit.fewshot import few_shot_curve
 from fastbit.intervals import compare
 from fastbit.leaderboard import Leaderboard, leaderboard
 from fastbit.learner import transfer_learner
-from fastbit.machine import Machine, _cpu_model, this_machine
+from fastbit.core.machine import Machine, _cpu_model, this_machine
 from fastbit.options import make_parser
 from fastbit.recipes import RECIPES, clock
 from fastbit.report import data_name

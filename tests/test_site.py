@@ -104,7 +104,7 @@ def docs():
 
 @pytest.mark.parametrize('full_name, begins', [
     ('fastbit.learner.transfer_learner', 'def transfer_learner('), ('fastbit.learner.TransferLearner', 'class TransferLearner('), ('fastbit.learner.TransferLearner.lr_table', 'def lr_table('),
-    ('fastbit.hyperrule.HyperRule', 'class HyperRule'), ('fastbit.hyperrule.HyperRule.for_data', 'def for_data('), ('fastbit.progress.track', 'def track(')])
+    ('fastbit.hyperrule.HyperRule', 'class HyperRule'), ('fastbit.hyperrule.HyperRule.for_data', 'def for_data('), ('fastbit.core.text.track', 'def track(')])
 def test_a_source_link_leads_to_the_definition(docs, full_name, begins):
     "A function, a class, a method patched in from elsewhere, a dataclass, a class method, a generator"
     _, module, *names = full_name.split('.')

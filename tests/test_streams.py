@@ -9,7 +9,7 @@ pytest.importorskip('webdataset', reason='pip install datasets webdataset')
 from fastbit.learner import transfer_learner
 from fastbit.launch import environment, unused_port
 from fastbit.streams import ImageStream, StreamDL, parquet_stream, stream_dataloaders, tar_stream
-from fastbit.progress import DataWarning
+from fastbit.core.text import DataWarning
 from conftest import picture
 from forks import Fork
 
@@ -169,7 +169,7 @@ TOGETHER = '''
 import hashlib, json, os, sys, warnings
 warnings.simplefilter('ignore')
 from pathlib import Path
-from fastbit.processes import join_processes, leave_processes, rank
+from fastbit.core.processes import join_processes, leave_processes, rank
 from fastbit.streams import StreamDL
 join_processes('cpu')
 from test_streams import fit, learner, loaders, with_bad_images

@@ -9,7 +9,7 @@ from fastbit.checkpoint import read_checkpoint
 from fastbit.data import image_dataloaders
 from fastbit.guards import LossNotFinite, Stopped, first_not_finite
 from fastbit.learner import transfer_learner
-from fastbit.progress import DataWarning
+from fastbit.core.text import DataWarning
 from conftest import TINY, run_fastbit, wait_for_rows, write_folder
 from forks import COMMAND, Fork
 

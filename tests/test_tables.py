@@ -8,7 +8,7 @@ from fastbit.columns import SPLIT_WORDS, split_word, table_rows
 from fastbit.data import image_dataloaders
 from fastbit.labels import clean_label, natural_order
 from fastbit.predict import class_numbers
-from fastbit.progress import DataWarning
+from fastbit.core.text import DataWarning
 from fastbit.tables import image_table
 
 small = dict(arch='test_efficientnet', size=32, num_workers=0)
@@ -368,7 +368,7 @@ def test_numbered_classes_are_classes():
 
 # On the command line, and everywhere
 
-@pytest.mark.filterwarnings('ignore::fastbit.progress.DataWarning')
+@pytest.mark.filterwarnings('ignore::fastbit.core.text.DataWarning')
 def test_the_command_takes_the_columns(tmp_path, capsys, monkeypatch):
     from fastbit.cli import main
     monkeypatch.chdir(write_folder(tmp_path/'data', dict(x=8, y=8)))
