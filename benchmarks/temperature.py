@@ -5,13 +5,13 @@
 Draws logits of models with 2 to 100 classes and 65 to 88% accuracy, labels from their softmax, and multiplies the logits
 by the true temperature. Prints the loss on fresh images above that of the true temperature, in nats, averaged over models
 and temperatures: without scaling, and with temperatures fitted on n images under priors of several weights
-(0: maximum likelihood). `PRIOR_IMAGES` of `fastbit.calibration` comes from this table. No images, no downloads; a minute.
+(0: maximum likelihood). `PRIOR_IMAGES` of `fastbit.metrics.calibration` comes from this table. No images, no downloads; a minute.
 """
 import argparse
 
 import pandas as pd, torch, torch.nn.functional as F
 
-from fastbit.calibration import fit_temperature
+from fastbit.metrics.calibration import fit_temperature
 
 MODELS = ((2, 3.), (5, 3.), (10, 4.), (10, 8.), (100, 5.))   # classes, standard deviation of the logits
 TEMPERATURES = (.7, 1., 1.5, 2.5, 4.)

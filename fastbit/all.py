@@ -40,8 +40,8 @@ from .optim import *
 from .accumulate import *
 from .guards import *
 from .checkpoint import *
-from .intervals import *
-from .calibration import *
+from .metrics.intervals import *
+from .metrics.calibration import *
 from .evaluate import *
 from .artifact import *
 from .predict import *

@@ -24,7 +24,7 @@ from .bodies import MAX_16_BIT
 from .names import timm_name
 from .weights import hub_file, weights_source
 from .budget import FIXED, Speed, TimeLimit, budget_text, choose_option, options, parse_budget
-from .calibration import fit_temperature, temper
+from .metrics.calibration import fit_temperature, temper
 from .callbacks import JsonLog, KeepBest
 from .checkpoint import SAVE_SECONDS
 from .cyclefit import progress_of

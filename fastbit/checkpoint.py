@@ -29,7 +29,7 @@ from .weights import weights_digest
 from .callbacks import KeepBest
 from .core.files import whole_file
 from .guards import LossNotFinite, first_not_finite
-from .task import describe_loss
+from .metrics.task import describe_loss
 from .core.processes import is_writer
 from .core.text import say
 

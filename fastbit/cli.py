@@ -139,7 +139,7 @@ def _table(df) -> str:
     return show.to_string(index=False, float_format='{:.4f}'.format, na_rep='')
 
 def _evaluate(args):
-    from fastbit.calibration import calibration_error, reliability_table, temper
+    from fastbit.metrics.calibration import calibration_error, reliability_table, temper
     from fastbit.evaluate import evaluate_probs
     from fastbit.predict import load_predictor
     from fastbit.tables import source_rows

@@ -25,13 +25,13 @@ from torch import nn
 
 # %% ../nbs/05_evaluate.ipynb #d455c686
 from .bodies import Preprocess
-from .calibration import brier_scores, calibration_error, reliability_table
+from .metrics.calibration import brier_scores, calibration_error, reliability_table
 from .fold import FoldedModel, can_fold
 from .images import ImageFile, crop_at, square_image, squares_of
-from .intervals import bootstrap_interval, macro_f1, mean_interval, wilson_interval
+from .metrics.intervals import bootstrap_interval, macro_f1, mean_interval, wilson_interval
 from .model import swapped
 from .core.text import ShownOnce
-from .task import NoLoss
+from .metrics.task import NoLoss
 
 # %% ../nbs/05_evaluate.ipynb #29dadb4b
 TOP5_FROM = 11  # classes; with ten or fewer, half of all answers are among the top five

@@ -26,7 +26,7 @@ from .weights import weights_source
 from .data import image_dataloaders, table_dataloaders
 from .core.files import write_text
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
-from .intervals import wilson_interval
+from .metrics.intervals import wilson_interval
 from .learner import transfer_learner
 from .report import Report, picture_uri, render_page
 from .tables import csv_text, few_shot_table, source_rows

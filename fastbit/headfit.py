@@ -30,7 +30,7 @@ from .features import FeatureDL, Features, feature_shape, frozen_features
 from .fold import FoldedModel
 from .model import swapped
 from .core.store import CACHE_GB
-from .task import logistic_weights
+from .metrics.task import logistic_weights
 from .core.text import say
 
 # %% ../nbs/05c_headfit.ipynb #cc001981

@@ -31,7 +31,7 @@ from .evaluate import evaluate_probs
 from .features import view_pixels
 from .core.files import write_bytes, write_text
 from .fold import FoldedModel
-from .intervals import compare, read_predictions, wilson_interval
+from .metrics.intervals import compare, read_predictions, wilson_interval
 from .learner import transfer_learner
 from .core.text import ShownOnce, show
 from .recipes import RECIPES, clock

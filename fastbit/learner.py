@@ -33,7 +33,7 @@ from .core.arguments import LEARNER_HABITS, TTA_HABITS, refuse_unknown
 from .artifact import Artifact, check_target, digest_sketch, made_with, save_artifact
 from .bodies import Preprocess, body_preprocess, build_body
 from .names import timm_name
-from .calibration import fit_temperature
+from .metrics.calibration import fit_temperature
 from .callbacks import CurveRecorder, DevicePrecision, DeviceSmoothLoss, History, PlainLog, RarelyProgress
 from .data import ImageDL
 from .evaluate import Evaluation, TTAResult, default_views, evaluate_probs, mean_probs, tta_probs, view_logits
@@ -50,7 +50,7 @@ from .cyclefit import CycleFit
 from .lrfind import BODY_LR, RateFinder
 from .rulefit import RuleFit
 from .steps import shared_outputs
-from .task import check_labels, check_metrics, no_image_losses, resolve_loss
+from .metrics.task import check_labels, check_metrics, no_image_losses, resolve_loss
 from .core.text import say
 
 # %% ../nbs/06_learner.ipynb #88ca118d

@@ -24,7 +24,7 @@ from PIL import Image
 from .core.arguments import check_source
 from .artifact import Artifact, count_trained_on, load_artifact
 from .bodies import Preprocess
-from .calibration import temper
+from .metrics.calibration import temper
 from .data import check_device, default_bs
 from .evaluate import Evaluation, cut_view, default_views, evaluate_probs, mean_probs, view_sizes
 from .features import read_ahead

@@ -24,17 +24,17 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 # %% ../nbs/08_report.ipynb #62b9917c
 from . import __version__
 from .bodies import MAX_16_BIT
-from .calibration import calibration_error, few_images_words, plot_reliability, reliability_table, temper
+from .metrics.calibration import calibration_error, few_images_words, plot_reliability, reliability_table, temper
 from .cam import class_activation, overlay
 from .evaluate import Evaluation, evaluate_probs
 from .features import body_digest, view_pixels
 from .figures import MOST_CLASSES, drawable, most_confused, plot_confusion, plot_losses, plot_lr_find, plot_rates
 from .core.files import write_text
 from .images import read_image
-from .intervals import wilson_interval
+from .metrics.intervals import wilson_interval
 from .core.machine import this_machine
 from .model import TransferModel
-from .task import describe_loss
+from .metrics.task import describe_loss
 
 # %% ../nbs/08_report.ipynb #fb5cbf6a
 def class_table(

@@ -17,7 +17,7 @@ import pandas as pd, torch
 
 # %% ../nbs/08d_result.ipynb #8d16a42c
 from . import __version__
-from .calibration import few_images_words
+from .metrics.calibration import few_images_words
 from .evaluate import Evaluation
 from .figures import plot_losses, plot_rates
 from .core.files import write_bytes, write_text

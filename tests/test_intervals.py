@@ -3,9 +3,9 @@ import numpy as np, pandas as pd, pytest, torch
 from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss
 
-from fastbit.calibration import brier_scores, calibration_error, few_images_words, fit_temperature, reliability_table
+from fastbit.metrics.calibration import brier_scores, calibration_error, few_images_words, fit_temperature, reliability_table
 from fastbit.evaluate import evaluate_probs
-from fastbit.intervals import compare, mcnemar_p, paired_difference, wilson_interval
+from fastbit.metrics.intervals import compare, mcnemar_p, paired_difference, wilson_interval
 
 DRAWS = 1000
 # 95 % +- what 1,000 draws allow (three standard errors of a share of .95), and what the intervals' own approximations cost with some hundred images
@@ -94,7 +94,7 @@ def test_a_temperature_from_a_handful_of_images_stays_near_one(n):
 
 
 def test_a_temperature_is_finite_and_within_bounds():
-    from fastbit.calibration import TEMPERATURES
+    from fastbit.metrics.calibration import TEMPERATURES
     for logits in (torch.zeros(5, 3), 1e6*torch.eye(5)[:, :3], 1e-6*torch.eye(5)[:, :3], torch.full((5, 3), -80.)):
         for targs in (torch.zeros(5), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([2, 0, 1, 1, 2])):
             assert TEMPERATURES[0] <= fit_temperature(logits, targs) <= TEMPERATURES[1]

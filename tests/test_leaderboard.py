@@ -4,7 +4,7 @@ import json, os
 import pandas as pd, pytest
 
 import fastbit.leaderboard as module
-from fastbit.intervals import compare
+from fastbit.metrics.intervals import compare
 from fastbit.leaderboard import leaderboard
 from conftest import look_at, run_fastbit
 

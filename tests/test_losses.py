@@ -22,7 +22,7 @@ from fastbit.data import image_dataloaders
 from fastbit.headfit import logistic_head
 from fastbit.learner import transfer_learner
 from fastbit.predict import load_predictor
-from fastbit.task import SoftmaxLoss, describe_loss, resolve_loss
+from fastbit.metrics.task import SoftmaxLoss, describe_loss, resolve_loss
 from conftest import TINY
 
 WEIGHTS = torch.tensor([1., 5., .2])

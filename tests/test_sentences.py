@@ -12,7 +12,7 @@ from fastbit.cli import _in_shell, main
 from fastbit.data import image_dataloaders
 from fastbit.datasets import digits_table
 from fastbit.fewshot import few_shot_curve
-from fastbit.intervals import compare
+from fastbit.metrics.intervals import compare
 from fastbit.leaderboard import Leaderboard, leaderboard
 from fastbit.learner import transfer_learner
 from fastbit.core.machine import Machine, _cpu_model, this_machine
