@@ -18,8 +18,8 @@ import json, sys, threading, time, warnings
 warnings.simplefilter('ignore')
 import psutil, torch
 import fastbit.features as features
-from fastbit.bodies import body_preprocess, build_body
-from fastbit.model import TransferModel
+from fastbit.bodies.build import body_preprocess, build_body
+from fastbit.bodies.model import TransferModel
 
 folder, n = sys.argv[1], int(sys.argv[2])
 torch.manual_seed(0)

@@ -5,8 +5,8 @@ warnings.simplefilter('ignore')
 import numpy as np, torch
 from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, IndexSplitter, Normalize, Resize, accuracy, set_seed, vision_learner
 
-from fastbit.bodies import body_preprocess, build_body
-from fastbit.names import timm_name
+from fastbit.bodies.build import body_preprocess, build_body
+from fastbit.bodies.names import timm_name
 from fastbit.data import image_dataloaders
 from fastbit.features import view_pixels
 from fastbit.learner import transfer_learner

@@ -14,7 +14,7 @@ from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, ImageBlock, 
                                vision_learner)
 
 from fastbit.baseline import onecycle_stages
-from fastbit.bodies import build_body, body_preprocess
+from fastbit.bodies.build import build_body, body_preprocess
 from fastbit.data import image_dataloaders
 from fastbit.tables import image_table, split_table
 from fastbit.learner import transfer_learner

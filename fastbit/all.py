@@ -20,9 +20,9 @@ from fastai.vision.all import *
 from .core.text import DataWarning, say
 from .core.store import *
 from .core.processes import *
-from .names import *
-from .weights import *
-from .bodies import *
+from .bodies.names import *
+from .bodies.weights import *
+from .bodies.build import *
 from .images import *
 from .pixels import *
 from .hyperrule import *
@@ -46,8 +46,8 @@ from .evaluate import *
 from .artifact import *
 from .predict import *
 from .onnx import *
-from .model import *
-from .fold import *
+from .bodies.model import *
+from .bodies.fold import *
 from .features import *
 from .rulefit import *
 from .cyclefit import *

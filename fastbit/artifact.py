@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 
 # %% ../nbs/05d_artifact.ipynb #85472511
 from . import __version__
-from .bodies import Preprocess, check_max_value
-from .names import timm_name
+from .bodies.build import Preprocess, check_max_value
+from .bodies.names import timm_name
 from .core.files import check_free, file_digest, whole_file, whole_folder, write_text
 from .images import check_regular
 

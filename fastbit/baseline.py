@@ -20,9 +20,9 @@ from fastcore.xtras import ContextManagers
 
 # %% ../nbs/09_baseline.ipynb #9edd5008
 from .core.arguments import check_source
-from .bodies import MAX_16_BIT
-from .names import timm_name
-from .weights import hub_file, weights_source
+from .bodies.build import MAX_16_BIT
+from .bodies.names import timm_name
+from .bodies.weights import hub_file, weights_source
 from .budget import FIXED, Speed, TimeLimit, budget_text, choose_option, options, parse_budget
 from .metrics.calibration import fit_temperature, temper
 from .callbacks import JsonLog, KeepBest

@@ -12,7 +12,7 @@ import matplotlib, numpy as np, torch
 from PIL import Image
 
 # %% ../nbs/07b_cam.ipynb #bd3b18da
-from .model import TransferModel
+from .bodies.model import TransferModel
 
 # %% ../nbs/07b_cam.ipynb #63463794
 @torch.no_grad()

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 # %% ../nbs/04c_checkpoint.ipynb #b0c2c630
 from . import __version__
-from .weights import weights_digest
+from .bodies.weights import weights_digest
 from .callbacks import KeepBest
 from .core.files import whole_file
 from .guards import LossNotFinite, first_not_finite

@@ -93,7 +93,7 @@ def _recipe(args):
     print('To train by it:', ' '.join(['fastbit baseline', *([shlex.quote(args.path)] if args.path else []), '--recipe hyperrule --arch BiT-M-R50x1', *_given(args)]))
 
 def _bodies(args):
-    from fastbit.bodies import list_bodies
+    from fastbit.bodies.build import list_bodies
     df = list_bodies(args.pattern)
     if df.empty: raise ValueError(f"No body matches {args.pattern!r}; `fastbit bodies` lists all, and a pattern such as '*b0*' finds part of a name.")
     print(df.drop(columns=['mean', 'std', 'official_file']).assign(mean=[f'{o[0]:g}' for o in df['mean']]).to_string(index=False))

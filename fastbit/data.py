@@ -27,7 +27,7 @@ from PIL import Image
 
 # %% ../nbs/02_data.ipynb #c873f567
 from .core.arguments import check_source
-from .bodies import MAX_16_BIT, Preprocess, body_preprocess
+from .bodies.build import MAX_16_BIT, Preprocess, body_preprocess
 from .csvfile import names_image
 from .folders import find_images
 from .core.fonts import use_fonts_for

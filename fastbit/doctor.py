@@ -29,13 +29,13 @@ from sklearn.preprocessing import StandardScaler
 # %% ../nbs/09d_doctor.ipynb #f5a96bc2
 from . import __version__
 from .baseline import find_data, make_out
-from .bodies import MAX_16_BIT, body_preprocess, build_body, check_max_value
+from .bodies.build import MAX_16_BIT, body_preprocess, build_body, check_max_value
 from .data import check_device
 from .features import frozen_features
 from .filepaths import check_some_exist
 from .core.files import write_text
 from .images import LARGE, check_images, depth_words, in_threads, open_image, read_image, reading
-from .model import TransferModel
+from .bodies.model import TransferModel
 from .core.text import ShownOnce, show
 from .report import THUMB, picture_uri, render_page
 from .core.store import CACHE_GB

@@ -24,12 +24,12 @@ from sklearn.metrics import f1_score
 from torch import nn
 
 # %% ../nbs/05_evaluate.ipynb #d455c686
-from .bodies import Preprocess
+from .bodies.build import Preprocess
 from .metrics.calibration import brier_scores, calibration_error, reliability_table
-from .fold import FoldedModel, can_fold
+from .bodies.fold import FoldedModel, can_fold
 from .images import ImageFile, crop_at, square_image, squares_of
 from .metrics.intervals import bootstrap_interval, macro_f1, mean_interval, wilson_interval
-from .model import swapped
+from .bodies.model import swapped
 from .core.text import ShownOnce
 from .metrics.task import NoLoss
 

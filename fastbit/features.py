@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np, PIL, timm, torch
 
 # %% ../nbs/03c_features.ipynb #8a779083
-from .bodies import Preprocess
-from .fold import FoldedModel
+from .bodies.build import Preprocess
+from .bodies.fold import FoldedModel
 from .images import ImageFile, draft_size, square_image, train_image
-from .model import TransferModel, run_stages
+from .bodies.model import TransferModel, run_stages
 from .pixels import PixelCache, common_folder
 from .core.processes import gather_objects, is_writer, my_part, world, writer_first
 from .core.text import track

@@ -21,8 +21,8 @@ from matplotlib.ticker import PercentFormatter
 # %% ../nbs/09b_fewshot.ipynb #4bd16063
 from . import __version__
 from .baseline import find_data
-from .bodies import MAX_16_BIT
-from .weights import weights_source
+from .bodies.build import MAX_16_BIT
+from .bodies.weights import weights_source
 from .data import image_dataloaders, table_dataloaders
 from .core.files import write_text
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule

@@ -27,8 +27,8 @@ from sklearn.preprocessing import StandardScaler
 # %% ../nbs/05c_headfit.ipynb #4b9afb0e
 from .data import ImageDL
 from .features import FeatureDL, Features, feature_shape, frozen_features
-from .fold import FoldedModel
-from .model import swapped
+from .bodies.fold import FoldedModel
+from .bodies.model import swapped
 from .core.store import CACHE_GB
 from .metrics.task import logistic_weights
 from .core.text import say

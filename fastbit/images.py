@@ -24,7 +24,7 @@ from fasttransform import Transform
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # %% ../nbs/01b_images.ipynb #59c09031
-from .bodies import MAX_16_BIT, Preprocess
+from .bodies.build import MAX_16_BIT, Preprocess
 from .core.text import track
 from .core.store import file_key, open_store
 

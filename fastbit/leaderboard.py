@@ -23,14 +23,14 @@ from matplotlib.ticker import ScalarFormatter
 # %% ../nbs/09c_leaderboard.ipynb #27ef7568
 from . import __version__
 from .baseline import baseline, check_out, find_data, make_out
-from .bodies import MAX_16_BIT
-from .names import timm_name
-from .weights import bundled_file
+from .bodies.build import MAX_16_BIT
+from .bodies.names import timm_name
+from .bodies.weights import bundled_file
 from .data import check_device, image_dataloaders
 from .evaluate import evaluate_probs
 from .features import view_pixels
 from .core.files import write_bytes, write_text
-from .fold import FoldedModel
+from .bodies.fold import FoldedModel
 from .metrics.intervals import compare, read_predictions, wilson_interval
 from .learner import transfer_learner
 from .core.text import ShownOnce, show

@@ -31,16 +31,16 @@ from fastcore.foundation import L
 # %% ../nbs/06_learner.ipynb #47d4fb7b
 from .core.arguments import LEARNER_HABITS, TTA_HABITS, refuse_unknown
 from .artifact import Artifact, check_target, digest_sketch, made_with, save_artifact
-from .bodies import Preprocess, body_preprocess, build_body
-from .names import timm_name
+from .bodies.build import Preprocess, body_preprocess, build_body
+from .bodies.names import timm_name
 from .metrics.calibration import fit_temperature
 from .callbacks import CurveRecorder, DevicePrecision, DeviceSmoothLoss, History, PlainLog, RarelyProgress
 from .data import ImageDL
 from .evaluate import Evaluation, TTAResult, default_views, evaluate_probs, mean_probs, tta_probs, view_logits
-from .fold import FoldedModel, can_fold
+from .bodies.fold import FoldedModel, can_fold
 from .core.fonts import use_fonts_for
 from .guards import FiniteLoss, guarded
-from .model import TransferModel, same_draws, swapped
+from .bodies.model import TransferModel, same_draws, swapped
 from .headfit import HeadFit
 from .optim import FusedAdam
 from .core.processes import world

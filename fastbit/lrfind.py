@@ -19,7 +19,7 @@ from fastcore.basics import tuplify
 
 # %% ../nbs/05h_lrfind.ipynb #294eb8c7
 from .callbacks import History, JsonLog, PlainLog
-from .model import untouched
+from .bodies.model import untouched
 
 # %% ../nbs/05h_lrfind.ipynb #7af8701b
 HEAD_LR = 1e-2   # Adam's rate for a new classifier on a frozen body; Keras' EfficientNet fine-tuning guide

@@ -18,7 +18,7 @@ from torch import nn
 
 # %% ../nbs/05f_onnx.ipynb #b5e0ecfa
 from .core.files import whole_file
-from .fold import fold_net
+from .bodies.fold import fold_net
 from .predict import Predictor
 
 # %% ../nbs/05f_onnx.ipynb #50a78aa3

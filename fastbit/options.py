@@ -22,7 +22,7 @@ class _Completion(argparse.Action):
     "Print what the shell needs to complete options and names, and stop"
     def __call__(self, parser, args, shell, option=None):
         import shtab
-        from fastbit.bodies import list_bodies
+        from fastbit.bodies.build import list_bodies
         choices = dict(arch=sorted(list_bodies().name), recipe=['onecycle', 'head', 'hyperrule'], precision=['float32', 'bf16', 'fp16', 'auto'], keep_best=['valid_loss', 'accuracy'], weights=shtab.FILE, path=shtab.FILE, out=shtab.DIRECTORY, plot=shtab.FILE)
         subs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices.values()
         for a in (a for p in subs for a in p._actions if a.dest in choices):

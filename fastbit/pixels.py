@@ -16,7 +16,7 @@ import numpy as np, pandas as pd, PIL
 from PIL import Image
 
 # %% ../nbs/01f_pixels.ipynb #e13f512f
-from .bodies import Preprocess
+from .bodies.build import Preprocess
 from .images import ImageFile, draft_size
 from .core.store import CACHE_GB, RowStore, file_key, make_room, open_store
 from .core.text import say

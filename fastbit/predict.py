@@ -23,18 +23,18 @@ from PIL import Image
 # %% ../nbs/05e_predict.ipynb #6e22369b
 from .core.arguments import check_source
 from .artifact import Artifact, count_trained_on, load_artifact
-from .bodies import Preprocess
+from .bodies.build import Preprocess
 from .metrics.calibration import temper
 from .data import check_device, default_bs
 from .evaluate import Evaluation, cut_view, default_views, evaluate_probs, mean_probs, view_sizes
 from .features import read_ahead
 from .filepaths import check_some_exist
 from .core.files import file_digest, utf8
-from .fold import FoldedModel, can_fold
+from .bodies.fold import FoldedModel, can_fold
 from .folders import count_reasons, list_folder
 from .images import draft_size, in_threads, reading, squares_of, why_unreadable
 from .labels import clean_label, whole_numbers
-from .model import TransferModel
+from .bodies.model import TransferModel
 from .core.text import say, track
 from .tables import read_image_set
 

@@ -22,11 +22,11 @@ from .accumulate import is_out_of_memory
 from .checkpoint import sole_user
 from .headfit import HEAD_EPOCHS
 from .hyperrule import HyperRule
-from .fold import FoldedModel
+from .bodies.fold import FoldedModel
 from .learner import TransferLearner
 from .lrfind import BODY_LR, HEAD_LR
 from .core.machine import Machine
-from .model import untouched
+from .bodies.model import untouched
 from .core.text import ShownOnce
 from .core.store import CACHE_GB
 

@@ -23,7 +23,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 # %% ../nbs/08_report.ipynb #62b9917c
 from . import __version__
-from .bodies import MAX_16_BIT
+from .bodies.build import MAX_16_BIT
 from .metrics.calibration import calibration_error, few_images_words, plot_reliability, reliability_table, temper
 from .cam import class_activation, overlay
 from .evaluate import Evaluation, evaluate_probs
@@ -33,7 +33,7 @@ from .core.files import write_text
 from .images import read_image
 from .metrics.intervals import wilson_interval
 from .core.machine import this_machine
-from .model import TransferModel
+from .bodies.model import TransferModel
 from .metrics.task import describe_loss
 
 # %% ../nbs/08_report.ipynb #fb5cbf6a

@@ -19,12 +19,12 @@ from fastcore.foundation import L
 
 # %% ../nbs/05b_rulefit.ipynb #3d753fcb
 from .accumulate import accumulate_step, check_accumulation
-from .bodies import zero_classifier
-from .weights import WeightsSource
+from .bodies.build import zero_classifier
+from .bodies.weights import WeightsSource
 from .callbacks import RuleSteps
 from .guards import guarded
 from .features import FeatureDL
-from .model import swapped
+from .bodies.model import swapped
 from .checkpoint import Checkpoint, check_checkpoint, describe_run, sole_user
 from .core.text import say
 from .tables import training_size

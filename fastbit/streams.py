@@ -23,7 +23,7 @@ from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device
 
 # %% ../nbs/02e_streams.ipynb #7f6529d6
-from .bodies import MAX_16_BIT, Preprocess, body_preprocess
+from .bodies.build import MAX_16_BIT, Preprocess, body_preprocess
 from .data import check_device, default_bs
 from .images import draft_size, reading, square_image, train_image, why_unreadable
 from .core.processes import gather_objects, my_part, own_noise, rank, world

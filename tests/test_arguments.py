@@ -20,7 +20,7 @@ from fastbit.data import image_dataloaders
 from fastbit.figures import drawable, plot_confusion, plot_lr_find
 from fastbit.core.fonts import fallback_fonts, missing_characters
 from fastbit.learner import transfer_learner
-from fastbit.names import timm_name
+from fastbit.bodies.names import timm_name
 from conftest import TINY, write_folder
 
 SCRIPT = '\U0001D49C\U0001D49E'   # mathematical letters: not in matplotlib's usual font, but in others that come with it

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from fastbit.artifact import CONFIG, FORMAT, WEIGHTS, Artifact, load_artifact, made_with, save_artifact
 from fastbit.baseline import baseline
-from fastbit.bodies import body_preprocess, build_body
+from fastbit.bodies.build import body_preprocess, build_body
 from fastbit.data import image_dataloaders
 from fastbit.learner import transfer_learner
-from fastbit.model import TransferModel
+from fastbit.bodies.model import TransferModel
 from fastbit.predict import Predictor, load_predictor
 from conftest import TINY, picture, run_fastbit, small_bit, write_folder
 from forks import Fork

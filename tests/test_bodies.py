@@ -5,9 +5,9 @@ import numpy as np, pytest, timm, torch
 from safetensors.torch import save_file
 
 from fastbit import bodies, weights
-from fastbit.bodies import body_preprocess, body_stages, build_body, list_bodies
-from fastbit.names import BODY_PATTERNS, official_names, timm_name
-from fastbit.weights import bundled_file, load_weights, weights_source, WeightsSource
+from fastbit.bodies.build import body_preprocess, body_stages, build_body, list_bodies
+from fastbit.bodies.names import BODY_PATTERNS, official_names, timm_name
+from fastbit.bodies.weights import bundled_file, load_weights, weights_source, WeightsSource
 
 ARCHS = timm.list_models(list(BODY_PATTERNS))
 
@@ -95,7 +95,7 @@ def test_no_network_is_found_out_with_one_question():
             def log_message(self, *a): pass
         server = http.server.HTTPServer(('127.0.0.1', 0), Down); threading.Thread(target=server.serve_forever, daemon=True).start()
         os.environ['HF_ENDPOINT'] = f'http://127.0.0.1:{server.server_port}'
-        from fastbit.bodies import build_body
+        from fastbit.bodies.build import build_body
         try: build_body('tf_efficientnet_b0', 2)
         except FileNotFoundError as e: print(len(asked), e)
     '''

@@ -9,13 +9,13 @@ from PIL import Image
 from conftest import TINY, picture, run_fastbit, small_bit, write_folder
 from forks import Fork
 from fastbit.baseline import baseline
-from fastbit.bodies import build_body
+from fastbit.bodies.build import build_body
 from fastbit.data import image_dataloaders
 from fastbit.features import FeatureDL, Features, frozen_features
-from fastbit.fold import FOLD_TOLERANCE, FoldedModel, can_fold, fold_net
+from fastbit.bodies.fold import FOLD_TOLERANCE, FoldedModel, can_fold, fold_net
 from fastbit.images import draft_size, read_image, square_image
 from fastbit.learner import transfer_learner
-from fastbit.model import TransferModel, run_stages
+from fastbit.bodies.model import TransferModel, run_stages
 from fastbit.core.store import RowStore, clear_stores, file_key, list_stores, row_key
 from fastbit.core.text import DataWarning
 
@@ -83,7 +83,7 @@ def test_the_stages_are_the_network():
 def test_evaluation_and_predictions_run_folded(learn):
     learn.unfreeze(); learn.fit_one_cycle(1, 1e-2)
     calls = []
-    with patch('fastbit.fold.fold_net', side_effect=lambda net: calls.append(1) or fold_net(net)):
+    with patch('fastbit.bodies.fold.fold_net', side_effect=lambda net: calls.append(1) or fold_net(net)):
         preds, _ = learn.get_preds()
         tta, ev = learn.tta(show=False), learn.evaluate(show=False)
     assert len(calls) == 3 and learn.fold_difference <= FOLD_TOLERANCE

@@ -85,7 +85,7 @@ def most_memory(f) -> float:
 
 
 def _readers(tmp_path):
-    from fastbit.bodies import body_preprocess
+    from fastbit.bodies.build import body_preprocess
     from fastbit.doctor import _look
     from fastbit.features import view_pixels
     from fastbit.images import inspect_image

@@ -8,11 +8,11 @@ from fastai.callback.training import GradientAccumulation
 from torch.testing import assert_close
 
 from fastbit.accumulate import accumulate_step
-from fastbit.bodies import build_body
+from fastbit.bodies.build import build_body
 from fastbit.data import image_dataloaders
 from fastbit.hyperrule import BATCH_SIZE, HyperRule
 from fastbit.learner import transfer_learner
-from fastbit.model import TransferModel
+from fastbit.bodies.model import TransferModel
 from fastbit.steps import mixup_draw, step_loader, step_rows
 from fastbit.core.text import DataWarning
 from fastbit.tables import few_shot_table, image_table, split_table

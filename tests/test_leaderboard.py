@@ -13,7 +13,7 @@ small = dict(archs=['test_efficientnet=random', 'test_efficientnet_ln=random', '
 
 @pytest.fixture
 def small_archs():
-    from fastbit.names import timm_name
+    from fastbit.bodies.names import timm_name
     try: timm_name('test_efficientnet_ln')
     except ValueError: return small | dict(archs=['test_efficientnet=random', 'tf_efficientnet_b0'])
     return small

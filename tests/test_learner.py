@@ -14,11 +14,11 @@ from fasttransform import Transform
 from torch import nn
 from torch.testing import assert_close
 
-from fastbit.bodies import build_body
+from fastbit.bodies.build import build_body
 from fastbit.data import image_dataloaders
 from fastbit.learner import transfer_learner
 from fastbit.lrfind import BODY_LR, HEAD_LR
-from fastbit.model import TransferModel
+from fastbit.bodies.model import TransferModel
 from fastbit.core.text import DataWarning
 from conftest import TINY
 

@@ -12,7 +12,7 @@ from fastbit.budget import TimeLimit
 from fastbit.callbacks import JsonLog, KeepBest, PlainLog, RarelyProgress
 from fastbit.data import image_dataloaders
 from fastbit.evaluate import _ViewsModel
-from fastbit.fold import FoldedModel
+from fastbit.bodies.fold import FoldedModel
 from fastbit.learner import transfer_learner
 from fastbit.core.text import DataWarning
 

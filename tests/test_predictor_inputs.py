@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest, torch
 from fastcore.foundation import L
 from PIL import Image
 
-from fastbit.bodies import body_preprocess, build_body
+from fastbit.bodies.build import body_preprocess, build_body
 from fastbit.artifact import Artifact, save_artifact
 from fastbit.cli import main
 from fastbit.predict import image_items, load_predictor

@@ -19,7 +19,7 @@ from fastbit.core.machine import Machine, _cpu_model, this_machine
 from fastbit.options import make_parser
 from fastbit.recipes import RECIPES, clock
 from fastbit.report import data_name
-from fastbit.weights import weights_source
+from fastbit.bodies.weights import weights_source
 from conftest import TINY, write_folder
 
 ROOT = Path(__file__).parents[1]

@@ -8,11 +8,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fastbit.artifact import Artifact, save_artifact
-from fastbit.bodies import body_preprocess, build_body
+from fastbit.bodies.build import body_preprocess, build_body
 from fastbit.cli import main
 from fastbit.data import image_dataloaders
 from fastbit.learner import transfer_learner
-from fastbit.weights import weights_file, weights_source
+from fastbit.bodies.weights import weights_file, weights_source
 from conftest import TINY
 
 
