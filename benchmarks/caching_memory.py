@@ -17,7 +17,7 @@ STEPS = '''
 import json, sys, threading, time, warnings
 warnings.simplefilter('ignore')
 import psutil, torch
-import fastbit.features as features
+import fastbit.data.features as features
 from fastbit.bodies.build import body_preprocess, build_body
 from fastbit.bodies.model import TransferModel
 

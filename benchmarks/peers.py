@@ -7,10 +7,10 @@ from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, I
 
 from fastbit.bodies.build import body_preprocess, build_body
 from fastbit.bodies.names import timm_name
-from fastbit.data import image_dataloaders
-from fastbit.features import view_pixels
+from fastbit.data.loaders import image_dataloaders
+from fastbit.data.features import view_pixels
 from fastbit.learner import transfer_learner
-from fastbit.tables import image_table, split_table
+from fastbit.data.tables import image_table, split_table
 
 
 def parser(doc, **defaults):

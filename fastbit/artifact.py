@@ -25,7 +25,7 @@ from . import __version__
 from .bodies.build import Preprocess, check_max_value
 from .bodies.names import timm_name
 from .core.files import check_free, file_digest, whole_file, whole_folder, write_text
-from .images import check_regular
+from .data.decode import check_regular
 
 # %% ../nbs/05d_artifact.ipynb #b0b26b91
 FORMAT = 2                       # of the folder; a later fastbit reads all earlier ones

@@ -28,14 +28,14 @@ from .metrics.calibration import fit_temperature, temper
 from .callbacks import JsonLog, KeepBest
 from .checkpoint import SAVE_SECONDS
 from .cyclefit import progress_of
-from .data import PathLabel, check_device, image_dataloaders, source_name
-from .datasets import PUBLIC_SETS, named_table
+from .data.loaders import PathLabel, check_device, image_dataloaders, source_name
+from .data.public import PUBLIC_SETS, named_table
 from .evaluate import default_views, evaluate_probs, tta_probs
-from .filepaths import check_some_exist
+from .data.filepaths import check_some_exist
 from .guards import Stopped
 from .headfit import HEAD_EPOCHS, check_head_options
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
-from .images import header_sizes, middle_size
+from .data.decode import header_sizes, middle_size
 from .learner import check_precision, transfer_learner
 from .lrfind import HEAD_LR
 from .core.machine import this_machine
@@ -46,7 +46,7 @@ from .result import BaselineResult
 from .rulefit import check_steps, default_eval_every, rule_text
 from .core.store import CACHE_GB
 from .core.text import say
-from .tables import ImageSet, few_shot_table, leave_out_untrained, read_image_set, split_table
+from .data.tables import ImageSet, few_shot_table, leave_out_untrained, read_image_set, split_table
 
 # %% ../nbs/09_baseline.ipynb #42e30e5d
 _NOT_IN_NUMBERS = ('out', 'num_workers', 'cache', 'cache_gb', 'checkpoint_every')   # settings that change no result

@@ -27,7 +27,7 @@ from fastcore.foundation import L
 # %% ../nbs/04_callbacks.ipynb #99169d84
 from .hyperrule import HyperRule
 from .core.processes import is_writer
-from .steps import step_loader
+from .data.steps import step_loader
 from .core.text import say
 
 # %% ../nbs/04_callbacks.ipynb #71a1eb4f

@@ -82,7 +82,7 @@ def _given(args) -> list[str]:
 def _recipe(args):
     from fastbit.baseline import folder_rule
     if args.plot and Path(args.plot).suffix not in ('.png', '.svg', '.pdf'): raise ValueError(f"--plot {args.plot}: the name ends in .png, .svg or .pdf.")
-    from fastbit.tables import source_rows
+    from fastbit.data.tables import source_rows
     rule, images = folder_rule(args.path, args.valid_pct, args.test_pct, args.seed, args.k_per_class, args.size, **_columns(args), **_rule_numbers(args))
     table = images.table
     print(f"{args.path or 'digits'}: {len(table)} images, {table.label.nunique()} classes; "
@@ -115,7 +115,7 @@ def _check_bs(args):
 
 def _predict(args) -> int:
     from fastbit.predict import check_no_url, image_items, load_predictor
-    from fastbit.tables import csv_text
+    from fastbit.data.tables import csv_text
     _check_bs(args)
     for p in args.images: check_no_url(p)
     missing = [p for p in args.images if not os.path.lexists(p)]   # a link that leads nowhere is a file that cannot be read
@@ -142,7 +142,7 @@ def _evaluate(args):
     from fastbit.metrics.calibration import calibration_error, reliability_table, temper
     from fastbit.evaluate import evaluate_probs
     from fastbit.predict import load_predictor
-    from fastbit.tables import source_rows
+    from fastbit.data.tables import source_rows
     _check_bs(args)
     predictor = load_predictor(args.model, args.device)
     res = predictor.labelled_probs(args.path, args.split, args.tta, args.bs, **_columns(args))

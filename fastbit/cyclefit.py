@@ -18,7 +18,7 @@ from fastcore.foundation import L
 
 # %% ../nbs/05g_cyclefit.ipynb #8ee74c2c
 from .checkpoint import PassCheckpoint, check_checkpoint, describe_run, sole_user
-from .data import ImageDL
+from .data.loaders import ImageDL
 from .bodies.model import swapped
 from .core.processes import is_writer
 from .rulefit import check_steps

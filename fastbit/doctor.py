@@ -30,17 +30,17 @@ from sklearn.preprocessing import StandardScaler
 from . import __version__
 from .baseline import find_data, make_out
 from .bodies.build import MAX_16_BIT, body_preprocess, build_body, check_max_value
-from .data import check_device
-from .features import frozen_features
-from .filepaths import check_some_exist
+from .data.loaders import check_device
+from .data.features import frozen_features
+from .data.filepaths import check_some_exist
 from .core.files import write_text
-from .images import LARGE, check_images, depth_words, in_threads, open_image, read_image, reading
+from .data.decode import LARGE, check_images, depth_words, in_threads, open_image, read_image, reading
 from .bodies.model import TransferModel
 from .core.text import ShownOnce, show
 from .report import THUMB, picture_uri, render_page
 from .core.store import CACHE_GB
-from .folders import count_reasons, is_odd
-from .tables import csv_text, leave_out_untrained, read_image_set
+from .data.folders import count_reasons, is_odd
+from .data.tables import csv_text, leave_out_untrained, read_image_set
 
 # %% ../nbs/09d_doctor.ipynb #af86a0ee
 KINDS = dict(   # kind: (title, what it means and what to do), the gravest first

@@ -27,7 +27,7 @@ from torch import nn
 from .bodies.build import Preprocess
 from .metrics.calibration import brier_scores, calibration_error, reliability_table
 from .bodies.fold import FoldedModel, can_fold
-from .images import ImageFile, crop_at, square_image, squares_of
+from .data.decode import ImageFile, crop_at, square_image, squares_of
 from .metrics.intervals import bootstrap_interval, macro_f1, mean_interval, wilson_interval
 from .bodies.model import swapped
 from .core.text import ShownOnce

@@ -23,13 +23,13 @@ from . import __version__
 from .baseline import find_data
 from .bodies.build import MAX_16_BIT
 from .bodies.weights import weights_source
-from .data import image_dataloaders, table_dataloaders
+from .data.loaders import image_dataloaders, table_dataloaders
 from .core.files import write_text
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .metrics.intervals import wilson_interval
 from .learner import transfer_learner
 from .report import Report, picture_uri, render_page
-from .tables import csv_text, few_shot_table, source_rows
+from .data.tables import csv_text, few_shot_table, source_rows
 
 # %% ../nbs/09b_fewshot.ipynb #2db1835a
 def plot_few_shot(

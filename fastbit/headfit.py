@@ -25,8 +25,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 # %% ../nbs/05c_headfit.ipynb #4b9afb0e
-from .data import ImageDL
-from .features import FeatureDL, Features, feature_shape, frozen_features
+from .data.loaders import ImageDL
+from .data.features import FeatureDL, Features, feature_shape, frozen_features
 from .bodies.fold import FoldedModel
 from .bodies.model import swapped
 from .core.store import CACHE_GB

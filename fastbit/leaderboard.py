@@ -26,9 +26,9 @@ from .baseline import baseline, check_out, find_data, make_out
 from .bodies.build import MAX_16_BIT
 from .bodies.names import timm_name
 from .bodies.weights import bundled_file
-from .data import check_device, image_dataloaders
+from .data.loaders import check_device, image_dataloaders
 from .evaluate import evaluate_probs
-from .features import view_pixels
+from .data.features import view_pixels
 from .core.files import write_bytes, write_text
 from .bodies.fold import FoldedModel
 from .metrics.intervals import compare, read_predictions, wilson_interval
@@ -37,7 +37,7 @@ from .core.text import ShownOnce, show
 from .recipes import RECIPES, clock
 from .report import picture_uri, render_page
 from .core.store import CACHE_GB
-from .tables import check_share, csv_text, source_rows
+from .data.tables import check_share, csv_text, source_rows
 
 # %% ../nbs/09c_leaderboard.ipynb #07dd3e55
 def bodies_here() -> list[str]:

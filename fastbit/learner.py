@@ -35,7 +35,7 @@ from .bodies.build import Preprocess, body_preprocess, build_body
 from .bodies.names import timm_name
 from .metrics.calibration import fit_temperature
 from .callbacks import CurveRecorder, DevicePrecision, DeviceSmoothLoss, History, PlainLog, RarelyProgress
-from .data import ImageDL
+from .data.loaders import ImageDL
 from .evaluate import Evaluation, TTAResult, default_views, evaluate_probs, mean_probs, tta_probs, view_logits
 from .bodies.fold import FoldedModel, can_fold
 from .core.fonts import use_fonts_for
@@ -49,7 +49,7 @@ from .report import Findings, Report, data_name, make_report
 from .cyclefit import CycleFit
 from .lrfind import BODY_LR, RateFinder
 from .rulefit import RuleFit
-from .steps import shared_outputs
+from .data.steps import shared_outputs
 from .metrics.task import check_labels, check_metrics, no_image_losses, resolve_loss
 from .core.text import say
 

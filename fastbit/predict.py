@@ -25,18 +25,18 @@ from .core.arguments import check_source
 from .artifact import Artifact, count_trained_on, load_artifact
 from .bodies.build import Preprocess
 from .metrics.calibration import temper
-from .data import check_device, default_bs
+from .data.loaders import check_device, default_bs
 from .evaluate import Evaluation, cut_view, default_views, evaluate_probs, mean_probs, view_sizes
-from .features import read_ahead
-from .filepaths import check_some_exist
+from .data.features import read_ahead
+from .data.filepaths import check_some_exist
 from .core.files import file_digest, utf8
 from .bodies.fold import FoldedModel, can_fold
-from .folders import count_reasons, list_folder
-from .images import draft_size, in_threads, reading, squares_of, why_unreadable
-from .labels import clean_label, whole_numbers
+from .data.folders import count_reasons, list_folder
+from .data.decode import draft_size, in_threads, reading, squares_of, why_unreadable
+from .data.labels import clean_label, whole_numbers
 from .bodies.model import TransferModel
 from .core.text import say, track
-from .tables import read_image_set
+from .data.tables import read_image_set
 
 # %% ../nbs/05e_predict.ipynb #aeb88814
 IMAGE_KINDS = 'a path, bytes, a file opened with open(path, "rb"), a Pillow image, an array of uint8 (height x width x 3)'

@@ -27,10 +27,10 @@ from .bodies.build import MAX_16_BIT
 from .metrics.calibration import calibration_error, few_images_words, plot_reliability, reliability_table, temper
 from .cam import class_activation, overlay
 from .evaluate import Evaluation, evaluate_probs
-from .features import body_digest, view_pixels
+from .data.features import body_digest, view_pixels
 from .figures import MOST_CLASSES, drawable, most_confused, plot_confusion, plot_losses, plot_lr_find, plot_rates
 from .core.files import write_text
-from .images import read_image
+from .data.decode import read_image
 from .metrics.intervals import wilson_interval
 from .core.machine import this_machine
 from .bodies.model import TransferModel

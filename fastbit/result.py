@@ -25,7 +25,7 @@ from .learner import TransferLearner
 from .core.text import ShownOnce
 from .recipes import Plan, clock, rows_html
 from .report import Findings, Report, make_report
-from .tables import csv_text
+from .data.tables import csv_text
 
 # %% ../nbs/08d_result.ipynb #934bbd4d
 def _png(fig) -> bytes:

@@ -23,16 +23,16 @@ from .bodies.build import zero_classifier
 from .bodies.weights import WeightsSource
 from .callbacks import RuleSteps
 from .guards import guarded
-from .features import FeatureDL
+from .data.features import FeatureDL
 from .bodies.model import swapped
 from .checkpoint import Checkpoint, check_checkpoint, describe_run, sole_user
 from .core.text import say
-from .tables import training_size
+from .data.tables import training_size
 from .optim import ForeachSGD
 from .hyperrule import BASE_LR, BATCH_SIZE, MOMENTUM, HyperRule
-from .images import median_size
+from .data.decode import median_size
 from .core.processes import is_writer, same_for_all, world
-from .steps import ShareBatch, StepBatch, share_loader
+from .data.steps import ShareBatch, StepBatch, share_loader
 
 # %% ../nbs/05b_rulefit.ipynb #525df052
 def rule_differences(

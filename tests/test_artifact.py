@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from fastbit.artifact import CONFIG, FORMAT, WEIGHTS, Artifact, load_artifact, made_with, save_artifact
 from fastbit.baseline import baseline
 from fastbit.bodies.build import body_preprocess, build_body
-from fastbit.data import image_dataloaders
+from fastbit.data.loaders import image_dataloaders
 from fastbit.learner import transfer_learner
 from fastbit.bodies.model import TransferModel
 from fastbit.predict import Predictor, load_predictor

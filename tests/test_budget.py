@@ -5,7 +5,7 @@ import pytest, torch
 
 from fastbit.baseline import baseline
 from fastbit.budget import EPOCHS, BudgetOption, Speed, TimeLimit, choose_option, option_seconds, options
-from fastbit.data import image_dataloaders
+from fastbit.data.loaders import image_dataloaders
 from fastbit.learner import transfer_learner
 from conftest import TINY, run_fastbit
 

@@ -10,10 +10,10 @@ from conftest import TINY, picture, run_fastbit, small_bit, write_folder
 from forks import Fork
 from fastbit.baseline import baseline
 from fastbit.bodies.build import build_body
-from fastbit.data import image_dataloaders
-from fastbit.features import FeatureDL, Features, frozen_features
+from fastbit.data.loaders import image_dataloaders
+from fastbit.data.features import FeatureDL, Features, frozen_features
 from fastbit.bodies.fold import FOLD_TOLERANCE, FoldedModel, can_fold, fold_net
-from fastbit.images import draft_size, read_image, square_image
+from fastbit.data.decode import draft_size, read_image, square_image
 from fastbit.learner import transfer_learner
 from fastbit.bodies.model import TransferModel, run_stages
 from fastbit.core.store import RowStore, clear_stores, file_key, list_stores, row_key
@@ -203,8 +203,8 @@ def test_lbfgs_finds_the_optimum(folder):
 
 SLOW = '''
 import sys, time
-import fastbit.features as f
-from fastbit.data import image_dataloaders
+import fastbit.data.features as f
+from fastbit.data.loaders import image_dataloaders
 from fastbit.learner import transfer_learner
 plain = f.view_pixels
 def slow(*args): time.sleep(.05); return plain(*args)
@@ -361,7 +361,7 @@ def test_cached_pixels_are_decoded_pixels(jpegs, resize, workers):
     make = lambda cache: image_dataloaders(jpegs, 'test_efficientnet', size=64, bs=4, resize=resize, num_workers=workers, cache=cache)
     a, b = make(False), make(True)
     for _ in range(3): assert same(batches(a.train), batches(b.train)) and same(batches(a.valid), batches(b.valid))
-    with patch('fastbit.images.ImageFile.make', side_effect=AssertionError('decoded again')): warm = batches(make(True).train) + batches(b.train) + batches(b.valid)
+    with patch('fastbit.data.decode.ImageFile.make', side_effect=AssertionError('decoded again')): warm = batches(make(True).train) + batches(b.train) + batches(b.valid)
     assert same(warm[:len(b.train)], batches(make(False).train))
 
 

@@ -4,10 +4,10 @@ import os, shutil, warnings
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 
-from fastbit.data import image_dataloaders
-from fastbit.folders import find_images
+from fastbit.data.loaders import image_dataloaders
+from fastbit.data.folders import find_images
 from fastbit.core.text import DataWarning
-from fastbit.tables import image_table, split_table
+from fastbit.data.tables import image_table, split_table
 from conftest import TINY, picture
 
 small = dict(arch='test_efficientnet', size=32, num_workers=0)
@@ -123,7 +123,7 @@ def test_empty_class_folder(folder):
 
 
 def test_fewer_training_images_than_classes():
-    from fastbit.tables import check_table
+    from fastbit.data.tables import check_table
     table = pd.DataFrame(dict(path=list('123456'), label=list('abcabc'), split=['train']*2 + ['valid']*4))
     with pytest.warns(DataWarning, match=r'Fewer training images \(2\) than classes \(3\)'): check_table(table)
 
@@ -200,7 +200,7 @@ def test_pixels_are_not_normalised(folder):
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    from fastbit.images import read_image
+    from fastbit.data.decode import read_image
     ramp = (np.arange(256, dtype=np.uint16)*257)[None].repeat(8, 0)
     for name in ('ramp.png', 'ramp.tif'):
         Image.fromarray(ramp).save(tmp_path/name)
@@ -212,7 +212,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_exif_orientation(tmp_path, orientation):
-    from fastbit.images import read_image
+    from fastbit.data.decode import read_image
     img = Image.new('RGB', (40, 24), (0, 0, 255)); img.paste((255, 0, 0), (0, 0, 20, 12))
     exif = Image.Exif(); exif[0x0112] = orientation
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}   # PIL transposes whose picture, viewed by `orientation`, is `img`

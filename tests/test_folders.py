@@ -4,11 +4,11 @@ import os, sys, types, unicodedata, warnings, zlib
 import pytest
 
 from fastbit.cli import main
-from fastbit.data import image_dataloaders
-from fastbit.folders import find_images
-from fastbit.layouts import read_folder
+from fastbit.data.loaders import image_dataloaders
+from fastbit.data.folders import find_images
+from fastbit.data.layouts import read_folder
 from fastbit.core.text import DataWarning
-from fastbit.tables import read_image_set
+from fastbit.data.tables import read_image_set
 from conftest import picture
 
 small = dict(arch='test_efficientnet', size=32, num_workers=0)
@@ -121,8 +121,8 @@ def test_a_data_set_beside_other_folders_is_named(tmp_path):
 
 
 def test_thousands_of_classes(tmp_path):
-    from fastbit.folders import Folder
-    from fastbit.layouts import find_layout
+    from fastbit.data.folders import Folder
+    from fastbit.data.layouts import find_layout
     folder = lambda name, folders, images: Folder(path=name, name=name, key=(0, name), images=images, folders=folders, skipped=[])
     classes = [folder(f'c{i}x', [], [f'c{i}x/1.png']) for i in range(20_000)]
     assert len(find_layout(folder(str(tmp_path), classes, [])).parts[0].classes) == 20_000   # compared in pairs it would take minutes

@@ -6,7 +6,7 @@ from fastai.metrics import accuracy
 
 from fastbit.baseline import baseline
 from fastbit.callbacks import JsonLog
-from fastbit.data import image_dataloaders
+from fastbit.data.loaders import image_dataloaders
 from fastbit.fewshot import few_shot_curve
 from fastbit.learner import transfer_learner
 from fastbit.core.text import show

@@ -8,8 +8,8 @@ from PIL import Image
 
 from conftest import write_folder
 from forks import Fork
-from fastbit.images import in_threads, reading
-from fastbit.tables import csv_text
+from fastbit.data.decode import in_threads, reading
+from fastbit.data.tables import csv_text
 import corpus
 
 QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--device', 'cpu')
@@ -58,7 +58,7 @@ def hostile(tmp_path_factory):
 
 
 def found(cases): return {p: c for p, c in cases.items() if not os.path.basename(p).startswith('.') and os.path.splitext(p)[1].lower() in ALL and p == as_text(p)}
-from fastbit.images import IMAGE_EXTENSIONS as ALL
+from fastbit.data.decode import IMAGE_EXTENSIONS as ALL
 
 
 @pytest.fixture(scope='module')
@@ -87,10 +87,10 @@ def most_memory(f) -> float:
 def _readers(tmp_path):
     from fastbit.bodies.build import body_preprocess
     from fastbit.doctor import _look
-    from fastbit.features import view_pixels
-    from fastbit.images import inspect_image
+    from fastbit.data.features import view_pixels
+    from fastbit.data.decode import inspect_image
     from fastbit.predict import flat_squares
-    from fastbit.streams import StreamDL
+    from fastbit.data.streams import StreamDL
     pp = body_preprocess('test_efficientnet', size=32)
     stream = SimpleNamespace(pp=pp, train=True, seed=0)
     return dict(check=inspect_image, copies=_look, predict=lambda p: flat_squares(p, [32], pp), features=lambda p: view_pixels(p, 0, pp), stream=lambda p: StreamDL._pixels(stream, (0, p.read_bytes(), 0)))

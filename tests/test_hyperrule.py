@@ -9,13 +9,13 @@ from torch.testing import assert_close
 
 from fastbit.accumulate import accumulate_step
 from fastbit.bodies.build import build_body
-from fastbit.data import image_dataloaders
+from fastbit.data.loaders import image_dataloaders
 from fastbit.hyperrule import BATCH_SIZE, HyperRule
 from fastbit.learner import transfer_learner
 from fastbit.bodies.model import TransferModel
-from fastbit.steps import mixup_draw, step_loader, step_rows
+from fastbit.data.steps import mixup_draw, step_loader, step_rows
 from fastbit.core.text import DataWarning
-from fastbit.tables import few_shot_table, image_table, split_table
+from fastbit.data.tables import few_shot_table, image_table, split_table
 from conftest import TINY, write_folder
 from reference import BIT, inputs, npz_weights, plain_loop
 
@@ -370,7 +370,7 @@ def test_what_differs_is_said(folder, capsys):
 
 def test_the_size_comes_from_headers_alone(folder, monkeypatch):
     from PIL import ImageFile
-    from fastbit.images import median_size
+    from fastbit.data.decode import median_size
     def no(*args, **kwargs): raise AssertionError('decoded')
     monkeypatch.setattr(ImageFile.ImageFile, 'load', no)
     assert median_size(image_table(folder).path) == (20, 24)

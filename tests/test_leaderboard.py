@@ -72,8 +72,8 @@ def test_the_command(folder, tmp_path):
 
 def test_images_are_compared_by_their_contents(folder):
     from fastbit.leaderboard import _data_digest
-    from fastbit.tables import image_table
-    from fastbit.images import check_images
+    from fastbit.data.tables import image_table
+    from fastbit.data.decode import check_images
     digest = lambda: _data_digest(image_table(folder), check_images(image_table(folder).path))
     before, path = digest(), next(folder.rglob('*.png'))
     os.utime(path)

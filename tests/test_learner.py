@@ -15,7 +15,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from fastbit.bodies.build import build_body
-from fastbit.data import image_dataloaders
+from fastbit.data.loaders import image_dataloaders
 from fastbit.learner import transfer_learner
 from fastbit.lrfind import BODY_LR, HEAD_LR
 from fastbit.bodies.model import TransferModel

@@ -7,11 +7,11 @@ from PIL import Image
 
 from conftest import TINY, picture, write_folder
 from fastbit.cli import main
-from fastbit.data import image_dataloaders
-from fastbit.images import read_image
+from fastbit.data.loaders import image_dataloaders
+from fastbit.data.decode import read_image
 from fastbit.learner import transfer_learner
 from fastbit.core.text import DataWarning
-from fastbit.tables import csv_text
+from fastbit.data.tables import csv_text
 
 QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--device', 'cpu', '--workers', '0')
 
@@ -58,7 +58,7 @@ def start_method(request):
     from torch import multiprocessing
     before = multiprocessing.get_start_method()
     # worker processes are forked from one that has imported what they need, or each would take seconds
-    multiprocessing.set_forkserver_preload(['fastbit.evaluate', 'fastbit.steps'])
+    multiprocessing.set_forkserver_preload(['fastbit.evaluate', 'fastbit.data.steps'])
     multiprocessing.set_start_method(request.param, force=True)
     yield request.param
     multiprocessing.set_start_method(before, force=True)
@@ -70,7 +70,7 @@ def pixels_and_labels(dl): return [tuple(o.as_subclass(torch.Tensor) for o in b)
 def all_passes(dls, pp, files, workers) -> dict:
     "Batches of every kind of loader, with one worker process where it has any; two passes with `workers`"
     from fastbit.evaluate import SquaresImage
-    from fastbit.steps import share_loader, step_loader
+    from fastbit.data.steps import share_loader, step_loader
     steps = lambda dl: [dl.source.after_batch(tuple(b.rows)) for b in dl if b.finish() is None]
     shares = lambda dl: [b.b for b in dl]
     persistent = dls.train.new(persistent_workers=True, num_workers=workers)
@@ -103,7 +103,7 @@ def test_a_new_process_loads_the_same_batches(folder, start_method):
 
 @pytest.mark.parametrize('start_method', ['fork', 'spawn'], indirect=True)
 def test_workers_that_take_seconds_to_start_are_for_many_images(start_method, monkeypatch):
-    from fastbit.data import _n_workers
+    from fastbit.data.loaders import _n_workers
     monkeypatch.setattr('os.cpu_count', lambda: 8)
     few = dict(fork=200, spawn=5000)[start_method]
     assert (_n_workers(few-1, torch.device('cpu')), _n_workers(few, torch.device('cpu'))) == (0, 8)
@@ -223,7 +223,7 @@ def loaders16(root, **kwargs): return image_dataloaders(root, 'test_efficientnet
 
 def test_the_scale_of_16_bits():
     "The full scale is what it was; 8, 10, 12 and 14 bits use all gray levels; what is above is white"
-    from fastbit.images import to_rgb
+    from fastbit.data.decode import to_rgb
     every = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     of = lambda a, top: np.asarray(to_rgb(Image.fromarray(a), top))[..., 0]
     assert np.array_equal(of(every, 65535), (every.astype(int) + 128)//257)

@@ -10,7 +10,7 @@ from fastcore.xtras import ContextManagers
 from conftest import TINY
 from fastbit.budget import TimeLimit
 from fastbit.callbacks import JsonLog, KeepBest, PlainLog, RarelyProgress
-from fastbit.data import image_dataloaders
+from fastbit.data.loaders import image_dataloaders
 from fastbit.evaluate import _ViewsModel
 from fastbit.bodies.fold import FoldedModel
 from fastbit.learner import transfer_learner

@@ -18,7 +18,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from fastbit.checkpoint import describe_run
-from fastbit.data import image_dataloaders
+from fastbit.data.loaders import image_dataloaders
 from fastbit.headfit import logistic_head
 from fastbit.learner import transfer_learner
 from fastbit.predict import load_predictor

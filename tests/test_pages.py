@@ -11,9 +11,9 @@ import pytest, torch
 
 import fastbit.all as fa
 from fastbit import baseline as baseline_module, bodies, cli, datasets, weights
-from fastbit.flowers import drawn_flowers
+from fastbit.data.flowers import drawn_flowers
 from fastbit.learner import TransferLearner
-from fastbit.tables import image_table
+from fastbit.data.tables import image_table
 
 NBS = Path(__file__).parents[1]/'nbs'
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(NBS).parts))

@@ -109,7 +109,7 @@ warnings.simplefilter('ignore')
 import torch
 from fastai.callback.core import Callback
 from fastai.vision.augment import Brightness
-from fastbit.data import image_dataloaders
+from fastbit.data.loaders import image_dataloaders
 from fastbit.learner import transfer_learner
 from fastbit.core.processes import join_processes, leave_processes, rank
 join_processes('cpu')

@@ -9,7 +9,7 @@ from fastai.vision.augment import Resize
 
 import fastbit.baseline as module
 from fastbit.baseline import baseline
-from fastbit.data import image_dataloaders
+from fastbit.data.loaders import image_dataloaders
 from fastbit.evaluate import tta_probs
 from fastbit.learner import transfer_learner
 from conftest import TINY, look_at, picture

@@ -7,7 +7,7 @@ from safetensors import safe_open
 
 from fastbit.callbacks import KeepBest
 from fastbit.checkpoint import read_checkpoint
-from fastbit.data import image_dataloaders
+from fastbit.data.loaders import image_dataloaders
 from fastbit.learner import transfer_learner
 from conftest import TINY, picture, run_fastbit, start_fastbit, wait_for_rows, write_folder
 from forks import COMMAND, Fork
@@ -23,7 +23,7 @@ from fastai.torch_core import set_seed
 from fastai.vision.augment import Brightness
 from fastbit import checkpoint
 from fastbit.callbacks import KeepBest
-from fastbit.data import image_dataloaders
+from fastbit.data.loaders import image_dataloaders
 from fastbit.learner import transfer_learner
 
 data, folder, kind, at, how = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5]

@@ -9,8 +9,8 @@ from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoa
 from fastbit.baseline import _command, baseline, check_out
 from fastbit.budget import parse_budget
 from fastbit.cli import _in_shell, main
-from fastbit.data import image_dataloaders
-from fastbit.datasets import digits_table
+from fastbit.data.loaders import image_dataloaders
+from fastbit.data.public import digits_table
 from fastbit.fewshot import few_shot_curve
 from fastbit.metrics.intervals import compare
 from fastbit.leaderboard import Leaderboard, leaderboard

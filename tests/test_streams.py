@@ -8,7 +8,7 @@ datasets = pytest.importorskip('datasets', reason='pip install datasets webdatas
 pytest.importorskip('webdataset', reason='pip install datasets webdataset')
 from fastbit.learner import transfer_learner
 from fastbit.launch import environment, unused_port
-from fastbit.streams import ImageStream, StreamDL, parquet_stream, stream_dataloaders, tar_stream
+from fastbit.data.streams import ImageStream, StreamDL, parquet_stream, stream_dataloaders, tar_stream
 from fastbit.core.text import DataWarning
 from conftest import picture
 from forks import Fork
@@ -136,7 +136,7 @@ import io, resource, sys, warnings
 warnings.simplefilter('ignore')
 import datasets, torch
 from test_streams import CLASSES, GN, encoded, learner, fit
-from fastbit.streams import parquet_stream, stream_dataloaders
+from fastbit.data.streams import parquet_stream, stream_dataloaders
 n = int(sys.argv[1])
 some = [encoded(i) for i in range(30)]
 def simulated():
@@ -170,7 +170,7 @@ import hashlib, json, os, sys, warnings
 warnings.simplefilter('ignore')
 from pathlib import Path
 from fastbit.core.processes import join_processes, leave_processes, rank
-from fastbit.streams import StreamDL
+from fastbit.data.streams import StreamDL
 join_processes('cpu')
 from test_streams import fit, learner, loaders, with_bad_images
 learn = fit(learner(loaders(Path(sys.argv[1]), sys.argv[2])))

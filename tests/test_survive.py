@@ -6,7 +6,7 @@ from fastai.callback.core import Callback
 
 from fastbit.baseline import baseline
 from fastbit.checkpoint import read_checkpoint
-from fastbit.data import image_dataloaders
+from fastbit.data.loaders import image_dataloaders
 from fastbit.guards import LossNotFinite, Stopped, first_not_finite
 from fastbit.learner import transfer_learner
 from fastbit.core.text import DataWarning

@@ -4,12 +4,12 @@ import gzip, os, warnings
 import numpy as np, pandas as pd, pytest
 
 from conftest import TINY, picture, write_folder
-from fastbit.columns import SPLIT_WORDS, split_word, table_rows
-from fastbit.data import image_dataloaders
-from fastbit.labels import clean_label, natural_order
+from fastbit.data.columns import SPLIT_WORDS, split_word, table_rows
+from fastbit.data.loaders import image_dataloaders
+from fastbit.data.labels import clean_label, natural_order
 from fastbit.predict import class_numbers
 from fastbit.core.text import DataWarning
-from fastbit.tables import image_table
+from fastbit.data.tables import image_table
 
 small = dict(arch='test_efficientnet', size=32, num_workers=0)
 

@@ -11,7 +11,7 @@ from fastai.optimizer import SGD, Adam
 
 from conftest import TINY
 from fastbit.callbacks import RarelyProgress
-from fastbit.data import image_dataloaders
+from fastbit.data.loaders import image_dataloaders
 from fastbit.learner import fast_precision, transfer_learner
 from fastbit.optim import ForeachSGD, FusedAdam
 

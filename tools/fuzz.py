@@ -28,7 +28,7 @@ def seeds(target, folder):
 
 
 def one_image():
-    from fastbit.images import inspect_image, read_image
+    from fastbit.data.decode import inspect_image, read_image
     scratch = Path(tempfile.mkdtemp())/'x'
     def test(data):
         warnings.simplefilter('ignore')
@@ -59,9 +59,9 @@ def one_artifact(target):
 
 def fuzz(target, seconds, folder):
     import atheris
-    with atheris.instrument_imports(include=['PIL', 'fastbit.images', 'fastbit.artifact']):
+    with atheris.instrument_imports(include=['PIL', 'fastbit.data.decode', 'fastbit.artifact']):
         import PIL.Image, PIL.JpegImagePlugin, PIL.PngImagePlugin, PIL.TiffImagePlugin, PIL.GifImagePlugin   # noqa: what is watched
-        import fastbit.artifact, fastbit.images   # noqa
+        import fastbit.artifact, fastbit.data.decode   # noqa
     atheris.Setup([sys.argv[0], f'-max_total_time={seconds}', '-rss_limit_mb=4000', '-timeout=20', '-max_len=20000', '-verbosity=0', '-print_final_stats=1', str(folder)], one_image() if target == 'image' else one_artifact(target))
     atheris.Fuzz()
 
