@@ -54,9 +54,9 @@ from .cyclefit import *
 from .headfit import *
 from .lrfind import *
 from .learner import *
-from .figures import *
-from .cam import *
-from .report import *
+from .report.figures import *
+from .report.cam import *
+from .report.sections import *
 from .recipes import *
 from .budget import *
 from .result import *

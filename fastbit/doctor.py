@@ -37,7 +37,7 @@ from .core.files import write_text
 from .data.decode import LARGE, check_images, depth_words, in_threads, open_image, read_image, reading
 from .bodies.model import TransferModel
 from .core.text import ShownOnce, show
-from .report import THUMB, picture_uri, render_page
+from .report.sections import THUMB, picture_uri, render_page
 from .core.store import CACHE_GB
 from .data.folders import count_reasons, is_odd
 from .data.tables import csv_text, leave_out_untrained, read_image_set

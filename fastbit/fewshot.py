@@ -28,7 +28,7 @@ from .core.files import write_text
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .metrics.intervals import wilson_interval
 from .learner import transfer_learner
-from .report import Report, picture_uri, render_page
+from .report.sections import Report, picture_uri, render_page
 from .data.tables import csv_text, few_shot_table, source_rows
 
 # %% ../nbs/09b_fewshot.ipynb #2db1835a

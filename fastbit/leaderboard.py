@@ -35,7 +35,7 @@ from .metrics.intervals import compare, read_predictions, wilson_interval
 from .learner import transfer_learner
 from .core.text import ShownOnce, show
 from .recipes import RECIPES, clock
-from .report import picture_uri, render_page
+from .report.sections import picture_uri, render_page
 from .core.store import CACHE_GB
 from .data.tables import check_share, csv_text, source_rows
 

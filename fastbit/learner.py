@@ -45,7 +45,7 @@ from .headfit import HeadFit
 from .optim import FusedAdam
 from .core.processes import world
 from .core.text import is_interactive, show as show_it
-from .report import Findings, Report, data_name, make_report
+from .report.sections import Findings, Report, data_name, make_report
 from .cyclefit import CycleFit
 from .lrfind import BODY_LR, RateFinder
 from .rulefit import RuleFit

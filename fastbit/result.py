@@ -19,12 +19,12 @@ import pandas as pd, torch
 from . import __version__
 from .metrics.calibration import few_images_words
 from .evaluate import Evaluation
-from .figures import plot_losses, plot_rates
+from .report.figures import plot_losses, plot_rates
 from .core.files import write_bytes, write_text
 from .learner import TransferLearner
 from .core.text import ShownOnce
 from .recipes import Plan, clock, rows_html
-from .report import Findings, Report, make_report
+from .report.sections import Findings, Report, make_report
 from .data.tables import csv_text
 
 # %% ../nbs/08d_result.ipynb #934bbd4d

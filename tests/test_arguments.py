@@ -17,7 +17,7 @@ from torchvision.models import efficientnet_b0, resnet34
 from fastbit.baseline import baseline
 from fastbit.cli import main
 from fastbit.data.loaders import image_dataloaders
-from fastbit.figures import drawable, plot_confusion, plot_lr_find
+from fastbit.report.figures import drawable, plot_confusion, plot_lr_find
 from fastbit.core.fonts import fallback_fonts, missing_characters
 from fastbit.learner import transfer_learner
 from fastbit.bodies.names import timm_name

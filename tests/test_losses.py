@@ -215,7 +215,7 @@ def test_losses_in_words():
 
 
 def test_the_report_names_another_loss(dls):
-    from fastbit.figures import plot_losses
+    from fastbit.report.figures import plot_losses
     learn = learner(dls, loss_func=FocalLossFlat())
     learn.fit(1, 1e-3)
     assert plot_losses(learn.history.epochs, learn.history.steps,

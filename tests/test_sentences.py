@@ -18,7 +18,7 @@ from fastbit.learner import transfer_learner
 from fastbit.core.machine import Machine, _cpu_model, this_machine
 from fastbit.options import make_parser
 from fastbit.recipes import RECIPES, clock
-from fastbit.report import data_name
+from fastbit.report.sections import data_name
 from fastbit.bodies.weights import weights_source
 from conftest import TINY, write_folder
 
