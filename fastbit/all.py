@@ -43,9 +43,9 @@ from .checkpoint import *
 from .metrics.intervals import *
 from .metrics.calibration import *
 from .evaluate import *
-from .artifact import *
-from .predict import *
-from .onnx import *
+from .export.artifact import *
+from .export.predict import *
+from .export.onnx import *
 from .bodies.model import *
 from .bodies.fold import *
 from .data.features import *

@@ -114,7 +114,7 @@ def _check_bs(args):
     if args.bs is not None and args.bs < 1: raise ValueError(f'--bs {args.bs}: images in a pass, 1 or more.')
 
 def _predict(args) -> int:
-    from fastbit.predict import check_no_url, image_items, load_predictor
+    from fastbit.export.predict import check_no_url, image_items, load_predictor
     from fastbit.data.tables import csv_text
     _check_bs(args)
     for p in args.images: check_no_url(p)
@@ -141,7 +141,7 @@ def _table(df) -> str:
 def _evaluate(args):
     from fastbit.metrics.calibration import calibration_error, reliability_table, temper
     from fastbit.evaluate import evaluate_probs
-    from fastbit.predict import load_predictor
+    from fastbit.export.predict import load_predictor
     from fastbit.data.tables import source_rows
     _check_bs(args)
     predictor = load_predictor(args.model, args.device)
@@ -153,8 +153,8 @@ def _evaluate(args):
     if t: print(f'with temperature {t:.2f}: ECE {calibration_error(reliability_table(temper(res.probs, t), res.targs)):.4f}')
 
 def _onnx(args):
-    from fastbit.onnx import export_onnx
-    from fastbit.predict import load_predictor
+    from fastbit.export.onnx import export_onnx
+    from fastbit.export.predict import load_predictor
     if not args.file.endswith('.onnx'): raise ValueError(f'{args.file}: the name ends in .onnx.')
     difference = export_onnx(load_predictor(args.model, 'cpu'), args.file)
     print(f'{args.file}: from uint8 pixels, n x height x width x 3, to probabilities; differs from PyTorch by {difference:.0e} at most')

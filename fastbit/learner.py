@@ -30,7 +30,7 @@ from fastcore.foundation import L
 
 # %% ../nbs/06_learner.ipynb #47d4fb7b
 from .core.arguments import LEARNER_HABITS, TTA_HABITS, refuse_unknown
-from .artifact import Artifact, check_target, digest_sketch, made_with, save_artifact
+from .export.artifact import Artifact, check_target, digest_sketch, made_with, save_artifact
 from .bodies.build import Preprocess, body_preprocess, build_body
 from .bodies.names import timm_name
 from .metrics.calibration import fit_temperature

@@ -7,13 +7,13 @@ from fastai.learner import Learner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fastbit.artifact import CONFIG, FORMAT, WEIGHTS, Artifact, load_artifact, made_with, save_artifact
+from fastbit.export.artifact import CONFIG, FORMAT, WEIGHTS, Artifact, load_artifact, made_with, save_artifact
 from fastbit.baseline import baseline
 from fastbit.bodies.build import body_preprocess, build_body
 from fastbit.data.loaders import image_dataloaders
 from fastbit.learner import transfer_learner
 from fastbit.bodies.model import TransferModel
-from fastbit.predict import Predictor, load_predictor
+from fastbit.export.predict import Predictor, load_predictor
 from conftest import TINY, picture, run_fastbit, small_bit, write_folder
 from forks import Fork
 
@@ -114,7 +114,7 @@ def test_every_class_has_its_probability(artifact):
 
 def test_memory_depends_on_the_batch(artifact, monkeypatch):
     "Never more than a few batches are loaded ahead"
-    import fastbit.predict as m
+    import fastbit.export.predict as m
     alive, most, lock, real = [0], [0], threading.Lock(), m.flat_squares
     p = load_predictor(artifact[0], 'cpu')
     def load(*a):
@@ -172,7 +172,7 @@ def test_evaluate_measures_and_says_what_was_trained_on(run, tmp_path):
 
 
 def test_a_large_training_set_leaves_a_sample(artifact):
-    from fastbit.artifact import SKETCH, count_trained_on, digest_sketch
+    from fastbit.export.artifact import SKETCH, count_trained_on, digest_sketch
     digests = [f'{i*2**44 + 7:016x}' for i in range(5000)]
     a = about_net(trained_on=digest_sketch(digests))
     assert len(a.trained_on['digests']) == SKETCH and count_trained_on(a, digests[::10]) == (100, False) and count_trained_on(a, ['ff'*8]) == (0, False)
@@ -199,25 +199,25 @@ assert 'torch' not in sys.modules
 
 @pytest.mark.parametrize('arch', ['resnetv2_50x1_bit', 'test_efficientnet_gn'])
 def test_onnx_of_groupnorm_bodies(arch, tmp_path):
-    from fastbit.onnx import ONNX_TOLERANCE, export_onnx
+    from fastbit.export.onnx import ONNX_TOLERANCE, export_onnx
     net = some_net(arch=arch) if arch == 'test_efficientnet_gn' else small_bit().eval()
     torch.nn.init.normal_(net.get_classifier().weight)
     p = Predictor(TransferModel(net), Artifact(arch, ('a', 'b', 'c'), body_preprocess(arch, 64)))
     assert export_onnx(p, tmp_path/'net.onnx') <= ONNX_TOLERANCE
-    from fastbit.onnx import PixelsToProbs
+    from fastbit.export.onnx import PixelsToProbs
     images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode(): assert (PixelsToProbs(p).eval()(images)[0] - p.model(images.permute(0, 3, 1, 2)).softmax(1)).abs().max() < 1e-5   # what is compared with the file is compared with the network, too
 
 
 @pytest.mark.parametrize('size', [8, 9, 16])
 def test_a_zero_pad_before_a_pool_without_a_pad(size):
-    from fastbit.onnx import ZeroPadMaxPool
+    from fastbit.export.onnx import ZeroPadMaxPool
     pool, x = torch.nn.MaxPool2d(3, 2), -torch.rand(2, 4, size, size) - 1
     assert torch.equal(ZeroPadMaxPool(pool, 1, (size, size))(x), pool(torch.nn.functional.pad(x, (1, 1, 1, 1))))
 
 
 def test_an_onnx_file_that_differs_is_not_kept(artifact, tmp_path, monkeypatch):
-    import fastbit.onnx as m
+    import fastbit.export.onnx as m
     monkeypatch.setattr(m, '_difference', lambda *a: .1)
     with pytest.raises(ValueError, match='differs from the network by 1.0e-01, and is not kept'): m.export_onnx(load_predictor(artifact[0], 'cpu'), tmp_path/'net.onnx')
     assert not (tmp_path/'net.onnx').exists()
@@ -248,7 +248,7 @@ def test_this_format_has_a_golden_artifact():
 # writing
 
 def test_an_interrupted_export_leaves_what_was_there(artifact, monkeypatch):
-    import fastbit.artifact as m
+    import fastbit.export.artifact as m
     folder, before = artifact[0], {f.name: f.read_bytes() for f in artifact[0].iterdir()}
     for name in ('write_text', 'save_file'):
         def dies(*a, **k): raise KeyboardInterrupt

@@ -89,7 +89,7 @@ def _readers(tmp_path):
     from fastbit.doctor import _look
     from fastbit.data.features import view_pixels
     from fastbit.data.decode import inspect_image
-    from fastbit.predict import flat_squares
+    from fastbit.export.predict import flat_squares
     from fastbit.data.streams import StreamDL
     pp = body_preprocess('test_efficientnet', size=32)
     stream = SimpleNamespace(pp=pp, train=True, seed=0)
@@ -183,7 +183,7 @@ def test_predicting(hostile, trained, tmp_path):
 
 def test_predicting_in_python(hostile, trained):
     "Bytes, too"
-    from fastbit.predict import load_predictor
+    from fastbit.export.predict import load_predictor
     p, cases = load_predictor(trained[0]/'out', 'cpu'), [c for c in corpus.all_cases() if 'megapixels' not in c.name]
     import warnings
     with warnings.catch_warnings():

@@ -21,7 +21,7 @@ from fastbit.checkpoint import describe_run
 from fastbit.data.loaders import image_dataloaders
 from fastbit.headfit import logistic_head
 from fastbit.learner import transfer_learner
-from fastbit.predict import load_predictor
+from fastbit.export.predict import load_predictor
 from fastbit.metrics.task import SoftmaxLoss, describe_loss, resolve_loss
 from conftest import TINY
 

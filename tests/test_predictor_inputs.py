@@ -6,9 +6,9 @@ from fastcore.foundation import L
 from PIL import Image
 
 from fastbit.bodies.build import body_preprocess, build_body
-from fastbit.artifact import Artifact, save_artifact
+from fastbit.export.artifact import Artifact, save_artifact
 from fastbit.cli import main
-from fastbit.predict import image_items, load_predictor
+from fastbit.export.predict import image_items, load_predictor
 from conftest import picture
 
 

@@ -308,8 +308,8 @@ def test_without_weights_each_way_on_can_be_typed(run, monkeypatch, capsys):
 @pytest.mark.filterwarnings('ignore:load_learner')   # what fastai says of pickles
 def test_the_copy_of_a_pickle_can_be_made_as_it_says(run, tmp_path):
     from fastai.learner import Learner
-    from fastbit.artifact import save_artifact
-    from fastbit.predict import load_predictor
+    from fastbit.export.artifact import save_artifact
+    from fastbit.export.predict import load_predictor
     learn, file = run[2].learn, tmp_path/'old.pkl'
     Learner.export(learn, file)
     with pytest.raises(ValueError) as e: load_predictor(file)

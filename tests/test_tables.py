@@ -7,7 +7,7 @@ from conftest import TINY, picture, write_folder
 from fastbit.data.columns import SPLIT_WORDS, split_word, table_rows
 from fastbit.data.loaders import image_dataloaders
 from fastbit.data.labels import clean_label, natural_order
-from fastbit.predict import class_numbers
+from fastbit.export.predict import class_numbers
 from fastbit.core.text import DataWarning
 from fastbit.data.tables import image_table
 
@@ -395,7 +395,7 @@ def test_python_takes_the_columns(tmp_path):
     from fastbit.leaderboard import leaderboard
     import inspect
     from fastbit.doctor import check_data
-    from fastbit.predict import Predictor
+    from fastbit.export.predict import Predictor
     for f in (baseline, folder_rule, leaderboard, few_shot_curve, check_data, image_dataloaders, image_table, Predictor.evaluate, Predictor.labelled_probs):
         assert {'root', 'path_col', 'label_col', 'split_col', 'suffix'} <= set(inspect.signature(f).parameters), f
     root = write_folder(tmp_path/'data', dict(x=6, y=6))

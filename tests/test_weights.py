@@ -7,7 +7,7 @@ from fastai.learner import Learner
 from safetensors.torch import save_file
 from torch import nn
 
-from fastbit.artifact import Artifact, save_artifact
+from fastbit.export.artifact import Artifact, save_artifact
 from fastbit.bodies.build import body_preprocess, build_body
 from fastbit.cli import main
 from fastbit.data.loaders import image_dataloaders

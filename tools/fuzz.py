@@ -43,7 +43,7 @@ def one_image():
 
 def one_artifact(target):
     import shutil
-    from fastbit.artifact import CONFIG, WEIGHTS, load_artifact, read_config
+    from fastbit.export.artifact import CONFIG, WEIGHTS, load_artifact, read_config
     folder = Path(tempfile.mkdtemp())/'model'
     golden = next((ROOT/'tests'/'golden').glob('artifact-*/'))
     shutil.copytree(golden, folder)
@@ -59,9 +59,9 @@ def one_artifact(target):
 
 def fuzz(target, seconds, folder):
     import atheris
-    with atheris.instrument_imports(include=['PIL', 'fastbit.data.decode', 'fastbit.artifact']):
+    with atheris.instrument_imports(include=['PIL', 'fastbit.data.decode', 'fastbit.export.artifact']):
         import PIL.Image, PIL.JpegImagePlugin, PIL.PngImagePlugin, PIL.TiffImagePlugin, PIL.GifImagePlugin   # noqa: what is watched
-        import fastbit.artifact, fastbit.data.decode   # noqa
+        import fastbit.export.artifact, fastbit.data.decode   # noqa
     atheris.Setup([sys.argv[0], f'-max_total_time={seconds}', '-rss_limit_mb=4000', '-timeout=20', '-max_len=20000', '-verbosity=0', '-print_final_stats=1', str(folder)], one_image() if target == 'image' else one_artifact(target))
     atheris.Fuzz()
 
