@@ -9,7 +9,7 @@ from fastbit.bodies.build import body_preprocess, build_body
 from fastbit.bodies.names import timm_name
 from fastbit.data.loaders import image_dataloaders
 from fastbit.data.features import view_pixels
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 from fastbit.data.tables import image_table, split_table
 
 

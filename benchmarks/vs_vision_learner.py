@@ -17,7 +17,7 @@ from fastbit.baseline import onecycle_stages
 from fastbit.bodies.build import build_body, body_preprocess
 from fastbit.data.loaders import image_dataloaders
 from fastbit.data.tables import image_table, split_table
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 
 ARCH = 'tf_efficientnet_lite0'
 

@@ -25,25 +25,25 @@ from .bodies.names import timm_name
 from .bodies.weights import hub_file, weights_source
 from .budget import FIXED, Speed, TimeLimit, budget_text, choose_option, options, parse_budget
 from .metrics.calibration import fit_temperature, temper
-from .callbacks import JsonLog, KeepBest
-from .checkpoint import SAVE_SECONDS
-from .cyclefit import progress_of
+from .training.callbacks import JsonLog, KeepBest
+from .training.checkpoint import SAVE_SECONDS
+from .training.one_cycle import progress_of
 from .data.loaders import PathLabel, check_device, image_dataloaders, source_name
 from .data.public import PUBLIC_SETS, named_table
-from .evaluate import default_views, evaluate_probs, tta_probs
+from .training.tta import default_views, evaluate_probs, tta_probs
 from .data.filepaths import check_some_exist
-from .guards import Stopped
-from .headfit import HEAD_EPOCHS, check_head_options
+from .training.guards import Stopped
+from .training.head import HEAD_EPOCHS, check_head_options
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .data.decode import header_sizes, middle_size
-from .learner import check_precision, transfer_learner
-from .lrfind import HEAD_LR
+from .training.learner import check_precision, transfer_learner
+from .training.rate_finder import HEAD_LR
 from .core.machine import this_machine
 from .core.processes import alone_by_mistake, is_writer, join_processes, wait_for_all, world, writer_first
 from .core.text import show
 from .recipes import RECIPES, HeadStage, Plan, RuleStage, clock, head_stages, measure_stages, onecycle_stages
 from .result import BaselineResult
-from .rulefit import check_steps, default_eval_every, rule_text
+from .training.rule import check_steps, default_eval_every, rule_text
 from .core.store import CACHE_GB
 from .core.text import say
 from .data.tables import ImageSet, few_shot_table, leave_out_untrained, read_image_set, split_table

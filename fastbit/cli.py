@@ -140,7 +140,7 @@ def _table(df) -> str:
 
 def _evaluate(args):
     from fastbit.metrics.calibration import calibration_error, reliability_table, temper
-    from fastbit.evaluate import evaluate_probs
+    from fastbit.training.tta import evaluate_probs
     from fastbit.export.predict import load_predictor
     from fastbit.data.tables import source_rows
     _check_bs(args)

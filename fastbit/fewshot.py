@@ -27,7 +27,7 @@ from .data.loaders import image_dataloaders, table_dataloaders
 from .core.files import write_text
 from .hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from .metrics.intervals import wilson_interval
-from .learner import transfer_learner
+from .training.learner import transfer_learner
 from .report.sections import Report, picture_uri, render_page
 from .data.tables import csv_text, few_shot_table, source_rows
 

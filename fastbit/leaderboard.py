@@ -27,12 +27,12 @@ from .bodies.build import MAX_16_BIT
 from .bodies.names import timm_name
 from .bodies.weights import bundled_file
 from .data.loaders import check_device, image_dataloaders
-from .evaluate import evaluate_probs
+from .training.tta import evaluate_probs
 from .data.features import view_pixels
 from .core.files import write_bytes, write_text
 from .bodies.fold import FoldedModel
 from .metrics.intervals import compare, read_predictions, wilson_interval
-from .learner import transfer_learner
+from .training.learner import transfer_learner
 from .core.text import ShownOnce, show
 from .recipes import RECIPES, clock
 from .report.sections import picture_uri, render_page

@@ -18,13 +18,13 @@ import torch
 
 # %% ../nbs/08b_recipes.ipynb #49354a1c
 from . import __version__
-from .accumulate import is_out_of_memory
-from .checkpoint import sole_user
-from .headfit import HEAD_EPOCHS
+from .training.accumulate import is_out_of_memory
+from .training.checkpoint import sole_user
+from .training.head import HEAD_EPOCHS
 from .hyperrule import HyperRule
 from .bodies.fold import FoldedModel
-from .learner import TransferLearner
-from .lrfind import BODY_LR, HEAD_LR
+from .training.learner import TransferLearner
+from .training.rate_finder import BODY_LR, HEAD_LR
 from .core.machine import Machine
 from .bodies.model import untouched
 from .core.text import ShownOnce

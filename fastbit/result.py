@@ -18,10 +18,10 @@ import pandas as pd, torch
 # %% ../nbs/08d_result.ipynb #8d16a42c
 from . import __version__
 from .metrics.calibration import few_images_words
-from .evaluate import Evaluation
+from .training.tta import Evaluation
 from .report.figures import plot_losses, plot_rates
 from .core.files import write_bytes, write_text
-from .learner import TransferLearner
+from .training.learner import TransferLearner
 from .core.text import ShownOnce
 from .recipes import Plan, clock, rows_html
 from .report.sections import Findings, Report, make_report

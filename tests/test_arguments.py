@@ -19,7 +19,7 @@ from fastbit.cli import main
 from fastbit.data.loaders import image_dataloaders
 from fastbit.report.figures import drawable, plot_confusion, plot_lr_find
 from fastbit.core.fonts import fallback_fonts, missing_characters
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 from fastbit.bodies.names import timm_name
 from conftest import TINY, write_folder
 

@@ -11,7 +11,7 @@ from fastbit.export.artifact import CONFIG, FORMAT, WEIGHTS, Artifact, load_arti
 from fastbit.baseline import baseline
 from fastbit.bodies.build import body_preprocess, build_body
 from fastbit.data.loaders import image_dataloaders
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 from fastbit.bodies.model import TransferModel
 from fastbit.export.predict import Predictor, load_predictor
 from conftest import TINY, picture, run_fastbit, small_bit, write_folder

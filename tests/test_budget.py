@@ -6,7 +6,7 @@ import pytest, torch
 from fastbit.baseline import baseline
 from fastbit.budget import EPOCHS, BudgetOption, Speed, TimeLimit, choose_option, option_seconds, options
 from fastbit.data.loaders import image_dataloaders
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 from conftest import TINY, run_fastbit
 
 small = dict(TINY, size=32, num_workers=0, verbose=False)

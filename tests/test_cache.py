@@ -14,7 +14,7 @@ from fastbit.data.loaders import image_dataloaders
 from fastbit.data.features import FeatureDL, Features, frozen_features
 from fastbit.bodies.fold import FOLD_TOLERANCE, FoldedModel, can_fold, fold_net
 from fastbit.data.decode import draft_size, read_image, square_image
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 from fastbit.bodies.model import TransferModel, run_stages
 from fastbit.core.store import RowStore, clear_stores, file_key, list_stores, row_key
 from fastbit.core.text import DataWarning
@@ -205,7 +205,7 @@ SLOW = '''
 import sys, time
 import fastbit.data.features as f
 from fastbit.data.loaders import image_dataloaders
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 plain = f.view_pixels
 def slow(*args): time.sleep(.05); return plain(*args)
 if {slow}: f.view_pixels = slow

@@ -165,7 +165,7 @@ def test_missing_files_of_a_table_are_unreadable(folder):
 @pytest.mark.parametrize('n', [2, 3, 4, 5])
 def test_never_zero_batches(make_folder, tmp_path, n):
     "fastai drops the last partial batch: with fewer images than a batch, nothing is trained, silently. Here bs = 4"
-    from fastbit.learner import transfer_learner
+    from fastbit.training.learner import transfer_learner
     make_folder(dict(a=(n+1)//2, b=n//2), 'data/train'); make_folder(dict(a=2, b=2), 'data/valid')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DataWarning)

@@ -5,10 +5,10 @@ import numpy as np, pandas as pd, pytest
 from fastai.metrics import accuracy
 
 from fastbit.baseline import baseline
-from fastbit.callbacks import JsonLog
+from fastbit.training.callbacks import JsonLog
 from fastbit.data.loaders import image_dataloaders
 from fastbit.fewshot import few_shot_curve
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 from fastbit.core.text import show
 from fastbit.recipes import Plan
 from conftest import TINY, look_at, run_fastbit

@@ -7,11 +7,11 @@ from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from torch.testing import assert_close
 
-from fastbit.accumulate import accumulate_step
+from fastbit.training.accumulate import accumulate_step
 from fastbit.bodies.build import build_body
 from fastbit.data.loaders import image_dataloaders
 from fastbit.hyperrule import BATCH_SIZE, HyperRule
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 from fastbit.bodies.model import TransferModel
 from fastbit.data.steps import mixup_draw, step_loader, step_rows
 from fastbit.core.text import DataWarning

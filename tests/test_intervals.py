@@ -4,7 +4,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss
 
 from fastbit.metrics.calibration import brier_scores, calibration_error, few_images_words, fit_temperature, reliability_table
-from fastbit.evaluate import evaluate_probs
+from fastbit.training.tta import evaluate_probs
 from fastbit.metrics.intervals import compare, mcnemar_p, paired_difference, wilson_interval
 
 DRAWS = 1000

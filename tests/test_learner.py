@@ -16,8 +16,8 @@ from torch.testing import assert_close
 
 from fastbit.bodies.build import build_body
 from fastbit.data.loaders import image_dataloaders
-from fastbit.learner import transfer_learner
-from fastbit.lrfind import BODY_LR, HEAD_LR
+from fastbit.training.learner import transfer_learner
+from fastbit.training.rate_finder import BODY_LR, HEAD_LR
 from fastbit.bodies.model import TransferModel
 from fastbit.core.text import DataWarning
 from conftest import TINY

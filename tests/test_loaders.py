@@ -9,7 +9,7 @@ from conftest import TINY, picture, write_folder
 from fastbit.cli import main
 from fastbit.data.loaders import image_dataloaders
 from fastbit.data.decode import read_image
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 from fastbit.core.text import DataWarning
 from fastbit.data.tables import csv_text
 
@@ -58,7 +58,7 @@ def start_method(request):
     from torch import multiprocessing
     before = multiprocessing.get_start_method()
     # worker processes are forked from one that has imported what they need, or each would take seconds
-    multiprocessing.set_forkserver_preload(['fastbit.evaluate', 'fastbit.data.steps'])
+    multiprocessing.set_forkserver_preload(['fastbit.training.tta', 'fastbit.data.steps'])
     multiprocessing.set_start_method(request.param, force=True)
     yield request.param
     multiprocessing.set_start_method(before, force=True)
@@ -69,7 +69,7 @@ def pixels_and_labels(dl): return [tuple(o.as_subclass(torch.Tensor) for o in b)
 
 def all_passes(dls, pp, files, workers) -> dict:
     "Batches of every kind of loader, with one worker process where it has any; two passes with `workers`"
-    from fastbit.evaluate import SquaresImage
+    from fastbit.training.tta import SquaresImage
     from fastbit.data.steps import share_loader, step_loader
     steps = lambda dl: [dl.source.after_batch(tuple(b.rows)) for b in dl if b.finish() is None]
     shares = lambda dl: [b.b for b in dl]

@@ -9,11 +9,11 @@ from fastcore.xtras import ContextManagers
 
 from conftest import TINY
 from fastbit.budget import TimeLimit
-from fastbit.callbacks import JsonLog, KeepBest, PlainLog, RarelyProgress
+from fastbit.training.callbacks import JsonLog, KeepBest, PlainLog, RarelyProgress
 from fastbit.data.loaders import image_dataloaders
-from fastbit.evaluate import _ViewsModel
+from fastbit.training.tta import _ViewsModel
 from fastbit.bodies.fold import FoldedModel
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 from fastbit.core.text import DataWarning
 
 

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from fastbit.checkpoint import describe_run
+from fastbit.training.checkpoint import describe_run
 from fastbit.data.loaders import image_dataloaders
-from fastbit.headfit import logistic_head
-from fastbit.learner import transfer_learner
+from fastbit.training.head import logistic_head
+from fastbit.training.learner import transfer_learner
 from fastbit.export.predict import load_predictor
 from fastbit.metrics.task import SoftmaxLoss, describe_loss, resolve_loss
 from conftest import TINY
@@ -158,7 +158,7 @@ def test_the_weighted_optimum_is_that_of_repeated_rows():
 
 
 def test_cross_validation_scores_with_the_weights(monkeypatch):
-    import fastbit.headfit as m
+    import fastbit.training.head as m
     seen, real = [], m.GridSearchCV
     monkeypatch.setattr(m, 'GridSearchCV', lambda *a, **k: seen.append(k['scoring']) or real(*a, **k))
     x, y = np.random.default_rng(0).normal(size=(30, 3)), np.arange(30) % 2

@@ -12,7 +12,7 @@ import pytest, torch
 import fastbit.all as fa
 from fastbit import baseline as baseline_module, bodies, cli, datasets, weights
 from fastbit.data.flowers import drawn_flowers
-from fastbit.learner import TransferLearner
+from fastbit.training.learner import TransferLearner
 from fastbit.data.tables import image_table
 
 NBS = Path(__file__).parents[1]/'nbs'

@@ -110,7 +110,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.vision.augment import Brightness
 from fastbit.data.loaders import image_dataloaders
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 from fastbit.core.processes import join_processes, leave_processes, rank
 join_processes('cpu')
 data, how = sys.argv[1:]

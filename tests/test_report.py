@@ -10,8 +10,8 @@ from fastai.vision.augment import Resize
 import fastbit.baseline as module
 from fastbit.baseline import baseline
 from fastbit.data.loaders import image_dataloaders
-from fastbit.evaluate import tta_probs
-from fastbit.learner import transfer_learner
+from fastbit.training.tta import tta_probs
+from fastbit.training.learner import transfer_learner
 from conftest import TINY, look_at, picture
 
 small = dict(TINY, size=32, num_workers=0, epochs=2, verbose=False)

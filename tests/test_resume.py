@@ -5,10 +5,10 @@ import pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 from safetensors import safe_open
 
-from fastbit.callbacks import KeepBest
-from fastbit.checkpoint import read_checkpoint
+from fastbit.training.callbacks import KeepBest
+from fastbit.training.checkpoint import read_checkpoint
 from fastbit.data.loaders import image_dataloaders
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 from conftest import TINY, picture, run_fastbit, start_fastbit, wait_for_rows, write_folder
 from forks import COMMAND, Fork
 
@@ -22,9 +22,9 @@ from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from fastai.vision.augment import Brightness
 from fastbit import checkpoint
-from fastbit.callbacks import KeepBest
+from fastbit.training.callbacks import KeepBest
 from fastbit.data.loaders import image_dataloaders
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 
 data, folder, kind, at, how = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5]
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
@@ -147,7 +147,7 @@ def test_after_an_interrupt_the_learner_is_usable(dls, tmp_path):
 
 def test_an_interrupt_within_a_step_leaves_nothing_for_the_next_fit(dls):
     "A plain log would tell of a step that is no more"
-    from fastbit.callbacks import PlainLog
+    from fastbit.training.callbacks import PlainLog
     class StopInside(Callback):
         pieces = 0
         def after_pred(self):
@@ -494,7 +494,7 @@ def test_a_command_on_other_data_is_told_what_to_type(folder, tmp_path, monkeypa
 
 
 def test_two_runs_do_not_write_one_checkpoint(folder, tmp_path, capsys):
-    from fastbit.checkpoint import sole_user
+    from fastbit.training.checkpoint import sole_user
     from fastbit.cli import main
     args = ['baseline', str(folder), *map(str, BY_RULE), '--out', str(tmp_path/'run')]
     (tmp_path/'run').mkdir()

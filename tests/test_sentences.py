@@ -14,7 +14,7 @@ from fastbit.data.public import digits_table
 from fastbit.fewshot import few_shot_curve
 from fastbit.metrics.intervals import compare
 from fastbit.leaderboard import Leaderboard, leaderboard
-from fastbit.learner import transfer_learner
+from fastbit.training.learner import transfer_learner
 from fastbit.core.machine import Machine, _cpu_model, this_machine
 from fastbit.options import make_parser
 from fastbit.recipes import RECIPES, clock

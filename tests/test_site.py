@@ -80,8 +80,8 @@ def test_nothing_is_loaded_from_another_host(site, parsed):
 
 def test_docstrings_lead_to_their_pages(site):
     "Each module says where its documentation is: `learner.html.md`"
-    import fastbit.learner
-    name = re.search(r'Docs: \S*/(\S+)', fastbit.learner.__doc__)[1]
+    import fastbit.training.learner
+    name = re.search(r'Docs: \S*/(\S+)', fastbit.training.learner.__doc__)[1]
     text = (site/name).read_text()
     assert name == 'learner.html.md' and 'transfer_learner' in text and '.llms.md' not in text + (site/'llms.txt').read_text()
 
@@ -103,7 +103,7 @@ def docs():
 
 
 @pytest.mark.parametrize('full_name, begins', [
-    ('fastbit.learner.transfer_learner', 'def transfer_learner('), ('fastbit.learner.TransferLearner', 'class TransferLearner('), ('fastbit.learner.TransferLearner.lr_table', 'def lr_table('),
+    ('fastbit.training.learner.transfer_learner', 'def transfer_learner('), ('fastbit.training.learner.TransferLearner', 'class TransferLearner('), ('fastbit.training.learner.TransferLearner.lr_table', 'def lr_table('),
     ('fastbit.hyperrule.HyperRule', 'class HyperRule'), ('fastbit.hyperrule.HyperRule.for_data', 'def for_data('), ('fastbit.core.text.track', 'def track(')])
 def test_a_source_link_leads_to_the_definition(docs, full_name, begins):
     "A function, a class, a method patched in from elsewhere, a dataclass, a class method, a generator"

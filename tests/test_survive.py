@@ -5,10 +5,10 @@ import pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 
 from fastbit.baseline import baseline
-from fastbit.checkpoint import read_checkpoint
+from fastbit.training.checkpoint import read_checkpoint
 from fastbit.data.loaders import image_dataloaders
-from fastbit.guards import LossNotFinite, Stopped, first_not_finite
-from fastbit.learner import transfer_learner
+from fastbit.training.guards import LossNotFinite, Stopped, first_not_finite
+from fastbit.training.learner import transfer_learner
 from fastbit.core.text import DataWarning
 from conftest import TINY, run_fastbit, wait_for_rows, write_folder
 from forks import COMMAND, Fork
@@ -170,7 +170,7 @@ def test_a_killed_loader_process_ends_the_run_with_a_word(folder, tmp_path):
 
 def test_a_loader_that_dies_while_it_hands_over_is_told_from_a_file_that_is_not_there(tmp_path):
     from multiprocessing.connection import Client
-    from fastbit.guards import loader_killed
+    from fastbit.training.guards import loader_killed
     with pytest.raises(FileNotFoundError) as gone: Client(str(tmp_path/'socket'), 'AF_UNIX')   # what torch does to take a batch of a process that is no more
     with pytest.raises(FileNotFoundError) as file: open(tmp_path/'image.png')
     assert '--workers' in str(loader_killed(gone.value)) and loader_killed(file.value) is None and loader_killed(RuntimeError('another')) is None
@@ -180,7 +180,7 @@ def test_what_torch_says_late_is_heard_at_once(tmp_path):
     "Its handler of the signal raises wherever the program is: not in what comes after"
     import threading
     from multiprocessing.connection import Client
-    from fastbit.guards import guarded
+    from fastbit.training.guards import guarded
     def late(signum, frame): raise RuntimeError('DataLoader worker (pid 12) is killed by signal: Killed.')
     old = signal.signal(signal.SIGUSR1, late)
     try:
@@ -197,7 +197,7 @@ def test_a_file_that_vanishes_in_mid_epoch(make_folder, tmp_path, workers):
     code = '''
 import os, sys
 from pathlib import Path
-import fastbit.checkpoint as c
+import fastbit.training.checkpoint as c
 from fastbit.cli import main
 real = c.save_checkpoint
 def then_remove(*a):
@@ -224,7 +224,7 @@ def test_no_room_for_the_checkpoint(folder, tmp_path):
     "The system refuses larger files; with room again the same command goes on from what was saved before"
     words = ['baseline', str(folder), *map(str, BY_RULE[:-4]), '--checkpoint-every', '3', '--out', 'out']
     with Fork(f'''
-import sys, fastbit.checkpoint as c, resource, signal
+import sys, fastbit.training.checkpoint as c, resource, signal
 from fastbit.cli import main
 real = c.save_checkpoint
 def save(*a):
@@ -251,7 +251,7 @@ def test_no_room_for_the_results(folder, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_ends_no_training_for_a_log(dls, tmp_path):
-    from fastbit.callbacks import JsonLog
+    from fastbit.training.callbacks import JsonLog
     (tmp_path/'log.jsonl').mkdir()
     with pytest.warns(DataWarning, match='log.jsonl could not be written .*goes on without it'): quiet(l := learner(dls, cbs=JsonLog(tmp_path/'log.jsonl')), l.fit_one_cycle, 2)
     assert len(l.history.epochs) == 2

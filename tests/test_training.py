@@ -10,10 +10,10 @@ from fastai.learner import AvgSmoothLoss
 from fastai.optimizer import SGD, Adam
 
 from conftest import TINY
-from fastbit.callbacks import RarelyProgress
+from fastbit.training.callbacks import RarelyProgress
 from fastbit.data.loaders import image_dataloaders
-from fastbit.learner import fast_precision, transfer_learner
-from fastbit.optim import ForeachSGD, FusedAdam
+from fastbit.training.learner import fast_precision, transfer_learner
+from fastbit.training.optim import ForeachSGD, FusedAdam
 
 
 @pytest.fixture

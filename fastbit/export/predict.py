@@ -26,7 +26,7 @@ from .artifact import Artifact, count_trained_on, load_artifact
 from ..bodies.build import Preprocess
 from ..metrics.calibration import temper
 from ..data.loaders import check_device, default_bs
-from ..evaluate import Evaluation, cut_view, default_views, evaluate_probs, mean_probs, view_sizes
+from ..training.tta import Evaluation, cut_view, default_views, evaluate_probs, mean_probs, view_sizes
 from ..data.features import read_ahead
 from ..data.filepaths import check_some_exist
 from ..core.files import file_digest, utf8

@@ -26,7 +26,7 @@ from .. import __version__
 from ..bodies.build import MAX_16_BIT
 from ..metrics.calibration import calibration_error, few_images_words, plot_reliability, reliability_table, temper
 from .cam import class_activation, overlay
-from ..evaluate import Evaluation, evaluate_probs
+from ..training.tta import Evaluation, evaluate_probs
 from ..data.features import body_digest, view_pixels
 from .figures import MOST_CLASSES, drawable, most_confused, plot_confusion, plot_losses, plot_lr_find, plot_rates
 from ..core.files import write_text
