@@ -13,7 +13,7 @@ import pandas as pd, torch
 from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, ImageBlock, IndexSplitter, Normalize, Resize, accuracy, aug_transforms, set_seed,
                                vision_learner)
 
-from fastbit.baseline import onecycle_stages
+from fastbit.baseline.run import onecycle_stages
 from fastbit.bodies.build import build_body, body_preprocess
 from fastbit.data.loaders import image_dataloaders
 from fastbit.data.tables import image_table, split_table

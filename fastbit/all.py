@@ -57,10 +57,10 @@ from .training.learner import *
 from .report.figures import *
 from .report.cam import *
 from .report.sections import *
-from .recipes import *
-from .budget import *
-from .result import *
-from .baseline import *
+from .baseline.phases import *
+from .baseline.budget import *
+from .baseline.result import *
+from .baseline.run import *
 from .fewshot import *
 from .leaderboard import *
 from .doctor import *

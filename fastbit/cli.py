@@ -50,7 +50,7 @@ def _in_processes(args) -> int:
 
 def _baseline(args):
     if args.procs < 1: raise ValueError(f'--procs {args.procs}: processes, 1 or more.')
-    if args.procs == 1 or is_launched(): from fastbit.baseline import baseline
+    if args.procs == 1 or is_launched(): from fastbit.baseline.run import baseline
     args.out = args.out or _out_folder(args)
     if args.procs > 1 and not is_launched(): return _in_processes(args)
     baseline(args.path, args.arch, args.weights, args.recipe, args.size, args.epochs, args.bs, args.lr, args.seed, args.valid_pct, args.test_pct, flip=False if args.no_flip else None,
@@ -80,7 +80,7 @@ def _given(args) -> list[str]:
     return [f"--{k.replace('_', '-')} {'none' if v is None else shlex.quote(str(v))}" for k, v in vars(args).items() if k not in ('path', 'plot', 'debug', 'began', 'argv') and v != usual[k]]
 
 def _recipe(args):
-    from fastbit.baseline import folder_rule
+    from fastbit.baseline.run import folder_rule
     if args.plot and Path(args.plot).suffix not in ('.png', '.svg', '.pdf'): raise ValueError(f"--plot {args.plot}: the name ends in .png, .svg or .pdf.")
     from fastbit.data.tables import source_rows
     rule, images = folder_rule(args.path, args.valid_pct, args.test_pct, args.seed, args.k_per_class, args.size, **_columns(args), **_rule_numbers(args))

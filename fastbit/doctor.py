@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 
 # %% ../nbs/09d_doctor.ipynb #f5a96bc2
 from . import __version__
-from .baseline import find_data, make_out
+from .baseline.run import find_data, make_out
 from .bodies.build import MAX_16_BIT, body_preprocess, build_body, check_max_value
 from .data.loaders import check_device
 from .data.features import frozen_features

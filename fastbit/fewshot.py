@@ -20,7 +20,7 @@ from matplotlib.ticker import PercentFormatter
 
 # %% ../nbs/09b_fewshot.ipynb #4bd16063
 from . import __version__
-from .baseline import find_data
+from .baseline.run import find_data
 from .bodies.build import MAX_16_BIT
 from .bodies.weights import weights_source
 from .data.loaders import image_dataloaders, table_dataloaders

@@ -22,7 +22,7 @@ from matplotlib.ticker import ScalarFormatter
 
 # %% ../nbs/09c_leaderboard.ipynb #27ef7568
 from . import __version__
-from .baseline import baseline, check_out, find_data, make_out
+from .baseline.run import baseline, check_out, find_data, make_out
 from .bodies.build import MAX_16_BIT
 from .bodies.names import timm_name
 from .bodies.weights import bundled_file
@@ -34,7 +34,7 @@ from .bodies.fold import FoldedModel
 from .metrics.intervals import compare, read_predictions, wilson_interval
 from .training.learner import transfer_learner
 from .core.text import ShownOnce, show
-from .recipes import RECIPES, clock
+from .baseline.phases import RECIPES, clock
 from .report.sections import picture_uri, render_page
 from .core.store import CACHE_GB
 from .data.tables import check_share, csv_text, source_rows

@@ -14,7 +14,7 @@ from fastai.vision.data import ImageDataLoaders
 from fastcore.foundation import L
 from torchvision.models import efficientnet_b0, resnet34
 
-from fastbit.baseline import baseline
+from fastbit.baseline.run import baseline
 from fastbit.cli import main
 from fastbit.data.loaders import image_dataloaders
 from fastbit.report.figures import drawable, plot_confusion, plot_lr_find

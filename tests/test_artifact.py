@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fastbit.export.artifact import CONFIG, FORMAT, WEIGHTS, Artifact, load_artifact, made_with, save_artifact
-from fastbit.baseline import baseline
+from fastbit.baseline.run import baseline
 from fastbit.bodies.build import body_preprocess, build_body
 from fastbit.data.loaders import image_dataloaders
 from fastbit.training.learner import transfer_learner

@@ -3,8 +3,8 @@ import json
 
 import pytest, torch
 
-from fastbit.baseline import baseline
-from fastbit.budget import EPOCHS, BudgetOption, Speed, TimeLimit, choose_option, option_seconds, options
+from fastbit.baseline.run import baseline
+from fastbit.baseline.budget import EPOCHS, BudgetOption, Speed, TimeLimit, choose_option, option_seconds, options
 from fastbit.data.loaders import image_dataloaders
 from fastbit.training.learner import transfer_learner
 from conftest import TINY, run_fastbit

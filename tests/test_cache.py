@@ -8,7 +8,7 @@ from PIL import Image
 
 from conftest import TINY, picture, run_fastbit, small_bit, write_folder
 from forks import Fork
-from fastbit.baseline import baseline
+from fastbit.baseline.run import baseline
 from fastbit.bodies.build import build_body
 from fastbit.data.loaders import image_dataloaders
 from fastbit.data.features import FeatureDL, Features, frozen_features

@@ -151,7 +151,7 @@ def test_public_sets_offline_say_what_to_do(monkeypatch, capsys, tmp_path):
 def test_a_public_set_by_name(monkeypatch, shared, capsys):
     "Fetching is fastai's; here it has been fetched before"
     from fastai.data import external
-    from fastbit.baseline import baseline
+    from fastbit.baseline.run import baseline
     root, _ = shared
     monkeypatch.setattr(external, 'untar_data', lambda url, **kwargs: root/'data')
     with pytest.warns(UserWarning, match='left out'): res = baseline('imagenette', arch='test_efficientnet', weights='random', size=32, epochs=1, verbose=False, num_workers=0)

@@ -8,7 +8,7 @@ from fastai.learner import Recorder
 from fastcore.xtras import ContextManagers
 
 from conftest import TINY
-from fastbit.budget import TimeLimit
+from fastbit.baseline.budget import TimeLimit
 from fastbit.training.callbacks import JsonLog, KeepBest, PlainLog, RarelyProgress
 from fastbit.data.loaders import image_dataloaders
 from fastbit.training.tta import _ViewsModel

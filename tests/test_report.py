@@ -7,8 +7,8 @@ from fastai.metrics import accuracy
 from fastai.vision.data import ImageDataLoaders
 from fastai.vision.augment import Resize
 
-import fastbit.baseline as module
-from fastbit.baseline import baseline
+import fastbit.baseline.run as module
+from fastbit.baseline.run import baseline
 from fastbit.data.loaders import image_dataloaders
 from fastbit.training.tta import tta_probs
 from fastbit.training.learner import transfer_learner

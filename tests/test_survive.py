@@ -4,7 +4,7 @@ import os, random, resource, signal, subprocess, sys, time
 import pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 
-from fastbit.baseline import baseline
+from fastbit.baseline.run import baseline
 from fastbit.training.checkpoint import read_checkpoint
 from fastbit.data.loaders import image_dataloaders
 from fastbit.training.guards import LossNotFinite, Stopped, first_not_finite

@@ -304,7 +304,7 @@ def test_addresses_are_refused(table, path):
 
 
 def test_files_that_are_all_missing_say_where_they_were_looked_for(table, tmp_path):
-    from fastbit.baseline import folder_rule
+    from fastbit.baseline.run import folder_rule
     from fastbit.doctor import check_data
     table('path,label\na.png,cat\nb.png,dog\n')
     for f in (lambda p: image_dataloaders(p, **small), folder_rule, lambda p: check_data(p, verbose=False, labels=False)):
@@ -390,7 +390,7 @@ def test_the_command_takes_the_columns(tmp_path, capsys, monkeypatch):
 
 
 def test_python_takes_the_columns(tmp_path):
-    from fastbit.baseline import baseline, folder_rule
+    from fastbit.baseline.run import baseline, folder_rule
     from fastbit.fewshot import few_shot_curve
     from fastbit.leaderboard import leaderboard
     import inspect
