@@ -61,9 +61,9 @@ from .baseline.phases import *
 from .baseline.budget import *
 from .baseline.result import *
 from .baseline.run import *
-from .fewshot import *
-from .leaderboard import *
-from .doctor import *
+from .studies.few_shot import *
+from .studies.leaderboard import *
+from .studies.doctor import *
 
 # %% ../nbs/11_all.ipynb #076b5047
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -60,7 +60,7 @@ def _baseline(args):
 
 # %% ../nbs/10_cli.ipynb #14e709cb
 def _compare(args):
-    from fastbit.leaderboard import leaderboard
+    from fastbit.studies.leaderboard import leaderboard
     what = {k: v for k, v in vars(args).items() if k in ('size', 'seed', 'valid_pct', 'test_pct', 'k_per_class', 'epochs', 'no_flip', 'no_crop')} | {k: v for k, v in _columns(args).items() if v is not None} | ({} if args.max_value == 65535 else dict(max_value=args.max_value)) | dict(path=str(Path(args.path).resolve()) if args.path else '')
     name = Path(args.path).resolve().name if args.path else 'digits'
     out = args.out or Path('fastbit-runs')/f'{name}-compare-{hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=4).hexdigest()}'
@@ -69,7 +69,7 @@ def _compare(args):
     if not board.best: raise ValueError('every run failed; the reasons are above.')
 
 def _check(args) -> int:
-    from fastbit.doctor import check_data
+    from fastbit.studies.doctor import check_data
     name = Path(args.path).resolve().name if args.path else 'digits'
     res = check_data(args.path, args.arch, args.weights, args.size, not args.no_labels, args.device, not args.no_cache, out=args.out or _new_folder(f'{name}-check'), max_value=args.max_value, **_columns(args))
     return int(res.found)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 COMMAND = 'import sys; from fastbit.cli import main; sys.exit(main())'
 # all that a run imports, and what it imports late
-PRELOAD = ['fastbit.all', 'fastbit.cli', 'fastbit.leaderboard', 'fastbit.doctor', 'fastbit.export.predict', 'fastbit.data.streams',
+PRELOAD = ['fastbit.all', 'fastbit.cli', 'fastbit.studies.leaderboard', 'fastbit.studies.doctor', 'fastbit.export.predict', 'fastbit.data.streams',
            'accelerate', 'jinja2', 'matplotlib.backends.backend_agg', 'sklearn.metrics', 'safetensors.torch']
 _SERVER = multiprocessing.get_context('forkserver')
 _SERVER.set_forkserver_preload(PRELOAD)

@@ -312,7 +312,7 @@ def test_a_plain_folder_says_nothing(folder):
 
 
 def test_check_and_predict_name_what_they_do_not_use(tmp_path, capsys):
-    from fastbit.doctor import check_data
+    from fastbit.studies.doctor import check_data
     from fastbit.export.predict import image_items
     draw(tmp_path, *many('train/a', 'train/b', n=3), *many('test/unknown', 'extra/deep'))
     (tmp_path/'train'/'a'/'notes.txt').write_text('x'); (tmp_path/'train'/'a'/'IMG.heic').write_bytes(HEIC)
@@ -328,7 +328,7 @@ def test_check_and_predict_name_what_they_do_not_use(tmp_path, capsys):
 
 
 def test_every_plan_says_what_is_used_and_what_is_not(tmp_path, capsys, monkeypatch):
-    from fastbit.fewshot import few_shot_curve
+    from fastbit.studies.few_shot import few_shot_curve
     draw(tmp_path, *many('photos/train/a', 'photos/train/b', n=6))
     (tmp_path/'photos'/'train'/'a'/'notes.txt').write_text('x')
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,7 @@ from fastai.metrics import accuracy
 from fastbit.baseline.run import baseline
 from fastbit.training.callbacks import JsonLog
 from fastbit.data.loaders import image_dataloaders
-from fastbit.fewshot import few_shot_curve
+from fastbit.studies.few_shot import few_shot_curve
 from fastbit.training.learner import transfer_learner
 from fastbit.core.text import show
 from fastbit.baseline.phases import Plan

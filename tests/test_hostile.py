@@ -86,7 +86,7 @@ def most_memory(f) -> float:
 
 def _readers(tmp_path):
     from fastbit.bodies.build import body_preprocess
-    from fastbit.doctor import _look
+    from fastbit.studies.doctor import _look
     from fastbit.data.features import view_pixels
     from fastbit.data.decode import inspect_image
     from fastbit.export.predict import flat_squares

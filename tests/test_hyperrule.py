@@ -398,7 +398,7 @@ def test_training_metrics_are_refused(dls):
 
 
 def test_a_curve_over_nested_draws(folder, tmp_path, capsys):
-    from fastbit.fewshot import few_shot_curve
+    from fastbit.studies.few_shot import few_shot_curve
     args = dict(ks=(1, 3, None), repeats=2, arch='test_efficientnet', weights='random', size=32, batch_size=8, n_steps=3, num_workers=0, seed=4)
     df, fig = few_shot_curve(folder, **args, out=tmp_path/'curve.csv')
     assert list(df) == ['k', 'repeat', 'accuracy'] and df.k.tolist() == [1, 1, 3, 3, 'all', 'all'] and df.repeat.tolist() == [0, 1]*3 and df.accuracy.between(0, 1).all()

@@ -3,9 +3,9 @@ import json, os
 
 import pandas as pd, pytest
 
-import fastbit.leaderboard as module
+import fastbit.studies.leaderboard as module
 from fastbit.metrics.intervals import compare
-from fastbit.leaderboard import leaderboard
+from fastbit.studies.leaderboard import leaderboard
 from conftest import look_at, run_fastbit
 
 small = dict(archs=['test_efficientnet=random', 'test_efficientnet_ln=random', 'tf_efficientnet_b0'], size=32, epochs=2, top=1, num_workers=0, verbose=False)
@@ -71,7 +71,7 @@ def test_the_command(folder, tmp_path):
 
 
 def test_images_are_compared_by_their_contents(folder):
-    from fastbit.leaderboard import _data_digest
+    from fastbit.studies.leaderboard import _data_digest
     from fastbit.data.tables import image_table
     from fastbit.data.decode import check_images
     digest = lambda: _data_digest(image_table(folder), check_images(image_table(folder).path))

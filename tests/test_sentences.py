@@ -11,9 +11,9 @@ from fastbit.baseline.budget import parse_budget
 from fastbit.cli import _in_shell, main
 from fastbit.data.loaders import image_dataloaders
 from fastbit.data.public import digits_table
-from fastbit.fewshot import few_shot_curve
+from fastbit.studies.few_shot import few_shot_curve
 from fastbit.metrics.intervals import compare
-from fastbit.leaderboard import Leaderboard, leaderboard
+from fastbit.studies.leaderboard import Leaderboard, leaderboard
 from fastbit.training.learner import transfer_learner
 from fastbit.core.machine import Machine, _cpu_model, this_machine
 from fastbit.options import make_parser
@@ -145,7 +145,7 @@ def test_a_board_of_failures_has_nobody_ahead():
 
 
 def test_equal_accuracy_is_ranked_by_loss_then_by_the_order_of_the_call(tmp_path):
-    from fastbit.leaderboard import _ranked, _slug
+    from fastbit.studies.leaderboard import _ranked, _slug
     row = lambda body, loss: dict(body=body, recipe='probe', accuracy=.5, loss=loss, failed='')
     rows = [row('b', .4), row('c', .3), row('a', .3)]
     for r in rows:

@@ -305,7 +305,7 @@ def test_addresses_are_refused(table, path):
 
 def test_files_that_are_all_missing_say_where_they_were_looked_for(table, tmp_path):
     from fastbit.baseline.run import folder_rule
-    from fastbit.doctor import check_data
+    from fastbit.studies.doctor import check_data
     table('path,label\na.png,cat\nb.png,dog\n')
     for f in (lambda p: image_dataloaders(p, **small), folder_rule, lambda p: check_data(p, verbose=False, labels=False)):
         with pytest.raises(FileNotFoundError, match=r'None of the 2 files is there.*a\.png.*root='), warnings.catch_warnings():
@@ -391,10 +391,10 @@ def test_the_command_takes_the_columns(tmp_path, capsys, monkeypatch):
 
 def test_python_takes_the_columns(tmp_path):
     from fastbit.baseline.run import baseline, folder_rule
-    from fastbit.fewshot import few_shot_curve
-    from fastbit.leaderboard import leaderboard
+    from fastbit.studies.few_shot import few_shot_curve
+    from fastbit.studies.leaderboard import leaderboard
     import inspect
-    from fastbit.doctor import check_data
+    from fastbit.studies.doctor import check_data
     from fastbit.export.predict import Predictor
     for f in (baseline, folder_rule, leaderboard, few_shot_curve, check_data, image_dataloaders, image_table, Predictor.evaluate, Predictor.labelled_probs):
         assert {'root', 'path_col', 'label_col', 'split_col', 'suffix'} <= set(inspect.signature(f).parameters), f
