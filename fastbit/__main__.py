@@ -11,7 +11,7 @@ __all__ = []
 import sys
 
 # %% ../nbs/10b_main.ipynb #6f1a43a6
-from .cli import main
+from .cli.command import main
 
 # %% ../nbs/10b_main.ipynb #7b3fb014
 if __name__ == '__main__': sys.exit(main())

@@ -7,9 +7,9 @@ a terminal) needs `conftest.start_fastbit`.
 import multiprocessing, os, shutil, signal, subprocess, sys, tempfile, time, traceback
 from pathlib import Path
 
-COMMAND = 'import sys; from fastbit.cli import main; sys.exit(main())'
+COMMAND = 'import sys; from fastbit.cli.command import main; sys.exit(main())'
 # all that a run imports, and what it imports late
-PRELOAD = ['fastbit.all', 'fastbit.cli', 'fastbit.studies.leaderboard', 'fastbit.studies.doctor', 'fastbit.export.predict', 'fastbit.data.streams',
+PRELOAD = ['fastbit.all', 'fastbit.cli.command', 'fastbit.studies.leaderboard', 'fastbit.studies.doctor', 'fastbit.export.predict', 'fastbit.data.streams',
            'accelerate', 'jinja2', 'matplotlib.backends.backend_agg', 'sklearn.metrics', 'safetensors.torch']
 _SERVER = multiprocessing.get_context('forkserver')
 _SERVER.set_forkserver_preload(PRELOAD)
@@ -35,9 +35,9 @@ def _run(code: str, argv: list, cwd: str, env: dict, output: str, session: bool,
 LAUNCH = """
 import subprocess, sys
 from types import SimpleNamespace
-import fastbit.launch, forks
-fastbit.launch.subprocess = SimpleNamespace(Popen=forks.Rank, TimeoutExpired=subprocess.TimeoutExpired)
-from fastbit.cli import main
+import fastbit.cli.launch, forks
+fastbit.cli.launch.subprocess = SimpleNamespace(Popen=forks.Rank, TimeoutExpired=subprocess.TimeoutExpired)
+from fastbit.cli.command import main
 sys.exit(main())
 """   # `--procs N` with forks for its processes
 
@@ -54,7 +54,7 @@ class Rank:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             if stderr: os.dup2(stderr.fileno(), 2)
             os.environ.update(env)
-            from fastbit.cli import main
+            from fastbit.cli.command import main
             status = main(words[3:])
         except SystemExit as e: status = e.code
         except BaseException: traceback.print_exc()

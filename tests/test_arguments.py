@@ -15,7 +15,7 @@ from fastcore.foundation import L
 from torchvision.models import efficientnet_b0, resnet34
 
 from fastbit.baseline.run import baseline
-from fastbit.cli import main
+from fastbit.cli.command import main
 from fastbit.data.loaders import image_dataloaders
 from fastbit.report.figures import drawable, plot_confusion, plot_lr_find
 from fastbit.core.fonts import fallback_fonts, missing_characters

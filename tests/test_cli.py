@@ -113,7 +113,7 @@ def test_digits_where_the_cache_is_read_only():
     (('recipe', 'nowhere'), "no folder or file 'nowhere'"), (('recipe', '.', '--plot', 'x.bmp'), '.png, .svg or .pdf'), (('recipe', '.', '--base-lr', '0'), '--base-lr 0'),
     (('baseline', '.', '--out', '../run'), 'already contains a finished run'), (('baseline', '.', '--frobnicate'), 'unrecognized'), ((), 'COMMAND'), (('bodies', '*nope*'), 'No body matches')])
 def test_errors_are_one_line_and_exit_2(shared, args, message, capsys, monkeypatch):
-    from fastbit.cli import main
+    from fastbit.cli.command import main
     root, _ = shared
     monkeypatch.chdir(root/'data')
     extra = ['--out', str(root/'never')] if args[:1] == ('baseline',) and '--out' not in args else []
@@ -139,7 +139,7 @@ def test_unexpected_errors_say_so(capsys, monkeypatch):
 def test_public_sets_offline_say_what_to_do(monkeypatch, capsys, tmp_path):
     import urllib.error
     from fastai.data import external
-    from fastbit.cli import main
+    from fastbit.cli.command import main
     monkeypatch.chdir(tmp_path)
     def offline(url, **kwargs): raise urllib.error.URLError('no network')
     monkeypatch.setattr(external, 'untar_data', offline)

@@ -3,7 +3,7 @@ import os, sys, types, unicodedata, warnings, zlib
 
 import pytest
 
-from fastbit.cli import main
+from fastbit.cli.command import main
 from fastbit.data.loaders import image_dataloaders
 from fastbit.data.folders import find_images
 from fastbit.data.layouts import read_folder

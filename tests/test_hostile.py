@@ -23,7 +23,7 @@ def as_text(path): return path.encode(errors='backslashreplace').decode()
 
 MEASURED = '''
 import resource, sys
-from fastbit.cli import main
+from fastbit.cli.command import main
 status = main(sys.argv[2:])
 with open(sys.argv[1], 'w') as f: f.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20))
 sys.exit(status)

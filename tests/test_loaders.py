@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 
 from conftest import TINY, picture, write_folder
-from fastbit.cli import main
+from fastbit.cli.command import main
 from fastbit.data.loaders import image_dataloaders
 from fastbit.data.decode import read_image
 from fastbit.training.learner import transfer_learner

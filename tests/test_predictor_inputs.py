@@ -7,7 +7,7 @@ from PIL import Image
 
 from fastbit.bodies.build import body_preprocess, build_body
 from fastbit.export.artifact import Artifact, save_artifact
-from fastbit.cli import main
+from fastbit.cli.command import main
 from fastbit.export.predict import image_items, load_predictor
 from conftest import picture
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from safetensors.torch import load_file
 
-from fastbit.launch import environment, unused_port
+from fastbit.cli.launch import environment, unused_port
 from conftest import run_fastbit, start_fastbit, wait_for_rows, write_folder
 from forks import COMMAND, LAUNCH, Fork
 

@@ -479,7 +479,7 @@ def test_the_command_goes_on_after_sigkill_at_any_moment(folder, tmp_path, words
 def test_a_command_on_other_data_is_told_what_to_type(folder, tmp_path, monkeypatch, capsys):
     "and not that it would go on"
     from fastbit import baseline as module
-    from fastbit.cli import main
+    from fastbit.cli.command import main
     args = ['baseline', str(folder), *map(str, ONE_CYCLE[:8]), '--epochs', '2', '--workers', '0']
     monkeypatch.chdir(tmp_path)
     def stop(*_): raise OSError('The disk is gone.')
@@ -495,7 +495,7 @@ def test_a_command_on_other_data_is_told_what_to_type(folder, tmp_path, monkeypa
 
 def test_two_runs_do_not_write_one_checkpoint(folder, tmp_path, capsys):
     from fastbit.training.checkpoint import sole_user
-    from fastbit.cli import main
+    from fastbit.cli.command import main
     args = ['baseline', str(folder), *map(str, BY_RULE), '--out', str(tmp_path/'run')]
     (tmp_path/'run').mkdir()
     with sole_user(tmp_path/'run'/'checkpoint.safetensors'): assert main(args) == 2

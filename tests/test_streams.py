@@ -7,7 +7,7 @@ import pytest, torch
 datasets = pytest.importorskip('datasets', reason='pip install datasets webdataset')
 pytest.importorskip('webdataset', reason='pip install datasets webdataset')
 from fastbit.training.learner import transfer_learner
-from fastbit.launch import environment, unused_port
+from fastbit.cli.launch import environment, unused_port
 from fastbit.data.streams import ImageStream, StreamDL, parquet_stream, stream_dataloaders, tar_stream
 from fastbit.core.text import DataWarning
 from conftest import picture

@@ -198,7 +198,7 @@ def test_a_file_that_vanishes_in_mid_epoch(make_folder, tmp_path, workers):
 import os, sys
 from pathlib import Path
 import fastbit.training.checkpoint as c
-from fastbit.cli import main
+from fastbit.cli.command import main
 real = c.save_checkpoint
 def then_remove(*a):
     real(*a)
@@ -225,7 +225,7 @@ def test_no_room_for_the_checkpoint(folder, tmp_path):
     words = ['baseline', str(folder), *map(str, BY_RULE[:-4]), '--checkpoint-every', '3', '--out', 'out']
     with Fork(f'''
 import sys, fastbit.training.checkpoint as c, resource, signal
-from fastbit.cli import main
+from fastbit.cli.command import main
 real = c.save_checkpoint
 def save(*a):
     real(*a)
@@ -302,7 +302,7 @@ def test_a_clock_that_goes_backwards(folder, tmp_path, monkeypatch):
         mp.setattr(time, 'time', back)
         res = baseline(folder, **TINY, size=32, epochs=2, device='cpu', out=tmp_path/'out', verbose=False)
     assert all(v >= 0 for v in res.seconds.values()) and (res.epochs.seconds.dropna() >= 0).all() and torch.equal(res.probs, plain.probs)
-    import fastbit.cli as cli
+    import fastbit.cli.command as cli
     class Stands(cli.datetime):
         @classmethod
         def now(cls): return cls(2026, 10, 25, 2, 30)

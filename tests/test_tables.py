@@ -370,7 +370,7 @@ def test_numbered_classes_are_classes():
 
 @pytest.mark.filterwarnings('ignore::fastbit.core.text.DataWarning')
 def test_the_command_takes_the_columns(tmp_path, capsys, monkeypatch):
-    from fastbit.cli import main
+    from fastbit.cli.command import main
     monkeypatch.chdir(write_folder(tmp_path/'data', dict(x=8, y=8)))
     rows = [(f'{i:03d}', d, i, k) for d, k in (('x', 'cat'), ('y', 'dog')) for i in range(8)]
     pd.DataFrame(rows, columns=['number', 'where', 'weight', 'what']).assign(number=lambda d: d['where'] + '\\' + d.number).to_csv('t.csv', index=False, sep=';')

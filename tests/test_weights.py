@@ -9,7 +9,7 @@ from torch import nn
 
 from fastbit.export.artifact import Artifact, save_artifact
 from fastbit.bodies.build import body_preprocess, build_body
-from fastbit.cli import main
+from fastbit.cli.command import main
 from fastbit.data.loaders import image_dataloaders
 from fastbit.training.learner import transfer_learner
 from fastbit.bodies.weights import weights_file, weights_source
