@@ -15,7 +15,7 @@ STEPS = '''
 import json, resource, sys, time
 start = time.perf_counter()
 import fastbit.data.tables, fastbit.data.loaders
-from fastbit.bodies.build import body_preprocess
+from fastbit.bodies.preprocess import body_preprocess
 memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
 res = dict(imports=(time.perf_counter()-start, memory()))
 def step(name, f):
@@ -23,8 +23,8 @@ def step(name, f):
     res[name] = (time.perf_counter()-start, memory())
     return out
 table = step('listed', lambda: fastbit.data.tables.image_table(sys.argv[1]))
-table = step('split', lambda: fastbit.data.tables.split_table(table, .2, 0))
-step('checked', lambda: fastbit.data.tables.check_table(table))
+table = step('split', lambda: fastbit.data.split.split_table(table, .2, 0))
+step('checked', lambda: fastbit.data.split.check_table(table))
 dls = step('loaders', lambda: fastbit.data.loaders.table_dataloaders(table, body_preprocess('tf_efficientnet_lite0'), bs=32, num_workers=0, cache=False)) if len(sys.argv) > 2 else None
 print(json.dumps(res))
 '''

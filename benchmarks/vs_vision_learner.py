@@ -14,9 +14,11 @@ from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, ImageBlock, 
                                vision_learner)
 
 from fastbit.baseline.run import onecycle_stages
-from fastbit.bodies.build import build_body, body_preprocess
+from fastbit.bodies.build import build_body
+from fastbit.bodies.preprocess import body_preprocess
 from fastbit.data.loaders import image_dataloaders
-from fastbit.data.tables import image_table, split_table
+from fastbit.data.tables import image_table
+from fastbit.data.split import split_table
 from fastbit.training.learner import transfer_learner
 
 ARCH = 'tf_efficientnet_lite0'

@@ -7,9 +7,11 @@ from fastai.learner import Learner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fastbit.export.artifact import CONFIG, FORMAT, WEIGHTS, Artifact, load_artifact, made_with, save_artifact
+from fastbit.export.artifact import CONFIG, FORMAT, WEIGHTS, load_artifact, save_artifact
+from fastbit.export.record import Artifact, made_with
 from fastbit.baseline.run import baseline
-from fastbit.bodies.build import body_preprocess, build_body
+from fastbit.bodies.build import build_body
+from fastbit.bodies.preprocess import body_preprocess
 from fastbit.data.loaders import image_dataloaders
 from fastbit.training.learner import transfer_learner
 from fastbit.bodies.model import TransferModel
@@ -172,7 +174,7 @@ def test_evaluate_measures_and_says_what_was_trained_on(run, tmp_path):
 
 
 def test_a_large_training_set_leaves_a_sample(artifact):
-    from fastbit.export.artifact import SKETCH, count_trained_on, digest_sketch
+    from fastbit.export.record import SKETCH, count_trained_on, digest_sketch
     digests = [f'{i*2**44 + 7:016x}' for i in range(5000)]
     a = about_net(trained_on=digest_sketch(digests))
     assert len(a.trained_on['digests']) == SKETCH and count_trained_on(a, digests[::10]) == (100, False) and count_trained_on(a, ['ff'*8]) == (0, False)

@@ -5,7 +5,10 @@ import numpy as np, pytest, timm, torch
 from safetensors.torch import save_file
 
 from fastbit import bodies, weights
-from fastbit.bodies.build import body_preprocess, body_stages, build_body, list_bodies
+from fastbit.bodies.build import build_body
+from fastbit.bodies.catalogue import list_bodies
+from fastbit.bodies.stages import body_stages
+from fastbit.bodies.preprocess import body_preprocess
 from fastbit.bodies.names import BODY_PATTERNS, official_names, timm_name
 from fastbit.bodies.weights import bundled_file, load_weights, weights_source, WeightsSource
 

@@ -13,7 +13,8 @@ from fastbit.bodies.build import build_body
 from fastbit.data.loaders import image_dataloaders
 from fastbit.data.features import FeatureDL, Features, frozen_features
 from fastbit.bodies.fold import FOLD_TOLERANCE, FoldedModel, can_fold, fold_net
-from fastbit.data.decode import draft_size, read_image, square_image
+from fastbit.data.decode import read_image
+from fastbit.data.transforms import draft_size, square_image
 from fastbit.training.learner import transfer_learner
 from fastbit.bodies.model import TransferModel, run_stages
 from fastbit.core.store import RowStore, clear_stores, file_key, list_stores, row_key
@@ -361,7 +362,7 @@ def test_cached_pixels_are_decoded_pixels(jpegs, resize, workers):
     make = lambda cache: image_dataloaders(jpegs, 'test_efficientnet', size=64, bs=4, resize=resize, num_workers=workers, cache=cache)
     a, b = make(False), make(True)
     for _ in range(3): assert same(batches(a.train), batches(b.train)) and same(batches(a.valid), batches(b.valid))
-    with patch('fastbit.data.decode.ImageFile.make', side_effect=AssertionError('decoded again')): warm = batches(make(True).train) + batches(b.train) + batches(b.valid)
+    with patch('fastbit.data.transforms.ImageFile.make', side_effect=AssertionError('decoded again')): warm = batches(make(True).train) + batches(b.train) + batches(b.valid)
     assert same(warm[:len(b.train)], batches(make(False).train))
 
 

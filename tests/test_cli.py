@@ -177,7 +177,7 @@ def test_the_wilson_interval_is_statsmodels_and_textbooks():
 def test_top5_and_macro_f1():
     import torch
     from sklearn.metrics import f1_score, top_k_accuracy_score
-    from fastbit.training.tta import evaluate_probs
+    from fastbit.metrics.evaluation import evaluate_probs
     probs = torch.rand(200, 12, generator=torch.manual_seed(0)).softmax(1); targs = torch.randint(0, 12, (200,), generator=torch.manual_seed(1))
     ev = evaluate_probs(probs, targs)
     assert ev.top5 == pytest.approx(top_k_accuracy_score(targs, probs, k=5)) and ev.macro_f1 == pytest.approx(f1_score(targs, probs.argmax(1), average='macro'))

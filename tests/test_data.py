@@ -7,7 +7,8 @@ from PIL import Image
 from fastbit.data.loaders import image_dataloaders
 from fastbit.data.folders import find_images
 from fastbit.core.text import DataWarning
-from fastbit.data.tables import image_table, split_table
+from fastbit.data.tables import image_table
+from fastbit.data.split import split_table
 from conftest import TINY, picture
 
 small = dict(arch='test_efficientnet', size=32, num_workers=0)
@@ -123,7 +124,7 @@ def test_empty_class_folder(folder):
 
 
 def test_fewer_training_images_than_classes():
-    from fastbit.data.tables import check_table
+    from fastbit.data.split import check_table
     table = pd.DataFrame(dict(path=list('123456'), label=list('abcabc'), split=['train']*2 + ['valid']*4))
     with pytest.warns(DataWarning, match=r'Fewer training images \(2\) than classes \(3\)'): check_table(table)
 

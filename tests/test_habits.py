@@ -10,7 +10,7 @@ from fastbit.data.loaders import image_dataloaders
 from fastbit.studies.few_shot import few_shot_curve
 from fastbit.training.learner import transfer_learner
 from fastbit.core.text import show
-from fastbit.baseline.phases import Plan
+from fastbit.baseline.plan import Plan
 from conftest import TINY, look_at, run_fastbit
 
 small = dict(TINY, size=32, num_workers=0, epochs=2)

@@ -8,8 +8,9 @@ from PIL import Image
 
 from conftest import write_folder
 from forks import Fork
-from fastbit.data.decode import in_threads, reading
-from fastbit.data.tables import csv_text
+from fastbit.data.decode import reading
+from fastbit.core.threads import in_threads
+from fastbit.core.files import csv_text
 import corpus
 
 QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--device', 'cpu')
@@ -85,10 +86,10 @@ def most_memory(f) -> float:
 
 
 def _readers(tmp_path):
-    from fastbit.bodies.build import body_preprocess
-    from fastbit.studies.doctor import _look
+    from fastbit.bodies.preprocess import body_preprocess
+    from fastbit.studies.detect import _look
     from fastbit.data.features import view_pixels
-    from fastbit.data.decode import inspect_image
+    from fastbit.data.check import inspect_image
     from fastbit.export.predict import flat_squares
     from fastbit.data.streams import StreamDL
     pp = body_preprocess('test_efficientnet', size=32)

@@ -15,7 +15,8 @@ from fastbit.training.learner import transfer_learner
 from fastbit.bodies.model import TransferModel
 from fastbit.data.steps import mixup_draw, step_loader, step_rows
 from fastbit.core.text import DataWarning
-from fastbit.data.tables import few_shot_table, image_table, split_table
+from fastbit.data.tables import image_table
+from fastbit.data.split import few_shot_table, split_table
 from conftest import TINY, write_folder
 from reference import BIT, inputs, npz_weights, plain_loop
 
@@ -370,7 +371,7 @@ def test_what_differs_is_said(folder, capsys):
 
 def test_the_size_comes_from_headers_alone(folder, monkeypatch):
     from PIL import ImageFile
-    from fastbit.data.decode import median_size
+    from fastbit.data.check import median_size
     def no(*args, **kwargs): raise AssertionError('decoded')
     monkeypatch.setattr(ImageFile.ImageFile, 'load', no)
     assert median_size(image_table(folder).path) == (20, 24)

@@ -4,7 +4,7 @@ import json, os
 import pandas as pd, pytest
 
 import fastbit.studies.leaderboard as module
-from fastbit.metrics.intervals import compare
+from fastbit.studies.compare import compare
 from fastbit.studies.leaderboard import leaderboard
 from conftest import look_at, run_fastbit
 
@@ -73,7 +73,7 @@ def test_the_command(folder, tmp_path):
 def test_images_are_compared_by_their_contents(folder):
     from fastbit.studies.leaderboard import _data_digest
     from fastbit.data.tables import image_table
-    from fastbit.data.decode import check_images
+    from fastbit.data.check import check_images
     digest = lambda: _data_digest(image_table(folder), check_images(image_table(folder).path))
     before, path = digest(), next(folder.rglob('*.png'))
     os.utime(path)

@@ -11,7 +11,7 @@ from fastbit.data.loaders import image_dataloaders
 from fastbit.data.decode import read_image
 from fastbit.training.learner import transfer_learner
 from fastbit.core.text import DataWarning
-from fastbit.data.tables import csv_text
+from fastbit.core.files import csv_text
 
 QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--device', 'cpu', '--workers', '0')
 
@@ -69,8 +69,9 @@ def pixels_and_labels(dl): return [tuple(o.as_subclass(torch.Tensor) for o in b)
 
 def all_passes(dls, pp, files, workers) -> dict:
     "Batches of every kind of loader, with one worker process where it has any; two passes with `workers`"
-    from fastbit.training.tta import SquaresImage
-    from fastbit.data.steps import share_loader, step_loader
+    from fastbit.data.transforms import SquaresImage
+    from fastbit.data.steps import step_loader
+    from fastbit.data.shared import share_loader
     steps = lambda dl: [dl.source.after_batch(tuple(b.rows)) for b in dl if b.finish() is None]
     shares = lambda dl: [b.b for b in dl]
     persistent = dls.train.new(persistent_workers=True, num_workers=workers)

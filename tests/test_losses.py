@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from fastbit.training.checkpoint import describe_run
+from fastbit.training.identity import describe_run
 from fastbit.data.loaders import image_dataloaders
 from fastbit.training.head import logistic_head
 from fastbit.training.learner import transfer_learner

@@ -6,18 +6,20 @@ from pathlib import Path
 import pandas as pd, pytest, torch
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, RandomSplitter, Resize, get_image_files, parent_label
 
-from fastbit.baseline.run import _command, baseline, check_out
+from fastbit.baseline.run import _command, baseline
+from fastbit.core.files import check_out
 from fastbit.baseline.budget import parse_budget
 from fastbit.cli.command import _in_shell, main
 from fastbit.data.loaders import image_dataloaders
 from fastbit.data.public import digits_table
 from fastbit.studies.few_shot import few_shot_curve
-from fastbit.metrics.intervals import compare
+from fastbit.studies.compare import compare
 from fastbit.studies.leaderboard import Leaderboard, leaderboard
 from fastbit.training.learner import transfer_learner
 from fastbit.core.machine import Machine, _cpu_model, this_machine
 from fastbit.cli.options import make_parser
-from fastbit.baseline.phases import RECIPES, clock
+from fastbit.baseline.phases import RECIPES
+from fastbit.core.text import clock
 from fastbit.report.sections import data_name
 from fastbit.bodies.weights import weights_source
 from conftest import TINY, write_folder

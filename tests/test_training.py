@@ -12,7 +12,8 @@ from fastai.optimizer import SGD, Adam
 from conftest import TINY
 from fastbit.training.callbacks import RarelyProgress
 from fastbit.data.loaders import image_dataloaders
-from fastbit.training.learner import fast_precision, transfer_learner
+from fastbit.training.learner import transfer_learner
+from fastbit.training.precision import fast_precision
 from fastbit.training.optim import ForeachSGD, FusedAdam
 
 

@@ -28,7 +28,8 @@ def seeds(target, folder):
 
 
 def one_image():
-    from fastbit.data.decode import inspect_image, read_image
+    from fastbit.data.decode import read_image
+    from fastbit.data.check import inspect_image
     scratch = Path(tempfile.mkdtemp())/'x'
     def test(data):
         warnings.simplefilter('ignore')
