@@ -13,7 +13,7 @@ import pandas as pd, torch
 from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, ImageBlock, IndexSplitter, Normalize, Resize, accuracy, aug_transforms, set_seed,
                                vision_learner)
 
-from fastbit.baseline.run import onecycle_stages
+from fastbit.baseline.run import onecycle_phases
 from fastbit.bodies.build import build_body
 from fastbit.bodies.preprocess import body_preprocess
 from fastbit.data.loaders import image_dataloaders
@@ -48,7 +48,7 @@ def run_fastbit(table, args, seed):
     learn = transfer_learner(dls, ARCH)
     start = time.perf_counter()
     with learn.no_logging():
-        for s in onecycle_stages(args.epochs, cache=False): s.fit(learn)
+        for s in onecycle_phases(args.epochs, cache=False): s.fit(learn)
     seconds = time.perf_counter() - start
     report = learn.tta(show=False).report
     return dict(seconds=seconds, accuracy=report.accuracy['plain'], tta=report.accuracy['TTA'], n=int(report.n['plain']))

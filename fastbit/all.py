@@ -17,7 +17,7 @@ with _warnings.catch_warnings():
     import tqdm.auto as _bars
     import fastai.vision.all as _fastai, timm as _timm
 from fastai.vision.all import *
-from .core.text import DataWarning, say
+from .core.text import DataWarning, warn_data
 from .core.store import *
 from .core.processes import *
 from .bodies.names import *

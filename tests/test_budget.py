@@ -45,7 +45,7 @@ def test_a_machine_that_slows_down_still_ends_in_time(folder):
     learn.unfreeze()
     limit = TimeLimit(30, evaluation=1, now=lambda: sum(seconds))
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(20, 1e-3, cbs=limit)
-    assert limit.drawn_together and limit.steps < 30 and limit.elapsed <= 30   # of 80 steps
+    assert limit.shortened and limit.steps < 30 and limit.elapsed <= 30   # of 80 steps
     assert learn.history.steps.lr_last.iloc[-1] < 1e-4 and len(learn.history.epochs)   # annealed, and evaluated at the end
 
 

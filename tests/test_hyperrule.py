@@ -201,7 +201,7 @@ def test_the_gradient_is_the_whole_batchs(folder, arch, micro, mixup):
     model, learn = whole_and_pieces(arch, micro, mixup)
     (batch, again), lam = (next(iter(step_loader(dls.train, 13, m, 3, 4, mixup))) for m in (micro, 13)), 1.
     accumulate_step(learn, batch)
-    (x, y), y2, lam, share = next(again.micros(13, lambda b: b))
+    (x, y), y2, lam, share = next(again.micro_batches(13, lambda b: b))
     assert share == 1 and (y2 is None) == (not mixup) and (not mixup or 0 < lam < 1)
     loss = torch.nn.functional.cross_entropy
     out = model(x.as_subclass(torch.Tensor).double()); y = y.as_subclass(torch.Tensor)
@@ -302,7 +302,7 @@ def test_an_image_is_cropped_and_flipped_anew_each_time(folder):
     dls = image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=0)
     n, seen = dls.train.n, {}
     for batch in step_loader(dls.train, n, n, 0, 12):
-        (x, _), *_ = next(batch.micros(n, lambda b: b))
+        (x, _), *_ = next(batch.micro_batches(n, lambda b: b))
         for row, img in zip(step_rows(batch.step, n, n, 0), x): seen.setdefault(int(row), set()).add(img.numpy().tobytes())
     assert len(seen) == n and all(len(v) > 6 for v in seen.values())   # of 32 crops and flips
 
@@ -339,7 +339,7 @@ def test_only_training_sees_mixup(folder):
     plain = dls.valid.one_batch()[0]
     as_loaded = lambda x: x.as_subclass(torch.Tensor).reshape(-1, *plain.shape[1:])   # evaluate() loads flat squares, to cut views from
     assert len(seen['other']) >= 3 and all(torch.equal(as_loaded(x), plain.as_subclass(torch.Tensor)) for x in seen['other'])
-    whole = lambda alpha: next(next(iter(step_loader(dls.train, 24, 24, 0, 1, alpha))).micros(24, lambda b: b))[0][0].as_subclass(torch.Tensor)
+    whole = lambda alpha: next(next(iter(step_loader(dls.train, 24, 24, 0, 1, alpha))).micro_batches(24, lambda b: b))[0][0].as_subclass(torch.Tensor)
     assert torch.equal(seen['train'][0].as_subclass(torch.Tensor), whole(5.)) and not torch.equal(whole(5.), whole(0.))
     seen['train'].clear()
     learn.lr_find(num_it=20, show_plot=False, suggest_funcs=None)

@@ -6,7 +6,7 @@ from sklearn.metrics import brier_score_loss
 from fastbit.metrics.calibration import brier_scores, calibration_error, few_images_words, fit_temperature, reliability_table
 from fastbit.metrics.evaluation import evaluate_probs
 from fastbit.metrics.intervals import wilson_interval
-from fastbit.studies.compare import compare, mcnemar_p, paired_difference
+from fastbit.studies.compare import compare_runs, mcnemar_p, paired_difference
 
 DRAWS = 1000
 # 95 % +- what 1,000 draws allow (three standard errors of a share of .95), and what the intervals' own approximations cost with some hundred images
@@ -133,13 +133,13 @@ def test_runs_are_compared_whatever_folder_they_were_named_from(tmp_path):
     rows = pd.DataFrame(dict(path=[f'photos/{c}/{i}.png' for c in 'ab' for i in range(30)], label=['a']*30 + ['b']*30, prediction=['a']*27 + ['b']*33, probability=.9, split='valid'))
     other = rows.assign(path=[f'/elsewhere/{p}' for p in rows.path], prediction=['a']*30 + ['b']*30)[::-1]
     (tmp_path/'one').mkdir(); rows.to_csv(tmp_path/'one'/'predictions.csv', index=False); other.to_csv(tmp_path/'other.csv', index=False)
-    res = compare(tmp_path/'one', tmp_path/'other.csv')
+    res = compare_runs(tmp_path/'one', tmp_path/'other.csv')
     assert (res.n, res.only_a, res.only_b, res.difference) == (60, 0, 3, pytest.approx(.05)) and res.low < res.difference < res.high
-    with pytest.raises(ValueError, match='other labels'): compare(rows, other.assign(label=other.label.replace('a', 'c')))
-    with pytest.raises(ValueError, match='no column'): compare(rows, rows.drop(columns='label'))
+    with pytest.raises(ValueError, match='other labels'): compare_runs(rows, other.assign(label=other.label.replace('a', 'c')))
+    with pytest.raises(ValueError, match='no column'): compare_runs(rows, rows.drop(columns='label'))
 
 
 def test_the_test_set_is_compared_where_both_have_one():
     rows = pd.DataFrame(dict(path=list('123456'), label='a', prediction=list('aaabab'), split=['valid']*3 + ['test']*3))
-    assert compare(rows, rows.assign(prediction='a')).n == 3
-    assert compare(rows, rows[rows.split == 'valid'].assign(prediction='a')).n == 3
+    assert compare_runs(rows, rows.assign(prediction='a')).n == 3
+    assert compare_runs(rows, rows[rows.split == 'valid'].assign(prediction='a')).n == 3

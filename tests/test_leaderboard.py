@@ -4,7 +4,7 @@ import json, os
 import pandas as pd, pytest
 
 import fastbit.studies.leaderboard as module
-from fastbit.studies.compare import compare
+from fastbit.studies.compare import compare_runs
 from fastbit.studies.leaderboard import leaderboard
 from conftest import look_at, run_fastbit
 
@@ -29,7 +29,7 @@ def test_the_board(folder, tmp_path, small_archs):
     assert pd.read_csv(tmp_path/'board'/'leaderboard.csv').body.tolist() == df.body.tolist()
     if len(good) > 1:
         runs = [tmp_path/'board'/'runs'/module._slug(r.body, r.recipe) for r in good.itertuples()]
-        assert compare(runs[0], runs[1]).difference == pytest.approx(good.behind.iloc[1])
+        assert compare_runs(runs[0], runs[1]).difference == pytest.approx(good.behind.iloc[1])
     seen = look_at(tmp_path/'board'/'leaderboard.html', 390)
     assert (seen['errors'], seen['broken'], seen['requests'], seen['pictures']) == ([], [], [], 1) and seen['too_wide'] <= 0
     assert 'failed' in seen['text'] and 'report' in seen['text']

@@ -71,14 +71,14 @@ def all_passes(dls, pp, files, workers) -> dict:
     "Batches of every kind of loader, with one worker process where it has any; two passes with `workers`"
     from fastbit.data.transforms import SquaresImage
     from fastbit.data.steps import step_loader
-    from fastbit.data.shared import share_loader
+    from fastbit.data.shared import rank_loader
     steps = lambda dl: [dl.source.after_batch(tuple(b.rows)) for b in dl if b.finish() is None]
     shares = lambda dl: [b.b for b in dl]
     persistent = dls.train.new(persistent_workers=True, num_workers=workers)
     res = dict(train=pixels_and_labels(dls.train), persistent=pixels_and_labels(persistent) + pixels_and_labels(persistent),
                valid=pixels_and_labels(dls.valid), test=pixels_and_labels(dls.test_dl(files)),
                views=pixels_and_labels(dls.valid.new(after_item=[SquaresImage(('identity', 'crop_center'), pp)])),
-               steps=steps(step_loader(dls.train, 5, 3, 0, 3, mixup=.1)), shares=shares(share_loader(dls.train)))
+               steps=steps(step_loader(dls.train, 5, 3, 0, 3, mixup=.1)), shares=shares(rank_loader(dls.train)))
     return {k: [o for b in batches for o in b] for k, batches in res.items()}
 
 

@@ -236,7 +236,7 @@ def test_what_each_process_does_is_everything_once():
                 processes_world, processes_rank = processes.world, processes.rank
                 try:
                     processes.world, processes.rank = lambda: k, lambda: r
-                    parts += list(processes.my_part(n))
+                    parts += list(processes.rank_range(n))
                 finally: processes.world, processes.rank = processes_world, processes_rank
             assert parts == list(range(n))
 

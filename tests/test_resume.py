@@ -494,9 +494,9 @@ def test_a_command_on_other_data_is_told_what_to_type(folder, tmp_path, monkeypa
 
 
 def test_two_runs_do_not_write_one_checkpoint(folder, tmp_path, capsys):
-    from fastbit.training.checkpoint import sole_user
+    from fastbit.training.checkpoint import checkpoint_lock
     from fastbit.cli.command import main
     args = ['baseline', str(folder), *map(str, BY_RULE), '--out', str(tmp_path/'run')]
     (tmp_path/'run').mkdir()
-    with sole_user(tmp_path/'run'/'checkpoint.safetensors'): assert main(args) == 2
+    with checkpoint_lock(tmp_path/'run'/'checkpoint.safetensors'): assert main(args) == 2
     assert 'Another run is writing' in capsys.readouterr().err.splitlines()[-1]

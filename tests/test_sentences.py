@@ -13,13 +13,13 @@ from fastbit.cli.command import _in_shell, main
 from fastbit.data.loaders import image_dataloaders
 from fastbit.data.public import digits_table
 from fastbit.studies.few_shot import few_shot_curve
-from fastbit.studies.compare import compare
+from fastbit.studies.compare import compare_runs
 from fastbit.studies.leaderboard import Leaderboard, leaderboard
 from fastbit.training.learner import transfer_learner
 from fastbit.core.machine import Machine, _cpu_model, this_machine
 from fastbit.cli.options import make_parser
 from fastbit.baseline.phases import RECIPES
-from fastbit.core.text import clock
+from fastbit.core.text import format_seconds
 from fastbit.report.sections import data_name
 from fastbit.bodies.weights import weights_source
 from conftest import TINY, write_folder
@@ -159,10 +159,10 @@ def test_equal_accuracy_is_ranked_by_loss_then_by_the_order_of_the_call(tmp_path
 
 
 def test_runs_with_the_same_predictions_are_called_so(run):
-    same = compare(run[2], run[1])   # the result, and what it wrote
+    same = compare_runs(run[2], run[1])   # the result, and what it wrote
     assert same.identical and 'identical predictions' in str(same) and 'better' not in str(same)
     frame = pd.DataFrame(dict(path=['1.png', '2.png'], label='red', prediction='blue'))
-    differs = compare(frame, frame.assign(prediction='green'))   # both wrong everywhere, in other ways
+    differs = compare_runs(frame, frame.assign(prediction='green'))   # both wrong everywhere, in other ways
     assert differs.difference == 0 and not differs.identical and 'not significant' in str(differs)
 
 
@@ -322,7 +322,7 @@ def test_the_copy_of_a_pickle_can_be_made_as_it_says(run, tmp_path):
 
 @pytest.mark.parametrize('seconds', [3, 89, 90, 200, 5399, 5400, 9000])
 def test_a_time_that_fastbit_writes_is_a_budget(seconds):
-    assert abs(parse_budget(clock(seconds)) - seconds) <= (60 if seconds >= 5400 else 0)
+    assert abs(parse_budget(format_seconds(seconds)) - seconds) <= (60 if seconds >= 5400 else 0)
 
 
 @pytest.mark.parametrize('budget', ['', 's', '1d', '3 4', '1h 30', '-5', 'soon', '0'])

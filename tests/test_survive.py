@@ -7,7 +7,7 @@ from fastai.callback.core import Callback
 from fastbit.baseline.run import baseline
 from fastbit.training.checkpoint import read_checkpoint
 from fastbit.data.loaders import image_dataloaders
-from fastbit.training.guards import LossNotFinite, Stopped, first_not_finite
+from fastbit.training.guards import LossNotFinite, FitStopped, first_not_finite
 from fastbit.training.learner import transfer_learner
 from fastbit.core.text import DataWarning
 from conftest import TINY, run_fastbit, wait_for_rows, write_folder
@@ -56,7 +56,7 @@ def test_one_press_finishes_the_step_and_saves(dls, tmp_path, at, signum, capsys
     "and what goes on from there is the run that nobody stopped, bit for bit"
     straight, path, before = quiet(l := learner(dls), l.fit_hyperrule, **ARGS), tmp_path/'run.safetensors', signal.getsignal(signum)
     learn = learner(dls)
-    with pytest.raises(Stopped, match=f'stopped after step {at+1} of 8; saved in .*run.safetensors: the same call goes on') as e: quiet(learn, learn.fit_hyperrule, **ARGS, checkpoint=path, checkpoint_every=100, cbs=Send(at, signum))
+    with pytest.raises(FitStopped, match=f'stopped after step {at+1} of 8; saved in .*run.safetensors: the same call goes on') as e: quiet(learn, learn.fit_hyperrule, **ARGS, checkpoint=path, checkpoint_every=100, cbs=Send(at, signum))
     assert e.value.signum == signum and signal.getsignal(signum) == before and 'once more stops at once' in capsys.readouterr().err
     assert read_checkpoint(path)[0]['parts']['callback rule_steps']['done'] == at+1
     resumed = quiet(l := learner(dls), l.fit_hyperrule, **ARGS, checkpoint=path)
@@ -75,7 +75,7 @@ def test_one_press_in_one_cycle(dls, tmp_path, at):
         learn.unfreeze()
         return quiet(learn, learn.fit_one_cycle, 3, 1e-2, **kwargs)
     straight, path = fit(), tmp_path/'run.safetensors'
-    with pytest.raises(Stopped, match=f'stopped after epoch 1, step {at+1} of 8; saved in .*run.safetensors: the same call goes on'): fit(checkpoint=path, cbs=Press())
+    with pytest.raises(FitStopped, match=f'stopped after epoch 1, step {at+1} of 8; saved in .*run.safetensors: the same call goes on'): fit(checkpoint=path, cbs=Press())
     assert read_checkpoint(path)[0]['done'] == 9+at
     resumed = fit(checkpoint=path)
     assert same_weights(resumed, straight) and resumed.history.steps.equals(straight.history.steps)
@@ -85,7 +85,7 @@ def test_one_press_in_one_cycle(dls, tmp_path, at):
 def test_two_presses_stop_at_once(dls, tmp_path):
     path, learn = tmp_path/'run.safetensors', learner(dls)
     with pytest.raises(KeyboardInterrupt) as e: quiet(learn, learn.fit_hyperrule, **ARGS, checkpoint=path, cbs=Send(2, times=2))
-    assert not isinstance(e.value, Stopped) and read_checkpoint(path)[0]['parts']['callback rule_steps']['done'] == 2
+    assert not isinstance(e.value, FitStopped) and read_checkpoint(path)[0]['parts']['callback rule_steps']['done'] == 2
 
 
 def test_any_fit_finishes_its_step(dls):
@@ -94,7 +94,7 @@ def test_any_fit_finishes_its_step(dls):
         def after_pred(self):
             if self.training and self.iter == 1: os.kill(os.getpid(), signal.SIGINT)
     learn = learner(dls)
-    with pytest.raises(Stopped, match='after epoch 0, step 2 of 8; the learner keeps'): quiet(learn, learn.fit_one_cycle, 1, cbs=Press())
+    with pytest.raises(FitStopped, match='after epoch 0, step 2 of 8; the learner keeps'): quiet(learn, learn.fit_one_cycle, 1, cbs=Press())
     assert len(learn.history.steps) == 2 and learn.opt is not None
 
 

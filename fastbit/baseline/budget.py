@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fastai.callback.core import Callback, CancelFitException, CancelTrainException
 
 # %% ../../nbs/baseline/00_budget.ipynb #b81b3861
-from ..core.text import clock
+from ..core.text import format_seconds
 
 # %% ../../nbs/baseline/00_budget.ipynb #82aefe9a
 SIZES = (224, 192, 160, 128, 96)  # sides in pixels that are tried below the body's own
@@ -41,7 +41,7 @@ class Speed:
 
 # %% ../../nbs/baseline/00_budget.ipynb #9b80a88d
 def parse_budget(
-    budget:str|float # '90s', '10m', '1.5h', '3 min 20 s' (as `clock` writes it), or seconds
+    budget:str|float # '90s', '10m', '1.5h', '3 min 20 s' (as `format_seconds` writes it), or seconds
 ) -> float: # Seconds
     "How long; `ValueError` for what is no time"
     if isinstance(budget, (int, float)) and not isinstance(budget, bool): seconds = float(budget)
@@ -87,25 +87,25 @@ def choose_option(
     n_train:int, n_valid:int, n_test:int=0,
 ) -> tuple[BudgetOption, list]: # The first that fits, and the ones before it with their seconds
     "The best option that ends in time; `ValueError` if none does"
-    dearer = []
+    too_slow = []
     for o in choices:
         takes = option_seconds(o, speed, n_train, n_valid, n_test)
-        if takes <= SAFETY*seconds: return o, dearer
-        dearer.append((o, takes))
-    least, takes = min(dearer, key=lambda o: o[1])
-    raise ValueError(f"The budget leaves {clock(max(0, seconds))} for training, and the quickest, {least}, takes about {clock(takes)} for {n_train} images here. Give {clock(takes/SAFETY + 15)} or more, or fewer images with k_per_class (--k-per-class).")
+        if takes <= SAFETY*seconds: return o, too_slow
+        too_slow.append((o, takes))
+    least, takes = min(too_slow, key=lambda o: o[1])
+    raise ValueError(f"The budget leaves {format_seconds(max(0, seconds))} for training, and the quickest, {least}, takes about {format_seconds(takes)} for {n_train} images here. Give {format_seconds(takes/SAFETY + 15)} or more, or fewer images with k_per_class (--k-per-class).")
 
 def budget_text(
     option:BudgetOption,  # Chosen
-    dearer:list,    # What was too long: (option, seconds)
+    too_slow:list,    # What was too long: (option, seconds)
     budget:float,   # Seconds
     spent:float,    # Of them, before training
 ) -> str:
     "What was chosen and what more time would buy"
-    words = f'{clock(budget)}: {option}'
-    if not dearer: return words + '; more time would buy nothing that this recipe knows, a larger body might (`fastbit compare PATH`)'
-    takes = lambda o: clock((o[1]/SAFETY + spent)*1.02)
-    steps = [dearer[-1]] + ([dearer[0]] if len(dearer) > 1 else [])
+    words = f'{format_seconds(budget)}: {option}'
+    if not too_slow: return words + '; more time would buy nothing that this recipe knows, a larger body might (`fastbit compare PATH`)'
+    takes = lambda o: format_seconds((o[1]/SAFETY + spent)*1.02)
+    steps = [too_slow[-1]] + ([too_slow[0]] if len(too_slow) > 1 else [])
     return words + '; more would buy ' + ', and '.join(f'{o[0]} with about {takes(o)}' for o in steps)
 
 # %% ../../nbs/baseline/00_budget.ipynb #33f5daf4
@@ -117,7 +117,7 @@ class TimeLimit(Callback):
         seconds:float, # From the first batch to the end of the last evaluation
         evaluation:float=0., # Seconds that an evaluation is expected to take; after the first one, what that took
         now=time.monotonic,  # The clock
-    ): self.allowed, self.validating, self.now, self.steps, self.drawn_together = seconds, evaluation, now, 0, False
+    ): self.allowed, self.validating, self.now, self.steps, self.shortened = seconds, evaluation, now, 0, False
 
     def before_fit(self):
         self.start, self.steps, self.run = self.now(), 0, not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
@@ -127,11 +127,11 @@ class TimeLimit(Callback):
     def before_batch(self):
         # one evaluation has to fit in after the last step
         share = self.elapsed/max(1e-9, self.allowed - self.validating)
-        if share > self.pct_train + .02: self.learn.pct_train, self.drawn_together = min(share, 1 - 1e-6), True   # in time, not a bit is changed
+        if share > self.pct_train + .02: self.learn.pct_train, self.shortened = min(share, 1 - 1e-6), True   # in time, not a bit is changed
 
     def after_batch(self):
         self.steps += 1
-        if self.elapsed >= self.allowed - self.validating: self.drawn_together = True; raise CancelTrainException
+        if self.elapsed >= self.allowed - self.validating: self.shortened = True; raise CancelTrainException
 
     def before_validate(self): self.began = self.now()
     def after_validate(self): self.validating = self.now() - self.began

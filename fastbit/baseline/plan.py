@@ -14,7 +14,7 @@ from html import escape
 # %% ../../nbs/baseline/02_plan.ipynb #ef6b8b91
 from .. import __version__
 from ..core.machine import Machine
-from ..core.text import ShownOnce, clock, rows_html
+from ..core.text import ShownOnce, format_seconds, rows_html
 
 # %% ../../nbs/baseline/02_plan.ipynb #17bf3b03
 @dataclass(repr=False)
@@ -34,11 +34,11 @@ class Plan(ShownOnce):
     images: str        # how images become that
     bs: int            # images in a batch, or in a micro-batch
     recipe: str        # its name
-    stages: list       # of `HeadStage`, `StagePlan` or `RuleStage`
+    stages: list       # of `HeadPhase`, `OneCyclePhase` or `RulePhase`
     device: str        # 'cpu', 'cuda:0, bf16'
     seed: int          # of everything that is drawn
     seconds_an_image: list = field(default_factory=list) # of training, measured, one a stage
-    rule: str = ''     # the rule in words, for `RuleStage`
+    rule: str = ''     # the rule in words, for `RulePhase`
     goes_on: str = ''  # where checkpoints go
     budget: str = ''   # what a budget chose, and what more time would buy
     processes: int = 1 # that share the work
@@ -70,7 +70,7 @@ class Plan(ShownOnce):
         speed = ', '.join(f'{1/t:.3g} images/s {s.name}' for s, t in zip(self.stages, self.seconds_an_image))
         many, each = (f', {self.processes} processes', ' each') if self.processes > 1 else ('', '')
         where = self.device + self._threads() + many
-        end = [*([('budget', self.budget)] if self.budget else []), *([('saved', self.goes_on)] if self.goes_on else []), ('time', f'about {clock(self.seconds)} on {where}, from a measured batch ({speed}{each})')]
+        end = [*([('budget', self.budget)] if self.budget else []), *([('saved', self.goes_on)] if self.goes_on else []), ('time', f'about {format_seconds(self.seconds)} on {where}, from a measured batch ({speed}{each})')]
         return rows, end
 
     def _threads(self) -> str:

@@ -24,7 +24,7 @@ from ..core.files import write_bytes, write_text
 from ..training.learner import TransferLearner
 from ..core.text import ShownOnce
 from .plan import Plan
-from ..core.text import clock, rows_html
+from ..core.text import format_seconds, rows_html
 from ..report.sections import Findings, make_report
 from ..report.page import Report
 from ..core.files import csv_text
@@ -75,7 +75,7 @@ class BaselineResult(ShownOnce):
         on = ('these same images' if here else 'validation') + few_images_words(e.n if here else v.n)
         if c is not None: rows.append(('sureness', f'calibration error {e.ece:.3f}, {c.ece:.3f} with temperature {self.temperature:.2f}, fitted on {on}'))
         if self.chosen: rows.append(('chosen', f'{self.chosen}, ' + ('on these same images: the numbers are a little too good' if here else 'on the validation images')))
-        rows.append(('time', f'{clock(self.seconds["training"])} training, {clock(self.seconds["evaluation"])} evaluation'))
+        rows.append(('time', f'{format_seconds(self.seconds["training"])} training, {format_seconds(self.seconds["evaluation"])} evaluation'))
         return rows + ([('files', self.out)] if self.out else [])
 
     def __str__(self): return '\n'.join(f'{k:8} {v}' for k, v in self._rows())

@@ -23,17 +23,17 @@ from ..bodies.preprocess import MAX_16_BIT
 from ..bodies.names import timm_name
 from ..bodies.weights import hub_file, weights_source
 from .budget import FIXED, Speed, TimeLimit, budget_text, choose_option, options, parse_budget
-from ..metrics.calibration import fit_temperature, temper
+from ..metrics.calibration import fit_temperature, apply_temperature
 from ..training.callbacks import JsonLog, KeepBest
 from ..training.checkpoint import SAVE_SECONDS
 from ..training.one_cycle import progress_of
 from ..data.loaders import PathLabel, check_device, image_dataloaders
-from ..data.public import find_data
+from ..data.public import resolve_source
 from ..training.tta import tta_probs
 from ..metrics.evaluation import evaluate_probs
 from ..data.transforms import default_views
 from ..data.filepaths import check_some_exist
-from ..training.guards import Stopped
+from ..training.guards import FitStopped
 from ..training.head import HEAD_EPOCHS, check_head_options
 from ..hyperrule import BASE_LR, BATCH_SIZE, HyperRule
 from ..data.check import header_sizes, middle_size
@@ -41,16 +41,16 @@ from ..training.learner import transfer_learner
 from ..training.precision import check_precision
 from ..training.rate_finder import HEAD_LR
 from ..core.machine import this_machine
-from ..core.processes import alone_by_mistake, is_writer, join_processes, wait_for_all, world, writer_first
+from ..core.processes import alone_by_mistake, is_writer, join_processes, barrier, world, writer_first
 from ..core.text import show
-from .phases import RECIPES, HeadStage, RuleStage, head_stages, measure_stages, onecycle_stages
+from .phases import RECIPES, HeadPhase, RulePhase, head_phases, measure_phases, onecycle_phases
 from .plan import Plan
-from ..core.text import clock
+from ..core.text import format_seconds
 from .result import BaselineResult
 from ..training.rule import default_eval_every, rule_text
 from ..core.checks import check_steps
 from ..core.store import CACHE_GB
-from ..core.text import say
+from ..core.text import warn_data
 from ..data.tables import ImageSet, read_image_set
 from ..data.split import few_shot_table, leave_out_untrained, split_table
 from ..core.files import check_out, make_out
@@ -76,7 +76,7 @@ def _stages(recipe, epochs, lr, how, checkpoint_every=None) -> list:
     "Of 'onecycle' and 'head'"
     check_head_options(how['views'], 'sgd', how['cache_gb'])
     lr = HEAD_LR if lr is None else lr
-    return head_stages(HEAD_EPOCHS if epochs is None else epochs, lr, **how) if recipe == 'head' else onecycle_stages(8 if epochs is None else epochs, lr, checkpoint_every, **how)
+    return head_phases(HEAD_EPOCHS if epochs is None else epochs, lr, **how) if recipe == 'head' else onecycle_phases(8 if epochs is None else epochs, lr, checkpoint_every, **how)
 
 # %% ../../nbs/baseline/04_run.ipynb #b58cdc92
 def baseline(
@@ -134,7 +134,7 @@ def baseline(
     _check_recipe(recipe, given)
     check_precision(precision)
     join_processes(device)
-    if words := alone_by_mistake(): say(words)
+    if words := alone_by_mistake(): warn_data(words)
     verbose = verbose and is_writer()
     if budget is not None and world() > 1: raise ValueError(f"budget={budget!r}: it measures one process, and there are {world()}; give epochs.")
     if budget is not None: budget = _check_budget(budget, recipe, epochs, checkpoint_every)
@@ -149,9 +149,9 @@ def baseline(
         check_steps('eval_every', eval_every, 1)
     comparable = not isinstance(path, pd.DataFrame)   # of tables the settings have no more than the type
     if out is not None and is_writer(): check_out(out, settings if comparable else None)
-    wait_for_all()   # an error of the writer's is everybody's
+    barrier()   # an error of the writer's is everybody's
     if source.kind == 'hub': hub_file(arch)   # no network is found out now, not after the data has been checked
-    data, name, usual = find_data(path)
+    data, name, usual = resolve_source(path)
     choose = lambda key, asked, default: asked if asked is not None else usual.get(key, default)
     load = lambda px: image_dataloaders(data, arch, ('hyperrule' if px is None else px) if by_rule else choose('size', px, None), (None if by_rule else 32) if bs is None else bs, valid_pct, test_pct, seed, k_per_class, resize=resize,
         crop=choose('crop', crop, True), flip=choose('flip', flip, True), train_size='hyperrule' if by_rule else None, num_workers=num_workers, device=device, draft=draft, max_value=max_value, cache=cache, cache_gb=cache_gb,
@@ -170,18 +170,18 @@ def baseline(
     if by_rule:
         rule = learn.hyperrule(**numbers)
         eval_every = eval_every or default_eval_every(rule)
-        stages = [RuleStage(rule, eval_every, checkpoint_every or eval_every)]
-    checkpoint = Path(out)/CHECKPOINT if out is not None and budget is None and not isinstance(stages[-1], HeadStage) else None
+        stages = [RulePhase(rule, eval_every, checkpoint_every or eval_every)]
+    checkpoint = Path(out)/CHECKPOINT if out is not None and budget is None and not isinstance(stages[-1], HeadPhase) else None
     found = checkpoint and stages[-1].find_checkpoint(learn, checkpoint)
     words = rule_text(learn, rule, eval_every, found) if by_rule else ''
     plan = _make_plan(learn, name, arch, source, stages, recipe, seed, words, _saved_words(checkpoint, stages[-1], found, len(dls.train)), within)
     if verbose: show(plan)
     if dry_run: return plan
     if out is not None and is_writer(): learn.add_cb(JsonLog(make_out(out)/'log.jsonl'))
-    wait_for_all()
+    barrier()
     times = {}
     try: took = _train(learn, stages, seed, verbose, checkpoint, deadline, plan)
-    except Stopped as e:
+    except FitStopped as e:
         if out is not None and not e.saved and is_writer(): _keep_network(learn, Path(out)/'model', e)
         raise
     times['training'], start, tta_views = sum(took), time.perf_counter(), default_views(dls.preprocess)
@@ -193,7 +193,7 @@ def baseline(
     files = pd.concat([dls.left_out, dls.skipped], ignore_index=True)
     averaged = evaluate_probs(*tta) if tta_views != ('identity',) else None
     res = BaselineResult(plan, evaluate_probs(tta.plain, tta[1]), averaged, tta_views, learn.history.epochs, learn.history.steps, _predictions(dls, held_out, learn.temperature), files, times, settings,
-        part, tta.plain, tta[1], learn.temperature, evaluate_probs(temper(tta.plain, learn.temperature), tta[1]) if learn.temperature else None, evaluate_probs(valid.plain, valid[1]) if part == 'test' else None, tta.report,
+        part, tta.plain, tta[1], learn.temperature, evaluate_probs(apply_temperature(tta.plain, learn.temperature), tta[1]) if learn.temperature else None, evaluate_probs(valid.plain, valid[1]) if part == 'test' else None, tta.report,
         _stage_times(plan, took), _command(settings), learn.fold_difference, f'the weights of {best.where}, by {best.monitor}' if best and best.where else '', learn)
     if out is not None and is_writer():
         try: res.save(out)
@@ -202,7 +202,7 @@ def baseline(
             raise OSError(f"The results could not be written into {out} ({e.strerror or e}). Free some space, or choose another out=.") from e
         if checkpoint: checkpoint.unlink(missing_ok=True)   # what it was for is there
     if verbose: show(res)
-    if verbose and budget is not None: print(f'budget   {clock(time.perf_counter()-began)} of {clock(budget)}', flush=True)
+    if verbose and budget is not None: print(f'budget   {format_seconds(time.perf_counter()-began)} of {format_seconds(budget)}', flush=True)
     return res
 
 # %% ../../nbs/baseline/04_run.ipynb #18fd4409
@@ -217,17 +217,17 @@ def _fit_budget(learn, make, smaller, recipe, stages, budget, began) -> tuple:
     dls = learn.dls
     n_test, choices, first = dls[2].n if len(dls.loaders) > 2 else 0, options(dls.preprocess.size, smaller, 'head' if recipe == 'head' else None), []
     while True:
-        speed = Speed(learn.dls.preprocess.size, *measure_stages(learn, stages))
+        speed = Speed(learn.dls.preprocess.size, *measure_phases(learn, stages))
         spent = time.perf_counter() - began
-        option, dearer = choose_option([o for o in choices if o.size <= speed.size], budget - spent, speed, dls.train.n, dls.valid.n, n_test)
-        known = dict(first) | dict(dearer)   # at the full size as it was measured there
+        option, too_slow = choose_option([o for o in choices if o.size <= speed.size], budget - spent, speed, dls.train.n, dls.valid.n, n_test)
+        known = dict(first) | dict(too_slow)   # at the full size as it was measured there
         first = list(known.items())
         if option.size == speed.size: return learn, option, budget_text(option, [(o, known[o]) for o in choices[:choices.index(option)] if o in known], budget, spent)
         learn = make(option.size)
 
 def _saved_words(checkpoint, stage, found, n_batches) -> str:
     if not checkpoint: return ''
-    every, by_rule = stage.checkpoint_every, isinstance(stage, RuleStage)   # the rule has words of its own for what was found
+    every, by_rule = stage.checkpoint_every, isinstance(stage, RulePhase)   # the rule has words of its own for what was found
     when = f'every {every} step{"s"*(every > 1)}' if every else f'after an epoch, every {SAVE_SECONDS:g} s at most'
     return f'{checkpoint}, {when}; the same command goes on from there' + (f'. {stage.name} {progress_of(found, stage.n_epoch*n_batches)}' if found and not by_rule else '')
 
@@ -240,7 +240,7 @@ def _make_plan(learn, name, arch, source, stages, recipe, seed, rule, saved, wit
         arch=arch if arch.startswith('BiT') else timm_name(arch), weights=str(source),
         n_params=sum(p.numel() for p in learn.model.parameters()), size=pp.size, images=_image_words(pp, dls.table.path),
         bs=dls.bs, recipe=recipe, stages=stages, device=device, seed=seed,
-        seconds_an_image=measure_stages(learn, stages), rule=rule, goes_on=saved, budget=within, processes=world(),
+        seconds_an_image=measure_phases(learn, stages), rule=rule, goes_on=saved, budget=within, processes=world(),
         source=dls.source, not_used=not_used, machine=this_machine(dls.device))
 
 def _image_words(pp, paths):
@@ -261,7 +261,7 @@ def _train(learn, stages, seed, verbose, checkpoint, deadline=None, plan=None) -
             start = time.perf_counter()
             limit = None if deadline is None else _time_limit(plan, deadline)
             s.fit(learn, checkpoint, cbs=limit)
-            if limit and limit.drawn_together: say(f'The machine was slower than it was measured: {s.name} took {limit.steps} of {s.n_epoch*len(learn.dls.train)} steps, the schedule drawn together, so that it ends in time. The same call may give other numbers on another day.', 4)
+            if limit and limit.shortened: warn_data(f'The machine was slower than it was measured: {s.name} took {limit.steps} of {s.n_epoch*len(learn.dls.train)} steps, the schedule drawn together, so that it ends in time. The same call may give other numbers on another day.', 4)
             took.append(time.perf_counter() - start)
     return took
 
@@ -289,7 +289,7 @@ def _predictions(dls, held_out, temperature) -> pd.DataFrame:
     parts, label = [], PathLabel(dls.table)
     for (part, tta), dl in zip(held_out.items(), dls.loaders[1:]):
         best, items = tta.plain.max(1), dl.items
-        calibrated = temper(tta.plain, temperature).max(1).values.tolist() if temperature else float('nan')
+        calibrated = apply_temperature(tta.plain, temperature).max(1).values.tolist() if temperature else float('nan')
         parts.append(pd.DataFrame(dict(path=[str(p) for p in items], split=part, label=[label(p) for p in items], prediction=[dls.vocab[i] for i in best.indices], probability=best.values.tolist(), calibrated=calibrated)))
     return pd.concat(parts, ignore_index=True)
 
@@ -318,12 +318,12 @@ def folder_rule(
 ) -> tuple[HyperRule, ImageSet]: # The rule, and the images that Pillow recognizes, split
     "The BiT-HyperRule for a data set, from names and headers alone: what `baseline(path, recipe='hyperrule')` trains by"
     HyperRule.for_data(1, 32, size=size, **numbers)   # for its errors, before the data is looked at
-    images = read_image_set(find_data(path)[0], root, path_col, label_col, split_col, suffix)
+    images = read_image_set(resolve_source(path)[0], root, path_col, label_col, split_col, suffix)
     table = images.table
     sizes = dict(zip(table.path, header_sizes(table.path)))
     known = table.path.map(lambda p: sizes[p][0] > 0)
     if not known.any(): check_some_exist(table.path)
-    if not known.all(): say(f"{(~known).sum()} of {len(table)} files are no images and not counted, e.g. {table.path[~known].iloc[0]}")
+    if not known.all(): warn_data(f"{(~known).sum()} of {len(table)} files are no images and not counted, e.g. {table.path[~known].iloc[0]}")
     table, untrained = leave_out_untrained(split_table(table[known].reset_index(drop=True), valid_pct, seed, test_pct))
     if k_per_class is not None: table = few_shot_table(table, k_per_class, seed)
     train = table.path[table.split == 'train']

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 # %% ../../nbs/bodies/07_fold.ipynb #6de905bc
 from .model import TransferModel, run_stages
-from ..core.text import say
+from ..core.text import warn_data
 
 # %% ../../nbs/bodies/07_fold.ipynb #eaa2b982
 def _sharing_copy(m:nn.Module) -> nn.Module:
@@ -102,7 +102,7 @@ class FoldedModel(nn.Module):
         if not all(a.isfinite().all() for a, _ in pairs): self.net = model.net; return   # diverged weights: there is nothing to compare
         self.difference = max(((a-b).abs().max() / a.abs().max().clamp_min(torch.finfo(a.dtype).tiny)).item() for a, b in pairs)
         if not self.difference <= FOLD_TOLERANCE:
-            say(f"Folded, {model.net.pretrained_cfg['architecture']} differs from itself by {self.difference:.1e}, more than {FOLD_TOLERANCE:g}: the unfolded network is used.", 5)
+            warn_data(f"Folded, {model.net.pretrained_cfg['architecture']} differs from itself by {self.difference:.1e}, more than {FOLD_TOLERANCE:g}: the unfolded network is used.", 5)
             self.net = model.net
 
     def forward(self, x): # As `TransferModel` takes them

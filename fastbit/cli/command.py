@@ -139,7 +139,7 @@ def _table(df) -> str:
     return show.to_string(index=False, float_format='{:.4f}'.format, na_rep='')
 
 def _evaluate(args):
-    from fastbit.metrics.calibration import calibration_error, reliability_table, temper
+    from fastbit.metrics.calibration import calibration_error, reliability_table, apply_temperature
     from fastbit.metrics.evaluation import evaluate_probs
     from fastbit.export.predict import load_predictor
     from fastbit.data.tables import source_rows
@@ -150,7 +150,7 @@ def _evaluate(args):
     for name, text in source_rows(res.source, res.skipped): print(f'  {name:10}  {text}')
     print(evaluate_probs(res.probs, res.targs))
     t = predictor.about.temperature
-    if t: print(f'with temperature {t:.2f}: ECE {calibration_error(reliability_table(temper(res.probs, t), res.targs)):.4f}')
+    if t: print(f'with temperature {t:.2f}: ECE {calibration_error(reliability_table(apply_temperature(res.probs, t), res.targs)):.4f}')
 
 def _onnx(args):
     from fastbit.export.onnx import export_onnx
@@ -193,7 +193,7 @@ class _Terminated(KeyboardInterrupt): signum = signal.SIGTERM
 def _terminated(signum, frame):
     "What a cluster or a shutdown sends: as Ctrl-C, so that a fit can finish its step and save"
     raise _Terminated
-_terminated.gives_way = True   # to `gentle_stop`
+_terminated.interruptible = True   # to `interruptible`
 
 def _way_on(args, after_stop=False) -> str:
     "How to go on, where something is saved"

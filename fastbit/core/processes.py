@@ -6,8 +6,8 @@ Docs: https://fastbit.github.io/fastbit/core/processes.html.md"""
 
 # %% auto #0
 __all__ = ['is_launched', 'launched_rank', 'alone_by_mistake', 'world', 'rank', 'is_writer', 'join_processes', 'leave_processes',
-           'my_part', 'wait_for_all', 'writer_first', 'sum_over_all', 'gather_objects', 'same_for_all', 'peer_lost',
-           'own_noise']
+           'rank_range', 'barrier', 'writer_first', 'all_reduce', 'gather_objects', 'broadcast_model', 'peer_lost',
+           'per_process_rng']
 
 # %% ../../nbs/core/05_processes.ipynb #1c8d5956
 import os
@@ -67,26 +67,26 @@ def leave_processes():
     if _group(): _group().destroy_process_group()
 
 # %% ../../nbs/core/05_processes.ipynb #1b9080e9
-def my_part(
+def rank_range(
     n:int # Things
 ) -> range: # Of their numbers
     "A block of `n` things for each process, as equal as can be; together they are all of them, each once"
     k, r = world(), rank()
     return range(n*r//k, n*(r+1)//k)
 
-def wait_for_all():
+def barrier():
     "Go on when every process is here"
     if _group(): _group().barrier()
 
 @contextmanager
 def writer_first():
     "Inside, the writer goes first and the others find in the cache what it has computed"
-    if not is_writer(): wait_for_all()
+    if not is_writer(): barrier()
     try: yield
     finally:
-        if is_writer(): wait_for_all()
+        if is_writer(): barrier()
 
-def sum_over_all(
+def all_reduce(
     tensors:list # Of the same shapes on every process; replaced by the sums, in place
 ):
     "One exchange for all of them, and the same bits on every process"
@@ -107,7 +107,7 @@ def gather_objects(
     _group().all_gather_object(res, o)
     return res
 
-def same_for_all(model):
+def broadcast_model(model):
     "Every process gets the weights and buffers of the writer"
     if not _group(): return
     for t in (*model.parameters(), *model.buffers()):
@@ -125,7 +125,7 @@ def peer_lost(
 
 # %% ../../nbs/core/05_processes.ipynb #160969aa
 @contextmanager
-def own_noise():
+def per_process_rng():
     "Inside, each of several processes draws random numbers of its own, which follow from those that all have in common"
     if world() == 1: yield; return
     import random, numpy as np, torch

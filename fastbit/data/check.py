@@ -21,7 +21,7 @@ import PIL, numpy as np, pandas as pd
 from ..bodies.preprocess import MAX_16_BIT
 from ..core.store import file_key, open_store
 from ..core.threads import in_threads
-from .decode import LARGE, MOST_BYTES, _alone_if_large, _one_at_a_time, check_regular, open_image, to_rgb, why_unreadable
+from .decode import LARGE, MAX_BYTES, _alone_if_large, _one_at_a_time, check_regular, open_image, to_rgb, why_unreadable
 
 # %% ../../nbs/data/01_check.ipynb #0a40ae16
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def inspect_image(
     try:
         check_regular(path)
         n_bytes = os.path.getsize(path)
-        if n_bytes > MOST_BYTES: return Inspected('absurdly large file')
+        if n_bytes > MAX_BYTES: return Inspected('absurdly large file')
         with _one_at_a_time if n_bytes > 2*LARGE else nullcontext(): return _inspect_bytes(Path(path).read_bytes())
     except (OSError, ValueError) as e: return Inspected(getattr(e, 'strerror', None) or str(e))   # a name with a zero byte is a ValueError
 

@@ -19,7 +19,7 @@ import pandas as pd
 from .csvfile import names_image, read_grid
 from .filepaths import Located, as_suffix, exists_below, locate_files, one_row_per_file, sample_of
 from .labels import as_texts, clean_label, is_number, one_label, whole_numbers
-from ..core.text import say
+from ..core.text import warn_data
 
 # %% ../../nbs/data/06_columns.ipynb #e44645d3
 SPLIT_WORDS = dict(
@@ -264,7 +264,7 @@ def _note_held_out(df, column, splits):
     "Warn if a column of yes and no, which may be about quality, holds out more than half of the rows for validation"
     n = splits.count('valid')
     if 2*n > len(splits) and _is_flag(_distinct(df, column)):
-        say(
+        warn_data(
             f"Column {str(column)!r} holds out {n} of {len(splits)} rows for validation. If it is not a split, "
             "rename it, or choose another column with split_col=.", 5)
 

@@ -19,7 +19,7 @@ import numpy as np, pandas as pd
 
 # %% ../../nbs/data/02_csvfile.ipynb #595bd5ee
 from .decode import IMAGE_EXTENSIONS, check_regular
-from ..core.text import say
+from ..core.text import warn_data
 
 # %% ../../nbs/data/02_csvfile.ipynb #19917785
 _OPENERS = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
@@ -96,7 +96,7 @@ def decode_text(
         if not _is_western(data): raise ValueError(_UNKNOWN.format(path))
         words = [w for w in re.findall(r'[^\W\d_]+', text) if not w.isascii()]
         example = f", e.g. {words[0]!r}" if words else ''
-        say(f"{path} is not in UTF-8 and was read as Windows-1252{example}. If that is wrong, save it as UTF-8.", 6)
+        warn_data(f"{path} is not in UTF-8 and was read as Windows-1252{example}. If that is wrong, save it as UTF-8.", 6)
     return text.replace('\r\n', '\n').replace('\r', '\n')
 
 # %% ../../nbs/data/02_csvfile.ipynb #cc79c7ab

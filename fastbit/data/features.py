@@ -22,10 +22,10 @@ from ..bodies.fold import FoldedModel
 from .transforms import ImageFile, draft_size, square_image, train_image
 from ..bodies.model import TransferModel, run_stages, body_digest
 from .pixels import PixelCache, common_folder
-from ..core.processes import gather_objects, is_writer, my_part, world, writer_first
+from ..core.processes import gather_objects, is_writer, rank_range, world, writer_first
 from ..core.text import track
 from ..core.store import CACHE_GB, file_key, make_room, open_store
-from ..core.text import say
+from ..core.text import warn_data
 from ..core.threads import read_ahead
 
 # %% ../../nbs/data/12_features.ipynb #1d84074f
@@ -82,7 +82,7 @@ class Features:
 # %% ../../nbs/data/12_features.ipynb #0f237750
 def _open(about, shape, gb):
     try: return open_store('features', about, shape, gb=gb)
-    except OSError as e: say(f"The cache cannot be used ({e}); this run goes on without. FASTBIT_CACHE=FOLDER names another place.", 5)
+    except OSError as e: warn_data(f"The cache cannot be used ({e}); this run goes on without. FASTBIT_CACHE=FOLDER names another place.", 5)
 
 def frozen_features(
     model:TransferModel, # Its stages before `last` are what is run
@@ -106,7 +106,7 @@ def frozen_features(
     try: return _find_or_compute(model, paths, pp, last, options, store, cache_gb, pixels)
     except FileNotFoundError:
         if store is None or store.folder.exists(): raise
-        say(f"The cache in {store.folder} was removed while it was read; this run computes anew, and goes on without.", 4)
+        warn_data(f"The cache in {store.folder} was removed while it was read; this run computes anew, and goes on without.", 4)
         return _find_or_compute(model, paths, pp, last, options, None, cache_gb, pixels)
 
 def _find_or_compute(model, paths, pp, last, options, store, cache_gb, pixels) -> Features:
@@ -127,7 +127,7 @@ def _find_or_compute(model, paths, pp, last, options, store, cache_gb, pixels) -
                 try: store.add([keys[j] for j in group], rows); continue
                 except FileNotFoundError: raise   # removed, and what it had with it
                 except OSError as e:
-                    say(f"The cache could not be written to ({e}); what it has is whole, and this run goes on in memory.", 4)
+                    warn_data(f"The cache could not be written to ({e}); what it has is whole, and this run goes on in memory.", 4)
                     memory, store, where = {j: r for j, r in zip(keys, _rows_of(store, keys)) if r is not None}, None, ''
             memory |= zip(group, rows)
     rows, index = _gather(store, keys, jobs, memory)
@@ -142,7 +142,7 @@ def _compute_together(model, missing, keys, pp, last, options, store, pixels) ->
     "Each process computes a part, and all get all of it: rows in memory, `None` for the store, the folded body. The writer keeps them for other runs"
     views, seed, bs = options
     folded = FoldedModel(model, last).eval()
-    mine = [missing[i] for i in my_part(len(missing))]
+    mine = [missing[i] for i in rank_range(len(missing))]
     rows = {j: r for group, part in _compute(folded, mine, pp, seed, bs, pixels) for j, r in zip(group, part)}
     memory = {j: r for part in gather_objects(rows) for j, r in part.items()}
     if store is not None and is_writer():

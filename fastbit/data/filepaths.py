@@ -19,7 +19,7 @@ import numpy as np, pandas as pd
 # %% ../../nbs/data/03_filepaths.ipynb #298daa0e
 from .decode import IMAGE_EXTENSIONS
 from .csvfile import names_image
-from ..core.text import first_of, say
+from ..core.text import first_of, warn_data
 
 # %% ../../nbs/data/03_filepaths.ipynb #19917785
 SAMPLE = 50       # rows whose files are looked for
@@ -226,7 +226,7 @@ def one_row_per_file(
     twice = df[key.duplicated(keep=False)]
     _check_agree(twice, key[twice.index], 'label', 'One file with two labels', 'fastbit trains one label per image.')
     _check_agree(twice, key[twice.index], 'split', 'The same file in two splits', 'Take it out of one of them.')
-    say(
+    warn_data(
         f"{again.sum()} of {len(df)} rows name a file that another row names, with the same "
         f"label, and are skipped, e.g. {df.path[again].iloc[0]}", 6)
     skipped = pd.DataFrame(dict(path=df.path[again].tolist(), reason='listed more than once'))

@@ -17,7 +17,7 @@ from pathlib import Path
 # %% ../../nbs/data/04_folders.ipynb #ccc79f81
 from ..core.files import utf8
 from .decode import IMAGE_EXTENSIONS, why_no_image
-from ..core.text import first_of, say
+from ..core.text import first_of, warn_data
 
 # %% ../../nbs/data/04_folders.ipynb #c24e90b5
 SYSTEM_NAMES = frozenset('''
@@ -141,4 +141,4 @@ def warn_skipped(
     odd = [(p, r) for p, r in skipped if is_odd(r)]
     if not odd: return
     examples = first_of(p for p, _ in odd)
-    say(f"{len(odd)} file(s) or folder(s) of {where} are not used: {count_reasons(odd)}. For example:{examples}", 5)
+    warn_data(f"{len(odd)} file(s) or folder(s) of {where} are not used: {count_reasons(odd)}. For example:{examples}", 5)

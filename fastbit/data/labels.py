@@ -17,7 +17,7 @@ from numbers import Number
 import numpy as np, pandas as pd
 
 # %% ../../nbs/data/05_labels.ipynb #595bd5ee
-from ..core.text import say
+from ..core.text import warn_data
 
 # %% ../../nbs/data/05_labels.ipynb #19917785
 # not the joiners, which Persian, Hindi and emoji need
@@ -76,13 +76,13 @@ def check_labels(
     for name in natural_order(counts.index): groups.setdefault(_same(name), []).append(name)
     alike = [' and '.join(f'{o!r} ({counts[o]})' for o in names) for names in groups.values() if len(names) > 1]
     if alike:
-        say(
+        warn_data(
             "Labels that differ only in case, blanks, hyphens or leading zeros, and equal numbers, are "
             f"separate classes: {', '.join(alike[:5])}{', …' if len(alike) > 5 else ''}. Write them "
             "alike if they mean one class.", 6)
     missing = [o for o in _MISSING if o in counts]
     if missing:
-        say(
+        warn_data(
             f"A class is called {missing[0]!r} (number of images: {counts[missing[0]]}), which "
             "is how pandas writes a missing value.", 6)
 
@@ -154,7 +154,7 @@ def _check_lists(names, column):
                 f"{_ONE_LABEL} If a combination is one class, join its words with another "
                 "character, such as '_'.")
         if _alone(names, combined, sep):
-            say(
+            warn_data(
                 f"{len(combined)} of {len(names)} classes look like several labels in a cell, "
                 f"e.g. {combined[0]!r}, and each is trained as a class by itself.", 7)
 
@@ -182,7 +182,7 @@ def _check_numbers(counts, column):
             "another column with label_col=, or group the numbers into classes; if they are "
             f"names, write them as text, such as 'class {names[0]}'.")
     if not whole or (5*len(names) > n and not numbered and len(names) >= 30):
-        say(
+        warn_data(
             f"{what}: each is trained as a class by itself. If they are a quantity (regression), "
             "fastbit is not made for it.", 7)
 

@@ -19,7 +19,7 @@ import pandas as pd
 # %% ../../nbs/data/07_layouts.ipynb #a24e6896
 from .columns import SPLIT_WORDS, clean_label, split_word
 from .folders import Folder, count_reasons, list_folder, warn_skipped
-from ..core.text import say
+from ..core.text import warn_data
 
 # %% ../../nbs/data/07_layouts.ipynb #4be73489
 UNLABELED = ('unlabeled', 'unlabelled', 'unsup', 'unsupervised', 'nolabel', 'no_label')   # as in STL-10 and IMDb
@@ -102,10 +102,10 @@ def _split_layout(top, splits, flat, others) -> Layout:
 def _class_layout(top, folders, others) -> Layout:
     "`others` are not classes, with the reasons"
     named = [f.name for f in folders if split_word(f.name)]
-    if named: say(f"{_and(named)} of {top.path} {_is(named)} taken for a class, because images lie directly in it, "
+    if named: warn_data(f"{_and(named)} of {top.path} {_is(named)} taken for a class, because images lie directly in it, "
         "as in the other class folders. If it is a split, put class folders into it.", 6)
     inside = [f'{f.name}/{s.name}' for f in folders for s in f.class_folders if split_word(s.name)]
-    if inside: say(f"{_and(inside)} of {top.path} {_is(inside)} called like a split, and taken for a part of the class. "
+    if inside: warn_data(f"{_and(inside)} of {top.path} {_is(inside)} called like a split, and taken for a part of the class. "
         "To split the data, put such folders into each class, or class folders into train, valid and test.", 6)
     many = 's'*(len(folders) > 1)
     which = f'{len(folders)} of its folders' if others else f'its {len(folders)} folder{many}'
@@ -293,7 +293,7 @@ def read_folder(
     top = list_folder(folder)
     layout = find_layout(top)
     skipped = [*layout.skipped, *top.all_skipped]
-    if empty := _empty_classes(top, layout): say(f"{len(empty)} class folder(s) of {folder} have no images "
+    if empty := _empty_classes(top, layout): warn_data(f"{len(empty)} class folder(s) of {folder} have no images "
         f"and are not classes: {', '.join(empty[:10])}", 4)
     warn_skipped(skipped, folder)
     rows = pd.concat([o for p in layout.parts for o in _part_rows(p)], ignore_index=True)

@@ -36,7 +36,7 @@ from ..hyperrule import HyperRule
 from .transforms import EvalImage, ImageFile, TrainImage, draft_size, read_again
 from .check import depth_words
 from .pixels import PixelCache
-from ..core.text import first_of, say
+from ..core.text import first_of, warn_data
 from ..core.store import CACHE_GB
 from .tables import image_table, read_image_set
 from .split import check_table, few_shot_table, leave_out_unreadable, leave_out_untrained, split_table, training_size
@@ -326,7 +326,7 @@ def image_dataloaders(
     left_out = pd.DataFrame(columns=['path', 'reason'])
     if check:
         table, left_out, report = leave_out_unreadable(table, cache=cache)
-        for words in depth_words(report, max_value): say(words)
+        for words in depth_words(report, max_value): warn_data(words)
     split_words, table = _split_words(table, valid_pct, test_pct, seed), split_table(table, valid_pct, seed, test_pct)
     if k_per_class is not None: table, split_words = few_shot_table(table, k_per_class, seed), f'{split_words}; {k_per_class} a class to train'
     table, untrained = leave_out_untrained(table)

@@ -19,7 +19,7 @@ from PIL import Image
 from ..bodies.preprocess import Preprocess
 from .transforms import ImageFile, draft_size
 from ..core.store import CACHE_GB, RowStore, file_key, make_room, open_store
-from ..core.text import say
+from ..core.text import warn_data
 
 # %% ../../nbs/data/11_pixels.ipynb #aa5e0dd5
 def common_folder(
@@ -48,7 +48,7 @@ class PixelCache:
         try:
             for size in n_of: self.stores[size] = open_store('pixels', dict(made_from=f'{size} px, {pp.resize}, of {where}', resize=pp.resize, interpolation=pp.interpolation,
                 draft=draft_size(pp), max_value=pp.max_value, pillow=PIL.__version__), (size, size, 3), np.uint8, gb)
-        except OSError as e: self.stores = {}; say(f"The cache cannot be used ({e}); images are decoded in every epoch. FASTBIT_CACHE=FOLDER names another place.", 5); return
+        except OSError as e: self.stores = {}; warn_data(f"The cache cannot be used ({e}); images are decoded in every epoch. FASTBIT_CACHE=FOLDER names another place.", 5); return
         self._divide(n_of, gb)
 
     def _divide(self, n_of, gb):

@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 
 # %% ../../nbs/data/09_split.ipynb #9288f75b
 from ..core.checks import check_k_per_class, check_share
-from ..core.text import first_of, say
+from ..core.text import first_of, warn_data
 from .check import check_images, median_size, middle_size
 from .filepaths import check_some_exist
 from .tables import _skipped_frame
@@ -61,7 +61,7 @@ def leave_out_untrained(
     for split, name in (('valid', 'validation set'), ('test', 'test set')):
         rows = table[unknown & (table.split == split)]
         classes = ', '.join(sorted(set(rows.label))[:5])
-        if len(rows): say(f"{len(rows)} of {(table.split == split).sum()} images in the {name} are not used: "
+        if len(rows): warn_data(f"{len(rows)} of {(table.split == split).sum()} images in the {name} are not used: "
             f"their classes have no training images ({classes}). If they are unlabeled, classify them with `fastbit predict`.", 4)
     reasons = [f'of the class {label}, which has no training images' for label in table.label[unknown]]
     return table[~unknown].reset_index(drop=True), _skipped_frame(zip(table.path[unknown], reasons))
@@ -80,7 +80,7 @@ def few_shot_table(
         order = np.random.RandomState([seed % 2**32, crc32(str(label).encode())]).permutation(len(rows))
         keep |= set(rows[order[:k_per_class]])
         if len(rows) < k_per_class: short.append(f'{label} ({len(rows)})')
-    if short: say(f"{len(short)} class(es) have fewer than {k_per_class} training images and keep all: {', '.join(short[:10])}", 4)
+    if short: warn_data(f"{len(short)} class(es) have fewer than {k_per_class} training images and keep all: {', '.join(short[:10])}", 4)
     return table[(table.split != 'train') | table.index.isin(keep)].reset_index(drop=True)
 
 # %% ../../nbs/data/09_split.ipynb #28a44a09
@@ -93,16 +93,16 @@ def check_table(
     if table.label.nunique() < 2: raise ValueError(f"Only one class, {table.label.iloc[0]!r}: a classifier needs two. Are the images one folder too high or too low?")
     for part, name in ((train, 'training'), (valid, 'validation')):
         if part.empty: raise ValueError(f"There are no {name} images.")
-    if len(train) < table.label.nunique(): say(f"Fewer training images ({len(train)}) than classes ({table.label.nunique()}).")
+    if len(train) < table.label.nunique(): warn_data(f"Fewer training images ({len(train)}) than classes ({table.label.nunique()}).")
     untested = sorted(set(train.label) - set(valid.label))
-    if untested: say(f"{len(untested)} class(es) have no validation image, so the accuracy does not speak of them: {', '.join(untested[:10])}")
+    if untested: warn_data(f"{len(untested)} class(es) have no validation image, so the accuracy does not speak of them: {', '.join(untested[:10])}")
     for seen, part, what in ((train, valid, 'validation images are byte for byte in training too'), (train, test, 'test images are byte for byte in training too'), (valid, test, 'test images are byte for byte in validation too')):
         if digests: _say_copies(seen, part, what, digests)
 
 def _say_copies(seen, part, what, digests):
     of = {digests[p]: p for p in seen.path if digests.get(p)}
     pairs = [f'{of[digests[p]]} = {p}' for p in part.path if digests.get(p) in of]
-    if pairs: say(f"{len(pairs)} of {len(part)} {what}, so the accuracy is too good:{first_of(pairs)}", 4)
+    if pairs: warn_data(f"{len(pairs)} of {len(part)} {what}, so the accuracy is too good:{first_of(pairs)}", 4)
 
 def leave_out_unreadable(table:pd.DataFrame, n_workers:int=None, cache:bool=True) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     "The rows whose files can be read, the (path, reason) of those that cannot, and what `check_images` found; says what it leaves out"
@@ -111,7 +111,7 @@ def leave_out_unreadable(table:pd.DataFrame, n_workers:int=None, cache:bool=True
     if len(bad) == len(table):
         check_some_exist(table.path)
         raise ValueError(f"None of the {len(table)} images can be read:{first_of([f'{p}: {r}' for p, r in bad.values])}")
-    if len(bad): say(f"{len(bad)} of {len(table)} images cannot be read and are left out:{first_of([f'{p}: {r}' for p, r in bad.values], 10)}", 4)
+    if len(bad): warn_data(f"{len(bad)} of {len(table)} images cannot be read and are left out:{first_of([f'{p}: {r}' for p, r in bad.values], 10)}", 4)
     return table[~table.path.isin(bad.path)].reset_index(drop=True), bad, report
 
 # %% ../../nbs/data/09_split.ipynb #9d733b1e

@@ -18,7 +18,7 @@ from fastai.data.load import fa_collate
 
 # %% ../../nbs/data/17_steps.ipynb #4c90999f
 from .loaders import ImageDL
-from ..core.processes import my_part, world
+from ..core.processes import rank_range, world
 
 # %% ../../nbs/data/17_steps.ipynb #1127f990
 def _rng(*key):
@@ -72,7 +72,7 @@ class StepBatch:
         "Load what is left, so that the next step begins where it should"
         self._load(len(self.positions))
 
-    def micros(self,
+    def micro_batches(self,
         size:int,  # Images in a micro-batch, at most
         to_device, # Moves a tuple of tensors
     ): # Yields (batch, targets of the partners or `None`, lambda, share of the whole)
@@ -106,7 +106,7 @@ class StepDL(ImageDL):
 
     def positions(self, step:int) -> tuple:
         "The places in the step that this process trains on, and those that it loads: with mixup their partners too, which may be another process's"
-        own = np.array(my_part(self.batch), dtype=np.int64)
+        own = np.array(rank_range(self.batch), dtype=np.int64)
         if not self.mixup or world() == 1: return own, own
         partners = mixup_draw(step, self.batch, self.mixup, self.seed)[1][own]
         return own, np.concatenate([own, np.setdiff1d(partners, own)])

@@ -27,10 +27,10 @@ from ..bodies.preprocess import MAX_16_BIT, Preprocess, body_preprocess
 from .loaders import check_device, default_bs
 from .decode import reading, why_unreadable
 from .transforms import draft_size, square_image, train_image
-from ..core.processes import gather_objects, my_part, own_noise, rank, world
+from ..core.processes import gather_objects, rank_range, per_process_rng, rank, world
 from .steps import mixup_draw
-from .shared import ShareBatch
-from ..core.text import say
+from .shared import RankBatch
+from ..core.text import warn_data
 
 # %% ../../nbs/data/18_streams.ipynb #66ada41a
 BUFFER = 1000   # images that are held, encoded, to draw the next one from; shards come in another order in each pass
@@ -124,11 +124,11 @@ def tar_stream(
     return ImageStream(open_pass, n, f'{len(shards)} shards')
 
 # %% ../../nbs/data/18_streams.ipynb #1b8d3c8a
-class StreamBatch(ShareBatch):
+class StreamBatch(RankBatch):
     "This process's images of one optimizer step"
     def __init__(self, b, n_all, step, mixup, seed): self.b, self.n, self.n_all, self.step, self.mixup, self.seed = b, len(b[1]), n_all, step, mixup, seed
 
-    def micros(self, size:int, to_device):
+    def micro_batches(self, size:int, to_device):
         "As `StepBatch`'s; with mixup the partners are images of the same process"
         lam, partners = mixup_draw(self.step, self.n, self.mixup, self.seed) if self.mixup else (1., None)
         piece = lambda rows: (lambda b: (b[0].float()/255, *b[1:]))(to_device(tuple(o[rows] for o in self.b)))
@@ -143,7 +143,7 @@ class _Steps:
     def __init__(self, dl, batch, first, last, mixup): self.dl, self.batch, self.first, self.last, self.mixup = dl, batch, first, last, mixup
     def __len__(self): return self.last - self.first
     def __iter__(self):
-        k = len(my_part(self.batch))
+        k = len(rank_range(self.batch))
         for step in range(self.first, self.last): yield StreamBatch(self.dl.take(step*k, k), self.batch, step, self.mixup, self.dl.seed)
 
 def _threads() -> int: return max(1, min(16, (os.cpu_count() or 2)-1))
@@ -191,7 +191,7 @@ class StreamDL:
                 (n, futures), ahead = ahead, begin(ex)
                 pieces = [o.result() for o in futures]
                 good = [o for o in pieces if not isinstance(o[0], str)]
-                with own_noise(): mine = f(self._batch(good)) if good else None
+                with per_process_rng(): mine = f(self._batch(good)) if good else None
                 for out, n_good, bad in gather_objects((mine, len(good), [x for x, _ in pieces if isinstance(x, str)]))[:n]:
                     self.seen += n_good
                     for why in bad: self._tell(why)
@@ -237,7 +237,7 @@ class StreamDL:
 
     def _tell(self, why):
         self.left_out += 1
-        if self.left_out == 1: say(f"{self.stream.made_from}: an image cannot be read ({why}) and is passed over; `dls.train.left_out` counts them.", 2)
+        if self.left_out == 1: warn_data(f"{self.stream.made_from}: an image cannot be read ({why}) and is passed over; `dls.train.left_out` counts them.", 2)
 
     def _batch(self, some): return torch.from_numpy(np.stack([x for x, _ in some])), torch.tensor([y for _, y in some])
 

@@ -25,7 +25,7 @@ from ..core.arguments import check_source
 from .artifact import load_artifact
 from .record import Artifact, count_trained_on
 from ..bodies.preprocess import Preprocess
-from ..metrics.calibration import temper
+from ..metrics.calibration import apply_temperature
 from ..data.loaders import check_device, default_bs
 from ..metrics.evaluation import Evaluation, evaluate_probs, mean_probs
 from ..data.transforms import cut_view, default_views, view_sizes
@@ -39,7 +39,7 @@ from ..data.transforms import draft_size, squares_of
 from ..core.threads import in_threads
 from ..data.labels import clean_label, whole_numbers
 from ..bodies.model import TransferModel
-from ..core.text import say, track
+from ..core.text import warn_data, track
 from ..data.tables import read_image_set
 
 # %% ../../nbs/export/02_predict.ipynb #aeb88814
@@ -83,7 +83,7 @@ def _folder_images(folder) -> list[str]:
     reasons = count_reasons(passed_over)
     there = f'; what is there: {reasons}' if reasons else ''
     if not found.all_images: raise FileNotFoundError(f"No images in {folder}{there}.")
-    if passed_over: say(f"{len(passed_over)} file(s) of {folder} have no prediction: {reasons}.", 4)
+    if passed_over: warn_data(f"{len(passed_over)} file(s) of {folder} have no prediction: {reasons}.", 4)
     return found.all_images
 
 def _path_items(path) -> list:
@@ -201,7 +201,7 @@ class Predictor:
     def _views_for(self, tta) -> tuple:
         views = default_views(self.about.preprocess) if tta else ('identity',)
         if tta and views == ('identity',):
-            say('tta=True changes nothing here: the model was trained without flips and crops, so there are no other views.', 4)
+            warn_data('tta=True changes nothing here: the model was trained without flips and crops, so there are no other views.', 4)
         return views
 
     def _views(self, x, views, sizes):
@@ -221,7 +221,7 @@ class Predictor:
         p = mean_probs(logits)
         reasons = [r or ('' if ok else 'the network gives no finite numbers for it') for r, ok in zip(reasons, p.isfinite().all(1).tolist())]
         sure, best = p.max(1)
-        calibrated = temper(p, self.about.temperature).max(1).values.tolist() if self.about.temperature else [float('nan')]*len(items)
+        calibrated = apply_temperature(p, self.about.temperature).max(1).values.tolist() if self.about.temperature else [float('nan')]*len(items)
         df = pd.DataFrame(dict(path=[utf8(o) if isinstance(o, str) else '' for o in items], prediction=[None if r else self.classes[i] for r, i in zip(reasons, best.tolist())], probability=sure.tolist(), calibrated=calibrated, reason=reasons))
         if not probs: return df
         return pd.concat([df, pd.DataFrame(p.numpy(), columns=[f'p({c})' for c in self.classes])], axis=1)
@@ -250,7 +250,7 @@ class Predictor:
         if bad.all():
             check_some_exist(table.path)
             raise ValueError(f"None of the {len(table)} images can be read, e.g. {table.path.iloc[0]}: {reasons[0]}.")
-        if bad.any(): say(f"{bad.sum()} of {len(table)} images cannot be read and are left out, e.g. {left_out.path[0]}: {left_out.reason[0]}")
+        if bad.any(): warn_data(f"{bad.sum()} of {len(table)} images cannot be read and are left out, e.g. {left_out.path[0]}: {left_out.reason[0]}")
         self._say_seen(table.path[~bad].tolist())
         targs = torch.tensor([at[l] for l in table.label[~bad]])
         return Labelled(probs=mean_probs(logits[~bad]), targs=targs, part=part, left_out=left_out,
@@ -260,7 +260,7 @@ class Predictor:
         "An accuracy on what was learnt by heart is no accuracy"
         if not self.about.trained_on: return
         seen, everyone = count_trained_on(self.about, in_threads(lambda p: file_digest(p, hashlib.blake2b(digest_size=16)), paths, 'comparing with the training images'))
-        if seen: say(f"{'' if everyone else 'At least '}{seen} of {len(paths)} images were trained on, so the accuracy is too good: measure on others.", 4)
+        if seen: warn_data(f"{'' if everyone else 'At least '}{seen} of {len(paths)} images were trained on, so the accuracy is too good: measure on others.", 4)
 
     def evaluate(self,
         source,           # What `image_table` takes

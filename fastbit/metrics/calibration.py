@@ -6,7 +6,7 @@ Docs: https://fastbit.github.io/fastbit/metrics/calibration.html.md"""
 
 # %% auto #0
 __all__ = ['BINS', 'TEMPERATURES', 'PRIOR_IMAGES', 'FEW_IMAGES', 'reliability_table', 'calibration_error', 'brier_scores',
-           'fit_temperature', 'few_images_words', 'temper']
+           'fit_temperature', 'few_images_words', 'apply_temperature']
 
 # %% ../../nbs/metrics/01_calibration.ipynb #ef8bee26
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -73,7 +73,7 @@ def few_images_words(
     return '' if n >= FEW_IMAGES else f'; only {n}, so it is shrunk towards 1'
 
 # %% ../../nbs/metrics/01_calibration.ipynb #ed494d8c
-def temper(
+def apply_temperature(
     probs:torch.Tensor, # n x classes
     temperature:float,  # From `fit_temperature`
 ) -> torch.Tensor: # n x classes

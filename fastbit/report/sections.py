@@ -20,13 +20,13 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 # %% ../../nbs/report/03_sections.ipynb #62b9917c
 from .. import __version__
-from ..metrics.calibration import calibration_error, few_images_words, reliability_table, temper
+from ..metrics.calibration import calibration_error, few_images_words, reliability_table, apply_temperature
 from .figures import plot_reliability
 from .cam import class_activation, overlay
 from ..metrics.evaluation import Evaluation, evaluate_probs
 from ..data.features import view_pixels
 from ..bodies.model import body_digest
-from .figures import MOST_CLASSES, drawable, most_confused, plot_confusion, plot_losses, plot_lr_find, plot_rates
+from .figures import MAX_CLASSES, drawable, most_confused, plot_confusion, plot_losses, plot_lr_find, plot_rates
 from ..metrics.intervals import wilson_interval
 from ..core.machine import this_machine
 from ..bodies.model import TransferModel
@@ -187,7 +187,7 @@ def _sections(f) -> dict:
     ev, said = evaluate_probs(f.probs, f.targs), f.probs.argmax(1)
     bins, scaled_bins, scaled = reliability_table(f.probs, f.targs), None, None
     if f.temperature:
-        probs = temper(f.probs, f.temperature)
+        probs = apply_temperature(f.probs, f.temperature)
         scaled_bins, scaled = reliability_table(probs, f.targs), evaluate_probs(probs, f.targs)
     history, matrix = f.learn.history, confusion_matrix(f.targs, said, labels=range(len(classes)))
     per_class, curves = class_table(f.targs, said, classes, getattr(f.learn.dls, 'table', None)), []
@@ -203,7 +203,7 @@ def _sections(f) -> dict:
         curves.append(_figure(plot_lr_find(rates, losses, suggested, used, loss), f'Loss at rates from {rates[0]:.1g} to {rates[-1]:.1g}' + ''.join(f', {k} suggests {v[0]:.2g}' for k, v in suggested.items()), 'Rate finder of the head: the loss while the rate grows, the rate that it suggests, and the one that the recipe used'))
     wrong = int((said != f.targs).sum())
     return dict(f=f, ev=ev, part=dict(valid='validation', test='test')[f.part], metrics=_metric_rows(f, ev, scaled), data=_data(f, classes), curves=curves, per_class=per_class, percent=_percent, left_out=[] if f.left_out is None else list(f.left_out.itertuples(index=False)),
-        confusion=_figure(plot_confusion(matrix, classes), f'Confusion matrix of {len(classes)} classes: {ev.n-wrong} of {ev.n} on the diagonal' + ''.join(f', {n} of {t} taken for {s}' for t, s, n in [(classes[t], classes[s], len(w)) for t, s, w in confused_pairs(f.targs, said, 3)]), 'Rows: the true class; columns: what it was taken for' + (f'; the {MOST_CLASSES} classes with the most mistakes' if len(classes) > MOST_CLASSES else '') + _undrawn(matrix, classes)),
+        confusion=_figure(plot_confusion(matrix, classes), f'Confusion matrix of {len(classes)} classes: {ev.n-wrong} of {ev.n} on the diagonal' + ''.join(f', {n} of {t} taken for {s}' for t, s, n in [(classes[t], classes[s], len(w)) for t, s, w in confused_pairs(f.targs, said, 3)]), 'Rows: the true class; columns: what it was taken for' + (f'; the {MAX_CLASSES} classes with the most mistakes' if len(classes) > MAX_CLASSES else '') + _undrawn(matrix, classes)),
         mistakes=_mistakes(f, classes) if f.paths else [], pairs=_pairs(f, classes), cams=_cams(f, classes), reliability=_figure(plot_reliability(bins, scaled_bins), f'Reliability diagram: calibration error {calibration_error(bins):.3f}' + (f', {calibration_error(scaled_bins):.3f} with temperature {f.temperature:.2f}' if scaled is not None else ''), 'How sure the network is, and how often it is right; below, how many images'),
         tta=None if f.tta is None or 'TTA' not in f.tta.index else list(f.tta.reset_index().itertuples(index=False)), stages=None if f.stages is None else list(f.stages.itertuples(index=False)), ran=_ran(f), wrong=wrong)
 

@@ -18,7 +18,7 @@ from PIL import ExifTags, ImageOps
 
 # %% ../../nbs/studies/02_doctor.ipynb #f5a96bc2
 from .. import __version__
-from ..data.public import find_data
+from ..data.public import resolve_source
 from ..core.files import make_out
 from ..bodies.build import build_body
 from ..bodies.preprocess import MAX_16_BIT, body_preprocess, check_max_value
@@ -216,7 +216,7 @@ def check_data(
     "Look through the data for what makes numbers lie or training fail; nothing is changed"
     device, _ = check_device(device), check_max_value(max_value)
     if out is not None: make_out(out)
-    data, name, usual = find_data(path)
+    data, name, usual = resolve_source(path)
     images = read_image_set(data, root, path_col, label_col, split_col, suffix)
     table, untrained = leave_out_untrained(images.table)
     skipped_files = [*images.skipped.itertuples(index=False), *untrained.itertuples(index=False)]

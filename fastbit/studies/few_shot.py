@@ -20,7 +20,7 @@ from matplotlib.ticker import PercentFormatter
 
 # %% ../../nbs/studies/03_few_shot.ipynb #4bd16063
 from .. import __version__
-from ..data.public import find_data
+from ..data.public import resolve_source
 from ..bodies.preprocess import MAX_16_BIT
 from ..bodies.weights import weights_source
 from ..data.loaders import image_dataloaders, table_dataloaders
@@ -110,7 +110,7 @@ def few_shot_curve(
     if out is not None: _check_table_file(Path(out))
     numbers = dict(batch_size=batch_size, base_lr=base_lr, scale=scale, n_steps=n_steps)
     HyperRule.for_data(1, 32, **numbers); weights_source(arch, weights)   # for their errors, before the data is looked at
-    data, name, usual = find_data(path)
+    data, name, usual = resolve_source(path)
     whole = image_dataloaders(data, arch, size or 'hyperrule', bs, valid_pct, seed=seed, train_size='hyperrule', num_workers=num_workers, device=device,
         crop=usual.get('crop', True) if crop is None else crop, flip=usual.get('flip', True) if flip is None else flip, max_value=max_value,
         root=root, path_col=path_col, label_col=label_col, split_col=split_col, suffix=suffix)   # looked through once, for all runs

@@ -23,18 +23,18 @@ from matplotlib.ticker import ScalarFormatter
 # %% ../../nbs/studies/05_leaderboard.ipynb #27ef7568
 from .. import __version__
 from ..baseline.run import baseline
-from ..data.public import find_data
+from ..data.public import resolve_source
 from ..core.files import check_out, make_out
 from ..bodies.preprocess import MAX_16_BIT
 from ..bodies.names import timm_name
 from ..data.loaders import check_device, image_dataloaders
 from ..core.files import write_bytes, write_text
 from ..metrics.intervals import wilson_interval
-from .compare import compare, read_predictions
+from .compare import compare_runs, read_predictions
 from ..training.learner import transfer_learner
 from ..core.text import ShownOnce, show
 from ..baseline.phases import RECIPES
-from ..core.text import clock
+from ..core.text import format_seconds
 from ..report.page import picture_uri, render_page
 from ..core.store import CACHE_GB
 from ..data.tables import source_rows
@@ -58,7 +58,7 @@ class Leaderboard(ShownOnce):
         d = self.rows
         table = pd.DataFrame({'body': d.body, 'recipe': d.recipe, 'accuracy': ['failed' if f else f'{a:.1%}' for a, f in zip(d.accuracy, d.failed)], '95 % interval': [span(*o, '.1%') for o in zip(d.low, d.high)],
             'behind the best': ['' if b != b else '–' if i == 0 else f'{100*b:+.1f} ({100*low:+.1f} to {100*high:+.1f})' for i, (b, low, high) in enumerate(zip(d.behind, d.behind_low, d.behind_high))],
-            'images/s': ['' if o != o else f'{o:.0f}' for o in d.images_s], 'M params': ['' if o != o else f'{o:.1f}' for o in d.params_m], 'MB': ['' if o != o else f'{o:.0f}' for o in d.disk_mb], 'took': ['' if o != o else clock(o) for o in d.seconds]})
+            'images/s': ['' if o != o else f'{o:.0f}' for o in d.images_s], 'M params': ['' if o != o else f'{o:.1f}' for o in d.params_m], 'MB': ['' if o != o else f'{o:.0f}' for o in d.disk_mb], 'took': ['' if o != o else format_seconds(o) for o in d.seconds]})
         return table
 
     @property
@@ -224,7 +224,7 @@ def _ranked(rows, out) -> pd.DataFrame:
     for r in df.itertuples():
         if r.failed: behind.append((float('nan'),)*3); continue
         valid = lambda r: (lambda p: p[p.split == 'valid'])(read_predictions(folder(r)))
-        c = compare(valid(df.iloc[0]), valid(r))
+        c = compare_runs(valid(df.iloc[0]), valid(r))
         behind.append((c.difference, c.low, c.high))
     return df.assign(**{k: [b[i] for b in behind] for i, k in enumerate(('behind', 'behind_low', 'behind_high'))})
 
@@ -280,7 +280,7 @@ def leaderboard(
     if wrong or (top and not recipes): raise ValueError(f"unknown recipe in recipes={list(recipes)!r}. Choose from {', '.join(RECIPES)}.")
     bodies, _, device = dict(map(_body, archs)), check_share(valid_pct, test_pct), check_device(device)
     out = make_out(check_out(out)/'runs').parent if out is not None else Path(tempfile.mkdtemp(prefix='fastbit-'))
-    data, name, usual = find_data(path)
+    data, name, usual = resolve_source(path)
     choose = lambda key, asked, default: asked if asked is not None else usual.get(key, default)
     how = dict(size=choose('size', size, None), seed=seed, valid_pct=valid_pct, test_pct=test_pct, flip=choose('flip', flip, True), crop=choose('crop', crop, True), k_per_class=k_per_class, num_workers=num_workers, device=device, max_value=max_value)
     columns = dict(root=root, path_col=path_col, label_col=label_col, split_col=split_col, suffix=suffix)   # what they lead to is in the images' digest

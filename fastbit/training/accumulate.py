@@ -15,7 +15,7 @@ from fastai.torch_core import get_random_states, set_random_states
 from torch import nn
 
 # %% ../../nbs/training/00_accumulate.ipynb #43f43a57
-from ..core.processes import own_noise, sum_over_all, world
+from ..core.processes import per_process_rng, all_reduce, world
 
 # %% ../../nbs/training/00_accumulate.ipynb #f3e88b11
 def check_accumulation(
@@ -69,14 +69,14 @@ def _exchange(learn, loss):
         if p.grad is None: p.grad = torch.zeros_like(p)
     loss, stop = loss.detach().float().reshape(1), getattr(learn, 'stop_gently', None)
     asked = loss.new_tensor([float(stop is not None and stop.flag.signum is not None)])
-    sum_over_all([*(p.grad for p in params), loss, asked])
+    all_reduce([*(p.grad for p in params), loss, asked])
     if stop is not None: stop.asked = asked
     return loss[0]
 
 def _whole_step(learn, batch):
     learn.step_share, total = 0., 0.
-    with own_noise():
-        for micro in batch.micros(learn.micro_batch, learn._set_device):
+    with per_process_rng():
+        for micro in batch.micro_batches(learn.micro_batch, learn._set_device):
             total = total + _piece(learn, micro)
             learn.step_share += micro[-1]   # for logs: a step can take minutes
     learn.loss = _exchange(learn, total) if world() > 1 else total

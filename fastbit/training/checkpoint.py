@@ -6,7 +6,7 @@ Docs: https://fastbit.github.io/fastbit/training/checkpoint.html.md"""
 
 # %% auto #0
 __all__ = ['SAVE_SECONDS', 'save_checkpoint', 'read_checkpoint', 'load_checkpoint', 'check_checkpoint', 'Checkpoint',
-           'PassCheckpoint', 'sole_user']
+           'PassCheckpoint', 'checkpoint_lock']
 
 # %% ../../nbs/training/05_checkpoint.ipynb #e087f37e
 import json, time
@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from ..core.files import whole_file
 from .guards import LossNotFinite, first_not_finite
 from ..core.processes import is_writer
-from ..core.text import say
-from .identity import compare_runs
+from ..core.text import warn_data
+from .identity import run_differences
 
 # %% ../../nbs/training/05_checkpoint.ipynb #895d059f
 def _pack_random() -> tuple[dict, dict]:
@@ -120,7 +120,7 @@ def check_checkpoint(
     "Can this run go on from that file? `ValueError` with the differences if it is of another run"
     if not Path(path).exists(): return None
     meta, _ = read_checkpoint(path, tensors=False)
-    if different := compare_runs(meta['run'], run):
+    if different := run_differences(meta['run'], run):
         raise ValueError(f"{path} is the checkpoint of another run, and is left alone. Different are {'; '.join(different)}. Give another file (--out FOLDER), or do again what was done there.")
     return meta
 
@@ -148,7 +148,7 @@ class Checkpoint(Callback):
     def after_epoch(self):
         if self.epoch+1 < self.n_epoch: return self.save() if self._due() else None
         try: self.save()
-        except OSError as e: say(f'{e} The training has ended, and what it found is not thrown away for that.', 4)
+        except OSError as e: warn_data(f'{e} The training has ended, and what it found is not thrown away for that.', 4)
     def save(self):
         "`LossNotFinite` in the place of a file that could only go on to be nan"
         if bad := first_not_finite(self.model.state_dict()): raise LossNotFinite(f"{bad} is not finite after step {self.done}: the training diverged. Set {'base_lr (--base-lr)' if hasattr(self.learn, 'rule_steps') else 'lr (--lr)'} to a third or less{'; ' + self.told() if self.told() else ''}.")
@@ -194,7 +194,7 @@ class PassCheckpoint(Checkpoint):
 
 # %% ../../nbs/training/05_checkpoint.ipynb #36391167
 @contextmanager
-def sole_user(
+def checkpoint_lock(
     path:str|Path # Of a checkpoint; `None`: nothing to guard
 ):
     "Be the only run that writes this checkpoint; the system lets go of it when a process dies. `ValueError` while another has it"

@@ -28,10 +28,10 @@ from sklearn.preprocessing import StandardScaler
 from ..data.loaders import ImageDL
 from ..data.features import FeatureDL, Features, feature_shape, frozen_features
 from ..bodies.fold import FoldedModel
-from ..core.restore import swapped
+from ..core.restore import temp_attrs
 from ..core.store import CACHE_GB
 from ..metrics.task import logistic_weights
-from ..core.text import say
+from ..core.text import warn_data
 
 # %% ../../nbs/training/03_head.ipynb #cc001981
 SOLVERS = ('sgd', 'lbfgs')
@@ -137,7 +137,7 @@ class HeadFit:
             get = lambda dl, k: frozen_features(self.model, dl.items, dls.preprocess, n, k, dl.seed, max(dl.bs, 32), cache, gb, dl.pixels)
             return (get(dls.train, views), get(dls.valid, 1)), tuple(map(_labels, dls.loaders[:2]))
         if views > 1: raise ValueError(f"views={views}: only images that fastbit loads itself, without batch transforms, have views that can be drawn again. Leave views out.")
-        say('These loaders are not only fastbit\'s (' + (f'batch transforms: {", ".join(type(f).__name__ for f in own)}' if known else type(dls.train).__name__) + '): the images are taken as validation sees them, and their features are kept for this fit only.', 4)
+        warn_data('These loaders are not only fastbit\'s (' + (f'batch transforms: {", ".join(type(f).__name__ for f in own)}' if known else type(dls.train).__name__) + '): the images are taken as validation sees them, and their features are kept for this fit only.', 4)
         return tuple(zip(*(_loader_features(self, dl, n, gb) for dl in dls.loaders[:2])))
 
     @contextmanager
@@ -145,7 +145,7 @@ class HeadFit:
         "Inside, the learner's data are features, and its model begins with the first stage that trains"
         dls, seed = self.dls, getattr(self.dls.train, 'seed', 0)
         loaders = [FeatureDL(f, y, dls.bs, i == 0, seed, self.model.mean.device) for i, (f, y) in enumerate(zip(features, labels))]
-        with swapped(self, dls=DataLoaders(*loaders, path=dls.path, device=self.model.mean.device)), self.model.starting_at(n): yield
+        with temp_attrs(self, dls=DataLoaders(*loaders, path=dls.path, device=self.model.mean.device)), self.model.starting_at(n): yield
 
     def _solve(self, features, y):
         x = features.rows[features.index.ravel()].reshape(features.index.size, -1)

@@ -46,7 +46,7 @@ from ..bodies.fold import FoldedModel, can_fold
 from ..core.fonts import use_fonts_for
 from .guards import FiniteLoss, guarded
 from ..bodies.model import TransferModel
-from ..core.restore import same_draws, swapped
+from ..core.restore import preserved_rng, temp_attrs
 from .head import HeadFit
 from .optim import FusedAdam
 from ..core.processes import world
@@ -58,7 +58,7 @@ from .rate_finder import BODY_LR, RateFinder
 from .rule import RuleFit
 from ..data.shared import shared_outputs
 from ..metrics.task import check_labels, check_metrics, no_image_losses, resolve_loss
-from ..core.text import say
+from ..core.text import warn_data
 
 # %% ../../nbs/training/12_learner.ipynb #88ca118d
 def _check_loaders(dls):
@@ -77,7 +77,7 @@ def _check_batch(dls):
     if not all(hasattr(dl, 'one_batch') for dl in dls.loaders):
         raise TypeError("These DataLoaders hold torch's DataLoader, which fastai cannot train with: "
                         "make them from the data sets, with fastai's DataLoaders.from_dsets(train_ds, valid_ds, bs=32).")
-    with same_draws(dls): b = (dls.valid if len(dls.loaders) > 1 and len(dls.valid) else dls.train).one_batch()
+    with preserved_rng(dls): b = (dls.valid if len(dls.loaders) > 1 and len(dls.valid) else dls.train).one_batch()
     n_inp = getattr(dls, 'n_inp', 1 if len(b) == 1 else len(b)-1)   # as fastai's `Learner` divides a batch
     if n_inp != 1: raise ValueError(f"The DataLoaders give {n_inp} inputs per item; fastbit classifies single images.")
     check_labels(tuple(b[1:]))
@@ -126,7 +126,7 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
         if event_type != 'fit': return super()._with_events(f, event_type, ex, final)
         before = self.__dict__['loss_func']
         try:
-            with swapped(self, in_fit=True): super()._with_events(f, event_type, ex, final)
+            with temp_attrs(self, in_fit=True): super()._with_events(f, event_type, ex, final)
         finally: self.__dict__['loss_func'] = before   # after an error MixUp leaves its own
 
     def to_detach(self, b, cpu=True, gather=True):
@@ -190,7 +190,7 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
         hooks = [m.register_forward_pre_hook(lambda m, args: sizes.append(args[0][0, 0].numel())) for m in norms]
         mode = model.training
         try:
-            with same_draws(self.dls):
+            with preserved_rng(self.dls):
                 b = self.dls.train.one_batch() if hasattr(self.dls.train, 'one_batch') else next(iter(self.dls.valid))
             with torch.no_grad(): model.eval()(b[0][:1].to(model.mean.device))
         finally:
@@ -203,7 +203,7 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
         if not can_fold(self.model): return super()._do_epoch_validate(ds_idx, dl)
         folded = FoldedModel(self.model)
         try:
-            with swapped(self, model=folded): super()._do_epoch_validate(ds_idx, dl)
+            with temp_attrs(self, model=folded): super()._do_epoch_validate(ds_idx, dl)
         finally: self.fold_difference = folded.difference
 
     def all_batches(self):
@@ -233,14 +233,14 @@ class TransferLearner(HeadFit, RuleFit, CycleFit, RateFinder, Learner):
         self._check_mixing(cbs)
         # loggers put back what they found, in the order in which they put theirs in: one of several would stay
         cbs, graphs = self._without_graphs(L(cbs))
-        with swapped(self, logger=self.logger), guarded() as stop, self.removed_cbs(graphs):
+        with temp_attrs(self, logger=self.logger), guarded() as stop, self.removed_cbs(graphs):
             super().fit(n_epoch, lr=lr, wd=wd, cbs=[*cbs, stop], reset_opt=reset_opt, start_epoch=start_epoch)
 
     def _without_graphs(self, cbs) -> tuple:
         "The callbacks of a fit, and those of the learner that cannot run in it: fastai draws its graph into a progress bar"
         is_graph = lambda cb: isinstance(cb, ShowGraphCallback) or cb is ShowGraphCallback
         if hasattr(self, 'progress') or not any(map(is_graph, [*cbs, *self.cbs])): return cbs, []
-        say("ShowGraphCallback draws into a progress bar, and there is none: it is left out. "
+        warn_data("ShowGraphCallback draws into a progress bar, and there is none: it is left out. "
             "learn.recorder.plot_loss() draws the losses.", 4)
         return cbs.filter(lambda cb: not is_graph(cb)), self.cbs.filter(is_graph)
 
@@ -421,7 +421,7 @@ def transfer_learner(
     use_fonts_for(getattr(dls, 'vocab', None) or ())
     net = build_body(arch, n_out, weights, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
     pp, own = getattr(dls, 'preprocess', None), body_preprocess(arch)
-    if pp and pp.interpolation != own.interpolation: say(f"The data is resized by {pp.interpolation} interpolation, and {arch} was trained on {own.interpolation}: give image_dataloaders the same arch.")
+    if pp and pp.interpolation != own.interpolation: warn_data(f"The data is resized by {pp.interpolation} interpolation, and {arch} was trained on {own.interpolation}: give image_dataloaders the same arch.")
     learn = TransferLearner(dls, TransferModel(net, bn).to(getattr(dls, 'device', None)), loss_func=loss_func, metrics=metrics, opt_func=opt_func,
         lr=lr, wd=wd, moms=moms, cbs=cbs, path=path, model_dir=model_dir)
     if grad_checkpointing: net.set_grad_checkpointing(True)

@@ -17,10 +17,10 @@ from fastai.imports import noop  # not fastcore's of the same name: the one that
 from fastcore.foundation import L
 
 # %% ../../nbs/training/06_one_cycle.ipynb #8ee74c2c
-from .checkpoint import PassCheckpoint, check_checkpoint, sole_user
+from .checkpoint import PassCheckpoint, check_checkpoint, checkpoint_lock
 from .identity import describe_run
 from ..data.loaders import ImageDL
-from ..core.restore import swapped
+from ..core.restore import temp_attrs
 from ..core.processes import is_writer
 from ..core.checks import check_steps
 
@@ -59,7 +59,7 @@ class CycleFit:
         first = self.first_batch if self.training else 0
         if not first: return super().all_batches()
         self.first_batch, self.n_iter = 0, len(self.dl)
-        with swapped(getattr(self.dl, 'source', self.dl), first=first):   # of several processes each has a part of what `source` gives
+        with temp_attrs(getattr(self.dl, 'source', self.dl), first=first):   # of several processes each has a part of what `source` gives
             for o in enumerate(self.dl, first): self.one_batch(*o)
 
     def fit_one_cycle(self,
@@ -84,7 +84,7 @@ class CycleFit:
             return super().fit_one_cycle(n_epoch, lr_max, cbs=cbs, start_epoch=start_epoch, **cycle)
         check_resumable(self, cbs, start_epoch)
         if checkpoint_every is not None: check_steps('checkpoint_every', checkpoint_every, 1)
-        with sole_user(checkpoint):
+        with checkpoint_lock(checkpoint):
             run, found = self.cycle_checkpoint(checkpoint, n_epoch, lr_max, self.model.n_frozen, before, cbs, **cycle)
             if found and self.logger is not noop and is_writer(): print(progress_of(found, n_epoch*len(self.dls.train)), flush=True)
             try: super().fit_one_cycle(n_epoch, lr_max, cbs=[*L(cbs), PassCheckpoint(checkpoint, checkpoint_every, run)], **cycle)

@@ -19,7 +19,7 @@ from fastcore.basics import tuplify
 
 # %% ../../nbs/training/09_rate_finder.ipynb #294eb8c7
 from .callbacks import History, JsonLog, PlainLog
-from ..core.restore import untouched
+from ..core.restore import preserved
 
 # %% ../../nbs/training/09_rate_finder.ipynb #7af8701b
 HEAD_LR = 1e-2   # Adam's rate for a new classifier on a frozen body; Keras' EfficientNet fine-tuning guide
@@ -35,7 +35,7 @@ def clear_minimum(
 
 # %% ../../nbs/training/09_rate_finder.ipynb #e2f29677
 class MemoryLRFinder(schedule.LRFinder):
-    "fastai's `LRFinder` without its files; `untouched` restores everything"
+    "fastai's `LRFinder` without its files; `preserved` restores everything"
     name = 'lr_finder'   # other callbacks ask for it under fastai's name
     def before_fit(self):
         schedule.ParamScheduler.before_fit(self)
@@ -84,6 +84,6 @@ class RateFinder:
         "Rates, losses, and what `funcs` suggest: (name, rate, point) each, `None` where the loss has no clear minimum"
         quiet = [cb for cb in self.cbs if isinstance(cb, (History, JsonLog, PlainLog, CSVLogger))]   # which would begin its file anew
         finder = MemoryLRFinder(start_lr, end_lr, num_it, stop_div)
-        with untouched(self), self.removed_cbs(quiet), self.no_logging(): self.fit(num_it//len(self.dls.train) + 1, cbs=finder)
+        with preserved(self), self.removed_cbs(quiet), self.no_logging(): self.fit(num_it//len(self.dls.train) + 1, cbs=finder)
         lrs, losses = self.recorder.lrs, [float(o) for o in self.recorder.losses]
         return lrs, losses, _suggest(funcs, lrs, losses, num_it) if clear_minimum(losses[num_it//10:-5]) else None

@@ -24,17 +24,17 @@ from ..bodies.weights import WeightsSource
 from .callbacks import RuleSteps
 from .guards import guarded
 from ..data.features import FeatureDL
-from ..core.restore import swapped
-from .checkpoint import Checkpoint, check_checkpoint, sole_user
+from ..core.restore import temp_attrs
+from .checkpoint import Checkpoint, check_checkpoint, checkpoint_lock
 from .identity import describe_run
-from ..core.text import say
+from ..core.text import warn_data
 from ..data.split import training_size
 from .optim import ForeachSGD
 from ..hyperrule import BASE_LR, BATCH_SIZE, MOMENTUM, HyperRule
 from ..data.check import median_size
-from ..core.processes import is_writer, same_for_all, world
+from ..core.processes import is_writer, broadcast_model, world
 from ..data.steps import StepBatch
-from ..data.shared import ShareBatch, share_loader
+from ..data.shared import RankBatch, rank_loader
 from ..core.checks import check_steps
 
 # %% ../../nbs/training/10_rule.ipynb #525df052
@@ -92,7 +92,7 @@ def _size_of_images(dls) -> tuple:
 
 class DividedLoaders:
     "A learner's loaders, the training one divided among the processes"
-    def __init__(self, dls): self.own, self.train = dls, share_loader(dls.train)
+    def __init__(self, dls): self.own, self.train = dls, rank_loader(dls.train)
     def __getattr__(self, name): return getattr(self.own, name)
 
 class RuleFit:
@@ -101,7 +101,7 @@ class RuleFit:
     body_settings, weights_source = {}, WeightsSource('random', 'unknown')
 
     def one_batch(self, i, b):
-        if not isinstance(b, (StepBatch, ShareBatch)): return super().one_batch(i, b)
+        if not isinstance(b, (StepBatch, RankBatch)): return super().one_batch(i, b)
         self.iter = i
         accumulate_step(self, b)
 
@@ -110,10 +110,10 @@ class RuleFit:
         if world() == 1 or hasattr(self, 'rule_steps') or isinstance(self.dls.train, FeatureDL): return super()._do_epoch_train()
         self.micro_batch = self.dls.train.bs
         check_accumulation(self.model, self.loss_func, self.micro_batch, self.dls.train.bs, self.cbs)
-        with swapped(self, dls=DividedLoaders(self.dls)): super()._do_epoch_train()
+        with temp_attrs(self, dls=DividedLoaders(self.dls)): super()._do_epoch_train()
 
     def _do_fit(self):
-        same_for_all(self.model)
+        broadcast_model(self.model)
         for epoch in range(self.first_epoch, self.n_epoch):   # a resumed fit does not begin with the first
             self.epoch = epoch
             self._with_events(self._do_epoch, 'epoch', CancelEpochException)
@@ -161,7 +161,7 @@ class RuleFit:
         eval_every = check_steps('eval_every', eval_every, default_eval_every(rule))
         checkpoint_every = check_steps('checkpoint_every', checkpoint_every, eval_every)
         self.micro_batch, steps, cbs = min(self.dls.train.bs, rule.batch_size), RuleSteps(rule, eval_every), L(cbs)
-        with sole_user(checkpoint):
+        with checkpoint_lock(checkpoint):
             run, found = self.rule_checkpoint(rule, eval_every, checkpoint, zero_head, cbs)
             self._unfreeze_for(rule, cbs)
             if zero_head and not found: self._zero_head()
@@ -197,5 +197,5 @@ class RuleFit:
         except ValueError: self.freeze_to(n_frozen); raise
 
     def _zero_head(self):
-        if any(p.any() for p in self.model.stage_params()[-1]): say("The classifier had learnt something; the rule begins with a classifier of zeros, and this one is that now. zero_head=False keeps what it knows.", 5)
+        if any(p.any() for p in self.model.stage_params()[-1]): warn_data("The classifier had learnt something; the rule begins with a classifier of zeros, and this one is that now. zero_head=False keeps what it knows.", 5)
         zero_classifier(self.model.net)

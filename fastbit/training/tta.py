@@ -21,7 +21,7 @@ from torch import nn
 from ..bodies.preprocess import Preprocess
 from ..bodies.fold import FoldedModel, can_fold
 from ..data.transforms import SquaresImage, check_views, cut_view, default_views, view_sizes
-from ..core.restore import swapped
+from ..core.restore import temp_attrs
 from ..core.text import ShownOnce
 from ..metrics.task import NoLoss
 from ..metrics.evaluation import evaluate_probs, mean_probs
@@ -59,7 +59,7 @@ def view_logits(
     inner = FoldedModel(learn.model) if can_fold(learn.model) else learn.model
     model = _ViewsModel(inner, views, pp)
     as_valid = getattr(dl.dataset, 'set_split_idx', None)   # fastai's transforms of training would augment
-    with swapped(learn, model=model, loss_func=NoLoss(), metrics=[]), as_valid(1) if as_valid and not pp else nullcontext():   # neither knows what a view is
+    with temp_attrs(learn, model=model, loss_func=NoLoss(), metrics=[]), as_valid(1) if as_valid and not pp else nullcontext():   # neither knows what a view is
         logits, targs = learn.get_preds(dl=dl, act=noop)
     assert len(logits) == len(dl.dataset), f'{len(logits)} predictions for {len(dl.dataset)} images'
     learn.fold_difference = getattr(inner, 'difference', None)
