@@ -24,8 +24,8 @@ def now(device):
 
 
 def child(args, batch):
-    from fastbit.data.loaders import image_dataloaders
-    from fastbit.training.learner import transfer_learner
+    from fastbit.data import image_dataloaders
+    from fastbit.training import transfer_learner
     dls = image_dataloaders(args.data, args.arch, args.size, args.micro, num_workers=0, check=False)
     learn = transfer_learner(dls, args.arch, 'random')
     device = dls.device

@@ -4,7 +4,7 @@
 
 A seed is a split, 20 % of the images held out, and everything that is random in training. Nothing is chosen on the held-out images. `onecycle` and `head` with their defaults; `hyperrule` made short, 80 steps of 32 images at the rate of 0.003.
 """
-from fastbit.baseline.run import baseline
+from fastbit.baseline import baseline
 from peers import note, parser, spread
 
 RECIPES = dict(head={}, onecycle={}, hyperrule=dict(batch_size=32, scale=None, n_steps=80, eval_every=80))

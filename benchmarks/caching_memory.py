@@ -18,9 +18,7 @@ import json, sys, threading, time, warnings
 warnings.simplefilter('ignore')
 import psutil, torch
 import fastbit.data.features as features
-from fastbit.bodies.build import build_body
-from fastbit.bodies.preprocess import body_preprocess
-from fastbit.bodies.model import TransferModel
+from fastbit.bodies import body_preprocess, build_body, TransferModel
 
 folder, n = sys.argv[1], int(sys.argv[2])
 torch.manual_seed(0)

@@ -6,7 +6,7 @@ Plain: timm's network as it is, in its better memory format, against fastbit's `
 """
 import torch
 
-from fastbit.bodies.build import build_body
+from fastbit.bodies import build_body
 from peers import fastai_learner, fastbit_learner, interleaved, median, note, paired, parser, prepare, quiet, seconds, split, spread
 
 

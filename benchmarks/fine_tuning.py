@@ -7,8 +7,7 @@ in the same memory format, with BatchNorm frozen as fastbit's, torch's fused Ada
 """
 import torch, torch.nn.functional as F
 
-from fastbit.bodies.model import TransferModel
-from fastbit.bodies.build import build_body
+from fastbit.bodies import build_body, TransferModel
 from peers import fastai_learner, fastbit_learner, interleaved, median, note, paired, parser, pixels_in_memory, prepare, quiet, seconds, split, spread
 
 

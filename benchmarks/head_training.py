@@ -12,7 +12,7 @@ import os, shutil
 import pandas as pd, torch
 from fastai.vision.all import accuracy
 
-from fastbit.bodies.build import build_body
+from fastbit.bodies import build_body
 from peers import fastai_learner, fastbit_learner, note, parser, pixels_in_memory, prepare, quiet, seconds, split, spread
 
 

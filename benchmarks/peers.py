@@ -5,14 +5,10 @@ warnings.simplefilter('ignore')
 import numpy as np, torch
 from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, IndexSplitter, Normalize, Resize, accuracy, set_seed, vision_learner
 
-from fastbit.bodies.build import build_body
-from fastbit.bodies.preprocess import body_preprocess
-from fastbit.bodies.names import timm_name
-from fastbit.data.loaders import image_dataloaders
+from fastbit.bodies import body_preprocess, build_body, timm_name
+from fastbit.data import image_dataloaders, image_table, split_table
 from fastbit.data.features import view_pixels
-from fastbit.training.learner import transfer_learner
-from fastbit.data.tables import image_table
-from fastbit.data.split import split_table
+from fastbit.training import transfer_learner
 
 
 def parser(doc, **defaults):

@@ -15,7 +15,7 @@ STEPS = '''
 import json, resource, sys, time
 start = time.perf_counter()
 import fastbit.data.tables, fastbit.data.loaders
-from fastbit.bodies.preprocess import body_preprocess
+from fastbit.bodies import body_preprocess
 memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
 res = dict(imports=(time.perf_counter()-start, memory()))
 def step(name, f):

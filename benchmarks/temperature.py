@@ -11,7 +11,7 @@ import argparse
 
 import pandas as pd, torch, torch.nn.functional as F
 
-from fastbit.metrics.calibration import fit_temperature
+from fastbit.metrics import fit_temperature
 
 MODELS = ((2, 3.), (5, 3.), (10, 4.), (10, 8.), (100, 5.))   # classes, standard deviation of the logits
 TEMPERATURES = (.7, 1., 1.5, 2.5, 4.)

@@ -13,13 +13,10 @@ import pandas as pd, torch
 from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, ImageBlock, IndexSplitter, Normalize, Resize, accuracy, aug_transforms, set_seed,
                                vision_learner)
 
-from fastbit.baseline.run import onecycle_phases
-from fastbit.bodies.build import build_body
-from fastbit.bodies.preprocess import body_preprocess
-from fastbit.data.loaders import image_dataloaders
-from fastbit.data.tables import image_table
-from fastbit.data.split import split_table
-from fastbit.training.learner import transfer_learner
+from fastbit.baseline import onecycle_phases
+from fastbit.bodies import body_preprocess, build_body
+from fastbit.data import image_dataloaders, image_table, split_table
+from fastbit.training import transfer_learner
 
 ARCH = 'tf_efficientnet_lite0'
 

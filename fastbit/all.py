@@ -17,53 +17,17 @@ with _warnings.catch_warnings():
     import tqdm.auto as _bars
     import fastai.vision.all as _fastai, timm as _timm
 from fastai.vision.all import *
-from .core.text import DataWarning, warn_data
-from .core.store import *
-from .core.processes import *
-from .bodies.names import *
-from .bodies.weights import *
-from .bodies.build import *
-from .data.decode import *
-from .data.pixels import *
-from .hyperrule import *
-from .data.labels import *
-from .data.columns import *
-from .data.folders import *
-from .data.tables import *
-from .data.loaders import *
-from .data.public import *
-from .data.flowers import *
-from .data.steps import *
-from .data.streams import *
-from .training.callbacks import *
-from .training.optim import *
-from .training.accumulate import *
-from .training.guards import *
-from .training.checkpoint import *
-from .metrics.intervals import *
-from .metrics.calibration import *
-from .training.tta import *
-from .export.artifact import *
-from .export.predict import *
-from .export.onnx import *
-from .bodies.model import *
-from .bodies.fold import *
-from .data.features import *
-from .training.rule import *
-from .training.one_cycle import *
-from .training.head import *
-from .training.rate_finder import *
-from .training.learner import *
-from .report.figures import *
-from .report.cam import *
-from .report.sections import *
-from .baseline.phases import *
-from .baseline.budget import *
-from .baseline.result import *
-from .baseline.run import *
-from .studies.few_shot import *
-from .studies.leaderboard import *
-from .studies.doctor import *
+from .core.store import cache_root, clear_stores, list_stores
+from .core.text import DataWarning
+from .hyperrule import HyperRule, mixup_alpha, resolution, schedule
+from .bodies import *
+from .metrics import *
+from .data import *
+from .report import *
+from .export import *
+from .training import *
+from .baseline import *
+from .studies import *
 
 # %% ../nbs/02_all.ipynb #076b5047
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -85,7 +85,7 @@ def small_bit(classes=3):
     from functools import partial
     from timm.layers import GroupNormAct, StdConv2d
     from timm.models.resnetv2 import ResNetV2
-    from fastbit.bodies.build import build_body
+    from fastbit.bodies import build_body
     torch.manual_seed(0)
     layers = dict(conv_layer=partial(StdConv2d, eps=1e-8), norm_layer=partial(GroupNormAct, num_groups=8))
     net = ResNetV2([1, 1, 1, 1], channels=(32, 64, 96, 128), num_classes=classes, stem_type='fixed', **layers)

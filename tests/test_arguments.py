@@ -14,13 +14,14 @@ from fastai.vision.data import ImageDataLoaders
 from fastcore.foundation import L
 from torchvision.models import efficientnet_b0, resnet34
 
-from fastbit.baseline.run import baseline
+from fastbit.baseline import baseline
 from fastbit.cli.command import main
-from fastbit.data.loaders import image_dataloaders
-from fastbit.report.figures import drawable, plot_confusion, plot_lr_find
+from fastbit.data import image_dataloaders
+from fastbit.report import plot_confusion, plot_lr_find
+from fastbit.report.figures import drawable
 from fastbit.core.fonts import fallback_fonts, missing_characters
-from fastbit.training.learner import transfer_learner
-from fastbit.bodies.names import timm_name
+from fastbit.training import transfer_learner
+from fastbit.bodies import timm_name
 from conftest import TINY, write_folder
 
 SCRIPT = '\U0001D49C\U0001D49E'   # mathematical letters: not in matplotlib's usual font, but in others that come with it

@@ -7,15 +7,13 @@ from fastai.learner import Learner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from fastbit.export.artifact import CONFIG, FORMAT, WEIGHTS, load_artifact, save_artifact
-from fastbit.export.record import Artifact, made_with
-from fastbit.baseline.run import baseline
-from fastbit.bodies.build import build_body
-from fastbit.bodies.preprocess import body_preprocess
-from fastbit.data.loaders import image_dataloaders
-from fastbit.training.learner import transfer_learner
-from fastbit.bodies.model import TransferModel
-from fastbit.export.predict import Predictor, load_predictor
+from fastbit.export import Artifact, load_artifact, load_predictor, Predictor, save_artifact
+from fastbit.export.artifact import CONFIG, FORMAT, WEIGHTS
+from fastbit.export.record import made_with
+from fastbit.baseline import baseline
+from fastbit.bodies import body_preprocess, build_body, TransferModel
+from fastbit.data import image_dataloaders
+from fastbit.training import transfer_learner
 from conftest import TINY, picture, run_fastbit, small_bit, write_folder
 from forks import Fork
 
@@ -201,7 +199,8 @@ assert 'torch' not in sys.modules
 
 @pytest.mark.parametrize('arch', ['resnetv2_50x1_bit', 'test_efficientnet_gn'])
 def test_onnx_of_groupnorm_bodies(arch, tmp_path):
-    from fastbit.export.onnx import ONNX_TOLERANCE, export_onnx
+    from fastbit.export import export_onnx
+    from fastbit.export.onnx import ONNX_TOLERANCE
     net = some_net(arch=arch) if arch == 'test_efficientnet_gn' else small_bit().eval()
     torch.nn.init.normal_(net.get_classifier().weight)
     p = Predictor(TransferModel(net), Artifact(arch, ('a', 'b', 'c'), body_preprocess(arch, 64)))

@@ -5,12 +5,9 @@ import numpy as np, pytest, timm, torch
 from safetensors.torch import save_file
 
 from fastbit import bodies, weights
-from fastbit.bodies.build import build_body
-from fastbit.bodies.catalogue import list_bodies
-from fastbit.bodies.stages import body_stages
-from fastbit.bodies.preprocess import body_preprocess
-from fastbit.bodies.names import BODY_PATTERNS, official_names, timm_name
-from fastbit.bodies.weights import bundled_file, load_weights, weights_source, WeightsSource
+from fastbit.bodies import body_preprocess, body_stages, build_body, list_bodies, load_weights, timm_name, weights_source
+from fastbit.bodies.names import BODY_PATTERNS, official_names
+from fastbit.bodies.weights import bundled_file, WeightsSource
 
 ARCHS = timm.list_models(list(BODY_PATTERNS))
 
@@ -98,7 +95,7 @@ def test_no_network_is_found_out_with_one_question():
             def log_message(self, *a): pass
         server = http.server.HTTPServer(('127.0.0.1', 0), Down); threading.Thread(target=server.serve_forever, daemon=True).start()
         os.environ['HF_ENDPOINT'] = f'http://127.0.0.1:{server.server_port}'
-        from fastbit.bodies.build import build_body
+        from fastbit.bodies import build_body
         try: build_body('tf_efficientnet_b0', 2)
         except FileNotFoundError as e: print(len(asked), e)
     '''

@@ -3,10 +3,10 @@ import json
 
 import pytest, torch
 
-from fastbit.baseline.run import baseline
-from fastbit.baseline.budget import EPOCHS, BudgetOption, Speed, TimeLimit, choose_option, option_seconds, options
-from fastbit.data.loaders import image_dataloaders
-from fastbit.training.learner import transfer_learner
+from fastbit.baseline import baseline, TimeLimit
+from fastbit.baseline.budget import EPOCHS, BudgetOption, Speed, choose_option, option_seconds, options
+from fastbit.data import image_dataloaders
+from fastbit.training import transfer_learner
 from conftest import TINY, run_fastbit
 
 small = dict(TINY, size=32, num_workers=0, verbose=False)

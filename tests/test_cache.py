@@ -8,15 +8,13 @@ from PIL import Image
 
 from conftest import TINY, picture, run_fastbit, small_bit, write_folder
 from forks import Fork
-from fastbit.baseline.run import baseline
-from fastbit.bodies.build import build_body
-from fastbit.data.loaders import image_dataloaders
-from fastbit.data.features import FeatureDL, Features, frozen_features
-from fastbit.bodies.fold import FOLD_TOLERANCE, FoldedModel, can_fold, fold_net
-from fastbit.data.decode import read_image
-from fastbit.data.transforms import draft_size, square_image
-from fastbit.training.learner import transfer_learner
-from fastbit.bodies.model import TransferModel, run_stages
+from fastbit.baseline import baseline
+from fastbit.bodies import build_body, can_fold, fold_net, FoldedModel, run_stages, TransferModel
+from fastbit.data import Features, frozen_features, image_dataloaders, read_image, square_image
+from fastbit.data.features import FeatureDL
+from fastbit.bodies.fold import FOLD_TOLERANCE
+from fastbit.data.transforms import draft_size
+from fastbit.training import transfer_learner
 from fastbit.core.store import RowStore, clear_stores, file_key, list_stores, row_key
 from fastbit.core.text import DataWarning
 
@@ -205,8 +203,8 @@ def test_lbfgs_finds_the_optimum(folder):
 SLOW = '''
 import sys, time
 import fastbit.data.features as f
-from fastbit.data.loaders import image_dataloaders
-from fastbit.training.learner import transfer_learner
+from fastbit.data import image_dataloaders
+from fastbit.training import transfer_learner
 plain = f.view_pixels
 def slow(*args): time.sleep(.05); return plain(*args)
 if {slow}: f.view_pixels = slow

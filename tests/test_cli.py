@@ -151,7 +151,7 @@ def test_public_sets_offline_say_what_to_do(monkeypatch, capsys, tmp_path):
 def test_a_public_set_by_name(monkeypatch, shared, capsys):
     "Fetching is fastai's; here it has been fetched before"
     from fastai.data import external
-    from fastbit.baseline.run import baseline
+    from fastbit.baseline import baseline
     root, _ = shared
     monkeypatch.setattr(external, 'untar_data', lambda url, **kwargs: root/'data')
     with pytest.warns(UserWarning, match='left out'): res = baseline('imagenette', arch='test_efficientnet', weights='random', size=32, epochs=1, verbose=False, num_workers=0)
@@ -177,7 +177,7 @@ def test_the_wilson_interval_is_statsmodels_and_textbooks():
 def test_top5_and_macro_f1():
     import torch
     from sklearn.metrics import f1_score, top_k_accuracy_score
-    from fastbit.metrics.evaluation import evaluate_probs
+    from fastbit.metrics import evaluate_probs
     probs = torch.rand(200, 12, generator=torch.manual_seed(0)).softmax(1); targs = torch.randint(0, 12, (200,), generator=torch.manual_seed(1))
     ev = evaluate_probs(probs, targs)
     assert ev.top5 == pytest.approx(top_k_accuracy_score(targs, probs, k=5)) and ev.macro_f1 == pytest.approx(f1_score(targs, probs.argmax(1), average='macro'))

@@ -4,11 +4,9 @@ import os, shutil, warnings
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 
-from fastbit.data.loaders import image_dataloaders
+from fastbit.data import image_dataloaders, image_table, split_table
 from fastbit.data.folders import find_images
 from fastbit.core.text import DataWarning
-from fastbit.data.tables import image_table
-from fastbit.data.split import split_table
 from conftest import TINY, picture
 
 small = dict(arch='test_efficientnet', size=32, num_workers=0)
@@ -124,7 +122,7 @@ def test_empty_class_folder(folder):
 
 
 def test_fewer_training_images_than_classes():
-    from fastbit.data.split import check_table
+    from fastbit.data import check_table
     table = pd.DataFrame(dict(path=list('123456'), label=list('abcabc'), split=['train']*2 + ['valid']*4))
     with pytest.warns(DataWarning, match=r'Fewer training images \(2\) than classes \(3\)'): check_table(table)
 
@@ -166,7 +164,7 @@ def test_missing_files_of_a_table_are_unreadable(folder):
 @pytest.mark.parametrize('n', [2, 3, 4, 5])
 def test_never_zero_batches(make_folder, tmp_path, n):
     "fastai drops the last partial batch: with fewer images than a batch, nothing is trained, silently. Here bs = 4"
-    from fastbit.training.learner import transfer_learner
+    from fastbit.training import transfer_learner
     make_folder(dict(a=(n+1)//2, b=n//2), 'data/train'); make_folder(dict(a=2, b=2), 'data/valid')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DataWarning)
@@ -201,7 +199,7 @@ def test_pixels_are_not_normalised(folder):
 
 
 def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
-    from fastbit.data.decode import read_image
+    from fastbit.data import read_image
     ramp = (np.arange(256, dtype=np.uint16)*257)[None].repeat(8, 0)
     for name in ('ramp.png', 'ramp.tif'):
         Image.fromarray(ramp).save(tmp_path/name)
@@ -213,7 +211,7 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_exif_orientation(tmp_path, orientation):
-    from fastbit.data.decode import read_image
+    from fastbit.data import read_image
     img = Image.new('RGB', (40, 24), (0, 0, 255)); img.paste((255, 0, 0), (0, 0, 20, 12))
     exif = Image.Exif(); exif[0x0112] = orientation
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}   # PIL transposes whose picture, viewed by `orientation`, is `img`

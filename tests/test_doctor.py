@@ -4,8 +4,7 @@ import os, shutil
 import numpy as np, pandas as pd, pytest
 from PIL import Image, ImageDraw
 
-from fastbit.studies.doctor import check_data
-from fastbit.studies.detect import label_table
+from fastbit.studies import check_data, label_table
 from conftest import look_at, run_fastbit
 
 COLOURS = dict(bird='#1f77b4', cat='#d62728', fox='#2ca02c', owl='#9467bd')

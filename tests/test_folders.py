@@ -4,11 +4,10 @@ import os, sys, types, unicodedata, warnings, zlib
 import pytest
 
 from fastbit.cli.command import main
-from fastbit.data.loaders import image_dataloaders
+from fastbit.data import image_dataloaders, read_image_set
 from fastbit.data.folders import find_images
 from fastbit.data.layouts import read_folder
 from fastbit.core.text import DataWarning
-from fastbit.data.tables import read_image_set
 from conftest import picture
 
 small = dict(arch='test_efficientnet', size=32, num_workers=0)
@@ -312,7 +311,7 @@ def test_a_plain_folder_says_nothing(folder):
 
 
 def test_check_and_predict_name_what_they_do_not_use(tmp_path, capsys):
-    from fastbit.studies.doctor import check_data
+    from fastbit.studies import check_data
     from fastbit.export.predict import image_items
     draw(tmp_path, *many('train/a', 'train/b', n=3), *many('test/unknown', 'extra/deep'))
     (tmp_path/'train'/'a'/'notes.txt').write_text('x'); (tmp_path/'train'/'a'/'IMG.heic').write_bytes(HEIC)
@@ -328,7 +327,7 @@ def test_check_and_predict_name_what_they_do_not_use(tmp_path, capsys):
 
 
 def test_every_plan_says_what_is_used_and_what_is_not(tmp_path, capsys, monkeypatch):
-    from fastbit.studies.few_shot import few_shot_curve
+    from fastbit.studies import few_shot_curve
     draw(tmp_path, *many('photos/train/a', 'photos/train/b', n=6))
     (tmp_path/'photos'/'train'/'a'/'notes.txt').write_text('x')
     monkeypatch.chdir(tmp_path)

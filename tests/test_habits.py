@@ -4,13 +4,11 @@ import json, subprocess, sys
 import numpy as np, pandas as pd, pytest
 from fastai.metrics import accuracy
 
-from fastbit.baseline.run import baseline
-from fastbit.training.callbacks import JsonLog
-from fastbit.data.loaders import image_dataloaders
-from fastbit.studies.few_shot import few_shot_curve
-from fastbit.training.learner import transfer_learner
+from fastbit.baseline import baseline, Plan
+from fastbit.training import JsonLog, transfer_learner
+from fastbit.data import image_dataloaders
+from fastbit.studies import few_shot_curve
 from fastbit.core.text import show
-from fastbit.baseline.plan import Plan
 from conftest import TINY, look_at, run_fastbit
 
 small = dict(TINY, size=32, num_workers=0, epochs=2)

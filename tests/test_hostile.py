@@ -86,10 +86,10 @@ def most_memory(f) -> float:
 
 
 def _readers(tmp_path):
-    from fastbit.bodies.preprocess import body_preprocess
+    from fastbit.bodies import body_preprocess
     from fastbit.studies.detect import _look
     from fastbit.data.features import view_pixels
-    from fastbit.data.check import inspect_image
+    from fastbit.data import inspect_image
     from fastbit.export.predict import flat_squares
     from fastbit.data.streams import StreamDL
     pp = body_preprocess('test_efficientnet', size=32)
@@ -184,7 +184,7 @@ def test_predicting(hostile, trained, tmp_path):
 
 def test_predicting_in_python(hostile, trained):
     "Bytes, too"
-    from fastbit.export.predict import load_predictor
+    from fastbit.export import load_predictor
     p, cases = load_predictor(trained[0]/'out', 'cpu'), [c for c in corpus.all_cases() if 'megapixels' not in c.name]
     import warnings
     with warnings.catch_warnings():

@@ -7,16 +7,12 @@ from fastai.callback.core import Callback
 from fastai.callback.training import GradientAccumulation
 from torch.testing import assert_close
 
-from fastbit.training.accumulate import accumulate_step
-from fastbit.bodies.build import build_body
-from fastbit.data.loaders import image_dataloaders
+from fastbit.training import accumulate_step, transfer_learner
+from fastbit.bodies import build_body, TransferModel
+from fastbit.data import few_shot_table, image_dataloaders, image_table, mixup_draw, split_table, step_rows
 from fastbit.hyperrule import BATCH_SIZE, HyperRule
-from fastbit.training.learner import transfer_learner
-from fastbit.bodies.model import TransferModel
-from fastbit.data.steps import mixup_draw, step_loader, step_rows
+from fastbit.data.steps import step_loader
 from fastbit.core.text import DataWarning
-from fastbit.data.tables import image_table
-from fastbit.data.split import few_shot_table, split_table
 from conftest import TINY, write_folder
 from reference import BIT, inputs, npz_weights, plain_loop
 
@@ -399,7 +395,7 @@ def test_training_metrics_are_refused(dls):
 
 
 def test_a_curve_over_nested_draws(folder, tmp_path, capsys):
-    from fastbit.studies.few_shot import few_shot_curve
+    from fastbit.studies import few_shot_curve
     args = dict(ks=(1, 3, None), repeats=2, arch='test_efficientnet', weights='random', size=32, batch_size=8, n_steps=3, num_workers=0, seed=4)
     df, fig = few_shot_curve(folder, **args, out=tmp_path/'curve.csv')
     assert list(df) == ['k', 'repeat', 'accuracy'] and df.k.tolist() == [1, 1, 3, 3, 'all', 'all'] and df.repeat.tolist() == [0, 1]*3 and df.accuracy.between(0, 1).all()

@@ -3,10 +3,9 @@ import numpy as np, pandas as pd, pytest, torch
 from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss
 
-from fastbit.metrics.calibration import brier_scores, calibration_error, few_images_words, fit_temperature, reliability_table
-from fastbit.metrics.evaluation import evaluate_probs
-from fastbit.metrics.intervals import wilson_interval
-from fastbit.studies.compare import compare_runs, mcnemar_p, paired_difference
+from fastbit.metrics import brier_scores, calibration_error, evaluate_probs, fit_temperature, reliability_table, wilson_interval
+from fastbit.metrics.calibration import few_images_words
+from fastbit.studies import compare_runs, mcnemar_p, paired_difference
 
 DRAWS = 1000
 # 95 % +- what 1,000 draws allow (three standard errors of a share of .95), and what the intervals' own approximations cost with some hundred images

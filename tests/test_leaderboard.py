@@ -4,8 +4,7 @@ import json, os
 import pandas as pd, pytest
 
 import fastbit.studies.leaderboard as module
-from fastbit.studies.compare import compare_runs
-from fastbit.studies.leaderboard import leaderboard
+from fastbit.studies import compare_runs, leaderboard
 from conftest import look_at, run_fastbit
 
 small = dict(archs=['test_efficientnet=random', 'test_efficientnet_ln=random', 'tf_efficientnet_b0'], size=32, epochs=2, top=1, num_workers=0, verbose=False)
@@ -13,7 +12,7 @@ small = dict(archs=['test_efficientnet=random', 'test_efficientnet_ln=random', '
 
 @pytest.fixture
 def small_archs():
-    from fastbit.bodies.names import timm_name
+    from fastbit.bodies import timm_name
     try: timm_name('test_efficientnet_ln')
     except ValueError: return small | dict(archs=['test_efficientnet=random', 'tf_efficientnet_b0'])
     return small
@@ -72,8 +71,7 @@ def test_the_command(folder, tmp_path):
 
 def test_images_are_compared_by_their_contents(folder):
     from fastbit.studies.leaderboard import _data_digest
-    from fastbit.data.tables import image_table
-    from fastbit.data.check import check_images
+    from fastbit.data import check_images, image_table
     digest = lambda: _data_digest(image_table(folder), check_images(image_table(folder).path))
     before, path = digest(), next(folder.rglob('*.png'))
     os.utime(path)

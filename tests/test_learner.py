@@ -14,11 +14,10 @@ from fasttransform import Transform
 from torch import nn
 from torch.testing import assert_close
 
-from fastbit.bodies.build import build_body
-from fastbit.data.loaders import image_dataloaders
-from fastbit.training.learner import transfer_learner
+from fastbit.bodies import build_body, TransferModel
+from fastbit.data import image_dataloaders
+from fastbit.training import transfer_learner
 from fastbit.training.rate_finder import BODY_LR, HEAD_LR
-from fastbit.bodies.model import TransferModel
 from fastbit.core.text import DataWarning
 from conftest import TINY
 

@@ -7,9 +7,8 @@ from PIL import Image
 
 from conftest import TINY, picture, write_folder
 from fastbit.cli.command import main
-from fastbit.data.loaders import image_dataloaders
-from fastbit.data.decode import read_image
-from fastbit.training.learner import transfer_learner
+from fastbit.data import image_dataloaders, read_image
+from fastbit.training import transfer_learner
 from fastbit.core.text import DataWarning
 from fastbit.core.files import csv_text
 
@@ -288,7 +287,7 @@ def test_colors_of_16_bits_are_reported_where_their_upper_bytes_are_dark(tmp_pat
 
 def test_training_prediction_cache_and_export_have_one_scale(tmp_path):
     "A file's row in validation is its prediction; the cache keeps scales apart; the artifact brings its own; findings are kept"
-    from fastbit.export.predict import load_predictor
+    from fastbit.export import load_predictor
     write_gray16(tmp_path/'data', 4095)
     dls = loaders16(tmp_path/'data', max_value=4095)
     plain = loaders16(tmp_path/'data', max_value=4095, cache=False)

@@ -8,12 +8,12 @@ from fastai.learner import Recorder
 from fastcore.xtras import ContextManagers
 
 from conftest import TINY
-from fastbit.baseline.budget import TimeLimit
-from fastbit.training.callbacks import JsonLog, KeepBest, PlainLog, RarelyProgress
-from fastbit.data.loaders import image_dataloaders
+from fastbit.baseline import TimeLimit
+from fastbit.training import JsonLog, KeepBest, PlainLog, transfer_learner
+from fastbit.training.callbacks import RarelyProgress
+from fastbit.data import image_dataloaders
 from fastbit.training.tta import _ViewsModel
-from fastbit.bodies.fold import FoldedModel
-from fastbit.training.learner import transfer_learner
+from fastbit.bodies import FoldedModel
 from fastbit.core.text import DataWarning
 
 

@@ -18,11 +18,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from fastbit.training.identity import describe_run
-from fastbit.data.loaders import image_dataloaders
-from fastbit.training.head import logistic_head
-from fastbit.training.learner import transfer_learner
-from fastbit.export.predict import load_predictor
-from fastbit.metrics.task import SoftmaxLoss, describe_loss, resolve_loss
+from fastbit.data import image_dataloaders
+from fastbit.training import logistic_head, transfer_learner
+from fastbit.export import load_predictor
+from fastbit.metrics import SoftmaxLoss, resolve_loss
+from fastbit.metrics.task import describe_loss
 from conftest import TINY
 
 WEIGHTS = torch.tensor([1., 5., .2])
@@ -215,7 +215,7 @@ def test_losses_in_words():
 
 
 def test_the_report_names_another_loss(dls):
-    from fastbit.report.figures import plot_losses
+    from fastbit.report import plot_losses
     learn = learner(dls, loss_func=FocalLossFlat())
     learn.fit(1, 1e-3)
     assert plot_losses(learn.history.epochs, learn.history.steps,

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from fastbit.data.flowers import drawn_flowers
+from fastbit.data import drawn_flowers
 
 INDEX = Path(__file__).parents[1]/'nbs'/'index.ipynb'
 SMALLER = {"size=128": "size=32", "lr_find()": "lr_find(num_it=20)", "fit_one_cycle(3,": "fit_one_cycle(2,"}

@@ -11,9 +11,8 @@ import pytest, torch
 
 import fastbit.all as fa
 from fastbit import baseline as baseline_module, bodies, cli, datasets, weights
-from fastbit.data.flowers import drawn_flowers
-from fastbit.training.learner import TransferLearner
-from fastbit.data.tables import image_table
+from fastbit.data import drawn_flowers, image_table
+from fastbit.training import TransferLearner
 
 NBS = Path(__file__).parents[1]/'nbs'
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(NBS).parts))

@@ -5,12 +5,10 @@ import numpy as np, pandas as pd, pytest, torch
 from fastcore.foundation import L
 from PIL import Image
 
-from fastbit.bodies.build import build_body
-from fastbit.bodies.preprocess import body_preprocess
-from fastbit.export.artifact import save_artifact
-from fastbit.export.record import Artifact
+from fastbit.bodies import body_preprocess, build_body
+from fastbit.export import Artifact, load_predictor, save_artifact
 from fastbit.cli.command import main
-from fastbit.export.predict import image_items, load_predictor
+from fastbit.export.predict import image_items
 from conftest import picture
 
 

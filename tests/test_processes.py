@@ -109,8 +109,8 @@ warnings.simplefilter('ignore')
 import torch
 from fastai.callback.core import Callback
 from fastai.vision.augment import Brightness
-from fastbit.data.loaders import image_dataloaders
-from fastbit.training.learner import transfer_learner
+from fastbit.data import image_dataloaders
+from fastbit.training import transfer_learner
 from fastbit.core.processes import join_processes, leave_processes, rank
 join_processes('cpu')
 data, how = sys.argv[1:]

@@ -8,10 +8,9 @@ from fastai.vision.data import ImageDataLoaders
 from fastai.vision.augment import Resize
 
 import fastbit.baseline.run as module
-from fastbit.baseline.run import baseline
-from fastbit.data.loaders import image_dataloaders
-from fastbit.training.tta import tta_probs
-from fastbit.training.learner import transfer_learner
+from fastbit.baseline import baseline
+from fastbit.data import image_dataloaders
+from fastbit.training import transfer_learner, tta_probs
 from conftest import TINY, look_at, picture
 
 small = dict(TINY, size=32, num_workers=0, epochs=2, verbose=False)

@@ -5,10 +5,8 @@ import pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 from safetensors import safe_open
 
-from fastbit.training.callbacks import KeepBest
-from fastbit.training.checkpoint import read_checkpoint
-from fastbit.data.loaders import image_dataloaders
-from fastbit.training.learner import transfer_learner
+from fastbit.training import KeepBest, read_checkpoint, transfer_learner
+from fastbit.data import image_dataloaders
 from conftest import TINY, picture, run_fastbit, start_fastbit, wait_for_rows, write_folder
 from forks import COMMAND, Fork
 
@@ -22,9 +20,8 @@ from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from fastai.vision.augment import Brightness
 from fastbit import checkpoint
-from fastbit.training.callbacks import KeepBest
-from fastbit.data.loaders import image_dataloaders
-from fastbit.training.learner import transfer_learner
+from fastbit.training import KeepBest, transfer_learner
+from fastbit.data import image_dataloaders
 
 data, folder, kind, at, how = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5]
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
@@ -147,7 +144,7 @@ def test_after_an_interrupt_the_learner_is_usable(dls, tmp_path):
 
 def test_an_interrupt_within_a_step_leaves_nothing_for_the_next_fit(dls):
     "A plain log would tell of a step that is no more"
-    from fastbit.training.callbacks import PlainLog
+    from fastbit.training import PlainLog
     class StopInside(Callback):
         pieces = 0
         def after_pred(self):

@@ -6,22 +6,19 @@ from pathlib import Path
 import pandas as pd, pytest, torch
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, RandomSplitter, Resize, get_image_files, parent_label
 
-from fastbit.baseline.run import _command, baseline
+from fastbit.baseline import baseline, parse_budget
+from fastbit.baseline.run import _command
 from fastbit.core.files import check_out
-from fastbit.baseline.budget import parse_budget
 from fastbit.cli.command import _in_shell, main
-from fastbit.data.loaders import image_dataloaders
-from fastbit.data.public import digits_table
-from fastbit.studies.few_shot import few_shot_curve
-from fastbit.studies.compare import compare_runs
-from fastbit.studies.leaderboard import Leaderboard, leaderboard
-from fastbit.training.learner import transfer_learner
+from fastbit.data import digits_table, image_dataloaders
+from fastbit.studies import compare_runs, few_shot_curve, Leaderboard, leaderboard
+from fastbit.training import transfer_learner
 from fastbit.core.machine import Machine, _cpu_model, this_machine
 from fastbit.cli.options import make_parser
 from fastbit.baseline.phases import RECIPES
 from fastbit.core.text import format_seconds
 from fastbit.report.sections import data_name
-from fastbit.bodies.weights import weights_source
+from fastbit.bodies import weights_source
 from conftest import TINY, write_folder
 
 ROOT = Path(__file__).parents[1]
@@ -310,8 +307,7 @@ def test_without_weights_each_way_on_can_be_typed(run, monkeypatch, capsys):
 @pytest.mark.filterwarnings('ignore:load_learner')   # what fastai says of pickles
 def test_the_copy_of_a_pickle_can_be_made_as_it_says(run, tmp_path):
     from fastai.learner import Learner
-    from fastbit.export.artifact import save_artifact
-    from fastbit.export.predict import load_predictor
+    from fastbit.export import load_predictor, save_artifact
     learn, file = run[2].learn, tmp_path/'old.pkl'
     Learner.export(learn, file)
     with pytest.raises(ValueError) as e: load_predictor(file)

@@ -6,9 +6,10 @@ import pytest, torch
 
 datasets = pytest.importorskip('datasets', reason='pip install datasets webdataset')
 pytest.importorskip('webdataset', reason='pip install datasets webdataset')
-from fastbit.training.learner import transfer_learner
+from fastbit.training import transfer_learner
 from fastbit.cli.launch import environment, unused_port
-from fastbit.data.streams import ImageStream, StreamDL, parquet_stream, stream_dataloaders, tar_stream
+from fastbit.data import ImageStream, parquet_stream, stream_dataloaders, tar_stream
+from fastbit.data.streams import StreamDL
 from fastbit.core.text import DataWarning
 from conftest import picture
 from forks import Fork
@@ -136,7 +137,7 @@ import io, resource, sys, warnings
 warnings.simplefilter('ignore')
 import datasets, torch
 from test_streams import CLASSES, GN, encoded, learner, fit
-from fastbit.data.streams import parquet_stream, stream_dataloaders
+from fastbit.data import parquet_stream, stream_dataloaders
 n = int(sys.argv[1])
 some = [encoded(i) for i in range(30)]
 def simulated():

@@ -4,11 +4,10 @@ import os, random, resource, signal, subprocess, sys, time
 import pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 
-from fastbit.baseline.run import baseline
-from fastbit.training.checkpoint import read_checkpoint
-from fastbit.data.loaders import image_dataloaders
-from fastbit.training.guards import LossNotFinite, FitStopped, first_not_finite
-from fastbit.training.learner import transfer_learner
+from fastbit.baseline import baseline
+from fastbit.training import FitStopped, LossNotFinite, read_checkpoint, transfer_learner
+from fastbit.data import image_dataloaders
+from fastbit.training.guards import first_not_finite
 from fastbit.core.text import DataWarning
 from conftest import TINY, run_fastbit, wait_for_rows, write_folder
 from forks import COMMAND, Fork
@@ -251,7 +250,7 @@ def test_no_room_for_the_results(folder, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_ends_no_training_for_a_log(dls, tmp_path):
-    from fastbit.training.callbacks import JsonLog
+    from fastbit.training import JsonLog
     (tmp_path/'log.jsonl').mkdir()
     with pytest.warns(DataWarning, match='log.jsonl could not be written .*goes on without it'): quiet(l := learner(dls, cbs=JsonLog(tmp_path/'log.jsonl')), l.fit_one_cycle, 2)
     assert len(l.history.epochs) == 2

@@ -5,11 +5,10 @@ import numpy as np, pandas as pd, pytest
 
 from conftest import TINY, picture, write_folder
 from fastbit.data.columns import SPLIT_WORDS, split_word, table_rows
-from fastbit.data.loaders import image_dataloaders
+from fastbit.data import image_dataloaders, image_table
 from fastbit.data.labels import clean_label, natural_order
 from fastbit.export.predict import class_numbers
 from fastbit.core.text import DataWarning
-from fastbit.data.tables import image_table
 
 small = dict(arch='test_efficientnet', size=32, num_workers=0)
 
@@ -304,8 +303,8 @@ def test_addresses_are_refused(table, path):
 
 
 def test_files_that_are_all_missing_say_where_they_were_looked_for(table, tmp_path):
-    from fastbit.baseline.run import folder_rule
-    from fastbit.studies.doctor import check_data
+    from fastbit.baseline import folder_rule
+    from fastbit.studies import check_data
     table('path,label\na.png,cat\nb.png,dog\n')
     for f in (lambda p: image_dataloaders(p, **small), folder_rule, lambda p: check_data(p, verbose=False, labels=False)):
         with pytest.raises(FileNotFoundError, match=r'None of the 2 files is there.*a\.png.*root='), warnings.catch_warnings():
@@ -390,12 +389,10 @@ def test_the_command_takes_the_columns(tmp_path, capsys, monkeypatch):
 
 
 def test_python_takes_the_columns(tmp_path):
-    from fastbit.baseline.run import baseline, folder_rule
-    from fastbit.studies.few_shot import few_shot_curve
-    from fastbit.studies.leaderboard import leaderboard
+    from fastbit.baseline import baseline, folder_rule
+    from fastbit.studies import check_data, few_shot_curve, leaderboard
     import inspect
-    from fastbit.studies.doctor import check_data
-    from fastbit.export.predict import Predictor
+    from fastbit.export import Predictor
     for f in (baseline, folder_rule, leaderboard, few_shot_curve, check_data, image_dataloaders, image_table, Predictor.evaluate, Predictor.labelled_probs):
         assert {'root', 'path_col', 'label_col', 'split_col', 'suffix'} <= set(inspect.signature(f).parameters), f
     root = write_folder(tmp_path/'data', dict(x=6, y=6))

@@ -11,10 +11,9 @@ from fastai.optimizer import SGD, Adam
 
 from conftest import TINY
 from fastbit.training.callbacks import RarelyProgress
-from fastbit.data.loaders import image_dataloaders
-from fastbit.training.learner import transfer_learner
+from fastbit.data import image_dataloaders
+from fastbit.training import ForeachSGD, FusedAdam, transfer_learner
 from fastbit.training.precision import fast_precision
-from fastbit.training.optim import ForeachSGD, FusedAdam
 
 
 @pytest.fixture

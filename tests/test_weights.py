@@ -7,14 +7,12 @@ from fastai.learner import Learner
 from safetensors.torch import save_file
 from torch import nn
 
-from fastbit.export.artifact import save_artifact
-from fastbit.export.record import Artifact
-from fastbit.bodies.build import build_body
-from fastbit.bodies.preprocess import body_preprocess
+from fastbit.export import Artifact, save_artifact
+from fastbit.bodies import body_preprocess, build_body, weights_source
 from fastbit.cli.command import main
-from fastbit.data.loaders import image_dataloaders
-from fastbit.training.learner import transfer_learner
-from fastbit.bodies.weights import weights_file, weights_source
+from fastbit.data import image_dataloaders
+from fastbit.training import transfer_learner
+from fastbit.bodies.weights import weights_file
 from conftest import TINY
 
 

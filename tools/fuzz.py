@@ -28,8 +28,7 @@ def seeds(target, folder):
 
 
 def one_image():
-    from fastbit.data.decode import read_image
-    from fastbit.data.check import inspect_image
+    from fastbit.data import inspect_image, read_image
     scratch = Path(tempfile.mkdtemp())/'x'
     def test(data):
         warnings.simplefilter('ignore')
@@ -44,7 +43,8 @@ def one_image():
 
 def one_artifact(target):
     import shutil
-    from fastbit.export.artifact import CONFIG, WEIGHTS, load_artifact, read_config
+    from fastbit.export import load_artifact, read_config
+    from fastbit.export.artifact import CONFIG, WEIGHTS
     folder = Path(tempfile.mkdtemp())/'model'
     golden = next((ROOT/'tests'/'golden').glob('artifact-*/'))
     shutil.copytree(golden, folder)

@@ -1,0 +1,1 @@
+"The `fastbit` command; an empty door, so that the command starts in milliseconds"

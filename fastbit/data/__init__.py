@@ -1,0 +1,22 @@
+"From a path to a batch: folders, tables, splits, pixels, loaders, streams"
+from .decode import open_image, read_image
+from .check import check_images, inspect_image
+from .tables import ImageSet, image_table, read_image_set
+from .split import check_table, few_shot_table, split_table
+from .transforms import ImageFile, check_views, default_views, square_image, train_image, view_image
+from .pixels import PixelCache
+from .features import Features, frozen_features
+from .loaders import ImageDL, ImageLoaders, PathLabel, image_dataloaders, table_dataloaders
+from .public import PUBLIC_SETS, digits_table, named_table
+from .flowers import FLOWERS, draw_flower, drawn_flowers
+from .steps import StepDL, mixup_draw, step_rows
+from .streams import ImageStream, parquet_stream, stream_dataloaders, tar_stream
+
+__all__ = [
+    'check_images', 'check_table', 'check_views', 'default_views', 'digits_table', 'draw_flower',
+    'drawn_flowers', 'Features', 'few_shot_table', 'FLOWERS', 'frozen_features', 'image_dataloaders',
+    'image_table', 'ImageDL', 'ImageFile', 'ImageLoaders', 'ImageSet', 'ImageStream', 'inspect_image',
+    'mixup_draw', 'named_table', 'open_image', 'parquet_stream', 'PathLabel', 'PixelCache', 'PUBLIC_SETS',
+    'read_image', 'read_image_set', 'split_table', 'square_image', 'step_rows', 'StepDL',
+    'stream_dataloaders', 'table_dataloaders', 'tar_stream', 'train_image', 'view_image',
+]
