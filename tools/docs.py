@@ -114,7 +114,9 @@ class ShowDefinitions(exec_show_docs):
 
 def page_name(nb: Path) -> str: return nbpath2html(nb).with_suffix('.ipynb').name
 
-def page_names(nbs: Path) -> dict: return {p.name: page_name(p.relative_to(nbs)) for p in notebooks(nbs)}
+def renamed(text: str) -> str:
+    "Paths of notebooks in `text` as paths of their pages: `data/13_loaders.ipynb` becomes `data/loaders.ipynb`"
+    return re.sub(r'(?<![\w.])\d+[a-zA-Z0-9]*_(?=[\w.]+\.ipynb)', '', text)
 
 def notebooks(nbs: Path) -> list: return sorted(p for p in nbs.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(nbs).parts))
 
@@ -126,11 +128,10 @@ class SiteLinks(Processor):
         nbs, here = Path(cfg.nbs_path), Path(self.nb.path_).resolve()
         self.up = '../'*(len(here.relative_to(nbs).parts)-1)
         self.base = re.compile(re.escape(f"{cfg['doc_host']}{cfg['doc_baseurl']}".rstrip('/')) + r'/(?=[\w/]+\.html)')
-        self.names = page_names(nbs)
 
     def _text(self, s):
         s = re.sub(r'\[\[(`[^`]+`)\]\([^)]*\)\]\(', r'[\1](', self.base.sub(self.up, s))   # nbdev links a name also where it is the text of a link
-        return re.sub(r'(\]\((?:\.\./|\w+/)*)([\w.]+\.ipynb)', lambda m: m[1] + self.names.get(m[2], m[2]), s)
+        return re.sub(r'\]\((?:\.\./|\w+/)*[\w.]+\.ipynb', lambda m: renamed(m[0]), s)
 
     def cell(self, cell):
         if not cell.get('source'): return
@@ -150,15 +151,14 @@ class SitePages(FilterDefaults):
 def process(root: Path = ROOT) -> Path:
     "The notebooks, processed by nbdev, with `_quarto.yml` beside them: `_proc`. What has not changed is kept"
     nbs, out = root/'nbs', root/'_proc'
-    names = page_names(nbs)
-    todo = {p: out/p.relative_to(nbs).with_name(names[p.name]) for p in notebooks(nbs)}
+    todo = {p: out/p.relative_to(nbs).with_name(page_name(p.relative_to(nbs))) for p in notebooks(nbs)}
     for old in set(out.rglob('*.ipynb')) - set(todo.values()): old.unlink()
-    newest = max(p.stat().st_mtime for p in (Path(__file__), *(root/'fastbit').glob('*.py'), root/'pyproject.toml'))
+    newest = max(p.stat().st_mtime for p in (Path(__file__), *(root/'fastbit').rglob('*.py'), root/'pyproject.toml'))
     work = [(src, dst, SitePages) for src, dst in todo.items() if not dst.exists() or dst.stat().st_mtime < max(newest, src.stat().st_mtime)]
     for _, dst, _ in work: dst.parent.mkdir(parents=True, exist_ok=True)
     parallel(serve_drv.main, work, n_workers=min(len(work), os.cpu_count() or 1), pause=.01, method='spawn')
     text = (nbs/'_quarto.yml').read_text()
-    (out/'_quarto.yml').write_text(re.sub(r'\b[\w.]+\.ipynb', lambda m: names.get(m[0], m[0]), text))
+    (out/'_quarto.yml').write_text(renamed(text))
     for f in (*nbs.glob('*.css'), *nbs.glob('*.svg')): shutil.copy(f, out)
     return out
 
