@@ -87,9 +87,9 @@ def test_without_network_home_or_display(shared, tmp_path):
 
 
 def test_digits_where_the_cache_is_read_only():
-    from fastbit import datasets
+    from fastbit.data import digits_table
     import unittest.mock as mock
-    with mock.patch.dict(os.environ, FASTBIT_CACHE='/dev/null/fastbit'): table = datasets.digits_table()
+    with mock.patch.dict(os.environ, FASTBIT_CACHE='/dev/null/fastbit'): table = digits_table()
     assert len(table) == 1797 and all(os.path.exists(p) for p in table.path[:3])
 
 
@@ -125,15 +125,16 @@ def test_errors_are_one_line_and_exit_2(shared, args, message, capsys, monkeypat
 
 
 def test_unexpected_errors_say_so(capsys, monkeypatch):
-    from fastbit import baseline, cli
+    from fastbit import baseline
+    from fastbit.cli.command import main
     def broken(*args, **kwargs): raise ZeroDivisionError('oh')
     monkeypatch.setattr(baseline, 'baseline', broken)
-    assert cli.main(['baseline']) == 2
+    assert main(['baseline']) == 2
     assert capsys.readouterr().err == 'fastbit: error: unexpected ZeroDivisionError: oh (--debug shows where)\n'
-    with pytest.raises(ZeroDivisionError): cli.main(['baseline', '--debug'])
+    with pytest.raises(ZeroDivisionError): main(['baseline', '--debug'])
     def stopped(*args, **kwargs): raise KeyboardInterrupt
     monkeypatch.setattr(baseline, 'baseline', stopped)
-    assert cli.main(['baseline']) == 130
+    assert main(['baseline']) == 130
 
 
 def test_public_sets_offline_say_what_to_do(monkeypatch, capsys, tmp_path):
@@ -169,7 +170,7 @@ def test_version_and_bodies():
 
 
 def test_the_wilson_interval_is_statsmodels_and_textbooks():
-    from fastbit.training.tta import wilson_interval
+    from fastbit.metrics import wilson_interval
     assert wilson_interval(18, 20) == pytest.approx((.69897, .97213), abs=1e-5)
     assert wilson_interval(0, 10) == pytest.approx((0, .27753), abs=1e-5) and wilson_interval(10, 10)[1] == 1
 

@@ -39,7 +39,7 @@ def test_no_callback_hides_an_attribute_of_the_learner_or_its_model(dls, tmp_pat
     learn.remove_cb(PlainLog).add_cbs([RarelyProgress(), JsonLog(tmp_path/'log.jsonl'), KeepBest()])
     with learn.no_bar(): learn.fit_one_cycle(1, 1e-3, checkpoint=tmp_path/'run.safetensors', cbs=[TimeLimit(600.), PlainLog()])
     with learn.no_logging(): learn.fit_hyperrule(batch_size=16, n_steps=2, eval_every=2, show=False, zero_head=False, checkpoint=tmp_path/'rule.safetensors')
-    assert {'History', 'KeepBest', 'JsonLog', 'PlainLog', 'RarelyProgress', 'PassCheckpoint', 'Checkpoint', 'TimeLimit', 'RuleSteps', 'FiniteLoss', 'StopGently'} <= set(seen)
+    assert {'History', 'KeepBest', 'JsonLog', 'PlainLog', 'RarelyProgress', 'PassCheckpoint', 'Checkpoint', 'TimeLimit', 'RuleSteps', 'FiniteLoss', 'InterruptCallback'} <= set(seen)
     assert {k: v for k, v in seen.items() if v} == {}
 
 

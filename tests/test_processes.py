@@ -228,7 +228,7 @@ def test_errors_come_once(data, tmp_path):
 
 
 def test_what_each_process_does_is_everything_once():
-    from fastbit import processes
+    from fastbit.core import processes
     for n in (0, 1, 5, 13):
         for k in (1, 2, 3, 4, 7):
             parts = []
@@ -242,5 +242,5 @@ def test_what_each_process_does_is_everything_once():
 
 
 def test_alone_nothing_of_it_is_imported():
-    code = "import sys, fastbit.learner; assert not [m for m in sys.modules if m.startswith('accelerate')]"
+    code = "import sys, fastbit.training.learner; assert not [m for m in sys.modules if m.startswith('accelerate')]"
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)

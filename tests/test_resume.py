@@ -19,7 +19,7 @@ import pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from fastai.vision.augment import Brightness
-from fastbit import checkpoint
+from fastbit.training import checkpoint
 from fastbit.training import KeepBest, transfer_learner
 from fastbit.data import image_dataloaders
 
@@ -232,7 +232,7 @@ def test_a_checkpoint_runs_no_code_and_is_readable_by_others(dls, tmp_path):
 
 def test_a_checkpoint_that_cannot_be_written_is_said(dls, tmp_path):
     with pytest.raises(FileNotFoundError, match='no folder'): fit(transfer_learner(dls, **TINY), checkpoint=tmp_path/'nowhere'/'run.safetensors')
-    from fastbit import checkpoint
+    from fastbit.training import checkpoint
     path = tmp_path/'run.safetensors'
     interrupted(dls, path)
     before, save = path.read_bytes(), checkpoint.save_file
@@ -314,7 +314,7 @@ def test_one_cycle_goes_on_in_the_middle_of_an_epoch(straight_cycles, tmp_path, 
 
 
 def test_epochs_are_saved_every_half_minute_and_the_last_always(dls, tmp_path, monkeypatch):
-    from fastbit import checkpoint
+    from fastbit.training import checkpoint
     class Seen(Callback):
         order, done = 80, ()
         def after_epoch(self): self.done = (*self.done, read_checkpoint(path, tensors=False)[0]['done'] if path.exists() else 0)
@@ -475,7 +475,7 @@ def test_the_command_goes_on_after_sigkill_at_any_moment(folder, tmp_path, words
 
 def test_a_command_on_other_data_is_told_what_to_type(folder, tmp_path, monkeypatch, capsys):
     "and not that it would go on"
-    from fastbit import baseline as module
+    from fastbit.baseline import run as module
     from fastbit.cli.command import main
     args = ['baseline', str(folder), *map(str, ONE_CYCLE[:8]), '--epochs', '2', '--workers', '0']
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,5 @@
 "The learner and its fits"
-from .learner import TransferLearner, lr_table, transfer_learner
+from .learner import TransferLearner, transfer_learner
 from .tta import TTAResult, tta_probs, view_logits
 from .accumulate import accumulate_step, check_accumulation
 from .callbacks import History, JsonLog, KeepBest, PlainLog
@@ -11,7 +11,7 @@ from .rule import rule_differences, rule_text
 
 __all__ = [
     'accumulate_step', 'check_accumulation', 'Checkpoint', 'FitStopped', 'ForeachSGD', 'FusedAdam', 'History',
-    'JsonLog', 'KeepBest', 'logistic_head', 'LossNotFinite', 'lr_table', 'PlainLog', 'read_checkpoint',
+    'JsonLog', 'KeepBest', 'logistic_head', 'LossNotFinite', 'PlainLog', 'read_checkpoint',
     'rule_differences', 'rule_text', 'transfer_learner', 'TransferLearner', 'tta_probs', 'TTAResult',
     'view_logits',
 ]
