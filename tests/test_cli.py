@@ -125,7 +125,7 @@ def test_errors_are_one_line_and_exit_2(shared, args, message, capsys, monkeypat
 
 
 def test_unexpected_errors_say_so(capsys, monkeypatch):
-    from fastbit import baseline
+    from fastbit.baseline import run as baseline
     from fastbit.cli.command import main
     def broken(*args, **kwargs): raise ZeroDivisionError('oh')
     monkeypatch.setattr(baseline, 'baseline', broken)

@@ -26,6 +26,15 @@ def site(tmp_path_factory):
     return ROOT/'_docs'
 
 
+@pytest.fixture(scope='session')
+def docs():
+    "The tool that builds the site"
+    sys.path.insert(0, str(ROOT/'tools'))
+    try: import docs as module
+    finally: sys.path.pop(0)
+    return module
+
+
 def pages(site) -> list: return sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html') if 'site_libs' not in p.parts)
 
 
@@ -48,11 +57,18 @@ class Links(HTMLParser):
 def parsed(site): return {p: Links((site/p).read_text()) for p in pages(site)}
 
 
-def test_every_notebook_is_a_page_and_in_the_sidebar(site):
-    nbs = [p.relative_to(ROOT/'nbs') for p in (ROOT/'nbs').rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(ROOT/'nbs').parts)]
-    listed = set(re.findall(r'[\w/]+\.ipynb', (ROOT/'nbs'/'_quarto.yml').read_text()))
-    assert {p.as_posix() for p in nbs} - listed == {'10b_main.ipynb'}   # two lines that run the command
-    assert len(pages(site)) == len(nbs) > 50
+def test_every_notebook_is_a_page_and_in_the_sidebar(site, docs):
+    nbs = [p.relative_to(ROOT/'nbs') for p in docs.notebooks(ROOT/'nbs')]
+    expected = {p.with_name(docs.page_name(p)).as_posix() for p in nbs if p.name not in docs.UNLISTED}
+    listed = set(re.findall(r'[\w/]+\.ipynb', docs.site_config()))
+    assert listed == expected
+    assert len(pages(site)) == len(nbs) + len(docs.redirects()) > 100
+
+
+def test_old_addresses_lead_to_the_new_ones(site, docs):
+    for old, new in docs.redirects().items():
+        assert f'url={"../"*old.count("/")}{new}"' in (site/old).read_text() and (site/new).is_file()
+        assert (site/f'{old}.md').read_text() == (site/f'{new}.md').read_text()
 
 
 def test_every_link_leads_somewhere_anchors_included(site, parsed):
@@ -81,35 +97,28 @@ def test_nothing_is_loaded_from_another_host(site, parsed):
 def test_docstrings_lead_to_their_pages(site):
     "Each module says where its documentation is: `learner.html.md`"
     import fastbit.training.learner
-    name = re.search(r'Docs: \S*/(\S+)', fastbit.training.learner.__doc__)[1]
+    name = re.search(r'Docs: \S*?fastbit/(\S+)', fastbit.training.learner.__doc__)[1]
     text = (site/name).read_text()
-    assert name == 'learner.html.md' and 'transfer_learner' in text and '.llms.md' not in text + (site/'llms.txt').read_text()
+    assert name == 'training/learner.html.md' and 'transfer_learner' in text and '.llms.md' not in text + (site/'llms.txt').read_text()
 
 
 def test_a_definition_has_signature_table_source_and_methods(site):
-    text = (site/'learner.html').read_text()
-    for part in ('id="transfer_learner"', 'id="transferlearner.tta"', 'Stochastic depth, probability at the last block', 'blob/main/fastbit/learner.py#L', '>Details<'): assert part in text, part
-    assert 'id="ratefinder.lr_find"' in (site/'lrfind.html').read_text()   # what a learner is put together from has pages of its own
+    text = (site/'training'/'learner.html').read_text()
+    for part in ('id="transfer_learner"', 'id="transferlearner.tta"', 'Stochastic depth, probability at the last block', 'blob/main/fastbit/training/learner.py#L', '>Details<'): assert part in text, part
+    assert 'id="transferlearner.lr_find"' in (site/'training'/'rate_finder.html').read_text()   # what a learner is put together from has pages of its own
     text = (site/'hyperrule.html').read_text()
     for part in ('id="hyperrule.for_data"', 'optimizer steps of the whole schedule'): assert part in text, part   # a class method, a field of a dataclass
 
 
-@pytest.fixture(scope='module')
-def docs():
-    sys.path.insert(0, str(ROOT/'tools'))
-    try: import docs as module
-    finally: sys.path.pop(0)
-    return module
-
-
 @pytest.mark.parametrize('full_name, begins', [
     ('fastbit.training.learner.transfer_learner', 'def transfer_learner('), ('fastbit.training.learner.TransferLearner', 'class TransferLearner('), ('fastbit.training.learner.TransferLearner.lr_table', 'def lr_table('),
-    ('fastbit.hyperrule.HyperRule', 'class HyperRule'), ('fastbit.hyperrule.HyperRule.for_data', 'def for_data('), ('fastbit.core.text.track', 'def track(')])
+    ('fastbit.hyperrule:HyperRule', 'class HyperRule'), ('fastbit.hyperrule:HyperRule.for_data', 'def for_data('), ('fastbit.core.text.track', 'def track(')])
 def test_a_source_link_leads_to_the_definition(docs, full_name, begins):
     "A function, a class, a method patched in from elsewhere, a dataclass, a class method, a generator"
-    _, module, *names = full_name.split('.')
-    sym = functools.reduce(getattr, names, importlib.import_module(f'fastbit.{module}'))
-    file, _, line = docs.source_link(sym, full_name).rpartition('/blob/main/')[2].partition('#L')
+    module, names = full_name.split(':')
+    names = names.split('.')
+    sym = functools.reduce(getattr, names, importlib.import_module(module))
+    file, _, line = docs.source_link(sym, full_name.replace(':', '.')).rpartition('/blob/main/')[2].partition('#L')
     here = (ROOT/file).read_text().splitlines()[int(line)-1:]
     assert next(o.strip() for o in here if not o.strip().startswith('@')).startswith(begins)   # a decorator belongs to it
 
@@ -123,7 +132,7 @@ def test_a_link_without_a_line_fails_the_build(docs, tmp_path):
 
 
 def test_every_source_link_of_the_site_has_a_line(site, docs):
-    links = [(p, m) for p in pages(site) for m in re.findall(r'blob/main/fastbit/\w+\.py[^"]*', (site/p).read_text())]
+    links = [(p, m) for p in pages(site) for m in re.findall(r'blob/main/fastbit/[\w/]+\.py[^"]*', (site/p).read_text())]
     assert len(links) > 300 and not [o for o in links if not re.search(r'#L\d+$', o[1])] and not docs.links_without_line(site)
 
 

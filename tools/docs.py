@@ -5,7 +5,7 @@ pages have the names that nbdev's links and docstrings use (`learner.html`, not 
 the site are relative, so that it also works from a folder. `_proc` is an ordinary Quarto project: `quarto render _proc` renders it as well.
 A warning or a broken link is an error.
 """
-import inspect, os, re, shutil, sys
+import ast, csv, inspect, os, re, shutil, sys
 from functools import cached_property
 from pathlib import Path
 from types import FunctionType
@@ -148,6 +148,28 @@ class SitePages(FilterDefaults):
     def base_procs(self): return [q for p in super().base_procs() for q in OURS.get(p, (p,))] + [SiteLinks]
 
 
+ROOMS = ('baseline', 'studies', 'cli', 'training', 'export', 'report', 'data', 'bodies', 'metrics', 'core')   # as one looks things up
+UNLISTED = ('03_main.ipynb',)   # two lines that run the command
+
+
+def room_sections(root: Path = ROOT, indent: str = ' '*6) -> str:
+    "The part of the sidebar that the rooms fill: a section per room, in the words of its door, with its modules in their order"
+    lines = []
+    for room in ROOMS:
+        words = ast.get_docstring(ast.parse((root/'fastbit'/room/'__init__.py').read_text())).splitlines()[0]
+        lines += [f'{indent}- section: "{room}: {words.partition(";")[0]}"', f'{indent}  contents:']
+        lines += [f'{indent}    - {p.relative_to(root/"nbs").as_posix()}' for p in sorted((root/'nbs'/room).glob('*.ipynb'))]
+    alone = [p.name for p in sorted((root/'nbs').glob('[0-9]*.ipynb')) if p.name not in UNLISTED]
+    lines += [f'{indent}- section: "On their own: the rule, every option, everything"', f'{indent}  contents:', *(f'{indent}    - {name}' for name in alone)]
+    return '\n'.join(lines)
+
+
+def site_config(root: Path = ROOT) -> str:
+    "`_quarto.yml` with the rooms where it says `# rooms`, and pages under their names"
+    text = (root/'nbs'/'_quarto.yml').read_text()
+    return renamed(text.replace('      # rooms', room_sections(root)))
+
+
 def process(root: Path = ROOT) -> Path:
     "The notebooks, processed by nbdev, with `_quarto.yml` beside them: `_proc`. What has not changed is kept"
     nbs, out = root/'nbs', root/'_proc'
@@ -157,8 +179,7 @@ def process(root: Path = ROOT) -> Path:
     work = [(src, dst, SitePages) for src, dst in todo.items() if not dst.exists() or dst.stat().st_mtime < max(newest, src.stat().st_mtime)]
     for _, dst, _ in work: dst.parent.mkdir(parents=True, exist_ok=True)
     parallel(serve_drv.main, work, n_workers=min(len(work), os.cpu_count() or 1), pause=.01, method='spawn')
-    text = (nbs/'_quarto.yml').read_text()
-    (out/'_quarto.yml').write_text(renamed(text))
+    (out/'_quarto.yml').write_text(site_config(root))
     for f in (*nbs.glob('*.css'), *nbs.glob('*.svg')): shutil.copy(f, out)
     return out
 
@@ -170,6 +191,7 @@ def render(proc: Path) -> list:
     site = Site(load(proc), quiet=True)
     n = site.build()
     docstring_copies(site.out)
+    redirect_old_pages(site.out)
     no_other_hosts(site.out)
     print(f'{n} pages in {site.out}')
     warnings = [*site.project.warnings, *(w for w in site.warnings if w not in site.project.warnings)]
@@ -184,6 +206,34 @@ def links_without_line(out: Path) -> list:
         links = [m[0] for m in is_source.finditer(p.read_text())]
         wrong += [f'{p.relative_to(out)}: source link without a line: {a}' for a in links if not re.search(r'\.py#L\d+"', a)]
     return wrong
+
+
+MOVED = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>This page has moved</title>
+<link rel="canonical" href="{new}">
+<meta http-equiv="refresh" content="0; url={new}">
+<p>This page has moved to <a href="{new}">{new}</a>.</p>
+</html>
+"""
+
+
+def redirects() -> dict:
+    "Addresses of pages of 0.1.0, before the modules moved into rooms -> where they are now"
+    with open(Path(__file__).with_name('redirects.csv'), newline='') as f: return {row['old']: row['new'] for row in csv.DictReader(f)}
+
+
+def redirect_old_pages(out: Path):
+    "A page at each old address that leads to the new one, for people and for programs that read Markdown"
+    for old, new in redirects().items():
+        for ending in ('', '.md'):
+            target = out/(new + ending)
+            if not target.is_file(): raise FileNotFoundError(f'tools/redirects.csv: {old} leads to {new}{ending}, which is no page.')
+        page = out/old
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(MOVED.format(new='../'*old.count('/') + new))
+        shutil.copy(out/f'{new}.md', out/f'{old}.md')
 
 
 def docstring_copies(out: Path):
