@@ -15,9 +15,10 @@ help: ## this list
 config: ## settings.ini -> pyproject.toml and the version
 	@$(PYTHON) tools/config.py >/dev/null
 
-prepare: config ## regenerate everything that is generated: config, modules, clean notebooks, README
+prepare: config ## regenerate everything that is generated: config, modules, clean notebooks, picture of the rooms, README
 	@nbdev-export
 	@nbdev-clean
+	@$(PYTHON) tools/rooms.py
 	@jupyter nbconvert --log-level ERROR --to markdown --output-dir . --output README $(NBS)/index.ipynb
 
 check: prepare ## fail if `make prepare` leaves a difference

@@ -190,9 +190,9 @@ def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path, change, words)
 
 def test_a_checkpoint_of_another_version_is_refused(dls, tmp_path, monkeypatch):
     from fastbit import __version__
-    from fastbit.training import checkpoint
+    from fastbit.training import identity
     interrupted(dls, tmp_path/'run.safetensors')
-    monkeypatch.setattr(checkpoint, '__version__', '0.0.1')
+    monkeypatch.setattr(identity, '__version__', '0.0.1')
     with pytest.raises(ValueError, match=f"training: fastbit '{__version__}' there, '0.0.1' here"): fit(transfer_learner(dls, **TINY), checkpoint=tmp_path/'run.safetensors')
 
 
