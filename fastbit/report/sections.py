@@ -30,7 +30,7 @@ from .figures import MAX_CLASSES, drawable, most_confused, plot_confusion, plot_
 from ..metrics.intervals import wilson_interval
 from ..core.machine import this_machine
 from ..bodies.model import TransferModel
-from ..metrics.task import describe_loss
+from ..metrics.losses import describe_loss
 from .page import THUMB, _PAGE, Report, _grown, _thumb, picture_uri, render_page
 
 # %% ../../nbs/report/03_sections.ipynb #fb5cbf6a
