@@ -228,7 +228,7 @@ def test_errors_come_once(data, tmp_path):
 
 
 def test_what_each_process_does_is_everything_once():
-    from fastbit import processes
+    from fastbit.core import processes
     for n in (0, 1, 5, 13):
         for k in (1, 2, 3, 4, 7):
             parts = []

@@ -293,7 +293,7 @@ def test_the_command_speaks_of_options(command, said, typed): assert _in_shell(s
 
 
 def test_without_weights_each_way_on_can_be_typed(run, monkeypatch, capsys):
-    from fastbit import weights
+    from fastbit.bodies import weights
     monkeypatch.setattr(weights, '_hub_answers', lambda: False)
     assert main(['baseline', str(run[0]), '--arch', 'tf_efficientnet_b3', '--out', 'never']) == 2
     said = capsys.readouterr().err
