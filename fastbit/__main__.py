@@ -1,4 +1,4 @@
-"""The command as a module, for launchers that start one
+"""The command as a module, for launchers and unusual paths
 
 Docs: https://fastbit.github.io/fastbit/main.html.md"""
 

@@ -10,7 +10,7 @@ __all__ = []
 # %% ../nbs/02_all.ipynb #07f13e3a
 import warnings as _warnings
 with _warnings.catch_warnings():
-    # of huggingface_hub's bars for downloads, which are plain text without ipywidgets: it would be the first thing in a notebook
+    # of huggingface_hub's bars for downloads, which are plain text without ipywidgets
     _warnings.filterwarnings('ignore', 'IProgress not found')
     # torch 2.14 deprecates what torchvision 0.29, timm 1.0 and fastai 2.8 call at import
     _warnings.filterwarnings('ignore', '`torch.jit', FutureWarning)

@@ -6,62 +6,122 @@ Docs: https://fastbit.github.io/fastbit/hyperrule.html.md"""
 
 # %% auto #0
 __all__ = ['BATCH_SIZE', 'BASE_LR', 'MOMENTUM', 'SMALL_IMAGE', 'SMALL_DATA', 'LARGE_DATA', 'MIXUP', 'PRESET', 'SCALES',
-           'resolution', 'schedule', 'mixup_alpha', 'HyperRule']
+           'Resolution', 'Schedule', 'resolution', 'schedule', 'mixup_alpha', 'HyperRule']
 
 # %% ../nbs/00_hyperrule.ipynb #c5dca614
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # %% ../nbs/00_hyperrule.ipynb #dfe1f967
-BATCH_SIZE = 512     # images in a batch
-BASE_LR = 3e-3       # rate of that batch
+BATCH_SIZE = 512     # images per batch
+BASE_LR = 3e-3       # learning rate of that batch
 MOMENTUM = .9        # of SGD; no weight decay, no dropout
-SMALL_IMAGE = 96*96  # an area below it is a small image
-SMALL_DATA, LARGE_DATA = 20_000, 500_000  # training images: below the first a small data set, from the second on a large one
+SMALL_IMAGE = 96*96  # an image of a smaller area is small
+SMALL_DATA, LARGE_DATA = 20_000, 500_000  # training images: small below the first, large from the second on
 MIXUP = .1           # alpha of Beta(alpha, alpha), for data sets that are not small
-PRESET = (128, 1e-3) # batch size and rate of the authors' lighter setting (README of the reference), at the same number of steps
+PRESET = (128, 1e-3) # batch size and rate of the authors' lighter setting (README), for the same number of steps
 SCALES = ('linear', 'preset', None)
+
+class Resolution(NamedTuple):
+    "Sides of squares, pixels"
+    resize: int # that images are squashed to for training
+    crop: int   # of the random crop of it, and of the square for evaluation
+
+class Schedule(NamedTuple):
+    "Optimizer steps"
+    warmup: int       # over which the rate grows from 0
+    milestones: tuple # after which it is divided by 10
+    n_steps: int      # after which training ends
 
 def resolution(
     height:int, # Of the images, pixels
     width:int,  # Of the images, pixels
-) -> tuple[int, int]: # Side to resize to, side to crop from that
-    "Where the images of a data set are resized to, and how large a crop of that is trained on"
-    return (160, 128) if height*width < SMALL_IMAGE else (512, 480)
+) -> Resolution:
+    "Choose the resolution for images of a size"
+    return Resolution(160, 128) if height*width < SMALL_IMAGE else Resolution(512, 480)
 
 def schedule(
     n_train:int, # Training images
-) -> tuple[int, tuple, int]: # Warm-up, milestones, end, all in optimizer steps
-    "Until where the rate grows, after which steps it falls to a tenth, and where training ends"
-    if n_train < SMALL_DATA: return 100, (200, 300, 400), 500
-    if n_train < LARGE_DATA: return 500, (3000, 6000, 9000), 10_000
-    return 500, (6000, 12_000, 18_000), 20_000
+) -> Schedule:
+    "Choose the schedule for a number of training images"
+    if n_train < SMALL_DATA: return Schedule(100, (200, 300, 400), 500)
+    if n_train < LARGE_DATA: return Schedule(500, (3000, 6000, 9000), 10_000)
+    return Schedule(500, (6000, 12_000, 18_000), 20_000)
 
 def mixup_alpha(
     n_train:int, # Training images
 ) -> float: # 0: no mixup
-    "How strongly pairs of images are mixed"
+    "Choose the strength of mixup for a number of training images"
     return 0. if n_train < SMALL_DATA else MIXUP
 
 # %% ../nbs/00_hyperrule.ipynb #abd35925
-def _whole(name, v, least=1):
-    if isinstance(v, bool) or not isinstance(v, int) or v < least: raise ValueError(f"{name}={v!r}: a whole number from {least} on.")
+def _whole(name, v) -> int:
+    if isinstance(v, bool) or not isinstance(v, int) or v < 1:
+        raise ValueError(f'{name}={v!r} must be a whole number, 1 or more.')
     return v
 
-def _height_width(size):
+def _height_width(size) -> tuple:
     pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or not all(o >= 1 for o in pair): raise ValueError(f"image_size={size!r}: (height, width) in pixels, or one number for both.")
+    if len(pair) != 2 or not all(o >= 1 for o in pair):
+        raise ValueError(f'image_size={size!r} must be (height, width) in pixels, or one number for both.')
     return tuple(int(o) for o in pair)
 
-def _batch_and_rate(batch_size, base_lr, scale):
-    "What is trained with, the stretch of the schedule, and why the rate is not the authors'"
+class _Batch(NamedTuple):
+    "What an optimizer step trains with"
+    size: int      # images
+    lr: float      # rate after warm-up
+    stretch: float # of the schedule
+    why: str = ''  # the rate was changed
+
+def _resolve_batch(batch_size, base_lr, scale) -> _Batch:
     if scale not in SCALES: raise ValueError(f"scale={scale!r}; it can be 'linear', 'preset' or None.")
     if scale == 'preset':
-        if batch_size not in (BATCH_SIZE, PRESET[0]) or base_lr != BASE_LR: raise ValueError(f"scale='preset' is batch_size={PRESET[0]} at rate {PRESET[1]:g}, but batch_size={batch_size}, base_lr={base_lr:g} came; give neither, or scale='linear'.")
-        return *PRESET, 1, "the authors' lighter preset"
-    if scale == 'linear' and batch_size != BATCH_SIZE: return batch_size, base_lr*batch_size/BATCH_SIZE, BATCH_SIZE/batch_size, f'{base_lr:g} · {batch_size}/{BATCH_SIZE}'
-    return batch_size, base_lr, 1, ''
+        size, lr = PRESET
+        if batch_size not in (BATCH_SIZE, size) or base_lr != BASE_LR:
+            raise ValueError(f"scale='preset' is batch_size={size} at rate {lr:g}, but batch_size={batch_size}, "
+                             f"base_lr={base_lr:g} came; give neither, or scale='linear'.")
+        return _Batch(size, lr, stretch=1, why="the authors' lighter preset")
+    if scale is None or batch_size == BATCH_SIZE: return _Batch(batch_size, base_lr, stretch=1)
+    return _Batch(
+        size=batch_size,
+        lr=base_lr*batch_size/BATCH_SIZE,
+        stretch=BATCH_SIZE/batch_size,
+        why=f'{base_lr:g} · {batch_size}/{BATCH_SIZE}')
 
-def _passes(n): return f'{n:,.0f} passes' if n >= 100 else f'{n:.3g} pass{"es"*(n != 1)}'
+# %% ../nbs/00_hyperrule.ipynb #a9d0c317
+_UNCHANGED = "the authors'"
+
+def _changed_batch(batch) -> dict:
+    "Field -> how it differs from the authors'"
+    changed = {}
+    if batch.size != BATCH_SIZE: changed['batch_size'] = f'changed from {BATCH_SIZE}'
+    if batch.lr != BASE_LR: changed['base_lr'] = f'changed: {batch.why}' if batch.why else f'changed from {BASE_LR:g}'
+    return changed
+
+def _changed_length(theirs, n_steps, asked, batch) -> dict:
+    "The same of the schedule"
+    if n_steps == theirs.n_steps: return {}
+    why = f'n_steps={asked}' if asked is not None else f'{BATCH_SIZE}/{batch.size} as many'
+    return dict(
+        n_steps=f'changed from {theirs.n_steps}: {why}',
+        warmup=f'changed from {theirs.warmup}, in proportion',
+        milestones=f"changed from {', '.join(map(str, theirs.milestones))}")
+
+def _resolve_mixup(mixup, alpha) -> float:
+    "`mixup`, or the rule's `alpha` for `None`"
+    if mixup is None or mixup == alpha: return alpha
+    if not 0 <= mixup < float('inf'):
+        raise ValueError(f"mixup={mixup!r} must be an alpha of 0 (none) or more; the rule's is {alpha:g}.")
+    return float(mixup)
+
+def _resolve_size(size, theirs) -> Resolution:
+    "The rule's resolution, or `size` with the rule's room to crop in"
+    if size in (None, theirs.crop): return theirs
+    return Resolution(resize=-(-_whole('size', size)*theirs.resize//theirs.crop), crop=size)
+
+def _passes(n) -> str:
+    if n >= 100: return f'{n:,.0f} passes'
+    return f'{n:.3g} pass' if n == 1 else f'{n:.3g} passes'
 
 # %% ../nbs/00_hyperrule.ipynb #73ab795e
 @dataclass(frozen=True)
@@ -71,13 +131,13 @@ class HyperRule:
     image_size: tuple   # (height, width) of the images as they are, pixels
     resize: int         # side of the square that images are squashed to for training, pixels
     crop: int           # side of the random crop of it, and of the square that evaluation resizes to, pixels
-    batch_size: int     # images in an optimizer step
-    base_lr: float      # rate after warm-up
+    batch_size: int     # images per optimizer step
+    base_lr: float      # learning rate after warm-up
     n_steps: int        # optimizer steps of the whole schedule
     warmup: int         # steps over which the rate grows from 0
-    milestones: tuple   # steps after which the rate falls to a tenth
+    milestones: tuple   # steps after which the rate is divided by 10
     mixup: float        # alpha; 0: none
-    scale: str = 'linear' # how a batch size other than 512 was taken account of
+    scale: str = 'linear' # how a batch size other than 512 changes the rule
     stop_after: int = None # steps after which training ends early; `None`: at the end of the schedule
     changed: tuple = () # (name of a field, why it is not the authors') pairs
 
@@ -85,34 +145,46 @@ class HyperRule:
     def for_data(cls,
         n_train:int,           # Training images, 1 or more
         image_size:int|tuple,  # (height, width) of a typical image, pixels; one number for a square
-        batch_size:int=BATCH_SIZE, # Images in an optimizer step
-        base_lr:float=BASE_LR, # Rate of a batch of 512
-        scale:str='linear',    # Another batch size scales rate, steps and milestones ('linear'), or nothing (`None`); 'preset': 128 at rate 0.001
-        n_steps:int=None,      # Length of the schedule; warm-up and milestones go with it; `None`: the rule's
-        stop_after:int=None,   # End after so many steps of it
+        batch_size:int=BATCH_SIZE, # Images per optimizer step
+        base_lr:float=BASE_LR, # Learning rate of a batch of 512
+        scale:str='linear',    # Of another batch size: 'linear' scales rate, steps and milestones, `None` nothing; 'preset': 128 at 0.001
+        n_steps:int=None,      # Length of the schedule, which warm-up and milestones scale with; `None`: the rule's
+        stop_after:int=None,   # End after so many steps of it; `None`: at its end
         mixup:float=None,      # Alpha; `None`: the rule's
-        size:int=None,         # Side of the crop, pixels; what is resized to keeps its ratio to it; `None`: the rule's
+        size:int=None,         # Side of the crop, pixels; the resize keeps its ratio to it; `None`: the rule's
     ):
-        "The rule for a data set; `ValueError` for what is no number of images, pixels or steps"
-        n_train, size_in = _whole('n_train', n_train), _height_width(image_size)
-        if not 0 < base_lr < float('inf'): raise ValueError(f"base_lr={base_lr!r}: a rate above 0; the authors' is {BASE_LR:g}.")
-        batch, rate, stretch, why = _batch_and_rate(_whole('batch_size', batch_size), base_lr, scale)
-        changed = dict(batch_size=f'changed from {BATCH_SIZE}') if batch != BATCH_SIZE else {}
-        if rate != BASE_LR: changed['base_lr'] = f'changed: {why}' if why else f'changed from {BASE_LR:g}'
-        warmup, milestones, end = schedule(n_train)
-        length = _whole('n_steps', n_steps) if n_steps is not None else max(1, round(end*stretch))
-        fit = lambda s: round(s*length/end)
-        if length != end:
-            why = f'n_steps={n_steps}' if n_steps is not None else f'{BATCH_SIZE}/{batch} as many'
-            changed |= dict(n_steps=f'changed from {end}: {why}', warmup=f'changed from {warmup}, in proportion', milestones=f'changed from {", ".join(map(str, milestones))}')
-        resize, crop = resolution(*size_in)
-        if size not in (None, crop): changed['crop'] = f"changed from {resize}, {crop}: size={_whole('size', size)}"; resize, crop = -(-size*resize//crop), size
-        if stop_after is not None: changed['stop_after'] = 'early, on an unchanged schedule'; _whole('stop_after', stop_after)
-        alpha = mixup_alpha(n_train)
-        if mixup is not None:
-            if not 0 <= mixup < float('inf'): raise ValueError(f"mixup={mixup!r}: alpha is 0 (none) or more; the rule's is {alpha:g}.")
-            if mixup != alpha: changed['mixup'] = f'changed from {alpha:g}'; alpha = float(mixup)
-        return cls(n_train, size_in, resize, crop, batch, rate, length, fit(warmup), tuple(map(fit, milestones)), alpha, scale, stop_after, tuple(changed.items()))
+        "Apply the rule to a data set; raise `ValueError` for invalid numbers"
+        n_train, image_size = _whole('n_train', n_train), _height_width(image_size)
+        if not 0 < base_lr < float('inf'):
+            raise ValueError(f"base_lr={base_lr!r} must be a rate above 0; the authors' is {BASE_LR:g}.")
+        batch = _resolve_batch(_whole('batch_size', batch_size), base_lr, scale)
+        planned = schedule(n_train)
+        stretched = max(1, round(planned.n_steps*batch.stretch))
+        length = stretched if n_steps is None else _whole('n_steps', n_steps)
+        theirs = resolution(*image_size)
+        resize, crop = _resolve_size(size, theirs)
+        if stop_after is not None: _whole('stop_after', stop_after)
+        alpha = _resolve_mixup(mixup, mixup_alpha(n_train))
+
+        changed = _changed_batch(batch) | _changed_length(planned, length, n_steps, batch)
+        if crop != theirs.crop: changed['crop'] = f'changed from {theirs.resize}, {theirs.crop}: size={size}'
+        if stop_after is not None: changed['stop_after'] = 'early, on an unchanged schedule'
+        if alpha != mixup_alpha(n_train): changed['mixup'] = f'changed from {mixup_alpha(n_train):g}'
+        def scaled(step): return round(step*length/planned.n_steps)
+        return cls(
+            n_train=n_train,
+            image_size=image_size,
+            resize=resize,
+            crop=crop,
+            batch_size=batch.size,
+            base_lr=batch.lr,
+            n_steps=length,
+            warmup=scaled(planned.warmup),
+            milestones=tuple(map(scaled, planned.milestones)),
+            mixup=alpha,
+            scale=scale,
+            stop_after=stop_after,
+            changed=tuple(changed.items()))
 
     @property
     def steps_to_do(self) -> int:
@@ -120,30 +192,39 @@ class HyperRule:
         return min(self.n_steps, self.stop_after or self.n_steps)
 
     def lr(self,
-        step:int # Of the optimizer, from 0
+        step:int # Optimizer step, from 0
     ) -> float|None: # `None`: training has ended
-        "The rate of an optimizer step: from 0 up to the base rate, then a tenth of it one step after each milestone"
-        if step < 0: raise ValueError(f"step={step}: steps count from 0.")
+        "Compute the rate of a step: from 0 up to the base rate, then divided by 10 one step after each milestone"
+        if step < 0: raise ValueError(f'step={step}: steps count from 0.')
         if step >= self.steps_to_do: return None
         if step < self.warmup: return self.base_lr * step / self.warmup
         return self.base_lr / 10**sum(m < step for m in self.milestones)
 
-    def __str__(self):
-        h, w = self.image_size
-        small = 'small: below 96 x 96' if h*w < SMALL_IMAGE else 'large: 96 x 96 or more'
+    def _rows(self) -> list:
+        "(name, words, field) of what is printed"
         replaced = ', with replacement' if self.n_train < self.batch_size else ''
-        rows = [('resolution', f'squash to {self.resize}, crop {self.crop}; evaluate at {self.crop}', 'crop'),
+        passes = _passes(self.batch_size*self.steps_to_do/self.n_train)
+        plural = 's' if self.warmup != 1 else ''
+        milestones = ', '.join(map(str, self.milestones))
+        rows = [
+            ('resolution', f'squash to {self.resize}, crop {self.crop}; evaluate at {self.crop}', 'crop'),
             ('optimizer', f'SGD, momentum {MOMENTUM:g}, no decay, zero head', ''),
-            ('batch', f'{self.batch_size} images{replaced}; {_passes(self.batch_size*self.steps_to_do/self.n_train)}', 'batch_size'),
+            ('batch', f'{self.batch_size} images{replaced}; {passes}', 'batch_size'),
             ('rate', f'{self.base_lr:g}', 'base_lr'),
             ('steps', f'{self.n_steps}', 'n_steps'),
-            ('warm-up', f'from 0 over {self.warmup} step{"s"*(self.warmup != 1)}', 'warmup'),
-            ('a tenth', f'after steps {", ".join(map(str, self.milestones))}', 'milestones'),
-            ('mixup', f'alpha {self.mixup:g}, one draw a step' if self.mixup else 'none', 'mixup'),
-            *([('stop', f'after {self.steps_to_do} steps', 'stop_after')] if self.stop_after else [])]
+            ('warm-up', f'from 0 over {self.warmup} step{plural}', 'warmup'),
+            ('LR decay', f'×0.1 after steps {milestones}', 'milestones'),
+            ('mixup', f'alpha {self.mixup:g}, one draw per step' if self.mixup else 'none', 'mixup')]
+        if self.stop_after: rows.append(('stop', f'after {self.steps_to_do} steps', 'stop_after'))
+        return rows
+
+    def __str__(self):
+        h, w = self.image_size
+        kind = 'small: below 96 x 96' if h*w < SMALL_IMAGE else 'large: 96 x 96 or more'
+        title = f'BiT-HyperRule for {self.n_train:,} training images of {h} x {w} pixels ({kind})'
         changed = dict(self.changed)
-        return '\n'.join([f'BiT-HyperRule for {self.n_train:,} training images of {h} x {w} pixels ({small})',
-            *[f'  {name:10}  {text:40}  {changed.get(key, "the authors" + chr(39))}' for name, text, key in rows]])
+        lines = [f'  {name:10}  {text:40}  {changed.get(field, _UNCHANGED)}' for name, text, field in self._rows()]
+        return '\n'.join([title, *lines])
 
     def _repr_html_(self):
         from html import escape
@@ -152,14 +233,17 @@ class HyperRule:
     def plot(self,
         ax=None # matplotlib axes; `None`: new ones
     ): # The axes
-        "The learning rate of every step, on a logarithmic scale, with its milestones"
+        "Plot the learning rate of every step, on a logarithmic scale, with its milestones"
         if ax is None:
             from matplotlib.figure import Figure
             ax = Figure(figsize=(7, 3.2), layout='constrained').add_subplot()
         steps = range(self.steps_to_do)
         ax.plot(steps, [self.lr(s) for s in steps], drawstyle='steps-mid' if len(steps) < 60 else 'default')
-        for name, at in (('warm-up', self.warmup), *(('', m) for m in self.milestones)):
-            if at < len(steps): ax.axvline(at, color='.6', lw=.8, ls=':'); ax.text(at, 1.01, f'{name} {at}'.strip(), transform=ax.get_xaxis_transform(), size=8, color='.35', ha='center')
+        marks = [(self.warmup, f'warm-up {self.warmup}'), *((m, f'{m}') for m in self.milestones)]
+        for at, text in marks:
+            if at >= len(steps): continue
+            ax.axvline(at, color='.6', lw=.8, ls=':')
+            ax.text(at, 1.01, text, transform=ax.get_xaxis_transform(), size=8, color='.35', ha='center')
         ax.set(xlabel='optimizer step', ylabel='learning rate', yscale='log', xlim=(0, len(steps)))
         ax.spines[['top', 'right']].set_visible(False)
         return ax

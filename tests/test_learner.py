@@ -306,7 +306,7 @@ def test_evaluate_is_the_whole_set_and_any_batch_size(learn, folder):
 def test_evaluate_prints_n_and_interval(learn, capsys):
     capsys.readouterr()
     ev = learn.evaluate()
-    assert capsys.readouterr().out == f'{ev}\n' and f'n = {ev.n})' in str(ev) and '95 % interval' in str(ev)
+    assert capsys.readouterr().out == f'{ev}\n' and f'n = {ev.n})' in str(ev) and '95% CI' in str(ev)
 
 
 def test_evaluate_without_labels(learn, folder):

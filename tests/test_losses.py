@@ -22,7 +22,7 @@ from fastbit.data import image_dataloaders
 from fastbit.training import logistic_head, transfer_learner
 from fastbit.export import load_predictor
 from fastbit.metrics import SoftmaxLoss, resolve_loss
-from fastbit.metrics.task import describe_loss
+from fastbit.metrics.losses import describe_loss
 from conftest import TINY
 
 WEIGHTS = torch.tensor([1., 5., .2])

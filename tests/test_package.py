@@ -76,14 +76,18 @@ def test_coverage_knows_where_the_cells_of_a_notebook_stand():
     import json
     tool = importlib.util.spec_from_file_location('cover', Path(__file__).parents[1]/'tools'/'coverage.py')   # not by its name, which is that of the tracer
     cover = importlib.util.module_from_spec(tool); tool.loader.exec_module(cover)
-    module, nb = Path(fastbit.__file__).parent/'data'/'flowers.py', json.loads(next((Path(__file__).parents[1]/'nbs'/'data').glob('*_flowers.ipynb')).read_text())
-    begins, lines = cover.cell_lines(module), module.read_text().splitlines()
+    module = Path(fastbit.__file__).parent/'data'/'flowers.py'
+    notebooks = {cover.module_of(cover.sources(p)): p for p in cover.module_notebooks()}   # whatever their numbers are
+    assert set(notebooks) >= {module, module.parents[1]/'hyperrule.py', module.parents[1]/'all.py'}
+    nb, begins, lines = json.loads(notebooks[module].read_text()), cover.cell_lines(module), module.read_text().splitlines()
     cells = {c['id']: ''.join(c['source']).splitlines() for c in nb['cells'] if '#| export' in ''.join(c['source'])}
     assert set(cells) == set(begins) and len(cells) >= 6
     for id, text in cells.items():
         for i, line in enumerate(text[1:], begins[id]):
             if not line.startswith('from fastbit'): assert lines[i] == line   # imports become relative ones
     assert list(cover.spans([1, 2, 3, 7, 9, 10])) == [[1, 3], [7, 7], [9, 10]]
+    names = ('fastbit/data/loaders.py', '/somewhere/fastbit/fastbit/data/loaders.py', 'fastbit/all.py', 'fastbit/data/__init__.py')
+    assert list(map(cover.module_name, names)) == ['data.loaders', 'data.loaders', 'all', 'data.__init__']
 
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch):

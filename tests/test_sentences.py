@@ -8,7 +8,7 @@ from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoa
 
 from fastbit.baseline import baseline, parse_budget
 from fastbit.baseline.run import _command
-from fastbit.core.files import check_out
+from fastbit.core.checks import check_out
 from fastbit.cli.command import _in_shell, main
 from fastbit.data import digits_table, image_dataloaders
 from fastbit.studies import compare_runs, few_shot_curve, Leaderboard, leaderboard

@@ -1,4 +1,7 @@
-"""The oldest versions that settings.ini allows, as constraints for pip: `python tools/oldest.py > oldest.txt && pip install -c oldest.txt .`"""
+"""The oldest versions that settings.ini allows, as constraints for pip
+
+    python tools/oldest.py > oldest.txt && pip install -c oldest.txt .
+"""
 import configparser, re
 from pathlib import Path
 
@@ -13,7 +16,8 @@ def oldest() -> list:
     words = ini['DEFAULT']['requirements'].split()
     for extra in EXTRAS: words += ini['DEFAULT'][f'{extra}_requirements'].split()
     found = [re.fullmatch(r'([\w.-]+)>=([\w.]+)', w) for w in words]
-    if bad := [w for w, m in zip(words, found) if not m]: raise SystemExit(f'settings.ini: {bad[0]} has no lower bound')
+    bad = [w for w, m in zip(words, found) if not m]
+    if bad: raise SystemExit(f'settings.ini: {bad[0]} has no lower bound')
     return [f'{m[1]}=={m[2]}' for m in found]
 
 

@@ -53,7 +53,7 @@ from ..core.store import CACHE_GB
 from ..core.text import warn_data
 from ..data.tables import ImageSet, read_image_set
 from ..data.split import few_shot_table, leave_out_untrained, split_table
-from ..core.files import check_out, make_out
+from ..core.checks import check_out, make_out
 
 # %% ../../nbs/baseline/04_run.ipynb #de85b1fd
 _RECIPES_OF = dict(   # options that not every recipe has

@@ -1,8 +1,9 @@
 "From a name to a model: names, weights, preprocessing, stages"
 from .names import timm_name
 from .preprocess import Preprocess, body_preprocess
-from .weights import hub_file, load_weights, weights_source
-from .build import build_body, zero_classifier
+from .weights import hub_file, weights_source
+from .load import load_weights
+from .build import ResolvedBody, build_body, resolve_body, zero_classifier
 from .catalogue import list_bodies
 from .stages import Stage, body_stages
 from .model import BN_MODES, TransferModel, run_stages
@@ -10,6 +11,6 @@ from .fold import FoldedModel, can_fold, fold_net
 
 __all__ = [
     'BN_MODES', 'body_preprocess', 'body_stages', 'build_body', 'can_fold', 'fold_net', 'FoldedModel',
-    'hub_file', 'list_bodies', 'load_weights', 'Preprocess', 'run_stages', 'Stage', 'timm_name',
-    'TransferModel', 'weights_source', 'zero_classifier',
+    'hub_file', 'list_bodies', 'load_weights', 'Preprocess', 'resolve_body', 'ResolvedBody', 'run_stages', 'Stage',
+    'timm_name', 'TransferModel', 'weights_source', 'zero_classifier',
 ]

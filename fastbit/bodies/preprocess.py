@@ -1,4 +1,4 @@
-"""One record of how images become numbers
+"""One record of how an image becomes the input of a body
 
 Docs: https://fastbit.github.io/fastbit/bodies/preprocess.html.md"""
 
@@ -17,41 +17,54 @@ import timm
 from .names import timm_name
 
 # %% ../../nbs/bodies/01_preprocess.ipynb #45f1eb7f
-CROP_PCT = 480/512  # BiT's for photographs: load at 512, crop 480. Training loads at size / CROP_PCT and crops `size` out of that
+CROP_PCT = 480/512  # BiT's for photographs: load at 512, crop 480. Training loads at size / CROP_PCT and crops `size`
 RESIZES = ('squash', 'crop', 'pad')
 MAX_16_BIT = 2**16 - 1   # the largest value of 16 bits
+_MIN_SIZE = 32           # pixels; the bodies halve their input five times
 
-def check_max_value(max_value):
+def check_max_value(
+    max_value:int # Pixel value of white in 16-bit images
+):
     "Raise `ValueError` unless `max_value` is a whole number from 1 to 65535"
-    if isinstance(max_value, bool) or not isinstance(max_value, int) or not 1 <= max_value <= MAX_16_BIT:
-        raise ValueError(f"max_value={max_value!r} must be a whole number, 1 to {MAX_16_BIT}; 4095 for 12 bits.")
+    whole = isinstance(max_value, int) and not isinstance(max_value, bool)
+    if not whole or not 1 <= max_value <= MAX_16_BIT:
+        raise ValueError(f'max_value={max_value!r} must be a whole number, 1 to {MAX_16_BIT}; 4095 for 12 bits.')
 
 @dataclass(frozen=True)
 class Preprocess:
     "How an image becomes a tensor; made once by `body_preprocess`, read by everything that loads images"
-    size: int            # side of the square the body sees, pixels
+    size: int            # side of the square that the body gets, pixels
     mean: tuple          # channel means on [0, 1], RGB; subtracted inside the model
     std: tuple           # channel standard deviations on [0, 1], RGB
-    interpolation: str   # 'bilinear', 'bicubic', …: a PIL resampling filter, the one of the pre-training
-    resize: str = 'squash' # 'squash' to a square, centre-'crop' the longer side, or 'pad' the shorter one with grey
-    crop: bool = True    # train on random crops of `train_size`? `False` where a crop can cut away what is counted
+    interpolation: str   # 'bilinear', 'bicubic', …: the PIL resampling filter of the pretraining
+    resize: str = 'squash' # 'squash' to a square, center-'crop' the longer side, or 'pad' the shorter one with gray
+    crop: bool = True    # train on random crops of `train_size`? `False` where a crop can cut off what is counted
     flip: bool = True    # train on random horizontal flips? `False` where left and right differ
     train_size: int = None # side of the square that training crops from, pixels; `None`: size * 512/480, rounded up
-    draft: bool = True   # decode JPEGs at a reduced scale where that leaves twice the pixels that are needed, each way?
-    max_value: int = MAX_16_BIT # pixel value that becomes white in gray images of 16 bits; larger ones become white too
+    draft: bool = True   # decode JPEGs at a reduced scale where that leaves twice the pixels needed, in each direction?
+    max_value: int = MAX_16_BIT # pixel value that becomes white in 16-bit gray images; larger ones become white too
 
     def __post_init__(self):
         check_max_value(self.max_value)
-        if self.resize not in RESIZES: raise ValueError(f"resize={self.resize!r}; it can be {', '.join(map(repr, RESIZES))}.")
-        if not isinstance(self.size, int) or self.size < 32: raise ValueError(f"size={self.size!r}; the body needs a whole number of pixels, 32 or more.")
+        if self.resize not in RESIZES:
+            raise ValueError(f"resize={self.resize!r}; it can be {', '.join(map(repr, RESIZES))}.")
+        if not isinstance(self.size, int) or self.size < _MIN_SIZE:
+            raise ValueError(f'size={self.size!r}; the body needs a whole number of pixels, {_MIN_SIZE} or more.')
         if self.train_size is None: object.__setattr__(self, 'train_size', -int(-self.size // CROP_PCT))
-        if self.train_size < self.size: raise ValueError(f"train_size={self.train_size} is smaller than size={self.size}.")
+        if self.train_size < self.size:
+            raise ValueError(f'train_size={self.train_size} is smaller than size={self.size}.')
 
+# %% ../../nbs/bodies/01_preprocess.ipynb #32e9e4fb
 def body_preprocess(
     arch:str,            # A name that `timm_name` takes
-    size:int=None,       # Side in pixels; `None`: the one of the pre-training
+    size:int=None,       # Side in pixels; `None`: that of the pretraining
     **kwargs,            # Other fields of `Preprocess`: `resize`, `crop`, `flip`, `train_size`, `draft`, `max_value`
 ) -> Preprocess:
-    "The preprocessing that the weights of `arch` were made with, at `size`"
+    "Find the preprocessing that the weights of `arch` were trained with, at `size`"
     cfg = timm.get_pretrained_cfg(timm_name(arch))
-    return Preprocess(size=cfg.input_size[-1] if size is None else size, mean=tuple(cfg.mean), std=tuple(cfg.std), interpolation=cfg.interpolation, **kwargs)
+    return Preprocess(
+        size=cfg.input_size[-1] if size is None else size,
+        mean=tuple(cfg.mean),
+        std=tuple(cfg.std),
+        interpolation=cfg.interpolation,
+        **kwargs)

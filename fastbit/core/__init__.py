@@ -1,1 +1,1 @@
-"No machine learning in it: files, store, processes, threads, text, checks; an empty door, so that the command starts in milliseconds"
+"Files, store, processes, threads, text, checks: no machine learning. The door is empty, for a fast start"

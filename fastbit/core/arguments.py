@@ -17,7 +17,7 @@ import numpy as np, pandas as pd
 
 # %% ../../nbs/core/00_arguments.ipynb #244518ac
 def refuse_unknown(
-    function:str, # Its name, as typed
+    function:str, # Name of the function, as typed
     unknown,      # Names of arguments that it does not have; empty: nothing is raised
     known,        # Names of those that it has
     instead:dict, # Name of another library's argument -> what to do, a sentence without its full stop
@@ -25,61 +25,95 @@ def refuse_unknown(
     "Raise `TypeError` for the first unknown argument, with what to write instead"
     for name in unknown:
         near = get_close_matches(name, list(known), n=1, cutoff=.7)
-        remedy = instead.get(name) or (f'Did you mean {near[0]}?' if near else f"It has {', '.join(known)}")
-        remedy = remedy if remedy.endswith('?') else f"{remedy.rstrip('.')}."
-        raise TypeError(f"{function}() has no argument {name}. {remedy}")
+        guess = f'Did you mean {near[0]}?' if near else f"It has {', '.join(known)}"
+        remedy = instead.get(name) or guess
+        end = '' if remedy.endswith(('?', '.')) else '.'
+        raise TypeError(f"{function}() has no argument {name}. {remedy}{end}")
 
 # %% ../../nbs/core/00_arguments.ipynb #56d0c93a
-_SIZES = 'Give it to image_dataloaders'
-_HEAD = 'Leave it out: the classifier is one linear layer on the pooled features, and drop_rate= its dropout'
+_LOADERS = 'Pass it to image_dataloaders'
+_HEAD = ('Omit it: the classifier is one linear layer on the pooled features, '
+         'and drop_rate= its dropout')
 LEARNER_HABITS = dict(   # of fastai's `vision_learner`, timm and Keras
     pretrained="Use weights='auto' for pretrained weights (the default) or weights='random' for none",
-    normalize="Leave it out: the model normalizes with the mean and std of its own body",
-    cut='Leave it out: fastbit cuts a body into stages; `learn.lr_table()` shows them, `learn.freeze_to(n)` freezes them',
-    splitter='Leave it out: each stage is a parameter group; `learn.lr_table()` shows them',
+    normalize="Omit it: the model normalizes with the mean and std of its own body",
+    cut=('Omit it: fastbit cuts a body into stages; `learn.lr_table()` shows them, '
+         '`learn.freeze_to(n)` freezes them'),
+    splitter='Omit it: each stage is a parameter group; `learn.lr_table()` shows them',
     y_range="fastbit classifies; for a regression use fastai's vision_learner",
-    n_in='Leave it out: images have three channels, grayscale ones too',
-    concat_pool=_HEAD, pool=_HEAD, lin_ftrs=_HEAD, lin_first=_HEAD, first_bn=_HEAD, bn_final=_HEAD, custom_head=_HEAD,
-    init=_HEAD, config=_HEAD,
+    n_in='Omit it: images have three channels, grayscale ones too',
+    concat_pool=_HEAD,
+    pool=_HEAD,
+    lin_ftrs=_HEAD,
+    lin_first=_HEAD,
+    first_bn=_HEAD,
+    bn_final=_HEAD,
+    custom_head=_HEAD,
+    init=_HEAD,
+    config=_HEAD,
     ps='Use drop_rate=, the dropout before the classifier',
     train_bn="Use bn='frozen', 'affine' or 'train'",
-    wd_bn_bias='Leave it out: norms and biases have no weight decay',
-    base_arch='Use arch=', model='Use arch=, a name', model_name='Use arch=', backbone='Use arch=', num_classes='Use n_out=',
-    loss='Use loss_func=', criterion='Use loss_func=', optimizer='Use opt_func=', callbacks='Use cbs=',
-    checkpoint_path='Use weights=FILE', size=_SIZES, img_size=_SIZES, bs=_SIZES, batch_size=_SIZES + ' as bs=',
-    item_tfms=_SIZES + ' as size= and resize=', batch_tfms=_SIZES, seed=_SIZES, device=_SIZES, valid_pct=_SIZES)
+    wd_bn_bias='Omit it: norms and biases have no weight decay',
+    base_arch='Use arch=',
+    model='Use arch=, a name',
+    model_name='Use arch=',
+    backbone='Use arch=',
+    num_classes='Use n_out=',
+    loss='Use loss_func=',
+    criterion='Use loss_func=',
+    optimizer='Use opt_func=',
+    callbacks='Use cbs=',
+    checkpoint_path='Use weights=FILE',
+    size=_LOADERS,
+    img_size=_LOADERS,
+    bs=_LOADERS,
+    batch_size=f'{_LOADERS} as bs=',
+    item_tfms=f'{_LOADERS} as size= and resize=',
+    batch_tfms=_LOADERS,
+    seed=_LOADERS,
+    device=_LOADERS,
+    valid_pct=_LOADERS)
 
 _VIEWS = ("fastbit averages named views of each image, without random numbers: "
           "learn.tta(views=['identity', 'hflip']), or views=['identity', 'five_crops']")
 TTA_HABITS = dict(   # of fastai's `tta`
-    n=_VIEWS, item_tfms=_VIEWS, batch_tfms=_VIEWS,
-    beta=f'{_VIEWS}. Each view has the same weight', use_max=f'{_VIEWS}. It takes their mean')
+    n=_VIEWS,
+    item_tfms=_VIEWS,
+    batch_tfms=_VIEWS,
+    beta=f'{_VIEWS}. Each view has the same weight',
+    use_max=f'{_VIEWS}. It takes their mean')
 
 # %% ../../nbs/core/00_arguments.ipynb #2f15e142
-_TABLE = "pd.DataFrame(dict(path=paths, label=labels))"
-_PAIRS = "{}, columns=['path', 'label']"
+_TABLE = 'pd.DataFrame(dict(path=paths, label=labels))'
+_COLUMNS = "columns=['path', 'label']"
+
+def _is_column(values) -> bool: return isinstance(values, (list, tuple, np.ndarray, pd.Series))
 
 def _as_frame(source) -> str:
-    "How to make a table of it, in words"
+    "How to make a table of `source`, in words"
     if source is None: return 'Give the folder that holds one folder per class.'
     if isinstance(source, bytes): return 'Decode it: os.fsdecode(path).'
     if hasattr(source, 'read'): return 'Give the name of the file.'
     kind = type(source).__name__
-    if kind in ('DataBlock', 'DataLoaders', 'Datasets'): return 'transfer_learner takes DataLoaders, and DataBlock makes them.'
+    if kind in ('DataBlock', 'DataLoaders', 'Datasets'):
+        return 'transfer_learner takes DataLoaders, and DataBlock makes them.'
     if isinstance(source, Mapping):
-        columns = bool(source) and all(isinstance(v, (list, tuple, np.ndarray, pd.Series)) for v in source.values())
-        return f"Make it a table: pd.DataFrame({'d' if columns else _PAIRS.format('d.items()')})."
-    first = next(iter(source), None) if isinstance(source, (list, tuple, np.ndarray, pd.Series)) else None
-    pairs = isinstance(first, (list, tuple, np.ndarray)) and len(first) == 2
-    if pairs: return f"Make it a table: pd.DataFrame({_PAIRS.format('rows')})."
+        in_columns = bool(source) and all(map(_is_column, source.values()))
+        made = 'd' if in_columns else f'd.items(), {_COLUMNS}'
+        return f'Make it a table: pd.DataFrame({made}).'
+    first = next(iter(source), None) if _is_column(source) else None
+    in_pairs = isinstance(first, (list, tuple, np.ndarray)) and len(first) == 2
+    if in_pairs: return f'Make it a table: pd.DataFrame(rows, {_COLUMNS}).'
     if not hasattr(source, '__iter__'): return ''
-    return f"A {kind} of paths has no labels: give the folder that holds one folder per class, or a table, {_TABLE}."
+    return (f'A {kind} of paths has no labels: give the folder that holds one folder per class, '
+            f'or a table, {_TABLE}.')
 
 def check_source(
-    source,          # What was given for a folder or table
-    name:str='path', # Of the argument, for the message
+    source,          # What was given as folder or table
+    name:str='path', # Name of the argument, for the message
 ):
-    "Raise `TypeError` unless it is a path or a `DataFrame`"
+    "Raise `TypeError` unless `source` is a path or a `DataFrame`"
     if isinstance(source, (str, os.PathLike, pd.DataFrame)): return
     kind = 'None' if source is None else f'a {type(source).__name__}'
-    raise TypeError(f"{name} is {kind}; it can be a folder, a CSV file or a DataFrame. {_as_frame(source)}".rstrip())
+    message = f'{name} is {kind}; it can be a folder, a CSV file or a DataFrame. {_as_frame(source)}'
+    raise TypeError(message.rstrip())

@@ -15,7 +15,7 @@ from pathlib import Path
 # %% ../../nbs/core/04_machine.ipynb #3bee7671
 @dataclass(frozen=True)
 class Machine:
-    "What the numbers of a run depend on besides its settings and versions"
+    "What the numbers of a run depend on, apart from its settings and versions"
     device: str     # torch's name: 'cpu', 'cuda:0'
     threads: int    # of PyTorch within one operation, on the CPU
     cpu: str        # model, as the operating system names it
@@ -23,12 +23,13 @@ class Machine:
     gpu: str = ''   # model; '': the device is not a GPU
 
     def __str__(self):
-        threads = f'{self.threads} thread{"s"*(self.threads > 1)}'
-        return ', '.join(filter(None, [self.device, self.gpu, threads, f'{self.cpu} ({self.capability})']))
+        plural = 's' if self.threads > 1 else ''
+        parts = [self.device, self.gpu, f'{self.threads} thread{plural}', f'{self.cpu} ({self.capability})']
+        return ', '.join(filter(None, parts))
 
 # %% ../../nbs/core/04_machine.ipynb #f876e995
 def _cpu_model(cpuinfo:Path=Path('/proc/cpuinfo')) -> str:
-    "The model's name; the architecture where the system has none, as for ARM under Linux"
+    "Find the processor's model; the architecture where the system does not name one, as for ARM under Linux"
     try: lines = cpuinfo.read_text(errors='replace').splitlines()
     except OSError: lines = []
     named = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
@@ -40,6 +41,9 @@ def this_machine(
     "Describe the hardware and threads that a computation on `device` uses now"
     import torch
     device = torch.device(device or 'cpu')
-    gpu = torch.cuda.get_device_name(device) if device.type == 'cuda' else ''
-    return Machine(device=str(device), threads=torch.get_num_threads(), cpu=_cpu_model(),
-                   capability=torch.backends.cpu.get_cpu_capability(), gpu=gpu)
+    return Machine(
+        device=str(device),
+        threads=torch.get_num_threads(),
+        cpu=_cpu_model(),
+        capability=torch.backends.cpu.get_cpu_capability(),
+        gpu=torch.cuda.get_device_name(device) if device.type == 'cuda' else '')

@@ -14,125 +14,147 @@ import os
 from contextlib import contextmanager
 
 # %% ../../nbs/core/05_processes.ipynb #3c7b182c
-_SIZES = ('WORLD_SIZE', 'PMI_SIZE', 'OMPI_COMM_WORLD_SIZE', 'MV2_COMM_WORLD_SIZE')   # torchrun, Intel MPI and MPICH, Open MPI, MVAPICH: those that Accelerate knows
+# of torchrun, Intel MPI and MPICH, Open MPI, MVAPICH: those that Accelerate knows
+_SIZES = ('WORLD_SIZE', 'PMI_SIZE', 'OMPI_COMM_WORLD_SIZE', 'MV2_COMM_WORLD_SIZE')
 _RANKS = ('RANK', 'PMI_RANK', 'OMPI_COMM_WORLD_RANK', 'MV2_COMM_WORLD_RANK')
-_LOCAL_SIZES = ('LOCAL_WORLD_SIZE', 'MPI_LOCALNRANKS', 'OMPI_COMM_WORLD_LOCAL_SIZE', 'MV2_COMM_WORLD_LOCAL_SIZE')   # on this machine
+# on this machine
+_LOCAL_SIZES = ('LOCAL_WORLD_SIZE', 'MPI_LOCALNRANKS', 'OMPI_COMM_WORLD_LOCAL_SIZE', 'MV2_COMM_WORLD_LOCAL_SIZE')
+_ACCELERATES = {'ACCELERATE_MIXED_PRECISION', 'MASTER_PORT'}   # set by its launcher, also for one process
 
-def _said(names, default): return int(next((os.environ[n] for n in names if n in os.environ), default))
+def _from_launcher(names, default) -> int:
+    return int(next((os.environ[n] for n in names if n in os.environ), default))
 
 def is_launched() -> bool:
-    "Was this program started as one of several?"
-    return _said(_SIZES, 1) > 1
+    "Was this program started as one of several processes?"
+    return _from_launcher(_SIZES, 1) > 1
 
 def launched_rank() -> int:
-    "Which of them, from 0, as the launcher says"
-    return _said(_RANKS, 0) if is_launched() else 0
+    "The rank that the launcher gave this process, from 0"
+    return _from_launcher(_RANKS, 0) if is_launched() else 0
 
-def alone_by_mistake() -> str: # '': no
-    "What to say where `accelerate launch` was asked for several processes and started one, as it does without GPUs"
-    if is_launched() or not {'ACCELERATE_MIXED_PRECISION', 'MASTER_PORT'} <= set(os.environ): return ''
-    return 'accelerate launch was asked for several processes and started this one alone. Without GPUs, type accelerate launch --multi_gpu --num_processes N, which starts N on CPUs too, or fastbit baseline --procs N.'
+def alone_by_mistake() -> str: # '': this process is alone on purpose
+    "Explain that `accelerate launch` started one process where several were requested, as it does without GPUs"
+    if is_launched() or not _ACCELERATES <= set(os.environ): return ''
+    return ('accelerate launch was asked for several processes and started this one alone. Without GPUs, '
+            'use accelerate launch --multi_gpu --num_processes N, which starts N on CPUs too, '
+            'or fastbit baseline --procs N.')
 
+# %% ../../nbs/core/05_processes.ipynb #7c066e6e
 def _group():
     import sys
-    d = sys.modules.get('torch.distributed')   # nobody has a group who has not imported it
+    d = sys.modules.get('torch.distributed')   # a process that has not imported it has no group
     return d if d is not None and d.is_available() and d.is_initialized() else None
 
 def world() -> int:
-    "How many processes train together; 1: this one alone"
+    "Number of processes that train together; 1: this process is alone"
     return _group().get_world_size() if _group() else 1
 
 def rank() -> int:
-    "Which of them this is, from 0"
+    "Rank of this process, from 0"
     return _group().get_rank() if _group() else 0
 
 def is_writer() -> bool:
-    "Is this the one that prints and writes files?"
+    "Is this the process that prints and writes files?"
     return rank() == 0
 
 def join_processes(
-    device=None # torch device or its name that is wanted; `None`: the GPU if there is one
+    device=None # torch device or its name; `None`: the GPU if there is one
 ):
-    "Become a group with the others, if a launcher started several; `ImportError` without Accelerate"
+    "Join the group if a launcher started several processes; raise `ImportError` without Accelerate"
     if not is_launched() or _group(): return
     try: from accelerate import PartialState
-    except ImportError as e: raise ImportError('Several processes need Accelerate: type pip install accelerate.') from e
+    except ImportError as e:
+        raise ImportError('Several processes need Accelerate: pip install accelerate.') from e
     import torch
-    if _said(_LOCAL_SIZES, 0) == _said(_SIZES, 1): os.environ.setdefault('MASTER_ADDR', '127.0.0.1')   # MPI names no first machine; with several, Accelerate asks for it
+    on_one_machine = _from_launcher(_LOCAL_SIZES, 0) == _from_launcher(_SIZES, 1)
+    # MPI names no first machine; with several machines, Accelerate asks for it
+    if on_one_machine: os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
     cpu = str(device or '').startswith('cpu') or not torch.cuda.is_available()
     PartialState(cpu=cpu)
 
 def leave_processes():
-    "The end of the group; others that wait for this process get an error"
+    "Leave the group; processes that wait for this one get an error"
     if _group(): _group().destroy_process_group()
 
 # %% ../../nbs/core/05_processes.ipynb #1b9080e9
 def rank_range(
-    n:int # Things
-) -> range: # Of their numbers
-    "A block of `n` things for each process, as equal as can be; together they are all of them, each once"
+    n:int # Number of items
+) -> range: # Their indices
+    "This process's contiguous share of `range(n)`"
     k, r = world(), rank()
     return range(n*r//k, n*(r+1)//k)
 
 def barrier():
-    "Go on when every process is here"
+    "Wait until every process is here"
     if _group(): _group().barrier()
 
 @contextmanager
 def writer_first():
-    "Inside, the writer goes first and the others find in the cache what it has computed"
+    "Run the writer's block first; the other processes then find in the cache what it computed"
     if not is_writer(): barrier()
     try: yield
     finally:
         if is_writer(): barrier()
 
 def all_reduce(
-    tensors:list # Of the same shapes on every process; replaced by the sums, in place
+    tensors:list # Of the same shapes in every process; replaced by their sums, in place
 ):
-    "One exchange for all of them, and the same bits on every process"
+    "Sum tensors over all processes in one exchange, with the same bits in every process"
     if not _group(): return
     import torch
     flat = torch.cat([t.reshape(-1) for t in tensors])
     _group().all_reduce(flat)
     at = 0
     for t in tensors:
-        t.copy_(flat[at:at+t.numel()].view_as(t)); at += t.numel()
+        t.copy_(flat[at:at+t.numel()].view_as(t))
+        at += t.numel()
 
 def gather_objects(
-    o # Anything, of any size
+    o # Anything that can be pickled, of any size
 ) -> list: # One of each process, by rank
-    "What every process has"
+    "Collect an object of every process"
     if not _group(): return [o]
     res = [None]*world()
     _group().all_gather_object(res, o)
     return res
 
-def broadcast_model(model):
-    "Every process gets the weights and buffers of the writer"
+def broadcast_model(
+    model # Its parameters and buffers are replaced in place
+):
+    "Give every process the writer's weights and buffers"
     if not _group(): return
     for t in (*model.parameters(), *model.buffers()):
         data = t.detach().contiguous()
         _group().broadcast(data, 0)
         t.data.copy_(data)
 
+# %% ../../nbs/core/05_processes.ipynb #a0d4ed37
+_LOST = ('Connection closed by peer', 'Connection reset', 'Broken pipe', 'gloo', 'NCCL', 'ProcessGroup')
+
 def peer_lost(
-    e:Exception
-) -> OSError|None:
-    "What to say if another process is gone; `None` for another error"
+    e:Exception # That a fit or an exchange raised
+) -> OSError|None: # `None`: `e` is about something else
+    "Recognize that another process is gone, from the error of gloo or NCCL"
+    if world() == 1 or not isinstance(e, RuntimeError): return None
     text = str(e)
-    if world() == 1 or not isinstance(e, RuntimeError) or not any(w in text for w in ('Connection closed by peer', 'Connection reset', 'Broken pipe', 'gloo', 'NCCL', 'ProcessGroup')): return None
-    return ConnectionError(f'Process {rank()} of {world()} waits for another one that is gone ({text.splitlines()[0][:120]}).')
+    if not any(word in text for word in _LOST): return None
+    detail = text.splitlines()[0][:120]
+    return ConnectionError(f'Process {rank()} of {world()} waits for another one that is gone ({detail}).')
 
 # %% ../../nbs/core/05_processes.ipynb #160969aa
 @contextmanager
 def per_process_rng():
-    "Inside, each of several processes draws random numbers of its own, which follow from those that all have in common"
-    if world() == 1: yield; return
+    "Give each process its own random stream, derived from the shared one"
+    if world() == 1:
+        yield
+        return
     import random, numpy as np, torch
     from fastai.torch_core import get_random_states, set_random_states
     seed, states = int(torch.randint(2**32, ())), get_random_states()
     own = np.random.SeedSequence([seed, rank()]).generate_state(3)
     try:
-        torch.manual_seed(int(own[0])); random.seed(int(own[1])); np.random.seed(own[2])
+        torch.manual_seed(int(own[0]))
+        random.seed(int(own[1]))
+        np.random.seed(own[2])
         yield
     finally: set_random_states(**states)

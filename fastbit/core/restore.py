@@ -1,4 +1,4 @@
-"""Try something, and leave no trace
+"""Try something and leave no trace
 
 Docs: https://fastbit.github.io/fastbit/core/restore.html.md"""
 
@@ -11,6 +11,7 @@ __all__ = ['temp_attrs', 'preserved_rng', 'preserved']
 import random
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import NamedTuple
 
 # %% ../../nbs/core/06_restore.ipynb #70877cd6
 import torch
@@ -22,7 +23,7 @@ from fastcore.foundation import L
 # %% ../../nbs/core/06_restore.ipynb #292be834
 @contextmanager
 def temp_attrs(obj, **kwargs):
-    "Inside, `obj` has other attributes"
+    "Temporarily replace attributes of `obj`"
     old = {k: getattr(obj, k) for k in kwargs}
     try:
         for k, v in kwargs.items(): setattr(obj, k, v)
@@ -30,41 +31,62 @@ def temp_attrs(obj, **kwargs):
     finally:
         for k, v in old.items(): setattr(obj, k, v)
 
-def _loader_rngs(dls): return {dl: (dl.rng.getstate(), getattr(dl, 'pass_seed', None)) for dl in dls.loaders if hasattr(dl, 'rng')}
+# %% ../../nbs/core/06_restore.ipynb #c45a92dd
+def _loader_rngs(dls) -> dict:
+    "Random state, and fastbit's seed of a pass, of each loader"
+    return {dl: (dl.rng.getstate(), getattr(dl, 'pass_seed', None)) for dl in dls.loaders if hasattr(dl, 'rng')}
 
 @contextmanager
 def preserved_rng(
     dls:DataLoaders # Loaders that may be drawn from
 ):
-    "Restore the random states of Python, numpy, torch and the loaders on the way out"
+    "Restore the random states of Python, numpy, torch and the loaders on exit"
     states, rngs = get_random_states(), _loader_rngs(dls)
     try: yield
     finally:
         set_random_states(**states)
         for dl, (state, pass_seed) in rngs.items():
-            dl.rng = random.Random(); dl.rng.setstate(state)
+            dl.rng = random.Random()
+            dl.rng.setstate(state)
             if pass_seed is not None: dl.pass_seed = pass_seed
 
-def _opt_copy(opt):
-    clone = lambda v: v.detach().clone() if isinstance(v, torch.Tensor) else deepcopy(v)
-    return {p: {k: clone(v) for k, v in s.items()} for p, s in opt.state.items()}, deepcopy(list(opt.hypers)), opt.frozen_idx
+# %% ../../nbs/core/06_restore.ipynb #3e7e4de0
+class _OptState(NamedTuple):
+    "What an optimizer remembers"
+    state: dict     # parameter -> its averages and counts
+    hypers: list    # of each parameter group
+    frozen_idx: int # first group that trains
+
+def _copied(v): return v.detach().clone() if isinstance(v, torch.Tensor) else deepcopy(v)
+
+def _opt_copy(opt) -> _OptState:
+    state = {p: {k: _copied(v) for k, v in values.items()} for p, values in opt.state.items()}
+    return _OptState(state=state, hypers=deepcopy(list(opt.hypers)), frozen_idx=opt.frozen_idx)
+
+def _restore_opt(opt, saved):
+    opt.state.clear()
+    opt.state.update(saved.state)
+    opt.hypers = L(saved.hypers)
+    opt.frozen_idx = saved.frozen_idx
+
+def _tensors(model) -> list: return [*model.named_parameters(), *model.named_buffers()]
 
 @contextmanager
 def preserved(
-    learn:Learner # Its model, optimizer, random states and loaders
+    learn:Learner # Its model, optimizer, random states and loaders are restored
 ):
-    "Whatever is trained inside, `learn` leaves as it came, bit for bit, also after an exception or an interrupt"
+    "Restore `learn` bit for bit on exit, even after an exception"
     model, opt = learn.model, learn.opt
-    weights = {k: v.detach().clone() for k, v in (*model.named_parameters(), *model.named_buffers())}
-    modes, saved = {m: m.training for m in model.modules()}, opt and _opt_copy(opt)
+    weights = {k: v.detach().clone() for k, v in _tensors(model)}
+    modes = {m: m.training for m in model.modules()}
+    saved = opt and _opt_copy(opt)
     try:
         with preserved_rng(learn.dls): yield
     finally:
         with torch.no_grad():
-            for k, v in (*model.named_parameters(), *model.named_buffers()): v.copy_(weights[k]); v.grad = None
+            for k, v in _tensors(model):
+                v.copy_(weights[k])
+                v.grad = None
         for m, training in modes.items(): m.training = training
         learn.opt = opt
-        if opt:
-            state, hypers, opt.frozen_idx = saved
-            opt.state.clear(); opt.state.update(state)
-            opt.hypers = L(hypers)
+        if opt: _restore_opt(opt, saved)

@@ -23,12 +23,13 @@ from .files import write_text
 _KEY = np.dtype([('key', 'V12'), ('check', '<u4')])
 
 def row_key(*parts) -> bytes:
-    "Twelve bytes that stand for `parts`"
-    return hashlib.blake2b('\0'.join(map(str, parts)).encode('utf-8', 'surrogateescape'), digest_size=12).digest()
+    "Hash `parts` into a key of twelve bytes"
+    text = '\0'.join(map(str, parts))
+    return hashlib.blake2b(text.encode('utf-8', 'surrogateescape'), digest_size=12).digest()
 
 def file_key(
     path:str|Path, # A file; `OSError` if there is none
-    *parts,        # Whatever else the row depends on
+    *parts,        # Anything else that the row depends on
 ) -> bytes:
     "Return the key of a row that is made from a file: its path, size, times and inode"
     # `cp -p`, `mv`, unzip and rsync keep size and time of the file that they copy; only the system sets inode and
@@ -40,27 +41,32 @@ def file_key(
 class RowStore:
     "Rows of one shape by key, in a folder"
     def __init__(self,
-        folder:str|Path, # Made if need be; `OSError` if it cannot be
-        shape:tuple,     # Of a row
-        dtype=np.float32, # Of its numbers
-        max_bytes:int=None, # Rows that would make the store larger are refused by `add`; `None`: any size
+        folder:str|Path,    # Made if it does not exist; `OSError` if it cannot be
+        shape:tuple,        # Shape of a row
+        dtype=np.float32,   # Type of its numbers
+        max_bytes:int=None, # Limit of the store; `add` refuses rows beyond it; `None`: no limit
     ):
-        self.folder, self.shape, self.dtype, self.max_bytes = Path(folder), tuple(shape), np.dtype(dtype), max_bytes
+        self.folder, self.shape, self.dtype = Path(folder), tuple(shape), np.dtype(dtype)
+        self.max_bytes = max_bytes
         self.row_bytes = int(np.prod(self.shape))*self.dtype.itemsize
         self.folder.mkdir(parents=True, exist_ok=True)
         self.keys_file, self.rows_file = self.folder/'keys.bin', self.folder/'rows.bin'
-        self.numbers, self.checks, self._rows, self._lock = {}, [], None, threading.Lock()
+        self.numbers, self.checks = {}, []   # key -> row number, checksum of each row
+        self._rows, self._lock = None, threading.Lock()
         self.refresh()
 
     def __len__(self): return len(self.checks)
     def __bool__(self): return True   # also an empty one
-    def __getstate__(self): return {k: v for k, v in vars(self).items() if k not in ('_lock', '_rows')}   # for loaders whose workers are not forked
+    def __getstate__(self):   # for worker processes that are not forked
+        return {k: v for k, v in vars(self).items() if k not in ('_lock', '_rows')}
     def __setstate__(self, state): vars(self).update(state, _rows=None, _lock=threading.Lock())
+
+    def _bytes_of(self, n) -> int: return n*(self.row_bytes + _KEY.itemsize)
     @property
-    def n_bytes(self) -> int: return len(self)*(self.row_bytes + _KEY.itemsize)
+    def n_bytes(self) -> int: return self._bytes_of(len(self))
 
     def refresh(self):
-        "See what other processes have added"
+        "Read the keys that other processes have added"
         if not self.keys_file.exists(): return
         with self._lock: self._read_keys()
 
@@ -68,26 +74,30 @@ class RowStore:
         with open(self.keys_file, 'rb') as f:
             f.seek(len(self)*_KEY.itemsize)
             data = f.read()
-        there = self.rows_file.stat().st_size//self.row_bytes if self.rows_file.exists() else 0
-        new = np.frombuffer(data[:len(data)//_KEY.itemsize*_KEY.itemsize], _KEY)[:max(0, there-len(self))]   # a last key may be half written
-        for k in new: self.numbers[k['key'].tobytes()] = len(self.checks); self.checks.append(int(k['check']))
+        n_rows = self.rows_file.stat().st_size//self.row_bytes if self.rows_file.exists() else 0
+        whole = len(data)//_KEY.itemsize*_KEY.itemsize   # the last key may be half written
+        new = np.frombuffer(data[:whole], _KEY)[:max(0, n_rows-len(self))]
+        for k in new:
+            self.numbers[k['key'].tobytes()] = len(self.checks)
+            self.checks.append(int(k['check']))
         if len(new): self._rows = None
 
     @property
     def rows(self) -> np.ndarray:
-        "All rows, mapped into memory: read from the disk as they are looked at"
-        # 'c', copy on write: what somebody does to the array never reaches the disk
-        if self._rows is None and len(self): self._rows = np.memmap(self.rows_file, self.dtype, 'c', shape=(len(self), *self.shape))
+        "All rows, mapped into memory: read from the disk when they are used"
+        if self._rows is None and len(self):
+            # 'c', copy on write: changes to the array never reach the disk
+            self._rows = np.memmap(self.rows_file, self.dtype, 'c', shape=(len(self), *self.shape))
         return np.empty((0, *self.shape), self.dtype) if self._rows is None else self._rows
 
     def find(self,
-        keys # Of `row_key` or `file_key`
-    ) -> np.ndarray: # The number of each one's row in `rows`, -1 for those that are absent or damaged
-        "Where the rows of `keys` are"
+        keys # From `row_key` or `file_key`
+    ) -> np.ndarray: # Number of each row in `rows`, -1 for rows that are absent or damaged
+        "Find the rows of `keys`"
         self.refresh()
         res = np.array([self.numbers.get(k, -1) for k in keys], dtype=np.int64)
         if not (res >= 0).any(): return res
-        with open(self.rows_file, 'rb') as f:   # not by the mapping, which would hold in memory whatever was looked at
+        with open(self.rows_file, 'rb') as f:   # not through the mapping, which would hold every row in memory
             for i in np.flatnonzero(res >= 0):
                 f.seek(int(res[i])*self.row_bytes)
                 if self._check(keys[i], f.read(self.row_bytes)) != self.checks[res[i]]: res[i] = -1
@@ -97,39 +107,48 @@ class RowStore:
     def _check(key, data): return zlib.crc32(data, zlib.crc32(key))
 
     def get(self,
-        key:bytes # Of `row_key` or `file_key`
-    ) -> np.ndarray|None: # A row of one's own; `None`: absent or damaged
-        "One row, without looking for what other processes have added; `OSError` if the store has been removed"
+        key:bytes # From `row_key` or `file_key`
+    ) -> np.ndarray|None: # A copy of the row; `None`: absent or damaged
+        "Read one row, without looking for rows of other processes; raise `OSError` if the store has been removed"
         n = self.numbers.get(key, -1)
         if n < 0: return None
         with open(self.rows_file, 'rb') as f:
             f.seek(n*self.row_bytes)
             data = bytearray(f.read(self.row_bytes))
-        return np.frombuffer(data, self.dtype).reshape(self.shape) if self._check(key, data) == self.checks[n] else None
+        if self._check(key, data) != self.checks[n]: return None
+        return np.frombuffer(data, self.dtype).reshape(self.shape)
 
     def add(self,
-        keys,            # One a row
+        keys,            # One per row
         rows:np.ndarray, # n x shape
     ):
-        "Append rows; `OSError` if the disk is full or may not be written to, and then the store is as it was"
+        "Append rows; raise `OSError` if the disk is full or read-only, and then the store is unchanged"
         rows = np.ascontiguousarray(rows, self.dtype)
         assert rows.shape == (len(keys), *self.shape), f'{rows.shape} for {len(keys)} rows of {self.shape}'
         if not self.folder.is_dir(): raise self._gone()   # the lock would make it again
         with FileLock(self.folder/'lock', mode=0o644):
             self.refresh()
-            if len(self) and not (self.keys_file.exists() and self.keys_file.stat().st_size >= len(self)*_KEY.itemsize): raise self._gone()
-            if self.max_bytes is not None and self.n_bytes + len(keys)*(self.row_bytes+_KEY.itemsize) > self.max_bytes: raise OSError(f'it would grow beyond {self.max_bytes/2**30:.3g} GB')
+            self._check_room(len(keys))
             data = [r.tobytes() for r in rows]
-            self._write(self.rows_file, len(self)*self.row_bytes, b''.join(data))   # over what an interrupted process may have left
-            self._write(self.keys_file, len(self)*_KEY.itemsize, b''.join(k + self._check(k, d).to_bytes(4, 'little') for k, d in zip(keys, data)))
+            checked = [k + self._check(k, d).to_bytes(4, 'little') for k, d in zip(keys, data)]
+            # over what an interrupted process may have left
+            self._write(self.rows_file, len(self)*self.row_bytes, b''.join(data))
+            self._write(self.keys_file, len(self)*_KEY.itemsize, b''.join(checked))
             self.refresh()
 
-    def _gone(self): return FileNotFoundError(2, 'somebody removed it', str(self.folder))
+    def _check_room(self, n):
+        "Raise `OSError` if the files have been removed, or if `n` more rows are too many"
+        has_keys = self.keys_file.exists() and self.keys_file.stat().st_size >= len(self)*_KEY.itemsize
+        if len(self) and not has_keys: raise self._gone()
+        if self.max_bytes is not None and self.n_bytes + self._bytes_of(n) > self.max_bytes:
+            raise OSError(f'it would grow beyond {self.max_bytes/2**30:.3g} GB')
+
+    def _gone(self): return FileNotFoundError(2, 'it has been removed', str(self.folder))
 
     @staticmethod
     def _write(file, at, data):
         fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        with open(fd, 'rb+') as f:   # not by the mapping: a full disk would end the process there, and is an error here
+        with open(fd, 'rb+') as f:   # not through the mapping: a full disk would end the process; here it is an error
             f.seek(at)
             f.write(data)
 
@@ -138,51 +157,65 @@ CACHE_GB = 4.  # GB (2**30 bytes) that all stores together may take
 _VERSION = 2   # of the files' layout and of `file_key`
 
 def cache_root() -> Path:
-    "Where stores live: `FASTBIT_CACHE`, or the system's folder for caches"
+    "Where stores are: `FASTBIT_CACHE`, or the system's folder for caches"
     return Path(os.environ.get('FASTBIT_CACHE') or platformdirs.user_cache_path('fastbit', appauthor=False))
 
 def open_store(
-    kind:str,       # 'features', 'pixels'
-    about:dict,     # Whatever all rows depend on, JSON-able
-    shape:tuple,    # Of a row
-    dtype=np.float32, # Of its numbers
-    gb:float=CACHE_GB, # It and all others together may take so much
+    kind:str,         # 'features', 'pixels'
+    about:dict,       # Everything that all rows depend on, JSON-able
+    shape:tuple,      # Shape of a row
+    dtype=np.float32, # Type of its numbers
+    gb:float=CACHE_GB, # GB that this store and all others may take together
 ) -> RowStore:
-    "The store that `about` describes, made if need be; `OSError` if it cannot be"
-    text = json.dumps(dict(kind=kind, about=about, shape=list(shape), dtype=np.dtype(dtype).name, layout=_VERSION), sort_keys=True, indent=1)
-    folder = cache_root()/f'{kind}-{hashlib.blake2b(text.encode(), digest_size=10).hexdigest()}'
+    "Open the store that `about` describes, or make it; raise `OSError` if that fails"
+    made = dict(kind=kind, about=about, shape=list(shape), dtype=np.dtype(dtype).name, layout=_VERSION)
+    text = json.dumps(made, sort_keys=True, indent=1)
+    digest = hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+    folder = cache_root()/f'{kind}-{digest}'
     store = RowStore(folder, shape, dtype, int(gb*2**30))
-    if not (folder/'about.json').exists(): write_text(folder/'about.json', text + '\n')
+    if not (folder/'about.json').exists(): write_text(folder/'about.json', f'{text}\n')
     with suppress(OSError): os.utime(folder/'about.json')   # when it was last used
     return store
 
+# %% ../../nbs/core/07_store.ipynb #7f1ba99a
+_COLUMNS = ('kind', 'made_from', 'rows', 'mb', 'used', 'folder')
+
+def _describe_store(file) -> dict:
+    "A row of `list_stores` from the `about.json` of a store"
+    made, keys = json.loads(file.read_text()), file.parent/'keys.bin'
+    size = sum(p.stat().st_size for p in file.parent.iterdir())
+    return dict(
+        kind=made['kind'],
+        made_from=str(made['about'].get('made_from', '')),
+        rows=keys.stat().st_size//_KEY.itemsize if keys.exists() else 0,
+        mb=size/2**20,
+        used=pd.Timestamp(file.stat().st_mtime, unit='s').floor('s'),
+        folder=str(file.parent))
+
 def list_stores() -> pd.DataFrame: # Columns kind, made_from, rows, mb, used, folder; last used first
-    "What is in the cache"
-    res = []
-    for f in sorted(cache_root().glob('*-*/about.json')) if cache_root().is_dir() else []:
-        with suppress(OSError, ValueError, KeyError):   # being removed, or not ours
-            d = json.loads(f.read_text())
-            size = sum(p.stat().st_size for p in f.parent.iterdir())
-            res.append((d['kind'], str(d['about'].get('made_from', '')), (f.parent/'keys.bin').stat().st_size//_KEY.itemsize if (f.parent/'keys.bin').exists() else 0, size/2**20,
-                pd.Timestamp(f.stat().st_mtime, unit='s').floor('s'), str(f.parent)))
-    return pd.DataFrame(res, columns=['kind', 'made_from', 'rows', 'mb', 'used', 'folder']).sort_values('used', ascending=False, ignore_index=True)
+    "List the stores in the cache"
+    found = []
+    for file in sorted(cache_root().glob('*-*/about.json')) if cache_root().is_dir() else []:
+        # while it is removed, or if it is not ours
+        with suppress(OSError, ValueError, KeyError): found.append(_describe_store(file))
+    return pd.DataFrame(found, columns=list(_COLUMNS)).sort_values('used', ascending=False, ignore_index=True)
 
 def clear_stores(
-    folders=None # Of `list_stores`; `None`: all
+    folders=None # From `list_stores`; `None`: all
 ) -> float: # MB freed
-    "Remove stores; whoever reads one goes on with what he has open"
+    "Remove stores; processes that have one open can still read it"
     df = list_stores()
     if folders is not None: df = df[df.folder.isin(list(folders))]
     for f in df.folder: shutil.rmtree(f, ignore_errors=True)
     return float(df.mb.sum())
 
 def make_room(
-    n_bytes:int,       # That the stores in `keep` are going to grow by
-    keep:list,         # Folders of stores
-    gb:float=CACHE_GB, # All stores together may take so much
-    kinds:tuple=('pixels', 'checks', 'features'), # What may be removed, the first kind first
+    n_bytes:int,       # That the stores in `keep` will grow by
+    keep:list,         # Folders of stores that are not removed
+    gb:float=CACHE_GB, # GB that all stores may take together
+    kinds:tuple=('pixels', 'checks', 'features'), # Kinds that may be removed, the first kind first
 ) -> int: # Bytes that are free now
-    "Remove the stores that were not used for the longest time until there is room, those of the first kind first"
+    "Remove stores until there is room: kind by kind, least recently used first"
     df = list_stores()
     df['rank'] = df.kind.map({k: i for i, k in enumerate(kinds)})
     others = df[~df.folder.isin(list(map(str, keep)))].dropna(subset='rank').sort_values(['rank', 'used'])

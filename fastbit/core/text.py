@@ -1,4 +1,4 @@
-"""Bars where somebody watches, plain lines where a file does
+"""What a person reads while fastbit works: progress, results, warnings, durations
 
 Docs: https://fastbit.github.io/fastbit/core/text.html.md"""
 
@@ -14,21 +14,27 @@ from html import escape
 
 # %% ../../nbs/core/08_text.ipynb #f2200c08
 def is_interactive() -> bool:
-    "Is the output a notebook or a terminal, something that a bar can redraw itself in?"
+    "Is the output a notebook or a terminal, in which a bar can redraw itself?"
     from fastcore.imports import IN_NOTEBOOK
-    return IN_NOTEBOOK or (os.environ.get('TERM') != 'dumb' and bool(getattr(sys.stdout, 'isatty', lambda: False)()))
+    if IN_NOTEBOOK: return True
+    is_terminal = getattr(sys.stdout, 'isatty', lambda: False)
+    return os.environ.get('TERM') != 'dumb' and bool(is_terminal())
+
+def _visible(c) -> str:
+    return c if c.isprintable() or c in '\n\t' else c.encode('unicode_escape', 'backslashreplace').decode()
 
 def printable(text:str) -> str:
-    "A text as a terminal may get it: control characters, which names of files can have and terminals obey, as escapes; line breaks and tabs as they are"
-    return ''.join(c if c.isprintable() or c in '\n\t' else c.encode('unicode_escape', 'backslashreplace').decode() for c in text)
+    "Escape the control characters of a text, but for line breaks and tabs: terminals obey them"
+    return ''.join(map(_visible, text))
 
+# %% ../../nbs/core/08_text.ipynb #e5fcbcd6
 class ShownOnce:
-    "Mixin for results that a call shows and returns: IPython does not display them again as the value of that same cell"
+    "Mixin for results that a call shows and returns: IPython does not display them again as the value of the same cell"
     def _ipython_display_(self):
-        # IPython then displays it as it does anything else; `id`, because a copy was not shown
+        # IPython then displays it like any other object; `id`, because a copy was not shown
         if vars(self).get('_shown') != id(self): raise NotImplementedError
 
-    # at Python's own prompt, below what was printed, where a dataclass would list every row and weight
+    # at Python's prompt, where a dataclass would list every row and weight
     def __repr__(self): return f'<{type(self).__name__}; print it>'
 
     def _repr_pretty_(self, p, cycle): p.text(str(self))
@@ -43,7 +49,9 @@ class ShownOnce:
         ip.events.register('pre_run_cell', forget)
         vars(self)['_shown'] = id(self)   # not `setattr`: some are frozen
 
-def show(obj): # Has a text, and a table or page for notebooks; a `ShownOnce` if the call that shows it also returns it
+def show(
+    obj # Has a text, and a table or page for notebooks; a `ShownOnce` if the call that shows it also returns it
+):
     "Display in a notebook, print elsewhere"
     from fastcore.imports import IN_NOTEBOOK
     if IN_NOTEBOOK:
@@ -52,13 +60,14 @@ def show(obj): # Has a text, and a table or page for notebooks; a `ShownOnce` if
     else: print(printable(str(obj)), flush=True)
     if isinstance(obj, ShownOnce): obj.mark_shown()
 
+# %% ../../nbs/core/08_text.ipynb #ece4a21f
 def track(
-    items,             # What to go over
-    total:int,         # How many there are
-    what:str,          # What is being done, 'reading images'
-    every:float=10.,   # Seconds between two plain lines
+    items,           # What to go over
+    total:int,       # Number of items
+    what:str,        # What is being done, 'reading images'
+    every:float=10., # Seconds between two plain lines
 ):
-    "Yield from `items`, showing how far it is: a fastprogress bar where one can be drawn, a line every `every` seconds elsewhere"
+    "Yield from `items` with a fastprogress bar where one can be drawn, and a line every `every` seconds elsewhere"
     if is_interactive() and total:
         from fastprogress.fastprogress import progress_bar
         bar = progress_bar(items, total=total, leave=False)
@@ -74,7 +83,7 @@ def track(
 
 # %% ../../nbs/core/08_text.ipynb #e37ff16f
 class DataWarning(UserWarning):
-    "Something about the data that a person should know; training goes on"
+    "Something about the data that a person should know; training continues"
 
 def warn_data(
     msg:str,          # One or more sentences
@@ -83,26 +92,33 @@ def warn_data(
     "Warn about the data"
     warnings.warn(msg, DataWarning, stacklevel=stacklevel)
 
+# %% ../../nbs/core/08_text.ipynb #302e8e10
 def first_of(
     items,    # Paths, or anything with a text
     n:int=5,  # How many to show
-) -> str: # One a line, indented
-    "The first `n` items, then how many more there are"
+) -> str: # One per line, indented
+    "List the first `n` items, then how many more there are"
     items = list(items)
     more = [f'… and {len(items)-n} more'] if len(items) > n else []
     return ''.join(f'\n  {o}' for o in [*items[:n], *more])
 
-# %% ../../nbs/core/08_text.ipynb #907d50a3
-def format_seconds(seconds:float) -> str:
-    "Seconds as people say them"
+def format_seconds(
+    seconds:float # A duration
+) -> str: # '45 s', '3 min 20 s', '1 h 30 min'
+    "Format a duration, rounded to what a person wants to know"
     s = round(seconds)
-    return f'{s} s' if s < 90 else f'{s//60} min {s%60:02d} s' if s < 5400 else f'{s//3600} h {s%3600//60:02d} min'
+    if s < 90: return f'{s} s'
+    if s < 5400: return f'{s//60} min {s%60:02d} s'
+    return f'{s//3600} h {s%3600//60:02d} min'
+
+_CELL = 'style="text-align:left;vertical-align:top"'
+_CAPTION = 'style="text-align:left;font-weight:600;caption-side:top"'
 
 def rows_html(
     rows:list,    # (name, value) pairs
-    title:str='', # Above them
-) -> str:
-    "A small table for notebooks"
-    cell = 'style="text-align:left;vertical-align:top"'
-    head = f'<caption style="text-align:left;font-weight:600;caption-side:top">{escape(title)}</caption>' if title else ''
-    return f'<table>{head}' + ''.join(f'<tr><th {cell}>{escape(str(k))}</th><td {cell}>{escape(str(v))}</td></tr>' for k, v in rows) + '</table>'
+    title:str='', # Caption above them
+) -> str: # HTML
+    "Format pairs as a small table for notebooks"
+    caption = f'<caption {_CAPTION}>{escape(title)}</caption>' if title else ''
+    cells = [f'<tr><th {_CELL}>{escape(str(k))}</th><td {_CELL}>{escape(str(v))}</td></tr>' for k, v in rows]
+    return f"<table>{caption}{''.join(cells)}</table>"

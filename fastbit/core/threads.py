@@ -1,4 +1,4 @@
-"""Threads that read ahead
+"""Read many files at once, in order and in bounded memory
 
 Docs: https://fastbit.github.io/fastbit/core/threads.html.md"""
 
@@ -9,8 +9,8 @@ __all__ = ['in_threads', 'read_ahead']
 
 # %% ../../nbs/core/09_threads.ipynb #9b6a6d78
 import os
-from concurrent.futures import ThreadPoolExecutor
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 # %% ../../nbs/core/09_threads.ipynb #63631213
 import numpy as np
@@ -19,29 +19,36 @@ import numpy as np
 from .text import track
 
 # %% ../../nbs/core/09_threads.ipynb #3a0c37b8
+_MOST_THREADS = 16
+
 def in_threads(
-    f,                  # Function of one of them
+    f,                  # Function of a path
     paths:list,         # Files
     what:str,           # What is being done, for the progress bar
-    n_workers:int=None, # Threads; `None`: as many as there are cores, at most 16
-) -> list: # In the order of `paths`
-    "`f` of each, in parallel"
-    with ThreadPoolExecutor(n_workers or min(16, os.cpu_count() or 1)) as ex: return list(track(ex.map(f, paths), len(paths), what))
+    n_workers:int=None, # Threads; `None`: one per core, at most 16
+) -> list: # Results in the order of `paths`
+    "Map `f` over `paths` in several threads"
+    n = n_workers or min(_MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(n) as ex: return list(track(ex.map(f, paths), len(paths), what))
 
-# %% ../../nbs/core/09_threads.ipynb #e75d02e4
+# %% ../../nbs/core/09_threads.ipynb #d75e02e4
+_BATCHES_AHEAD = 3
+
 def read_ahead(
-    load,              # Function of a job
-    jobs:list,         # Any number of them
-    bs:int,            # In a batch
-    n_threads:int=None, # `None`: one less than there are cores, at most 16
+    load,               # Function of a job, returns an array
+    jobs:list,          # Any number of them
+    bs:int,             # Jobs per batch
+    n_threads:int=None, # `None`: one fewer than there are cores, at most 16
 ): # Yields (jobs, stacked results)
-    "Batches of loaded jobs in their order, some of them loaded ahead: memory is bounded by the batch, whatever the number of jobs"
+    "Yield batches of loaded jobs in order, loading ahead; memory is bounded by the batch, not by the number of jobs"
     groups = [jobs[i:i+bs] for i in range(0, len(jobs), bs)]
-    with ThreadPoolExecutor(n_threads or max(1, min(16, (os.cpu_count() or 2)-1))) as ex:
+    n = n_threads or max(1, min(_MOST_THREADS, (os.cpu_count() or 2)-1))
+    with ThreadPoolExecutor(n) as ex:
         waiting, todo = deque(), iter(groups)
         try:
             while True:
-                while len(waiting) < 3 and (group := next(todo, None)) is not None: waiting.append((group, [ex.submit(load, j) for j in group]))
+                while len(waiting) < _BATCHES_AHEAD and (group := next(todo, None)) is not None:
+                    waiting.append((group, [ex.submit(load, j) for j in group]))
                 if not waiting: return
                 group, futures = waiting.popleft()
                 yield group, np.stack([f.result() for f in futures])

@@ -20,6 +20,7 @@ from torch import nn
 from ..core.files import whole_file
 from ..bodies.fold import fold_net
 from .predict import Predictor
+from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/export/03_onnx.ipynb #50a78aa3
 ONNX_TOLERANCE = 1e-4   # of a probability
@@ -58,7 +59,7 @@ class PixelsToProbs(nn.Module):
     def forward(self, images):
         x = images.permute(0, 3, 1, 2).float() / 255
         logits = self.net((x - self.mean) / self.std)
-        return logits.softmax(1), (logits/self.temperature).softmax(1)
+        return SINGLE_LABEL.activation(logits), SINGLE_LABEL.activation(logits/self.temperature)
 
 def _check_packages():
     missing = [p for p in ONNX_PACKAGES if importlib.util.find_spec(p) is None]

@@ -1,4 +1,4 @@
-"""When the network says 90 %, is it right nine times out of ten?
+"""When the model says 90%, is it right nine times out of ten?
 
 Docs: https://fastbit.github.io/fastbit/metrics/calibration.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://fastbit.github.io/fastbit/metrics/calibration.html.md"""
 
 # %% auto #0
 __all__ = ['BINS', 'TEMPERATURES', 'PRIOR_IMAGES', 'FEW_IMAGES', 'reliability_table', 'calibration_error', 'brier_scores',
-           'fit_temperature', 'few_images_words', 'apply_temperature']
+           'fit_temperature', 'apply_temperature', 'few_images_words']
 
 # %% ../../nbs/metrics/01_calibration.ipynb #ef8bee26
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -23,35 +23,42 @@ def reliability_table(
     probs:torch.Tensor, # n x classes, rows sum to one
     targs:torch.Tensor, # n class numbers
     n_bins:int=BINS,    # Of equal width
-) -> pd.DataFrame: # Columns low, high (of the confidence), n, confidence and accuracy (means), acc_low, acc_high (95 % Wilson); bins with images only
-    "How sure, and how often right"
-    sure, best = (o.numpy() for o in torch.as_tensor(probs).double().max(1))
+) -> pd.DataFrame: # Columns low, high (of the bin), n, confidence, accuracy (means), acc_low, acc_high (95% CI)
+    "Compare confidence with accuracy, bin by bin; bins without images are omitted"
+    confidence, best = (o.numpy() for o in torch.as_tensor(probs).double().max(1))
     right = (best == torch.as_tensor(targs).numpy()).astype(float)
     edges = np.linspace(0, 1, n_bins+1)
     # the upper edge belongs to a bin, as in torchmetrics; scipy's bins have their lower edge
-    stat = lambda v, what: binned_statistic(-sure, v, what, bins=-edges[::-1]).statistic[::-1]
-    df = pd.DataFrame(dict(low=edges[:-1], high=edges[1:], n=stat(sure, 'count').astype(int), confidence=stat(sure, 'mean'), accuracy=stat(right, 'mean'), right=stat(right, 'sum')))
+    def stat(values, what): return binned_statistic(-confidence, values, what, bins=-edges[::-1]).statistic[::-1]
+    df = pd.DataFrame(dict(
+        low=edges[:-1],
+        high=edges[1:],
+        n=stat(confidence, 'count').astype(int),
+        confidence=stat(confidence, 'mean'),
+        accuracy=stat(right, 'mean'),
+        right=stat(right, 'sum')))
     df = df[df.n > 0].reset_index(drop=True)
     ends = [wilson_interval(r, n) for r, n in zip(df.right, df.n)]
-    return df.drop(columns='right').assign(acc_low=[o[0] for o in ends], acc_high=[o[1] for o in ends])
+    return df.drop(columns='right').assign(acc_low=[o.low for o in ends], acc_high=[o.high for o in ends])
 
 def calibration_error(
     table:pd.DataFrame # From `reliability_table`
 ) -> float: # In [0, 1]
-    "The expected calibration error (ECE): the distance of confidence and accuracy, averaged over images"
-    return float((abs(table.confidence - table.accuracy)*table.n).sum()/table.n.sum())
+    "Compute the expected calibration error (ECE): |confidence - accuracy|, averaged over images"
+    distance = abs(table.confidence - table.accuracy)
+    return float((distance*table.n).sum()/table.n.sum())
 
-# %% ../../nbs/metrics/01_calibration.ipynb #836e9854
 def brier_scores(
     probs:torch.Tensor, # n x classes
     targs:torch.Tensor, # n class numbers
 ) -> np.ndarray: # n, each in [0, 2]; their mean is the Brier score
-    "The squared distance of the probabilities from the truth (G. W. Brier 1950)"
-    return (torch.as_tensor(probs).double() - F.one_hot(torch.as_tensor(targs).long(), probs.shape[1])).square().sum(1).numpy()
+    "Compute the squared distance of the probabilities from the truth (G. W. Brier 1950)"
+    truth = F.one_hot(torch.as_tensor(targs).long(), probs.shape[1])
+    return (torch.as_tensor(probs).double() - truth).square().sum(1).numpy()
 
 # %% ../../nbs/metrics/01_calibration.ipynb #807fa5d0
 TEMPERATURES = (.05, 20.)  # lowest and highest
-PRIOR_IMAGES = 4. # of 1, 2, 4, 8 and 16 the best with 3 images and near the best with 10 and 30; benchmarks/temperature.py
+PRIOR_IMAGES = 4. # best of 1, 2, 4, 8, 16 with 3 images, near the best with 10 and 30; benchmarks/temperature.py
 FEW_IMAGES = 100  # from here on the prior hardly changes the loss on other images; the same script
 
 def fit_temperature(
@@ -59,23 +66,27 @@ def fit_temperature(
     targs:torch.Tensor,  # n class numbers
     prior:float=PRIOR_IMAGES, # Images that a temperature of 1 counts as; 0: maximum likelihood
 ) -> float: # In `TEMPERATURES`; above 1: the model is overconfident
-    "Fit the temperature that `logits / temperature` need to match the labels, shrunk towards 1 where images are few"
+    "Fit the temperature at which `logits / temperature` match the labels, shrunk towards 1 where images are few"
     logits, targs = torch.as_tensor(logits).double(), torch.as_tensor(targs).long()
-    if not logits.isfinite().all(): raise ValueError("Some logits are not finite: there is no temperature for them.")
-    # MAP: log T is normal around 0 with variance 1/prior. An image whose logits have variance 1 tells as much about log T
-    def loss(log_t): return F.cross_entropy(logits/np.exp(log_t), targs, reduction='sum').item() + prior/2*log_t**2
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method='bounded').x))
+    if not logits.isfinite().all(): raise ValueError('Some logits are not finite: there is no temperature for them.')
+    # MAP: log T is normal around 0 with variance 1/prior. An image whose logits have variance 1 tells as much about it
+    def loss(log_t):
+        cross_entropy = F.cross_entropy(logits/np.exp(log_t), targs, reduction='sum').item()
+        return cross_entropy + prior/2*log_t**2
+    best = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method='bounded')
+    return float(np.exp(best.x))
 
-def few_images_words(
-    n:int # Images that a temperature was fitted on
-) -> str: # '' from `FEW_IMAGES` on
-    "Say that a temperature is shrunk, where that matters"
-    return '' if n >= FEW_IMAGES else f'; only {n}, so it is shrunk towards 1'
-
-# %% ../../nbs/metrics/01_calibration.ipynb #ed494d8c
 def apply_temperature(
     probs:torch.Tensor, # n x classes
     temperature:float,  # From `fit_temperature`
 ) -> torch.Tensor: # n x classes
-    "The probabilities with another temperature"
-    return (probs.double().clamp_min(torch.finfo(probs.dtype).tiny).log()/temperature).softmax(1).to(probs.dtype)
+    "Rescale probabilities to another temperature"
+    logs = probs.double().clamp_min(torch.finfo(probs.dtype).tiny).log()
+    return (logs/temperature).softmax(1).to(probs.dtype)
+
+# %% ../../nbs/metrics/01_calibration.ipynb #80036101
+def few_images_words(
+    n:int # Images that a temperature was fitted on
+) -> str: # '' from `FEW_IMAGES` on
+    "Note that a temperature is shrunk, where that matters"
+    return '' if n >= FEW_IMAGES else f'; only {n}, so it is shrunk towards 1'

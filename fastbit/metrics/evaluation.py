@@ -1,4 +1,4 @@
-"""Numbers of a held-out set, with intervals
+"""All metrics of a held-out set, with confidence intervals
 
 Docs: https://fastbit.github.io/fastbit/metrics/evaluation.html.md"""
 
@@ -17,17 +17,15 @@ from sklearn.metrics import f1_score
 # %% ../../nbs/metrics/02_evaluation.ipynb #5e323063
 from ..core.text import ShownOnce
 from .calibration import brier_scores, calibration_error, reliability_table
-from .intervals import bootstrap_interval, macro_f1, mean_interval, wilson_interval
+from .intervals import Interval, bootstrap_interval, macro_f1, mean_interval, wilson_interval
 
 # %% ../../nbs/metrics/02_evaluation.ipynb #29dadb4b
-TOP5_FROM = 11  # classes; with ten or fewer, half of all answers are among the top five
-
 @dataclass(frozen=True)
 class Evaluation(ShownOnce):
-    "Metrics over a whole labelled set"
+    "Metrics over a whole labeled set"
     n: int             # images, all of them
     accuracy: float    # share of images whose most probable class is right
-    low: float         # 95 % Wilson interval of the accuracy, lower end
+    low: float         # 95% CI of the accuracy (Wilson), lower end
     high: float        # upper end
     error_rate: float  # 1 - accuracy
     loss: float        # mean cross-entropy, nats
@@ -35,32 +33,67 @@ class Evaluation(ShownOnce):
     top5: float|None   # share with the right class among the five most probable; `None` for ten classes or fewer
     brier: float       # Brier score: mean squared distance of the probabilities from the truth, in [0, 2]
     ece: float         # expected calibration error over 15 bins, in [0, 1]
-    loss_interval: tuple  # 95 % bootstrap interval of the loss; `None` for a single image, as the next two
-    f1_interval: tuple    # of macro-F1
-    brier_interval: tuple # of the Brier score
+    loss_interval: Interval|None  # 95% CI of the loss (bootstrap); `None` for a single image, like the next two
+    f1_interval: Interval|None    # of macro-F1
+    brier_interval: Interval|None # of the Brier score
 
     def __str__(self):
+        interval = f'95% CI {100*self.low:.1f}–{self.high:.1%}, n = {self.n}'
         top5 = '' if self.top5 is None else f', top-5 {self.top5:.2%}'
-        return f'accuracy {self.accuracy:.2%} (95 % interval {self.low:.1%} to {self.high:.1%}, n = {self.n}){top5}, loss {self.loss:.4f}, macro-F1 {self.macro_f1:.4f}, ECE {self.ece:.4f}'
+        return (f'accuracy {self.accuracy:.2%} ({interval}){top5}, '
+                f'loss {self.loss:.4f}, macro-F1 {self.macro_f1:.4f}, ECE {self.ece:.4f}')
+
     def _repr_html_(self): return pd.DataFrame([asdict(self)])._repr_html_()
+
+# %% ../../nbs/metrics/02_evaluation.ipynb #3e9630ad
+TOP5_FROM = 11  # classes; with ten or fewer, half of all classes are among the top five
+
+def _check_pairs(probs, targs):
+    if probs.ndim == 2 and len(probs) == len(targs) and len(targs): return
+    raise ValueError(f'Probabilities of shape {tuple(probs.shape)} do not match {len(targs)} labels.')
+
+def _top5(probs, targs) -> float|None:
+    if probs.shape[1] < TOP5_FROM: return None
+    found = (probs.topk(5).indices == targs[:, None]).any(1)
+    return found.double().mean().item()
+
+def _ece(probs, targs) -> float:
+    "NaN for the probabilities of a model that diverged"
+    if not probs.isfinite().all(): return float('nan')
+    return calibration_error(reliability_table(probs, targs))
 
 def evaluate_probs(
     probs:torch.Tensor, # n x classes, rows sum to one
     targs:torch.Tensor, # n class numbers
 ) -> Evaluation:
-    "All metrics from probabilities and labels; `ValueError` if they do not belong together"
-    n = len(targs)
-    if probs.ndim != 2 or len(probs) != n or not n: raise ValueError(f"Probabilities of shape {tuple(probs.shape)} do not go with {n} labels.")
-    probs, targs = torch.as_tensor(probs).as_subclass(torch.Tensor), torch.as_tensor(targs).as_subclass(torch.Tensor).long()
-    right = int((probs.argmax(1) == targs).sum())
-    low, high = wilson_interval(right, n)
-    losses, best, briers = F.nll_loss(probs.clamp_min(torch.finfo(probs.dtype).tiny).log(), targs, reduction='none'), probs.argmax(1), brier_scores(probs, targs)
-    top5 = (probs.topk(5).indices == targs[:, None]).any(1).double().mean().item() if probs.shape[1] >= TOP5_FROM else None
-    f1 = f1_score(targs, best, labels=targs.unique(), average='macro', zero_division=0)
-    return Evaluation(n, right/n, low, high, 1-right/n, losses.mean().item(), float(f1), top5, float(briers.mean()), calibration_error(reliability_table(probs, targs)) if probs.isfinite().all() else float('nan'),
-        mean_interval(losses), bootstrap_interval(lambda rows: macro_f1(targs, best, rows), n), mean_interval(briers))
+    "Compute all metrics from probabilities and labels; raise `ValueError` if their numbers differ"
+    _check_pairs(probs, targs)
+    probs = torch.as_tensor(probs).as_subclass(torch.Tensor)
+    targs = torch.as_tensor(targs).as_subclass(torch.Tensor).long()
+    n, best = len(targs), probs.argmax(1)
+    n_right = int((best == targs).sum())
+    low, high = wilson_interval(n_right, n)
+    losses = F.nll_loss(probs.clamp_min(torch.finfo(probs.dtype).tiny).log(), targs, reduction='none')
+    briers = brier_scores(probs, targs)
+    return Evaluation(
+        n=n,
+        accuracy=n_right/n,
+        low=low,
+        high=high,
+        error_rate=1-n_right/n,
+        loss=losses.mean().item(),
+        macro_f1=float(f1_score(targs, best, labels=targs.unique(), average='macro', zero_division=0)),
+        top5=_top5(probs, targs),
+        brier=float(briers.mean()),
+        ece=_ece(probs, targs),
+        loss_interval=mean_interval(losses),
+        f1_interval=bootstrap_interval(lambda rows: macro_f1(targs, best, rows), n),
+        brier_interval=mean_interval(briers))
 
 # %% ../../nbs/metrics/02_evaluation.ipynb #5bad1071
-def mean_probs(logits:torch.Tensor) -> torch.Tensor:
-    "n x views x classes -> n x classes: the mean over views of the probabilities"
-    return sum(logits[:, i].softmax(-1) for i in range(logits.shape[1])) / logits.shape[1]
+def mean_probs(
+    logits:torch.Tensor # n x views x classes
+) -> torch.Tensor: # n x classes
+    "Average the probabilities of the views of each image"
+    n_views = logits.shape[1]
+    return sum(logits[:, i].softmax(-1) for i in range(n_views)) / n_views

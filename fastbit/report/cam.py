@@ -13,6 +13,7 @@ from PIL import Image
 
 # %% ../../nbs/report/00_cam.ipynb #bd3b18da
 from ..bodies.model import TransferModel
+from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/report/00_cam.ipynb #63463794
 @torch.no_grad()
@@ -29,7 +30,7 @@ def class_activation(
         logits = model.net.forward_head(features)
     finally: model.train(training)
     weight = model.net.get_classifier().weight.flatten(1)   # BiT's classifier is a convolution with a kernel of one
-    classes = logits.argmax(1) if classes is None else torch.as_tensor(classes, device=logits.device)
+    classes = SINGLE_LABEL.decode(logits) if classes is None else torch.as_tensor(classes, device=logits.device)
     return torch.einsum('bchw,bc->bhw', features.float(), weight[classes].float()), logits
 
 def overlay(

@@ -30,8 +30,9 @@ from .figures import MAX_CLASSES, drawable, most_confused, plot_confusion, plot_
 from ..metrics.intervals import wilson_interval
 from ..core.machine import this_machine
 from ..bodies.model import TransferModel
-from ..metrics.task import describe_loss
+from ..metrics.losses import describe_loss
 from .page import THUMB, _PAGE, Report, _grown, _thumb, picture_uri, render_page
+from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/report/03_sections.ipynb #fb5cbf6a
 def class_table(
@@ -139,7 +140,7 @@ def _mistakes(f, classes, most=12):
     return cards
 
 def _pairs(f, classes, shown=4):
-    said, rows = f.probs.argmax(1), []
+    said, rows = SINGLE_LABEL.decode(f.probs), []
     for t, s, which in confused_pairs(f.targs, said):
         rows.append(dict(true=classes[t], said=classes[s], n=len(which), of=int((f.targs == t).sum()), pictures=[_thumb(f, f.paths[i], '', f'An image of class {classes[t]} taken for {classes[s]}') for i in which[:shown]] if f.paths else []))
     return rows
@@ -184,7 +185,7 @@ def _undrawn(matrix, classes) -> str:
 
 def _sections(f) -> dict:
     classes = [str(c) for c in f.learn.dls.vocab]
-    ev, said = evaluate_probs(f.probs, f.targs), f.probs.argmax(1)
+    ev, said = evaluate_probs(f.probs, f.targs), SINGLE_LABEL.decode(f.probs)
     bins, scaled_bins, scaled = reliability_table(f.probs, f.targs), None, None
     if f.temperature:
         probs = apply_temperature(f.probs, f.temperature)

@@ -27,6 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from ..bodies.preprocess import MAX_16_BIT
 from ..core.threads import in_threads
 from ..data.decode import LARGE, open_image, read_image, reading
+from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/studies/01_detect.ipynb #a5412add
 _SEEN = ('dark', 'light', 'blurry', 'low_information', 'odd_size')   # what cleanvision looks for
@@ -108,6 +109,6 @@ def label_table(
     probs = cross_val_predict(fit, features[enough], y, groups=groups[enough], cv=StratifiedGroupKFold(5, shuffle=True, random_state=seed), method='predict_proba')
     flagged = find_label_issues(y, probs, filter_by='low_self_confidence', n_jobs=1)
     at = np.flatnonzero(enough)
-    res.loc[at, 'suggested'], res.loc[at, 'score'] = names[kept][probs.argmax(1)], probs[np.arange(len(y)), y]
-    res.loc[at, 'wrong'] = flagged & (probs.argmax(1) != y)
+    res.loc[at, 'suggested'], res.loc[at, 'score'] = names[kept][SINGLE_LABEL.decode(probs)], probs[np.arange(len(y)), y]
+    res.loc[at, 'wrong'] = flagged & (SINGLE_LABEL.decode(probs) != y)
     return res

@@ -19,7 +19,7 @@ from PIL import ExifTags, ImageOps
 # %% ../../nbs/studies/02_doctor.ipynb #f5a96bc2
 from .. import __version__
 from ..data.public import resolve_source
-from ..core.files import make_out
+from ..core.checks import make_out
 from ..bodies.build import build_body
 from ..bodies.preprocess import MAX_16_BIT, body_preprocess, check_max_value
 from ..data.loaders import check_device

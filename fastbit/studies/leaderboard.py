@@ -24,7 +24,7 @@ from matplotlib.ticker import ScalarFormatter
 from .. import __version__
 from ..baseline.run import baseline
 from ..data.public import resolve_source
-from ..core.files import check_out, make_out
+from ..core.checks import check_out, make_out
 from ..bodies.preprocess import MAX_16_BIT
 from ..bodies.names import timm_name
 from ..data.loaders import check_device, image_dataloaders
@@ -279,7 +279,8 @@ def leaderboard(
     wrong = [r for r in recipes if r not in RECIPES]
     if wrong or (top and not recipes): raise ValueError(f"unknown recipe in recipes={list(recipes)!r}. Choose from {', '.join(RECIPES)}.")
     bodies, _, device = dict(map(_body, archs)), check_share(valid_pct, test_pct), check_device(device)
-    out = make_out(check_out(out)/'runs').parent if out is not None else Path(tempfile.mkdtemp(prefix='fastbit-'))
+    if out is not None: check_out(out)
+    out = make_out(Path(out)/'runs').parent if out is not None else Path(tempfile.mkdtemp(prefix='fastbit-'))
     data, name, usual = resolve_source(path)
     choose = lambda key, asked, default: asked if asked is not None else usual.get(key, default)
     how = dict(size=choose('size', size, None), seed=seed, valid_pct=valid_pct, test_pct=test_pct, flip=choose('flip', flip, True), crop=choose('crop', crop, True), k_per_class=k_per_class, num_workers=num_workers, device=device, max_value=max_value)

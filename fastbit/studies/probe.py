@@ -20,6 +20,7 @@ from ..bodies.weights import bundled_file
 from ..core.store import CACHE_GB
 from ..data.features import view_pixels
 from ..metrics.evaluation import evaluate_probs
+from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/studies/04_probe.ipynb #07dd3e55
 def bodies_here() -> list[str]:
@@ -51,7 +52,7 @@ def probe(
     features, n, dls = learn.head_features[1], len(learn.model.stages)-1, learn.dls
     with learn.model.starting_at(n), torch.no_grad():
         learn.model.eval()
-        probs = learn.model(torch.from_numpy(features.rows[features.index[:, 0]]).to(learn.model.mean.device)).float().softmax(1).cpu()
+        probs = SINGLE_LABEL.activation(learn.model(torch.from_numpy(features.rows[features.index[:, 0]]).to(learn.model.mean.device)).float()).cpu()
     targs = torch.tensor([int(dls.valid.dataset.tls[1][i]) for i in range(dls.valid.n)])
     best = probs.max(1)
     frame = pd.DataFrame(dict(path=[str(p) for p in dls.valid.items], split='valid', label=[dls.vocab[i] for i in targs], prediction=[dls.vocab[i] for i in best.indices], probability=best.values.tolist()))

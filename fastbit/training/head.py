@@ -30,7 +30,7 @@ from ..data.features import FeatureDL, Features, feature_shape, frozen_features
 from ..bodies.fold import FoldedModel
 from ..core.restore import temp_attrs
 from ..core.store import CACHE_GB
-from ..metrics.task import logistic_weights
+from ..metrics.losses import logistic_weights
 from ..core.text import warn_data
 
 # %% ../../nbs/training/03_head.ipynb #cc001981

@@ -14,7 +14,7 @@ from dataclasses import asdict
 # %% ../../nbs/training/04_identity.ipynb #3eb6e08c
 from .. import __version__
 from ..bodies.weights import weights_digest
-from ..metrics.task import describe_loss
+from ..metrics.losses import describe_loss
 from .callbacks import KeepBest
 
 # %% ../../nbs/training/04_identity.ipynb #4ce97bbf

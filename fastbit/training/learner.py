@@ -57,7 +57,8 @@ from .one_cycle import CycleFit
 from .rate_finder import BODY_LR, RateFinder
 from .rule import RuleFit
 from ..data.shared import shared_outputs
-from ..metrics.task import check_labels, check_metrics, no_image_losses, resolve_loss
+from ..metrics.losses import no_image_losses, resolve_loss
+from ..metrics.task import check_metrics, check_targets
 from ..core.text import warn_data
 
 # %% ../../nbs/training/12_learner.ipynb #88ca118d
@@ -80,7 +81,7 @@ def _check_batch(dls):
     with preserved_rng(dls): b = (dls.valid if len(dls.loaders) > 1 and len(dls.valid) else dls.train).one_batch()
     n_inp = getattr(dls, 'n_inp', 1 if len(b) == 1 else len(b)-1)   # as fastai's `Learner` divides a batch
     if n_inp != 1: raise ValueError(f"The DataLoaders give {n_inp} inputs per item; fastbit classifies single images.")
-    check_labels(tuple(b[1:]))
+    check_targets(tuple(b[1:]))
     _check_pixels(dls, b[0])
 
 def _check_pixels(dls, x):

@@ -23,7 +23,7 @@ from ..bodies.fold import FoldedModel, can_fold
 from ..data.transforms import SquaresImage, check_views, cut_view, default_views, view_sizes
 from ..core.restore import temp_attrs
 from ..core.text import ShownOnce
-from ..metrics.task import NoLoss
+from ..metrics.losses import NoLoss
 from ..metrics.evaluation import evaluate_probs, mean_probs
 
 # %% ../../nbs/training/11_tta.ipynb #4def3645
