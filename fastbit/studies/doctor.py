@@ -159,7 +159,7 @@ class DataCheck(ShownOnce):
         for kind, (title, what) in KINDS.items():
             part = self.rows[self.rows.kind == kind]
             if len(part): sections.append(dict(id=kind, title=title, what=what, n=len(part), more=len(part)-most, cards=[_card(r, self.max_value) for r in part.head(most).itertuples()]))
-        return render_page(_GALLERY, title=f'{self.data}: ' + (f'{len(self.rows)} findings' if self.found else 'nothing found'), check=self, sections=sections, version=__version__)
+        return render_page('check.html', title=f'{self.data}: ' + (f'{len(self.rows)} findings' if self.found else 'nothing found'), check=self, sections=sections, version=__version__)
 
     def save(self,
         out:str|Path # Folder, made if need be
@@ -177,16 +177,6 @@ def _card(r, max_value) -> dict:
         except Exception: pass   # that it cannot be read is the finding
     said = f'{r.label}, or {r.suggested}?' if r.suggested else r.label
     return dict(pictures=pictures, said=said, detail=r.detail, names=[p for p in (r.path, r.other) if p])
-
-_GALLERY = '''<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title><link rel="icon" href="data:,"><style>{{ style }}.pair{display:flex;gap:.3rem}.pair img{min-width:0;flex:1 1 0}</style></head><body><main>
-<h1>{{ title }}</h1><p class="soft">{{ check.n }} images in {{ check.classes }} classes, looked through by fastbit {{ version }}. Nothing was changed or deleted; check.csv has every finding as a row.</p>
-{% if sections %}<div class="scroll"><table><tr><th>finding</th><th>images</th></tr>{% for s in sections %}<tr><td><a href="#{{ s.id }}">{{ s.title }}</a></td><td>{{ s.n }}</td></tr>{% endfor %}</table></div>{% endif %}
-{% if check.skipped %}<p class="note">Not listed: {{ check.skipped }}</p>{% endif %}
-{% for s in sections %}<section id="{{ s.id }}"><h2>{{ s.title }}: {{ s.n }}</h2><p>{{ s.what }}</p><div class="grid{% if s.id.startswith('copy') %} wide{% endif %}">
-{% for c in s.cards %}<figure><div class="pair">{% for p in c.pictures %}<img src="{{ p.uri }}" alt="{{ p.alt }}">{% endfor %}</div><figcaption>{{ c.said }}{% if c.detail %}<br>{{ c.detail }}{% endif %}{% for n in c['names'] %}<span class="file">{{ n }}</span>{% endfor %}</figcaption></figure>{% endfor %}</div>
-{% if s.more > 0 %}<p class="soft">{{ s.more }} more are in check.csv.</p>{% endif %}</section>{% endfor %}
-</main></body></html>'''
 
 # %% ../../nbs/studies/02_doctor.ipynb #8af3b615
 def _without_the_usual(rows, n) -> tuple:
