@@ -35,7 +35,7 @@ def test_the_wheel_has_the_package_and_nothing_else(built):
 
 def test_the_archive_builds_without_the_repository(built):
     with tarfile.open(built[1]) as t: names = {n.split('/', 1)[1] for n in t.getnames() if '/' in n}
-    assert {'pyproject.toml', 'README.md', 'LICENSE', 'fastbit/baseline.py', 'setup.cfg'} <= names
+    assert {'pyproject.toml', 'README.md', 'LICENSE', 'fastbit/baseline/run.py', 'setup.cfg'} <= names
     assert not [n for n in names if n.startswith(('.git/', 'models/', '_docs/', '_proc/', 'fastbit-runs/'))]
 
 
