@@ -29,7 +29,7 @@ from .record import Artifact
 FORMAT = 2                       # of the folder; a later fastbit reads all earlier ones
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'   # the names that timm looks for
 _CROP_MODES = dict(squash='squash', crop='center', pad='border')   # timm's names
-_TIMM_FIELDS = ('tag', 'first_conv', 'classifier', 'license', 'origin_url', 'paper_ids')   # of its own record
+_TIMM_FIELDS = ('tag', 'first_conv', 'classifier', 'license', 'origin_url', 'paper_ids')   # copied from the model
 
 def _timm_config(net, about) -> dict:
     "Describe the preprocessing as timm does"

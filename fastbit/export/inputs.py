@@ -51,7 +51,7 @@ def _array_items(a) -> list:
 
 # %% ../../nbs/export/02_inputs.ipynb #140ca160
 def check_no_url(
-    path:str # As the user typed it
+    path:str # As given by the user
 ):
     "Raise `ValueError` for an address: fastbit reads files, and downloads none"
     found = re.match(r'(?i)([a-z][a-z0-9+.-]+)://|(https?):/', path)

@@ -244,7 +244,7 @@ def _from_pickle(file, device) -> Predictor:
         raise ValueError(f"{file} is a learner that fastbit did not make: open it with fastai's `load_learner`.")
     pp = next((f.pp for f in learn.dls.valid.after_item.fs if hasattr(f, 'pp')), None)
     if pp is None:
-        raise ValueError(f"{file} does not say how its images were made. Open it with fastai's `load_learner`.")
+        raise ValueError(f"{file} does not contain the preprocessing of its images. Open it with fastai's `load_learner`.")
     about = Artifact(
         arch=learn.model.net.pretrained_cfg['architecture'],
         classes=tuple(map(str, learn.dls.vocab)),

@@ -157,7 +157,7 @@ def near_copies(
     paths, # Files that can be read
     max_value:int=MAX_16_BIT, # As for `read_image`
 ) -> list[tuple]: # Pairs of row numbers
-    "Find pairs of files that show the same picture, whatever their size and compression"
+    "Find pairs of files that show the same picture, at any size and compression"
     looks = in_threads(partial(_look, max_value=max_value), list(paths), 'looking for copies')
     bits = np.stack([bits for bits, _ in looks]).astype(np.float32)*2 - 1
     colors = [c for _, c in looks]
@@ -260,7 +260,7 @@ def label_table(
     labels = np.asarray(labels, dtype=object)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     names, y = np.unique(labels.astype(str), return_inverse=True)
-    # whatever part is held out, every class has to be in training
+    # each class has to be in training, for any part that is held out
     enough = np.array([len(np.unique(groups[y == c])) >= 5 for c in range(len(names))])[y]
     table = pd.DataFrame(dict(label=labels, suggested='', score=float('nan'), wrong=False))
     judged, y = np.unique(y[enough], return_inverse=True)
