@@ -152,7 +152,7 @@ def test_predict_says_what_it_cannot_read(run, tmp_path):
     df = pd.read_csv(io.StringIO(got.stdout))
     assert got.returncode == 1 and df.reason[0] == 'not an image that Pillow can read' and pd.isna(df.prediction[0]) and df.prediction[1] in ('blue', 'green', 'red')
     assert 'note: 1 of 2 images have no prediction, e.g. page.jpg' in got.stderr
-    for words, message in ((('predict', out, 'none.png'), "no file or folder 'none.png'"), (('predict', 'nowhere', 'a.png'), 'nowhere is no artifact'), (('predict', out, 'a.png', '--bs', '0'), '--bs 0'),
+    for words, message in ((('predict', out, 'none.png'), "no file or folder 'none.png'"), (('predict', 'nowhere', 'a.png'), 'nowhere is not a fastbit results folder'), (('predict', out, 'a.png', '--bs', '0'), '--bs 0'),
                            (('evaluate', out, 'none'), "no folder or file 'none'"), (('onnx', out, 'net.bin'), 'the name ends in .onnx'), (('predict', 'a.pkl', 'a.png'), 'is a pickle')):
         got = run_fastbit(*words, cwd=tmp_path)
         assert got.returncode == 2 and got.stderr.count('\n') == 1 and message in got.stderr, got.stderr
@@ -165,10 +165,10 @@ def test_evaluate_measures_and_says_what_was_trained_on(run, tmp_path):
     got = run_fastbit('evaluate', out, 'held_out.csv', cwd=tmp_path)
     assert got.returncode == 0 and f'the valid split, {res.evaluation.n} images' in got.stdout and str(res.evaluation) in got.stdout and 'note' not in got.stderr
     got = run_fastbit('evaluate', out, data, '--tta', cwd=tmp_path)
-    assert f'all, 43 images' in got.stdout and f'{43-res.evaluation.n} of 43 images were trained on' in got.stderr
+    assert f'all, 43 images' in got.stdout and f'{43-res.evaluation.n} of these 43 images were in the training set' in got.stderr
     write_folder(tmp_path/'other', dict(blue=2, violet=2))
     got = run_fastbit('evaluate', out, 'other', cwd=tmp_path)
-    assert got.returncode == 2 and 'no classes of this network: violet' in got.stderr
+    assert got.returncode == 2 and 'not classes of this model: violet' in got.stderr
 
 
 def test_a_large_training_set_leaves_a_sample(artifact):
@@ -220,10 +220,10 @@ def test_a_zero_pad_before_a_pool_without_a_pad(size):
 def test_an_onnx_file_that_differs_is_not_kept(artifact, tmp_path, monkeypatch):
     import fastbit.export.onnx as m
     monkeypatch.setattr(m, '_difference', lambda *a: .1)
-    with pytest.raises(ValueError, match='differs from the network by 1.0e-01, and is not kept'): m.export_onnx(load_predictor(artifact[0], 'cpu'), tmp_path/'net.onnx')
+    with pytest.raises(ValueError, match='differs from PyTorch by 1.0e-01, so it was not written'): m.export_onnx(load_predictor(artifact[0], 'cpu'), tmp_path/'net.onnx')
     assert not (tmp_path/'net.onnx').exists()
     monkeypatch.setattr(m, 'ONNX_PACKAGES', ('onnx_that_nobody_has',))
-    with pytest.raises(ImportError, match='type pip install onnx_that_nobody_has'): m.export_onnx(load_predictor(artifact[0], 'cpu'), tmp_path/'net.onnx')
+    with pytest.raises(ImportError, match='Run: pip install onnx_that_nobody_has'): m.export_onnx(load_predictor(artifact[0], 'cpu'), tmp_path/'net.onnx')
 
 
 # what was written once
@@ -374,17 +374,17 @@ def link(folder, target):
 
 
 MALICIOUS = {
-    'a pickle under the name of the weights': (lambda d, m: ((d/WEIGHTS).write_bytes(bomb_bytes(m)), rehash(d)), 'no safetensors file'),
-    'a torch file under the name of the weights': (lambda d, m: (torch.save({'a': Bomb(m)}, d/WEIGHTS), rehash(d)), 'no safetensors file'),
+    'a pickle under the name of the weights': (lambda d, m: ((d/WEIGHTS).write_bytes(bomb_bytes(m)), rehash(d)), 'not a safetensors file'),
+    'a torch file under the name of the weights': (lambda d, m: (torch.save({'a': Bomb(m)}, d/WEIGHTS), rehash(d)), 'not a safetensors file'),
     'a pickle under the name of the record': (lambda d, m: (d/CONFIG).write_bytes(bomb_bytes(m)), 'cannot be used'),
     'a pickle beside the weights': (lambda d, m: ((d/'pytorch_model.bin').write_bytes(bomb_bytes(m)), (d/WEIGHTS).unlink()), 'no model.safetensors'),
-    'a header larger than the file': (lambda d, m: ((d/WEIGHTS).write_bytes(header({}, size=2**62)), rehash(d)), 'no safetensors file'),
-    'a header of 100 MB and more': (lambda d, m: ((d/WEIGHTS).write_bytes(header(b'{' + b' '*100_000_001)), rehash(d)), 'can have .* at most|no safetensors file'),
-    'a header that is no JSON': (lambda d, m: ((d/WEIGHTS).write_bytes(header(b'[[[[')), rehash(d)), 'no safetensors file'),
-    'offsets behind the end': (lambda d, m: ((d/WEIGHTS).write_bytes(header({'a': dict(dtype='F32', shape=[2**40], data_offsets=[0, 2**42])})), rehash(d)), 'no safetensors file'),
-    'offsets that overlap': (lambda d, m: ((d/WEIGHTS).write_bytes(header({'a': dict(dtype='F32', shape=[1], data_offsets=[0, 4]), 'b': dict(dtype='F32', shape=[1], data_offsets=[0, 4])}, b'\0'*4)), rehash(d)), 'no safetensors file'),
-    'an empty file': (lambda d, m: ((d/WEIGHTS).write_bytes(b''), rehash(d)), 'no safetensors file'),
-    'a file cut short': (lambda d, m: (d/WEIGHTS).write_bytes((d/WEIGHTS).read_bytes()[:-9]), 'no safetensors file'),
+    'a header larger than the file': (lambda d, m: ((d/WEIGHTS).write_bytes(header({}, size=2**62)), rehash(d)), 'not a safetensors file'),
+    'a header of 100 MB and more': (lambda d, m: ((d/WEIGHTS).write_bytes(header(b'{' + b' '*100_000_001)), rehash(d)), 'can have .* at most|not a safetensors file'),
+    'a header that is no JSON': (lambda d, m: ((d/WEIGHTS).write_bytes(header(b'[[[[')), rehash(d)), 'not a safetensors file'),
+    'offsets behind the end': (lambda d, m: ((d/WEIGHTS).write_bytes(header({'a': dict(dtype='F32', shape=[2**40], data_offsets=[0, 2**42])})), rehash(d)), 'not a safetensors file'),
+    'offsets that overlap': (lambda d, m: ((d/WEIGHTS).write_bytes(header({'a': dict(dtype='F32', shape=[1], data_offsets=[0, 4]), 'b': dict(dtype='F32', shape=[1], data_offsets=[0, 4])}, b'\0'*4)), rehash(d)), 'not a safetensors file'),
+    'an empty file': (lambda d, m: ((d/WEIGHTS).write_bytes(b''), rehash(d)), 'not a safetensors file'),
+    'a file cut short': (lambda d, m: (d/WEIGHTS).write_bytes((d/WEIGHTS).read_bytes()[:-9]), 'not a safetensors file'),
     'a terabyte of nothing': (lambda d, m: os.truncate(d/WEIGHTS, 2**40), 'can have .* at most'),
     'one bit': (lambda d, m: (d/WEIGHTS).write_bytes((b := bytearray((d/WEIGHTS).read_bytes()), b.__setitem__(-5, b[-5] ^ 1))[0]), 'SHA-256 is not the one'),
     'another shape': (lambda d, m: change_tensors(d, lambda s: s.update({'conv_stem.weight': torch.zeros(3, 3)})), r'conv_stem.weight is F32 of shape \[3, 3\]'),
@@ -397,17 +397,17 @@ MALICIOUS = {
     'the record is a pipe': (lambda d, m: ((d/CONFIG).unlink(), os.mkfifo(d/CONFIG)), 'not a regular file'),
     'the record names another file': (lambda d, m: set_own(d, file='../../../etc/passwd'), 'unknown fields: file'),
     'the architecture is a path': (lambda d, m: set_config(d, architecture='local-dir:/etc'), 'is not a BiT or EfficientNet body'),
-    'the architecture climbs': (lambda d, m: set_config(d, architecture='../../x'), 'no timm architecture'),
+    'the architecture climbs': (lambda d, m: set_config(d, architecture='../../x'), 'not a timm architecture'),
     'the architecture is on a hub': (lambda d, m: set_config(d, architecture='hf-hub:somebody/something'), 'is not a BiT or EfficientNet body'),
     'another architecture': (lambda d, m: set_config(d, architecture='resnetv2_50x1_bit'), 'tensors are missing'),
-    'no object': (lambda d, m: (d/CONFIG).write_text('[1, 2]'), 'no JSON object'),
+    'no object': (lambda d, m: (d/CONFIG).write_text('[1, 2]'), 'not a JSON object'),
     'not JSON': (lambda d, m: (d/CONFIG).write_text('<html>'), 'cannot be used'),
     'an empty record': (lambda d, m: (d/CONFIG).write_text(''), 'cannot be used'),
     'not text': (lambda d, m: (d/CONFIG).write_bytes(b'\xff\xfe\x00'), 'cannot be used'),
     'nested too deeply': (lambda d, m: (d/CONFIG).write_text('{"a":'*100_000 + '1' + '}'*100_000), 'nested too deeply|cannot be used'),
     'a record without end': (lambda d, m: os.truncate(d/CONFIG, 2**36), 'larger than 64 MB'),
     'a number of a million digits': (lambda d, m: (d/CONFIG).write_text('{"num_classes": ' + '9'*1_000_000 + '}'), 'cannot be used'),
-    'a temperature that is none': (lambda d, m: (d/CONFIG).write_text((d/CONFIG).read_text().replace('"temperature": 2.0', '"temperature": NaN')), 'NaN is no number'),
+    'a temperature that is none': (lambda d, m: (d/CONFIG).write_text((d/CONFIG).read_text().replace('"temperature": 2.0', '"temperature": NaN')), 'NaN is not a number'),
     'a temperature of nothing': (lambda d, m: set_own(d, temperature=0), 'temperature 0'),
     'a temperature that is text': (lambda d, m: set_own(d, temperature='__import__("os")'), 'temperature'),
     'an absurd size': (lambda d, m: set_pp(d, size=10**9, train_size=10**9), '32 to 4096 pixels'),

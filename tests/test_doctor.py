@@ -84,7 +84,7 @@ def test_nothing_is_changed(planted, checked):
 def test_the_gallery_in_a_browser(checked, width):
     seen = look_at(checked.out/'check.html', width)
     assert (seen['errors'], seen['broken'], seen['requests']) == ([], [], []) and seen['pictures'] > 20 and seen['too_wide'] <= 0
-    assert 'The same picture in two splits: 8' in seen['text'] and 'was-' in seen['text']
+    assert 'Duplicates across splits: 8' in seen['text'] and 'was-' in seen['text']
 
 
 def test_a_clean_folder_has_nothing_to_see_and_the_command_says_so(planted, tmp_path):
@@ -125,4 +125,4 @@ def test_what_most_images_are_is_no_fault_of_any(tmp_path):
         (tmp_path/label).mkdir()
         for i in range(12): drawing(label, i).resize((20, 16)).save(tmp_path/label/f'{i}.png')
     res = check_data(tmp_path, labels=False, verbose=False)
-    assert not (res.rows.kind == 'tiny').any() and 'tiny, which 24 of 24 images are here' in res.skipped and res.skipped in str(res)
+    assert not (res.rows.kind == 'tiny').any() and 'tiny (24 of 24 images)' in res.skipped and res.skipped in str(res)

@@ -34,7 +34,7 @@ def test_the_page_in_a_browser(run, width):
     seen = look_at(run[1]/'report.html', width)
     assert (seen['errors'], seen['broken'], seen['requests']) == ([], [], []) and seen['pictures'] > 15
     assert seen['too_wide'] <= 0   # nothing to scroll sideways on a phone
-    for word in ('Largest losses', 'Most confused', 'Where it looks', 'Learning rate', 'Not used', 'broken.png', 'not an image that Pillow can read', 'blue & <i>grey', 'BLAKE2b', 'Test-time augmentation', 'measured limit'): assert word in seen['text'], word
+    for word in ('Highest-loss images', 'Most confused classes', 'Class activation maps', 'Learning rate', 'Skipped files', 'broken.png', 'not an image that Pillow can read', 'blue & <i>grey', 'BLAKE2b', 'Test-time augmentation', 'measured limit'): assert word in seen['text'], word
 
 
 def test_the_page_is_self_contained_and_escaped(run):
@@ -77,9 +77,9 @@ def test_the_test_set_is_touched_once(folder, monkeypatch):
 def test_what_was_chosen_on_the_reported_images_is_said(folder, tmp_path):
     res = baseline(folder, keep_best='valid_loss', out=tmp_path/'run', **small)
     assert res.part == 'valid' and res.validation is None and 'too good' in str(res)
-    assert 'these same images, so the numbers are a little too good' in (tmp_path/'run'/'report.html').read_text()
+    assert 'on these same images, so the numbers are slightly optimistic' in (tmp_path/'run'/'report.html').read_text()
     plain = baseline(folder, **small)
-    assert 'no weights were chosen by them' in plain.report().html
+    assert 'not used for training or for choosing weights' in plain.report().html
 
 
 def test_the_command_is_what_to_type(run, folder):
@@ -93,7 +93,7 @@ def test_a_report_of_a_learner_trained_by_hand(folder):
     learn.calibrate()
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
     html = learn.report().html
-    assert 'Largest losses' in html and f'{learn.temperature:.2f}' in html and all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+    assert 'Highest-loss images' in html and f'{learn.temperature:.2f}' in html and all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
 
 
 def test_a_report_on_loaders_that_fastbit_did_not_make(folder):
@@ -101,7 +101,7 @@ def test_a_report_on_loaders_that_fastbit_did_not_make(folder):
     learn = transfer_learner(dls, **TINY, metrics=accuracy)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1)
     html = learn.report().html
-    assert 'Largest losses' in html and 'Where it looks' not in html.replace('href="#where"', '')   # how these were cropped is not known
+    assert 'Highest-loss images' in html and 'Class activation maps' not in html   # how these were cropped is not known
 
 
 def test_a_run_that_diverged_is_reported_too(folder):

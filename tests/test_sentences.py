@@ -17,7 +17,7 @@ from fastbit.core.machine import Machine, _cpu_model, this_machine
 from fastbit.cli.options import make_parser
 from fastbit.baseline.phases import RECIPES
 from fastbit.core.text import format_seconds
-from fastbit.report.sections import data_name
+from fastbit.report.findings import data_name
 from fastbit.bodies import weights_source
 from conftest import TINY, write_folder
 

@@ -114,7 +114,8 @@ def _check_bs(args):
     if args.bs is not None and args.bs < 1: raise ValueError(f'--bs {args.bs}: images in a pass, 1 or more.')
 
 def _predict(args) -> int:
-    from fastbit.export.predict import check_no_url, image_items, load_predictor
+    from fastbit.export.inputs import check_no_url, image_items
+    from fastbit.export.predict import load_predictor
     from fastbit.core.files import csv_text
     _check_bs(args)
     for p in args.images: check_no_url(p)

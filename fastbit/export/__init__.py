@@ -1,9 +1,10 @@
 "Models that travel: artifacts, prediction, ONNX"
 from .record import Artifact
 from .artifact import load_artifact, read_config, save_artifact
-from .predict import Predictor, load_predictor
+from .predict import Predictor, confidence_table, load_predictor
 from .onnx import export_onnx
 
 __all__ = [
-    'Artifact', 'export_onnx', 'load_artifact', 'load_predictor', 'Predictor', 'read_config', 'save_artifact',
+    'Artifact', 'confidence_table', 'export_onnx', 'load_artifact', 'load_predictor', 'Predictor', 'read_config',
+    'save_artifact',
 ]

@@ -1,8 +1,9 @@
 "What people look at: figures, class activation maps, pages"
-from .figures import plot_confusion, plot_losses, plot_lr_find, plot_rates, plot_reliability
 from .cam import class_activation, overlay
+from .figures import plot_confusion, plot_losses, plot_lr_find, plot_rates, plot_reliability
+from .findings import Findings, class_table, confused_pairs
 from .page import Report
-from .sections import Findings, class_table, confused_pairs, make_report
+from .sections import make_report
 
 __all__ = [
     'class_activation', 'class_table', 'confused_pairs', 'Findings', 'make_report', 'overlay',

@@ -1,4 +1,4 @@
-"Several runs side by side, and the data looked at"
+"Several runs side by side, and checks of the data"
 from .compare import Comparison, compare_runs, mcnemar_p, paired_difference, read_predictions
 from .detect import copy_groups, label_table, near_copies
 from .doctor import DataCheck, check_data

@@ -54,15 +54,6 @@ def plot_few_shot(
     return fig
 
 # %% ../../nbs/studies/03_few_shot.ipynb #7e5dcab9
-_PAGE = '''<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title><link rel="icon" href="data:,"><style>{{ style }}</style></head><body><main>
-<h1>{{ title }}</h1><p class="soft">{{ arch }}, trained by the BiT-HyperRule, {{ repeats }} draw{{ 's' if repeats > 1 }} of training images for each number; always measured on the same {{ n }} held-out images. fastbit {{ version }}</p>
-<figure><img src="{{ fig }}" alt="Accuracy against training images of each class, medians with the range of the draws; the table below has the numbers"><figcaption>Each run a point; the line goes through the medians, the band from the worst to the best draw.</figcaption></figure>
-<div class="scroll"><table><tr><th>images of each class</th><th>median accuracy</th><th>worst draw</th><th>best draw</th><th>gained since the row above</th></tr>
-{% for r in rows %}<tr><td>{{ r.k }}</td><td>{{ '%.1f'|format(100*r.median) }} %</td><td>{{ '%.1f'|format(100*r.low) }} %</td><td>{{ '%.1f'|format(100*r.high) }} %</td><td>{{ '' if r.gain is none else '%+.1f points'|format(100*r.gain) }}</td></tr>{% endfor %}</table></div>
-<p class="soft">The range is that of the draws: which images are labelled matters, above all when they are few. On top of it comes that {{ n }} held-out images measure an accuracy of {{ '%.0f'|format(100*rows[-1].median) }} % no better than {{ '%.1f'|format(100*low) }} to {{ '%.1f'|format(100*high) }} % (95 % interval). Where the last rows still gain, more labels are worth having; where they do not, another body or longer training is.</p>
-</main></body></html>'''
-
 def few_shot_page(
     df:pd.DataFrame, # From `few_shot_curve`
     n_valid:int,     # Held-out images
@@ -74,7 +65,7 @@ def few_shot_page(
     rows = stats.assign(gain=stats['median'].diff()).astype(object).to_dict('records')
     rows[0]['gain'] = None
     low, high = wilson_interval(round(rows[-1]['median']*n_valid), n_valid)
-    return Report(render_page(_PAGE, title=f'{name or "Images"}: accuracy against images of each class', arch=arch, repeats=int(df.repeat.max())+1, n=n_valid, rows=rows, low=low, high=high, version=__version__, fig=picture_uri(plot_few_shot(df, n_valid))))
+    return Report(render_page('few_shot.html', title=f'{name or "Images"}: accuracy against images of each class', arch=arch, repeats=int(df.repeat.max())+1, n=n_valid, rows=rows, low=low, high=high, version=__version__, fig=picture_uri(plot_few_shot(df, n_valid))))
 
 # %% ../../nbs/studies/03_few_shot.ipynb #3964d8ae
 def few_shot_curve(

@@ -102,7 +102,7 @@ class Leaderboard(ShownOnce):
     def html(self) -> str:
         "One self-contained page: the table, and accuracy against cost"
         fig = picture_uri(plot_cost(self.rows)) if self.best else ''
-        return render_page(_BOARD, title=f'{self.data}: {len(self.rows)} rows compared', table=self._table(), notes=self._notes(), failures=self.failures, fig=fig, best=self.best, standing=self.standing(), first=self.rows.iloc[0], n=self.n,
+        return render_page('leaderboard.html', title=f'{self.data}: {len(self.rows)} rows compared', table=self._table(), notes=self._notes(), failures=self.failures, fig=fig, best=self.best, standing=self.standing(), first=self.rows.iloc[0], n=self.n,
             links=[f'runs/{_slug(b, r)}/report.html' if self.out and (self.out/'runs'/_slug(b, r)/'report.html').exists() else '' for b, r in zip(self.rows.body, self.rows.recipe)], version=__version__)
 
     def save(self,
@@ -116,17 +116,6 @@ class Leaderboard(ShownOnce):
             plot_cost(self.rows).savefig(buf := io.BytesIO(), format='png', dpi=150)
             write_bytes(self.out/'accuracy_cost.png', buf.getvalue())
         write_text(self.out/'leaderboard.html', self.html())
-
-# %% ../../nbs/studies/05_leaderboard.ipynb #b32741ef
-_BOARD = '''<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title><link rel="icon" href="data:,"><style>{{ style }}td,td.text{white-space:nowrap;min-width:0}</style></head><body><main>
-<h1>{{ title }}</h1><p class="soft">fastbit {{ version }}</p>
-{% if best %}<div class="big"><div><b>{{ best }}</b>{{ standing }}<br><span>{{ '%.1f'|format(100*first.accuracy) }} %, 95 % interval {{ '%.1f'|format(100*first.low) }} to {{ '%.1f'|format(100*first.high) }} %</span></div><div><b>{{ '%.0f'|format(first.images_s) }}</b>images a second<br><span>prediction on this machine</span></div><div><b>{{ n }}</b>validation images<br><span>the same for every row</span></div></div>{% else %}<p class="note">Every run failed.</p>{% endif %}
-<div class="scroll"><table><tr>{% for c in table.columns %}<th{% if c in ('body', 'recipe') %} class="text"{% endif %}>{{ c }}</th>{% endfor %}<th></th></tr>
-{% for r in table.itertuples(index=False) %}<tr>{% set link = links[loop.index0] %}{% for v in r %}<td{% if table.columns[loop.index0] in ('body', 'recipe') %} class="text"{% endif %}>{{ v }}</td>{% endfor %}<td>{% if link %}<a href="{{ link }}">report</a>{% endif %}</td></tr>{% endfor %}</table></div>
-{% for t in failures %}<p class="note">{{ t }}</p>{% endfor %}{% for t in notes %}<p class="soft">{{ t }}</p>{% endfor %}
-{% if fig %}<h2>Accuracy against cost</h2><figure><img src="{{ fig }}" alt="Accuracy against milliseconds an image, one point a row with its interval; the table above has the numbers"><figcaption>Above and to the left is better. Lines are 95 % intervals.</figcaption></figure>{% endif %}
-</main></body></html>'''
 
 # %% ../../nbs/studies/05_leaderboard.ipynb #7ceef5b7
 def plot_cost(
