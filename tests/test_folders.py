@@ -6,7 +6,7 @@ import pytest
 from fastbit.cli.command import main
 from fastbit.data import image_dataloaders, read_image_set
 from fastbit.data.folders import find_images
-from fastbit.data.layouts import read_folder
+from fastbit.data.tables import read_folder
 from fastbit.core.text import DataWarning
 from conftest import picture
 

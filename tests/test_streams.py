@@ -9,7 +9,7 @@ pytest.importorskip('webdataset', reason='pip install datasets webdataset')
 from fastbit.training import transfer_learner
 from fastbit.cli.launch import environment, unused_port
 from fastbit.data import ImageStream, parquet_stream, stream_dataloaders, tar_stream
-from fastbit.data.streams import StreamDL
+from fastbit.data.stream_dl import StreamDL
 from fastbit.core.text import DataWarning
 from conftest import picture
 from forks import Fork
@@ -171,7 +171,7 @@ import hashlib, json, os, sys, warnings
 warnings.simplefilter('ignore')
 from pathlib import Path
 from fastbit.core.processes import join_processes, leave_processes, rank
-from fastbit.data.streams import StreamDL
+from fastbit.data.stream_dl import StreamDL
 join_processes('cpu')
 from test_streams import fit, learner, loaders, with_bad_images
 learn = fit(learner(loaders(Path(sys.argv[1]), sys.argv[2])))

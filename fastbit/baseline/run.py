@@ -27,11 +27,12 @@ from ..metrics.calibration import fit_temperature, apply_temperature
 from ..training.callbacks import JsonLog, KeepBest
 from ..training.checkpoint import SAVE_SECONDS
 from ..training.one_cycle import progress_of
-from ..data.loaders import PathLabel, check_device, image_dataloaders
+from ..data.loaders import image_dataloaders
+from ..data.batches import PathLabel, check_device
 from ..data.public import resolve_source
 from ..training.tta import tta_probs
 from ..metrics.evaluation import evaluate_probs
-from ..data.transforms import default_views
+from ..data.views import default_views
 from ..data.filepaths import check_some_exist
 from ..training.guards import FitStopped
 from ..training.head import HEAD_EPOCHS, check_head_options

@@ -26,9 +26,9 @@ from .artifact import load_artifact
 from .record import Artifact, count_trained_on
 from ..bodies.preprocess import Preprocess
 from ..metrics.calibration import apply_temperature
-from ..data.loaders import check_device, default_bs
+from ..data.batches import check_device, default_bs
 from ..metrics.evaluation import Evaluation, evaluate_probs, mean_probs
-from ..data.transforms import cut_view, default_views, view_sizes
+from ..data.views import cut_view, default_views, view_sizes
 from ..core.threads import read_ahead
 from ..data.filepaths import check_some_exist
 from ..core.files import file_digest, utf8
