@@ -116,7 +116,7 @@ def test_an_image_that_cannot_be_read_is_passed_over_and_told(shards):
     good = [(encoded(i), CLASSES[i % 3]) for i in range(20)]
     stream = ImageStream(lambda i, r, w: iter(good[:5] + [(b'<html>', 'red')] + good[5:]), 21, 'a list')
     dls = stream_dataloaders(stream, stream, CLASSES, GN['arch'], size=32, bs=8, device='cpu')
-    with pytest.warns(DataWarning, match='a list: an image cannot be read .*passed over'): x, y = dls.train.take(0, 20)
+    with pytest.warns(DataWarning, match='a list: an image cannot be read .*skipped'): x, y = dls.train.take(0, 20)
     assert len(x) == 20 and dls.train.left_out == 1
     odd = ImageStream(lambda i, r, w: iter([(encoded(0), 'violet')]), 1, 'a list')
     with pytest.raises(ValueError, match="label 'violet' is none of blue"): stream_dataloaders(odd, odd, CLASSES, GN['arch'], size=32, bs=8, device='cpu').train.take(0, 1)
@@ -129,7 +129,7 @@ def test_the_rule_knows_how_many_there_are(shards):
     dls = loaders(folder, 'parquet')
     learn = learner(dls)
     assert learn.hyperrule(batch_size=12).n_train == 48
-    with pytest.raises(ValueError, match='Type n='): parquet_stream(datasets.load_dataset('parquet', data_files=str(folder/'0.parquet'), split='train', streaming=True))
+    with pytest.raises(ValueError, match='Give n='): parquet_stream(datasets.load_dataset('parquet', data_files=str(folder/'0.parquet'), split='train', streaming=True))
 
 
 MEMORY = '''

@@ -1,4 +1,4 @@
-"""What a frozen body makes of an image, computed once
+"""Compute the features of a frozen body once, and cache them
 
 Docs: https://fastbit.github.io/fastbit/data/features.html.md"""
 
@@ -12,31 +12,31 @@ import random, time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 # %% ../../nbs/data/19_features.ipynb #81a25923
 import numpy as np, PIL, timm, torch
 
 # %% ../../nbs/data/19_features.ipynb #8a779083
-from ..bodies.preprocess import Preprocess
 from ..bodies.fold import FoldedModel
-from .transforms import ImageFile, draft_size, square_image, train_image
-from ..bodies.model import TransferModel, run_stages, body_digest
-from .pixels import PixelCache, common_folder
+from ..bodies.model import TransferModel, body_digest, run_stages
+from ..bodies.preprocess import Preprocess
 from ..core.processes import gather_objects, is_writer, rank_range, world, writer_first
-from ..core.text import track
-from ..core.store import CACHE_GB, file_key, make_room, open_store
-from ..core.text import warn_data
+from ..core.store import CACHE_GB, RowStore, file_key, make_room, open_store
+from ..core.text import track, warn_data
 from ..core.threads import read_ahead
+from .pixels import PixelCache, common_folder
+from .transforms import ImageFile, draft_size, square_image, train_image
 
 # %% ../../nbs/data/19_features.ipynb #1d84074f
 def view_pixels(
     path:str|Path, # An image
     view:int,      # 0: as validation sees it; from 1: an augmentation
-    pp:Preprocess,
-    seed:int=0,    # Of the augmentations
-    pixels:PixelCache=None, # Of decoded images; `None`: the file is read
+    pp:Preprocess, # Resizing and augmentation
+    seed:int=0,    # Random seed of the augmentations
+    pixels:PixelCache=None, # Cache of decoded images; `None`: the file is read
 ) -> np.ndarray: # 3 x size x size, uint8
-    "One view of an image file"
+    "Make one view of an image file"
     img = ImageFile(path, pp, pixels)
     if view:
         name = Path(path)
@@ -45,122 +45,183 @@ def view_pixels(
     return np.asarray(img).transpose(2, 0, 1)
 
 # %% ../../nbs/data/19_features.ipynb #b0fbf333
-def _about(model, pp, last, paths) -> dict:
-    cfg = model.net.pretrained_cfg
-    return dict(made_from=f"{cfg['architecture']} up to {model.stages[last].name}, {pp.size} px, of {common_folder(paths)}", weights=body_digest(model, last), stage=last, size=pp.size, resize=pp.resize, interpolation=pp.interpolation, draft=draft_size(pp), max_value=pp.max_value,
-        device=model.mean.device.type, versions=dict(torch=torch.__version__, timm=timm.__version__, pillow=PIL.__version__))
-
 @torch.no_grad()
 def feature_shape(
-    model:TransferModel,
-    size:int, # Of the images, pixels
-    last:int, # Stage
-) -> tuple:
-    "Of what the stages before `last` put out for one image"
+    model:TransferModel, # Head and body
+    size:int, # Side of the images, pixels
+    last:int, # Stage before which the body ends
+) -> tuple: # Of one image
+    "Find the shape of the output of the stages before `last`"
     training = model.training
     model.eval()
-    side = 32 if last == len(model.stages)-1 else size   # pooled: one number a channel, whatever the size
-    try: return tuple(run_stages(model.net, model.stages, model.normalised(model.mean.new_zeros(1, 3, side, side)), last=last).shape[1:])
+    side = 32 if last == len(model.stages)-1 else size   # pooled: one number per channel, whatever the size
+    pixels = model.mean.new_zeros(1, 3, side, side)
+    try: return tuple(run_stages(model.net, model.stages, model.normalised(pixels), last=last).shape[1:])
     finally: model.train(training)
+
+class _Request(NamedTuple):
+    "Features to compute"
+    model: TransferModel
+    pp: Preprocess
+    last: int          # stage before which the body ends
+    views: int         # of each image
+    seed: int          # of the augmentations
+    bs: int            # images per batch
+    pixels: PixelCache # of decoded images; `None`: the files are read
+
+    def key(self, path, view) -> bytes:
+        "Identify a view; augmentations depend on more than the file"
+        pp = self.pp
+        return file_key(path, *((view, self.seed, pp.train_size, pp.crop, pp.flip) if view else ()))
+
+    def about(self, paths) -> dict:
+        "Describe the store of these features"
+        model, pp = self.model, self.pp
+        body = f"{model.net.pretrained_cfg['architecture']} up to {model.stages[self.last].name}"
+        versions = dict(torch=torch.__version__, timm=timm.__version__, pillow=PIL.__version__)
+        return dict(
+            made_from=f'{body}, {pp.size} px, of {common_folder(paths)}', weights=body_digest(model, self.last),
+            stage=self.last, size=pp.size, resize=pp.resize, interpolation=pp.interpolation, draft=draft_size(pp),
+            max_value=pp.max_value, device=model.mean.device.type, versions=versions)
 
 # %% ../../nbs/data/19_features.ipynb #1d2f5014
 @dataclass
 class Features:
     "The outputs of a frozen body for the views of some images"
-    rows:np.ndarray   # in memory, or mapped into it
-    index:np.ndarray  # images x views: the number of the row
+    rows:np.ndarray   # in memory, or memory-mapped
+    index:np.ndarray  # images x views: number of the row
     computed:int      # rows that had to be computed
     seconds:float     # for all of it
-    difference:float|None # of the folded body from the unfolded one, relative; `None`: nothing was computed
+    difference:float|None # between the folded and the unfolded body, relative; `None`: nothing was computed
     where:str         # folder of the store; '': in memory
 
     def __str__(self):
         n = self.index.size
-        done = f'{n-self.computed} kept from before, ' if self.computed < n else ''
-        return f'features: {done}{self.computed} computed, {self.seconds:.1f} s' + (f', folded = unfolded within {self.difference:.0e}' if self.difference is not None else '') + ('' if self.where else ', not kept')
+        cached = f'{n-self.computed} cached, ' if self.computed < n else ''
+        folded = '' if self.difference is None else f', folded = unfolded within {self.difference:.0e}'
+        memory = '' if self.where else ', not cached'
+        return f'features: {cached}{self.computed} computed, {self.seconds:.1f} s{folded}{memory}'
 
 # %% ../../nbs/data/19_features.ipynb #0f237750
+class _Computed(NamedTuple):
+    "What a pass over the missing rows gave"
+    memory: dict            # job -> row, of all that are not in `store`
+    store: RowStore|None    # with the rows; `None`: all are in `memory`
+    folded: FoldedModel|None # that computed them
+    where: str              # folder in which they are cached; '': nowhere
+
+def _compute(folded, jobs, r):
+    "Yield (jobs, rows) of batches, the next ones being read meanwhile"
+    batches = read_ahead(lambda j: view_pixels(*j, r.pp, r.seed, r.pixels), jobs, r.bs)
+    device = folded._source[0].mean.device
+    for group, x in track(batches, -(-len(jobs)//r.bs), 'features'):
+        with torch.inference_mode(): yield group, folded(torch.from_numpy(x).to(device)).float().cpu().numpy()
+
+def _rows_in(store, keys) -> dict:
+    "Copy the rows that a store has"
+    if store is None: return {}
+    numbers = store.find(list(keys.values()))
+    return {j: store.rows[n].copy() for j, n in zip(keys, numbers) if n >= 0}
+
+def _compute_alone(r, missing, keys, store, gb) -> _Computed:
+    folded = FoldedModel(r.model, r.last).eval()
+    where = '' if store is None else str(store.folder)
+    if store is not None: make_room(len(missing)*store.row_bytes, [store.folder], gb)
+    memory = {}
+    for group, rows in _compute(folded, missing, r):
+        if store is not None:
+            try:
+                store.add([keys[j] for j in group], rows)
+                continue
+            except FileNotFoundError: raise   # removed, with all its rows
+            except OSError as e:
+                warn_data(
+                    f"The cache could not be written to ({e}); what it has is whole, and this run continues in "
+                    "memory.", 5)
+                memory, store, where = _rows_in(store, keys), None, ''
+        memory |= zip(group, rows)
+    return _Computed(memory=memory, store=store, folded=folded, where=where)
+
+def _union(missing) -> list:
+    "Collect the jobs that any process is missing, in one order"
+    return list(dict.fromkeys(j for jobs in gather_objects(missing) for j in jobs))
+
+def _compute_together(r, missing, keys, store) -> _Computed:
+    "Compute a part in each process; all get all rows, and the writer caches them for other runs"
+    folded = FoldedModel(r.model, r.last).eval()
+    mine = [missing[i] for i in rank_range(len(missing))]
+    rows = {}
+    for group, part in _compute(folded, mine, r): rows |= zip(group, part)
+    memory = {}
+    for part in gather_objects(rows): memory |= part
+    if store is not None and is_writer():
+        new = np.stack([memory[j] for j in missing])
+        with suppress(OSError): store.add([keys[j] for j in missing], new)   # else they are computed again next time
+    where = '' if store is None else str(store.folder)
+    return _Computed(memory=_rows_in(store, keys) | memory, store=None, folded=folded, where=where)
+
+def _find_or_compute(r, paths, store, gb) -> Features:
+    start = time.perf_counter()
+    jobs = [(str(p), v) for p in paths for v in range(r.views)]
+    keys = {j: r.key(*j) for j in jobs}
+    found = store.find(list(keys.values())) if store is not None else np.full(len(keys), -1)
+    missing = [j for j, n in zip(keys, found) if n < 0]
+    if world() > 1: missing = _union(missing)
+    if not missing: done = _Computed({}, store, None, '' if store is None else str(store.folder))
+    elif world() > 1: done = _compute_together(r, missing, keys, store)
+    else: done = _compute_alone(r, missing, keys, store, gb)
+    rows, index = _gather(done, keys, jobs)
+    return Features(
+        rows=rows, index=index.reshape(-1, r.views), computed=len(missing), seconds=time.perf_counter()-start,
+        difference=done.folded and done.folded.difference, where=done.where)
+
+def _gather(done, keys, jobs):
+    "The rows in one array, and the number of each job's row"
+    if done.store is None:
+        number = {j: i for i, j in enumerate(keys)}
+        rows = np.stack([done.memory[j] for j in keys])
+    else:
+        number = {j: done.store.numbers[k] for j, k in keys.items()}
+        rows = done.store.rows
+    return rows, np.array([number[j] for j in jobs])
+
 def _open(about, shape, gb):
     try: return open_store('features', about, shape, gb=gb)
-    except OSError as e: warn_data(f"The cache cannot be used ({e}); this run goes on without. FASTBIT_CACHE=FOLDER names another place.", 5)
+    except OSError as e:
+        warn_data(
+            f"The cache cannot be used ({e}); this run continues without it. FASTBIT_CACHE=FOLDER names another "
+            "place.", 5)
 
 def frozen_features(
-    model:TransferModel, # Its stages before `last` are what is run
+    model:TransferModel, # Body and head; the stages before `last` are run
     paths,               # Image files
-    pp:Preprocess,
-    last:int=None,       # Stage to stop before; `None`: the classifier
-    views:int=1,         # Of each image: 1: as validation sees it, k: and k-1 augmentations
-    seed:int=0,          # Of the augmentations
-    bs:int=32,           # Images in a pass
-    cache:bool=True,     # Keep them, and look for kept ones?
+    pp:Preprocess,       # Resizing and augmentation
+    last:int=None,       # Stage before which the body ends; `None`: the classifier
+    views:int=1,         # Views per image: the image as validation sees it, and `views`-1 augmentations
+    seed:int=0,          # Random seed of the augmentations
+    bs:int=32,           # Images per batch
+    cache:bool=True,     # Cache the features, and use cached ones?
     cache_gb:float=CACHE_GB, # GB that they may take; `ValueError` if they need more
-    pixels:PixelCache=None,  # Of decoded images; `None`: the files are read
+    pixels:PixelCache=None,  # Cache of decoded images; `None`: the files are read
 ) -> Features:
-    "What the stages before `last` put out for all views of all images"
-    last, options = len(model.stages)-1 if last is None else last, (views, seed, bs)
+    "Compute the outputs of the stages before `last` for all views of all images, or find them in the cache"
+    last = len(model.stages)-1 if last is None else last
     shape = feature_shape(model, pp.size, last)
     n = len(paths)*views
     gb = n*4*int(np.prod(shape))/2**30
-    if gb > cache_gb: raise ValueError(f"The output of {model.stages[last-1].name} for {n} images takes {gb:.3g} GB, and cache_gb={cache_gb:g} is allowed. Freeze more stages (learn.freeze() freezes all but the classifier), or allow more.")
-    with writer_first(): store = _open(_about(model, pp, last, paths), shape, cache_gb) if cache else None
-    try: return _find_or_compute(model, paths, pp, last, options, store, cache_gb, pixels)
+    if gb > cache_gb:
+        raise ValueError(
+            f"The output of {model.stages[last-1].name} for {n} images takes {gb:.3g} GB, and cache_gb={cache_gb:g} is "
+            "allowed. Freeze more stages (learn.freeze() freezes all but the classifier), or allow more.")
+    request = _Request(model=model, pp=pp, last=last, views=views, seed=seed, bs=bs, pixels=pixels)
+    with writer_first(): store = _open(request.about(paths), shape, cache_gb) if cache else None
+    try: return _find_or_compute(request, paths, store, cache_gb)
     except FileNotFoundError:
         if store is None or store.folder.exists(): raise
-        warn_data(f"The cache in {store.folder} was removed while it was read; this run computes anew, and goes on without.", 4)
-        return _find_or_compute(model, paths, pp, last, options, None, cache_gb, pixels)
-
-def _find_or_compute(model, paths, pp, last, options, store, cache_gb, pixels) -> Features:
-    start, (views, seed, bs) = time.perf_counter(), options
-    jobs = [(str(p), v) for p in paths for v in range(views)]
-    kept = (seed, pp.train_size, pp.crop, pp.flip)
-    keys = {j: file_key(j[0], *((j[1], *kept) if j[1] else ())) for j in jobs}
-    found = store.find(list(keys.values())) if store is not None else np.full(len(keys), -1)
-    missing, memory, folded = [j for j, n in zip(keys, found) if n < 0], {}, None
-    if world() > 1: missing = _agreed(missing)
-    where = '' if store is None else str(store.folder)
-    if missing and world() > 1: memory, store, folded = _compute_together(model, missing, keys, pp, last, options, store, pixels)
-    elif missing:
-        folded = FoldedModel(model, last).eval()
-        if store is not None: make_room(len(missing)*store.row_bytes, [store.folder], cache_gb)
-        for group, rows in _compute(folded, missing, pp, seed, bs, pixels):
-            if store is not None:
-                try: store.add([keys[j] for j in group], rows); continue
-                except FileNotFoundError: raise   # removed, and what it had with it
-                except OSError as e:
-                    warn_data(f"The cache could not be written to ({e}); what it has is whole, and this run goes on in memory.", 4)
-                    memory, store, where = {j: r for j, r in zip(keys, _rows_of(store, keys)) if r is not None}, None, ''
-            memory |= zip(group, rows)
-    rows, index = _gather(store, keys, jobs, memory)
-    return Features(rows, index.reshape(-1, views), len(missing), time.perf_counter()-start, folded and folded.difference, where)
-
-def _agreed(missing) -> list:
-    "What any of several processes has not got, in one order"
-    every = gather_objects(missing)
-    return list(dict.fromkeys(j for js in every for j in js))
-
-def _compute_together(model, missing, keys, pp, last, options, store, pixels) -> tuple:
-    "Each process computes a part, and all get all of it: rows in memory, `None` for the store, the folded body. The writer keeps them for other runs"
-    views, seed, bs = options
-    folded = FoldedModel(model, last).eval()
-    mine = [missing[i] for i in rank_range(len(missing))]
-    rows = {j: r for group, part in _compute(folded, mine, pp, seed, bs, pixels) for j, r in zip(group, part)}
-    memory = {j: r for part in gather_objects(rows) for j, r in part.items()}
-    if store is not None and is_writer():
-        with suppress(OSError): store.add([keys[j] for j in missing], np.stack([memory[j] for j in missing]))   # else they are computed again next time
-    have = {} if store is None else {j: r for j, r in zip(keys, _rows_of(store, keys)) if r is not None}
-    return have | memory, None, folded
-
-def _rows_of(store, keys): return [None if n < 0 else store.rows[n].copy() for n in store.find(list(keys.values()))]
-
-def _gather(store, keys, jobs, memory):
-    at = {j: i for i, j in enumerate(keys)} if store is None else {j: store.numbers[k] for j, k in keys.items()}
-    return np.stack([memory[j] for j in keys]) if store is None else store.rows, np.array([at[j] for j in jobs])
-
-def _compute(folded, jobs, pp, seed, bs, pixels):
-    batches = read_ahead(lambda j: view_pixels(*j, pp, seed, pixels), jobs, bs)
-    device = folded._source[0].mean.device
-    for group, x in track(batches, -(-len(jobs)//bs), 'features'):
-        with torch.inference_mode(): yield group, folded(torch.from_numpy(x).to(device)).float().cpu().numpy()
+        warn_data(
+            f"The cache in {store.folder} was removed while it was read; this run computes the features again and "
+            "continues without it.", 4)
+        return _find_or_compute(request, paths, None, cache_gb)
 
 # %% ../../nbs/data/19_features.ipynb #139a9945
 IN_MEMORY = 2**30  # bytes of features that are held in memory, on the device; more are read from the disk batch by batch
@@ -169,32 +230,42 @@ class FeatureDL:
     "Batches of features and class numbers, for a fastai `Learner`"
     drop_last = False
     def __init__(self,
-        features:Features,
-        targs:torch.Tensor, # n class numbers
-        bs:int,             # Rows in a batch
-        shuffle:bool=False, # In another order each time, and any of the views? else in order, the first view
-        seed:int=0,         # Of the order
-        device='cpu',
+        features:Features,  # From `frozen_features`
+        targs:torch.Tensor, # Class numbers, one per image
+        bs:int,             # Rows per batch
+        shuffle:bool=False, # Draw a new order and one of the views of each image in every epoch? Else in order, view 0
+        seed:int=0,         # Random seed of the order
+        device='cpu',       # Where batches go
     ):
-        self.rows, self.index, self.targs, self.bs, self.shuffle, self.seed, self.device, self.passes = features.rows, features.index, targs, bs, shuffle, seed, torch.device(device), 0
-        self.n = len(targs)
-        if self.index.size*self.rows[:1].nbytes <= IN_MEMORY:
-            self.rows, self.index = torch.from_numpy(self.rows[self.index.ravel()]).to(self.device), np.arange(self.index.size).reshape(self.index.shape)
-            self.targs = targs.to(self.device)
+        self.rows, self.index, self.targs = features.rows, features.index, targs
+        self.bs, self.shuffle, self.seed = bs, shuffle, seed
+        self.device = torch.device(device)
+        self.n, self.passes = len(targs), 0
+        if self.index.size*self.rows[:1].nbytes <= IN_MEMORY: self._load()
+
+    def _load(self):
+        "Move all rows and targets to the device"
+        self.rows = torch.from_numpy(self.rows[self.index.ravel()]).to(self.device)
+        self.index = np.arange(self.index.size).reshape(self.index.shape)
+        self.targs = self.targs.to(self.device)
 
     def __len__(self): return -(-self.n//self.bs)
     def to(self, device): return self
 
     def _order(self):
+        "Draw the images and the view of each"
         if not self.shuffle: return np.arange(self.n), np.zeros(self.n, dtype=int)
         rng = np.random.RandomState([self.seed % 2**32, self.passes])
         self.passes += 1
         return rng.permutation(self.n), rng.randint(self.index.shape[1], size=self.n)
+
+    def _rows(self, at):
+        if isinstance(self.rows, torch.Tensor): return self.rows[torch.from_numpy(at)]
+        return torch.from_numpy(self.rows[at]).to(self.device)
 
     def __iter__(self):
         order, views = self._order()
         for lo in range(0, self.n, self.bs):
             i = order[lo:lo+self.bs]
             at = self.index[i, views[lo:lo+self.bs]]
-            x = self.rows[torch.from_numpy(at)] if isinstance(self.rows, torch.Tensor) else torch.from_numpy(self.rows[at]).to(self.device)
-            yield x, self.targs[torch.from_numpy(i)].to(self.device)
+            yield self._rows(at), self.targs[torch.from_numpy(i)].to(self.device)

@@ -1,4 +1,4 @@
-"""Pictures to learn and to try things with: drawn, not fetched
+"""Drawn images for tutorials and tests that run offline
 
 Docs: https://fastbit.github.io/fastbit/data/flowers.html.md"""
 
@@ -10,6 +10,7 @@ __all__ = ['FLOWERS', 'draw_flower', 'drawn_flowers']
 # %% ../../nbs/data/18_flowers.ipynb #f4eef63a
 import colorsys, math, random
 from pathlib import Path
+from typing import NamedTuple
 
 # %% ../../nbs/data/18_flowers.ipynb #a9fcffef
 from PIL import Image, ImageDraw, ImageFilter
@@ -18,73 +19,105 @@ from PIL import Image, ImageDraw, ImageFilter
 from .public import cache_dir
 
 # %% ../../nbs/data/18_flowers.ipynb #8b59de51
-FLOWERS = dict(  # petals; hue in degrees, saturation; length and width of a petal, radius of the centre (of the flower's radius), its hue and brightness
-    anemone=((6, 8), (210, 365), (.1, .75), 1., .42, .26, 250, .5),
-    buttercup=((5, 5), (40, 60), (.6, .95), .95, .62, .18, 60, .85),
-    cornflower=((10, 14), (200, 340), (.4, .8), 1., .22, .22, 280, .6),
-    daisy=((13, 20), (0, 60), (0, .5), 1., .17, .28, 48, .85),
-    poppy=((4, 6), (345, 410), (.5, .95), .9, .85, .2, 100, .35),
-    sunflower=((16, 26), (30, 52), (.6, .95), 1., .16, .42, 30, .4),
+class _Flower(NamedTuple):
+    "The ranges of a class"
+    petals: tuple      # number, from and to
+    hues: tuple        # of the petals, degrees
+    saturations: tuple # of the petals
+    length: float      # of a petal, in radii of the flower
+    width: float       # of a petal, in lengths
+    center: float      # radius, in radii of the flower
+    center_hue: float  # degrees
+    brightness: float  # of the center
+
+FLOWERS = dict(
+    anemone=_Flower((6, 8), (210, 365), (.1, .75), 1., .42, center=.26, center_hue=250, brightness=.5),
+    buttercup=_Flower((5, 5), (40, 60), (.6, .95), .95, .62, center=.18, center_hue=60, brightness=.85),
+    cornflower=_Flower((10, 14), (200, 340), (.4, .8), 1., .22, center=.22, center_hue=280, brightness=.6),
+    daisy=_Flower((13, 20), (0, 60), (0, .5), 1., .17, center=.28, center_hue=48, brightness=.85),
+    poppy=_Flower((4, 6), (345, 410), (.5, .95), .9, .85, center=.2, center_hue=100, brightness=.35),
+    sunflower=_Flower((16, 26), (30, 52), (.6, .95), 1., .16, center=.42, center_hue=30, brightness=.4),
 )
 
-def _colour(rng, hue, saturation, value) -> tuple:
-    "RGB in 0 … 255, a little off"
-    return tuple(round(255*v) for v in colorsys.hsv_to_rgb(hue/360 % 1, min(1, max(0, saturation + rng.uniform(-.1, .1))), min(1, value + rng.uniform(-.12, .08))))
+def _color(rng, hue, saturation, value) -> tuple:
+    "RGB in 0 … 255, with a random deviation"
+    s = min(1, max(0, saturation + rng.uniform(-.1, .1)))
+    v = min(1, value + rng.uniform(-.12, .08))
+    return tuple(round(255*c) for c in colorsys.hsv_to_rgb(hue/360 % 1, s, v))
 
 def _leaf(x, y, angle, length, width) -> list:
     "The outline of a leaf or petal that grows from (x, y)"
-    def side(s): return [(x + length*(t*math.cos(angle) - s*b*math.sin(angle)), y + length*(t*math.sin(angle) + s*b*math.cos(angle))) for t, b in bulge]
     bulge = [(i/8, width*math.sin(math.pi*(i/8)**.8)) for i in range(9)]
+    cos, sin = math.cos(angle), math.sin(angle)
+    def side(s): return [(x + length*(t*cos - s*b*sin), y + length*(t*sin + s*b*cos)) for t, b in bulge]
     return side(.5) + side(-.5)[::-1]
 
 # %% ../../nbs/data/18_flowers.ipynb #f5b1c017
 def _grass(d, rng, w, h):
     for _ in range(90):
-        at = rng.uniform(0, w), rng.uniform(0, h), rng.uniform(0, 2*math.pi), rng.uniform(.1, .5)*h, rng.uniform(.05, .25)
-        d.polygon(_leaf(*at), fill=_colour(rng, rng.uniform(60, 140), .55, rng.uniform(.2, .75)))
+        x, y = rng.uniform(0, w), rng.uniform(0, h)
+        angle = rng.uniform(0, 2*math.pi)
+        length = rng.uniform(.1, .5)*h
+        blade = _leaf(x, y, angle, length, rng.uniform(.05, .25))
+        d.polygon(blade, fill=_color(rng, rng.uniform(60, 140), .55, rng.uniform(.2, .75)))
 
 def _blossom(d, rng, kind, w, h):
-    (low, high), hues, saturations, length, width, centre, middle, bright = FLOWERS[kind]
-    r, x, y = rng.uniform(.13, .42)*h, rng.uniform(.25, .75)*w, rng.uniform(.3, .7)*h
-    turn, n, squeeze, hue, value, saturation = rng.uniform(0, 7), rng.randint(low, high), rng.uniform(.65, 1), rng.uniform(*hues), rng.uniform(.6, 1), rng.uniform(*saturations)
+    f = FLOWERS[kind]
+    r = rng.uniform(.13, .42)*h
+    x, y = rng.uniform(.25, .75)*w, rng.uniform(.3, .7)*h
+    turn = rng.uniform(0, 7)
+    n = rng.randint(*f.petals)
+    squeeze = rng.uniform(.65, 1)
+    hue = rng.uniform(*f.hues)
+    value = rng.uniform(.6, 1)
+    saturation = rng.uniform(*f.saturations)
     for i in rng.sample(range(n), n):
-        petal = _leaf(x, y, turn + 2*math.pi*(i + rng.uniform(-.12, .12))/n, r*length*rng.uniform(.85, 1.1), width*rng.uniform(.85, 1.15))
-        d.polygon([(px, y + (py-y)*squeeze) for px, py in petal], fill=_colour(rng, hue, saturation, value), outline=_colour(rng, hue, saturation, .7*value))
-    c = r*centre
-    d.ellipse((x-c, y-c*squeeze, x+c, y+c*squeeze), fill=_colour(rng, middle, .7, bright))
+        angle = turn + 2*math.pi*(i + rng.uniform(-.12, .12))/n
+        length = r*f.length*rng.uniform(.85, 1.1)
+        petal = _leaf(x, y, angle, length, f.width*rng.uniform(.85, 1.15))
+        outline = [(px, y + (py-y)*squeeze) for px, py in petal]
+        fill = _color(rng, hue, saturation, value)
+        d.polygon(outline, fill=fill, outline=_color(rng, hue, saturation, .7*value))
+    c = r*f.center
+    d.ellipse((x-c, y-c*squeeze, x+c, y+c*squeeze), fill=_color(rng, f.center_hue, .7, f.brightness))
 
 # %% ../../nbs/data/18_flowers.ipynb #4954e4c8
 def draw_flower(
-    kind:str, # One of `FLOWERS`
-    seed:int, # Another seed is another picture
+    kind:str, # A key of `FLOWERS`
+    seed:int, # Random seed of the image
     size:tuple=(160, 128), # Width and height, pixels
 ) -> Image.Image: # RGB
-    "A flower in the grass; the same seed gives the same picture"
+    "Draw a flower in the grass; the same seed gives the same image"
     if kind not in FLOWERS: raise ValueError(f"kind={kind!r}; it can be {', '.join(FLOWERS)}.")
-    rng, (w, h) = random.Random(f'{kind}/{seed}'), (2*size[0], 2*size[1])   # twice as large, then made smaller: smooth edges
-    img = Image.new('RGB', (w, h), _colour(rng, rng.uniform(70, 130), .45, rng.uniform(.3, .6)))
+    rng = random.Random(f'{kind}/{seed}')
+    w, h = 2*size[0], 2*size[1]   # drawn twice as large and reduced, for smooth edges
+    img = Image.new('RGB', (w, h), _color(rng, rng.uniform(70, 130), .45, rng.uniform(.3, .6)))
     d = ImageDraw.Draw(img)
     _grass(d, rng, w, h)
     for _ in range(rng.choice((1, 1, 1, 2))): _blossom(d, rng, kind, w, h)
     for _ in range(rng.randint(0, 6)):   # blades in front
-        at = rng.uniform(0, w), h, -math.pi/2 + rng.uniform(-.7, .7), rng.uniform(.4, 1.)*h, rng.uniform(.04, .1)
-        d.polygon(_leaf(*at), fill=_colour(rng, rng.uniform(70, 130), .6, rng.uniform(.25, .7)))
+        x = rng.uniform(0, w)
+        angle = -math.pi/2 + rng.uniform(-.7, .7)
+        length = rng.uniform(.4, 1.)*h
+        blade = _leaf(x, h, angle, length, rng.uniform(.04, .1))
+        d.polygon(blade, fill=_color(rng, rng.uniform(70, 130), .6, rng.uniform(.25, .7)))
     return img.resize(size, Image.Resampling.LANCZOS).filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.2)))
 
 # %% ../../nbs/data/18_flowers.ipynb #cb2cfd0d
 def drawn_flowers(
-    folder:str|Path=None, # Where the class folders go; `None`: below `cache_dir()`
-    n_per_class:int=60,   # Pictures of each of the six kinds, 1 or more
+    folder:str|Path=None, # Folder for the class folders; `None`: below `cache_dir()`
+    n_per_class:int=60,   # Images of each of the six kinds, 1 or more
 ) -> Path: # The folder
-    "Fill a folder with class folders of drawn flowers, JPEG, 160 x 128 pixels; those that are there already stay"
-    if not isinstance(n_per_class, int) or n_per_class < 1: raise ValueError(f"n_per_class={n_per_class!r}: 1 picture or more.")
+    "Fill a folder with class folders of drawn flowers, JPEG, 160 x 128 pixels"
+    if not isinstance(n_per_class, int) or n_per_class < 1:
+        raise ValueError(f"n_per_class={n_per_class!r}: 1 picture or more.")
     folder = Path(folder) if folder else cache_dir()/f'flowers-{n_per_class}'
     for kind in FLOWERS:
         (folder/kind).mkdir(parents=True, exist_ok=True)
         for i in range(n_per_class):
             path = folder/kind/f'{kind}_{i:03d}.jpg'
             if path.exists(): continue
-            part = path.with_name(f'.{path.name}.part')   # written aside, so that nobody reads half a picture
+            part = path.with_name(f'.{path.name}.part')   # renamed when complete, so that nobody reads half an image
             draw_flower(kind, i).save(part, format='JPEG', quality=92)
             part.replace(path)
     return folder

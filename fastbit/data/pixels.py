@@ -1,4 +1,4 @@
-"""Images are decoded and resized once, not once an epoch
+"""Cache decoded and resized images across epochs and runs
 
 Docs: https://fastbit.github.io/fastbit/data/pixels.html.md"""
 
@@ -17,70 +17,88 @@ from PIL import Image
 
 # %% ../../nbs/data/13_pixels.ipynb #e13f512f
 from ..bodies.preprocess import Preprocess
-from .transforms import ImageFile, draft_size
 from ..core.store import CACHE_GB, RowStore, file_key, make_room, open_store
 from ..core.text import warn_data
+from .transforms import ImageFile, draft_size
 
 # %% ../../nbs/data/13_pixels.ipynb #aa5e0dd5
 def common_folder(
     paths # Files, one or more
 ) -> str:
-    "The folder that all of them are in"
+    "Find the folder that contains all of them"
     folders = {os.path.dirname(os.path.abspath(p)) for p in paths}
     try: return os.path.commonpath(folders)
     except ValueError: return 'several drives'   # of Windows
 
-def _share(splits, sizes) -> dict:
-    "Images of which each size is made: all are looked at in the size of validation, where training does not crop"
+def _images_per_size(splits, sizes) -> dict:
+    "Count the images of each size: all in the size of validation, training images also in a larger one if they are cropped"
     n_train = int((splits == 'train').sum())
-    return {size: n_train if size != sizes[0] else len(splits) - n_train*(len(sizes) > 1) for size in sizes}
+    n_eval = len(splits) - n_train*(len(sizes) > 1)
+    return {size: n_train if size != sizes[0] else n_eval for size in sizes}
 
 class PixelCache:
-    "Squares of image files, decoded and resized once; without a place to keep them it decodes each time"
+    "Squares of image files, decoded and resized once; without a usable cache folder it decodes each time"
     def __init__(self,
-        pp:Preprocess,      # What squares there are, and how they are made
+        pp:Preprocess,      # Sizes and resizing
         table:pd.DataFrame, # Columns path and split: the data it is for
         gb:float=CACHE_GB,  # GB that all stores together may take
     ):
-        self.pp, self.stores = pp, {}
-        n_of = _share(table.split, sorted({pp.size, pp.train_size if pp.crop else pp.size}))
-        where = common_folder(table.path)
+        self.pp = pp
+        self.stores = {}
+        n_images = _images_per_size(table.split, sorted({pp.size, pp.train_size if pp.crop else pp.size}))
+        folder = common_folder(table.path)
         try:
-            for size in n_of: self.stores[size] = open_store('pixels', dict(made_from=f'{size} px, {pp.resize}, of {where}', resize=pp.resize, interpolation=pp.interpolation,
-                draft=draft_size(pp), max_value=pp.max_value, pillow=PIL.__version__), (size, size, 3), np.uint8, gb)
-        except OSError as e: self.stores = {}; warn_data(f"The cache cannot be used ({e}); images are decoded in every epoch. FASTBIT_CACHE=FOLDER names another place.", 5); return
-        self._divide(n_of, gb)
+            for size in n_images: self.stores[size] = self._open(size, folder, gb)
+        except OSError as e:
+            self.stores = {}
+            warn_data(
+                f"The cache cannot be used ({e}); images are decoded in every epoch. FASTBIT_CACHE=FOLDER names "
+                "another place.", 5)
+        else: self._divide(n_images, gb)
 
-    def _divide(self, n_of, gb):
-        "Make room, and give each size its share of it"
-        wanted = {size: max(0, n_of[size]*(s.row_bytes+16) - s.n_bytes) for size, s in self.stores.items()}
-        free, whole = make_room(sum(wanted.values()), [s.folder for s in self.stores.values()], gb, ('pixels',)), sum(wanted.values()) + len(wanted)
-        for size, s in self.stores.items(): s.max_bytes = s.n_bytes + int(free*(wanted[size]+1)/whole)
+    def _open(self, size, folder, gb) -> RowStore:
+        pp = self.pp
+        about = dict(
+            made_from=f'{size} px, {pp.resize}, of {folder}', resize=pp.resize, interpolation=pp.interpolation,
+            draft=draft_size(pp), max_value=pp.max_value, pillow=PIL.__version__)
+        return open_store('pixels', about, (size, size, 3), np.uint8, gb)
+
+    def _divide(self, n_images, gb):
+        "Make room, and divide it among the sizes"
+        stores = self.stores
+        wanted = {size: max(0, n_images[size]*(s.row_bytes+16) - s.n_bytes) for size, s in stores.items()}
+        total = sum(wanted.values())
+        free = make_room(total, [s.folder for s in stores.values()], gb, ('pixels',))
+        for size, s in stores.items(): s.max_bytes = s.n_bytes + int(free*(wanted[size]+1)/(total + len(wanted)))
 
     def refresh(self):
-        "See what other processes have kept"
+        "Look for squares that other processes have added"
         with suppress(OSError):
             for s in self.stores.values(): s.refresh()
 
-    def squares(self, file:ImageFile, sizes:list) -> list: # Of images of one's own, one for each of `sizes`
-        "Squares of a file: kept ones, or else ones that are kept from now on"
-        key, kept = self._kept(file, sizes)
-        absent = [s for s in sizes if s not in kept]
-        made = dict(zip(absent, file.make(absent) if absent else []))
+    def squares(self,
+        file:ImageFile, # An image
+        sizes:list,     # Sides, pixels
+    ) -> list: # New images, one for each of `sizes`
+        "Return cached squares of a file; make and cache the others"
+        key, cached = self._find(file, sizes)
+        missing = [s for s in sizes if s not in cached]
+        made = dict(zip(missing, file.make(missing) if missing else []))
         for s, img in made.items():
-            if key and s in self.stores: self._keep(self.stores[s], key, img)
-        return [made[s] if s in made else Image.fromarray(kept[s]) for s in sizes]
+            if key and s in self.stores: self._add(self.stores[s], key, img)
+        return [made[s] if s in made else Image.fromarray(cached[s]) for s in sizes]
 
-    def _kept(self, file, sizes) -> tuple:
-        "(the file's key, {size: pixels}); no key if nothing is to be looked up or kept"
-        stores, kept, key = {s: self.stores[s] for s in sizes if s in self.stores}, {}, None
-        with suppress(OSError):   # a store was removed, or is no longer to be read
+    def _find(self, file, sizes) -> tuple:
+        "(the file's key, {size: pixels}); no key if there is nothing to look up or add"
+        stores = {s: self.stores[s] for s in sizes if s in self.stores}
+        key, cached = None, {}
+        with suppress(OSError):   # a store was removed, or cannot be read any more
             key = file_key(file.path) if stores else None
             for s, store in stores.items():
-                if key and (pixels := store.get(key)) is not None: kept[s] = pixels
-        return key, kept
+                if key and (pixels := store.get(key)) is not None: cached[s] = pixels
+        return key, cached
 
-    def _keep(self, store:RowStore, key, img):
+    def _add(self, store:RowStore, key, img):
         if store.n_bytes + store.row_bytes + 16 > store.max_bytes: return
         try: store.add([key], np.asarray(img)[None])
-        except OSError: store.max_bytes = 0   # full, or removed: whatever it has is whole, and no more is tried
+        except OSError: store.max_bytes = 0   # full, or removed: its rows are whole, and no more are added

@@ -1,4 +1,4 @@
-"""…
+"""Read the rows of a table: paths, labels and splits
 
 Docs: https://fastbit.github.io/fastbit/data/rows.html.md"""
 
@@ -11,33 +11,36 @@ __all__ = ['TableRows', 'check_no_columns', 'table_rows']
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 # %% ../../nbs/data/07_rows.ipynb #081e266c
 import pandas as pd
 
 # %% ../../nbs/data/07_rows.ipynb #2f35e9f3
 from ..core.text import warn_data
-from .columns import _FALSE, _LABEL_NAMES, _PATH_NAMES, _SPLIT, _SPLIT_NAMES, _TRUE, _WEAK_NAMES, Position, _distinct, _flag, _is_flag, _listed, _plain, choose_columns, split_word
+from .columns import (
+    _FALSE, _LABEL_NAMES, _PATH_NAMES, _SPLIT, _SPLIT_NAMES, _TRUE, _WEAK_NAMES, ColumnNumber, _distinct, _flag, _is_flag,
+    _listed, _plain, choose_columns, split_word)
 from .csvfile import names_image, read_grid
 from .filepaths import Located, as_suffix, exists_below, locate_files, one_row_per_file, sample_of
 from .labels import as_texts, clean_label, is_number, one_label, whole_numbers
 
 # %% ../../nbs/data/07_rows.ipynb #2ee3c6e9
 def _check_one_word(words, column):
-    "Words that different people mean different splits by"
+    "Raise `ValueError` for two words that may mean different splits"
     stems = {}
     for o in words:
         stem = _SPLIT.fullmatch(_plain(o))[1][:3]   # val, valid and validation are one
         stems.setdefault(split_word(o), set()).add(stem)
     several = next((s for s, found in stems.items() if len(found) > 1), None)
-    if several:
-        raise ValueError(
-            f"Column {column!r} has several words for one split: "
-            f"{', '.join(sorted(repr(o) for o in words if split_word(o) == several))}. Use one "
-            "word for each of train, valid and test.")
+    if several is None: return
+    same = sorted(repr(o) for o in words if split_word(o) == several)
+    raise ValueError(
+        f"Column {column!r} has several words for one split: {', '.join(same)}. Use one word for each of train, "
+        "valid and test.")
 
-def _split_names(df, column) -> list[str]:
-    "'train', 'valid', 'test' or '' for each row"
+def _read_splits(df, column) -> list[str]:
+    "Read 'train', 'valid', 'test' or '' for each row"
     cells = [clean_label(o) for o in as_texts(df[column])]
     distinct = sorted(set(cells) - {''})
     about = _flag(column) or 'valid'
@@ -48,13 +51,13 @@ def _split_names(df, column) -> list[str]:
     wrong = [o for o in words if words[o] is None]
     if wrong:
         raise ValueError(
-            "A split can be train, valid or test, in usual words, or True and False in a column "
-            f"such as is_valid; column {column!r} has {wrong[0]!r}.")
+            "A split can be train, valid or test, in usual words, or True and False in a column such as is_valid; "
+            f"column {column!r} has {wrong[0]!r}.")
     _check_one_word(words, column)
     names = {'': ''} | yes_no | words
     return [names[o] for o in cells]
 
-def _note_held_out(df, column, splits):
+def _warn_held_out(df, column, splits):
     "Warn if a column of yes and no, which may be about quality, holds out more than half of the rows for validation"
     n = splits.count('valid')
     if 2*n > len(splits) and _is_flag(_distinct(df, column)):
@@ -62,19 +65,22 @@ def _note_held_out(df, column, splits):
             f"Column {str(column)!r} holds out {n} of {len(splits)} rows for validation. If it is not a split, "
             "rename it, or choose another column with split_col=.", 5)
 
+def _merged(found, columns, lines) -> list[str]:
+    "Merge columns of yes and no such as is_valid and is_test; raise `ValueError` for a row in two splits"
+    held_out = [{o for o in row if o in ('valid', 'test')} for row in zip(*found)]
+    both = next((i for i, o in enumerate(held_out) if len(o) > 1), None)
+    if both is not None:
+        raise ValueError(
+            f"{lines([both])} is in two splits by the columns {_listed(columns)}: choose one of them with "
+            f"split_col={str(columns[0])!r}.")
+    return [min(o, default='train') for o in held_out]
+
 def _splits(df, columns, lines) -> list[str]:
-    found = [_split_names(df, c) for c in columns]
+    "'train', 'valid', 'test', or '' if it is still to be drawn, for each row"
+    found = [_read_splits(df, c) for c in columns]
     if not found: return ['']*len(df)
-    for c, splits in zip(columns, found): _note_held_out(df, c, splits)
-    if len(found) > 1:   # is_valid and is_test
-        held_out = [{o for o in row if o in ('valid', 'test')} for row in zip(*found)]
-        both = next((i for i, o in enumerate(held_out) if len(o) > 1), None)
-        if both is not None:
-            raise ValueError(
-                f"{lines([both])} is in two splits by the columns {_listed(columns)}: choose one "
-                f"of them with split_col={str(columns[0])!r}.")
-        splits = [min(o, default='train') for o in held_out]
-    else: splits = found[0]
+    for c, splits in zip(columns, found): _warn_held_out(df, c, splits)
+    splits = _merged(found, columns, lines) if len(found) > 1 else found[0]
     if not set(splits) & {'', 'valid'}:   # validation is drawn from training, as for folders
         splits = ['' if o == 'train' else o for o in splits]
     if '' in splits and not set(splits) <= {'', 'test'}:
@@ -105,62 +111,84 @@ def _is_header(first, below) -> bool:
     return usual > 0 or not any(map(is_number, first))
 
 def _with_header(grid) -> pd.DataFrame:
-    "The lines below the header, with its names; '1', '2', … where there is none"
+    "The lines below the header, with its names; '1', '2', … if there is none"
     cells = grid.cells
     cells = cells.loc[:, [bool((cells[c] != '').any()) for c in cells]]   # a separator at the end of each line
     n_first = grid.n_first
-    if _is_title(cells): cells, n_first = cells.iloc[1:], cells.shape[1]
+    if _is_title(cells):
+        cells = cells.iloc[1:]
+        n_first = cells.shape[1]
     first = [o.strip() for o in cells.iloc[0]]
     if not _is_header(first, cells.iloc[1:2001]):
-        positions = [Position(i+1) for i in range(cells.shape[1])]
-        return cells.set_axis(pd.Index(positions, dtype=object), axis=1)
+        numbers = [ColumnNumber(i+1) for i in range(cells.shape[1])]
+        return cells.set_axis(pd.Index(numbers, dtype=object), axis=1)
     names = [clean_label(o).lstrip('#').strip() for o in first]
     if n_first == len(names)-1: names = ['', *names[:-1]]   # R's row names have no header
     df = cells.iloc[1:].set_axis(names, axis=1)
     again = (cells.iloc[1:] == cells.iloc[0]).all(axis=1).to_numpy()   # files that were joined
     return df[~again] if again.any() else df
 
+def _mostly_images(cells) -> bool:
+    some = [str(o).strip() for o in sample_of(cells, 20)]
+    return sum(map(names_image, some))*2 > len(some)
+
 def _with_index(df) -> pd.DataFrame:
-    "An index with names, with names of images, or next to one column, is a column"
+    "Turn an index with names, with names of images, or next to one column, into a column"
     index = df.index
     levels = [i for i, name in enumerate(index.names) if name is not None and name not in df.columns]
     if not levels and all(name is None for name in index.names):
         levels = [i for i in range(index.nlevels) if _mostly_images(index.get_level_values(i))]
     if levels and len(levels) < index.nlevels: return df.reset_index(level=levels)
-    return df.reset_index() if levels or (df.shape[1] == 1 and not isinstance(index, pd.RangeIndex)) else df
-
-def _mostly_images(cells) -> bool:
-    some = [str(o).strip() for o in sample_of(cells, 20)]
-    return sum(map(names_image, some))*2 > len(some)
+    single = df.shape[1] == 1 and not isinstance(index, pd.RangeIndex)
+    return df.reset_index() if levels or single else df
 
 def _check_names(df, source):
+    "Raise `ValueError` for a table of one column, two columns of one name, and a row that became the header"
     if df.shape[1] < 2:
         raise ValueError(
-            f"{source} is neither a folder nor a table with a column of paths and one of labels: "
-            f"its only column is {_listed(list(df)) or 'none'}.")
+            f"{source} is neither a folder nor a table with a column of paths and one of labels: its only column is "
+            f"{_listed(list(df)) or 'none'}.")
     twice = df.columns[df.columns.duplicated()]
     if len(twice): raise ValueError(f"{source} has two columns called {twice[0]!r}: rename one of them.")
-    first = [c for c in df if not isinstance(c, Position) and names_image(str(c))]
+    first = [c for c in df if not isinstance(c, ColumnNumber) and names_image(str(c))]
     if first:
         raise ValueError(
             f"{source} has a column called {first[0]!r}: its first row has become its header. "
             "Read it with pandas.read_csv(…, header=None).")
 
+# %% ../../nbs/data/07_rows.ipynb #38748349
 @dataclass(frozen=True)
 class TableRows:
-    "What a table says"
-    rows: pd.DataFrame    # path, label, split ('train', 'valid', 'test', or '' for not yet split), sorted by path
+    "One row per image, read from a table"
+    rows: pd.DataFrame    # path, label, split ('train', 'valid', 'test', or '' if still to be drawn), sorted by path
     skipped: pd.DataFrame # path, reason: rows that are not used
-    words: str            # which columns were taken and where the files are, for the plan
+    words: str            # columns and folders that were used, for the plan
+
+class _Table(NamedTuple):
+    "A table file or a DataFrame, opened"
+    cells: pd.DataFrame # with names of columns
+    source: str         # as messages call it
+    name: str           # as the plan calls it
+    home: Path|None     # folder of the file
+    line: str           # what a row is called
+
+    def lines(self, rows) -> str: return _numbers_of(self.line, [self.cells.index[i] for i in rows])
+
+def _open_table(source) -> _Table:
+    if isinstance(source, pd.DataFrame):
+        name = source.attrs.get('name', 'DataFrame')
+        return _Table(cells=_with_index(source), source='The DataFrame', name=name, home=None, line='row')
+    path = Path(source)
+    return _Table(cells=_with_header(read_grid(source)), source=str(source), name=path.name, home=path.parent, line='line')
 
 def _words(name, chosen, located, is_split) -> str:
     title = lambda c: str(c) or 'without a name'
-    taken = [f'paths from column {title(chosen.path)}', f'labels from {title(chosen.label)}']
-    if is_split: taken.append(f"splits from {' and '.join(map(title, chosen.splits))}")
+    used = [f'paths from column {title(chosen.path)}', f'labels from {title(chosen.label)}']
+    if is_split: used.append(f"splits from {' and '.join(map(title, chosen.splits))}")
     rest = [located] if located else []
     more = ', …' if len(chosen.others) > 5 else ''
     if chosen.others: rest.append(f"not used: {', '.join(map(title, chosen.others[:5]))}{more}")
-    return '; '.join([f"{name}: {', '.join(taken)}", *rest])
+    return '; '.join([f"{name}: {', '.join(used)}", *rest])
 
 def _numbers_of(what, numbers) -> str:
     more = ', …' if len(numbers) > 5 else ''
@@ -170,51 +198,54 @@ def check_no_columns(
     source, # A folder
     **given # root, path_col, label_col, split_col, suffix
 ):
-    "`ValueError` for an option of tables"
+    "Raise `ValueError` for options of tables"
     wrong = next((k for k, v in given.items() if v is not None), None)
-    if wrong:
-        raise ValueError(
-            f"{wrong}={str(given[wrong])!r} is for tables (CSV), and {source} is a folder: leave "
-            "it out.")
+    if wrong is None: return
+    raise ValueError(f"{wrong}={str(given[wrong])!r} is for tables (CSV), and {source} is a folder: leave it out.")
 
-def _located(cells, root, home, suffix) -> Located:
-    "The files, if none is there as it stands also without pandas' '.0', and with `suffix` instead of an extension"
+def _locate(cells, root, home, suffix) -> Located:
+    "Find the files; if none exists, try without pandas' '.0', and with `suffix` instead of an extension"
     plain = locate_files(cells, root, home, suffix)
     if exists_below(plain.paths, ''): return plain
-    stems = [os.path.splitext(o)[0] if names_image(o) else o for o in map(str.strip, cells)] if suffix else cells
+    stems = cells
+    if suffix: stems = [os.path.splitext(o)[0] if names_image(o) else o for o in map(str.strip, cells)]
     for others in (whole_numbers([o.strip() for o in cells]), stems):
         if others == cells: continue
         located = locate_files(others, root, home, suffix)
         if exists_below(located.paths, ''): return located
     return plain
 
+def _check_filled(table, chosen, cells, labels):
+    "Raise `ValueError` for rows without a path or a label"
+    empty = [i for i, (p, l) in enumerate(zip(cells, labels)) if not l or not p.strip()]
+    if not empty: return
+    raise ValueError(
+        f"{len(empty)} of {len(cells)} rows have no path or no label in the columns {chosen.path!r} and "
+        f"{chosen.label!r}: {table.lines(empty)}. Fill them in, or leave these rows out.")
+
 def table_rows(
     source:str|Path|pd.DataFrame, # A table file or a DataFrame
-    root:str|Path=None, # Where relative paths start; `None`: the file's folder, or the working directory
+    root:str|Path=None, # Folder in which relative paths start; `None`: the file's folder, or the working directory
     path_col=None,      # Column of paths; `None`: found
     label_col=None,     # Column of labels; `None`: found
     split_col=None,     # Column of splits; `None`: found, if there is one
-    suffix:str=None,    # What the files' names end in where the table has ids; `None`: found by looking
+    suffix:str=None,    # Extension of the files if the table has ids; `None`: found
 ) -> TableRows:
-    "Read the rows of a table; `ValueError` or `FileNotFoundError` for what cannot be read without doubt"
-    suffix, frame = as_suffix(suffix), isinstance(source, pd.DataFrame)
-    df, home = (_with_index(source), None) if frame else (_with_header(read_grid(source)), Path(source).parent)
-    name = 'The DataFrame' if frame else str(source)
-    lines = lambda rows: _numbers_of('row' if frame else 'line', [df.index[i] for i in rows])
-    _check_names(df, name)
-    if not len(df): raise ValueError(f"{name} has no rows, only the columns {_listed(list(df))}.")
-    roots = (root,) if root is not None else ('',) if frame else (home, '')
-    chosen = choose_columns(df, path_col, label_col, split_col, roots=roots, suffix=suffix, source=name)
-    cells, labels = as_texts(df[chosen.path]), one_label(as_texts(df[chosen.label]), chosen.label)
-    empty = [i for i, (p, l) in enumerate(zip(cells, labels)) if not l or not p.strip()]
-    if empty:
-        raise ValueError(
-            f"{len(empty)} of {len(df)} rows have no path or no label in the columns "
-            f"{chosen.path!r} and {chosen.label!r}: {lines(empty)}. Fill them in, or leave these "
-            "rows out.")
-    splits, located = _splits(df, chosen.splits, lines), _located(cells, root, home, suffix)
-    res = one_row_per_file(pd.DataFrame(dict(path=located.paths, label=labels, split=splits)))
-    short = source.attrs.get('name', 'DataFrame') if frame else Path(source).name
-    is_split = any(splits)   # a column of blanks is one that is still to be filled in
-    words = _words(short, chosen, located.words, is_split)
-    return TableRows(rows=res.rows, skipped=res.skipped, words=words)
+    "Read the rows of a table; raise `ValueError` or `FileNotFoundError` if it is not clear how"
+    suffix = as_suffix(suffix)
+    table = _open_table(source)
+    df = table.cells
+    _check_names(df, table.source)
+    if not len(df): raise ValueError(f"{table.source} has no rows, only the columns {_listed(list(df))}.")
+    roots = ('',) if table.home is None else (table.home, '')
+    if root is not None: roots = (root,)
+    chosen = choose_columns(df, path_col, label_col, split_col, roots=roots, suffix=suffix, source=table.source)
+    cells = as_texts(df[chosen.path])
+    labels = one_label(as_texts(df[chosen.label]), chosen.label)
+    _check_filled(table, chosen, cells, labels)
+    splits = _splits(df, chosen.splits, table.lines)
+    located = _locate(cells, root, table.home, suffix)
+    found = one_row_per_file(pd.DataFrame(dict(path=located.paths, label=labels, split=splits)))
+    is_split = any(splits)   # a column of blanks is still to be filled in
+    words = _words(table.name, chosen, located.words, is_split)
+    return TableRows(rows=found.rows, skipped=found.skipped, words=words)

@@ -1,4 +1,4 @@
-"""One batch, several processes
+"""Divide the batches of a loader among several processes
 
 Docs: https://fastbit.github.io/fastbit/data/shared.html.md"""
 
@@ -15,63 +15,93 @@ from functools import partial
 from fastai.data.load import fa_collate
 
 # %% ../../nbs/data/21_shared.ipynb #8b5a4038
-from ..core.processes import gather_objects, rank_range, per_process_rng, rank, world
+from ..core.processes import gather_objects, per_process_rng, rank, rank_range, world
 from .batches import ImageDL
 
 # %% ../../nbs/data/21_shared.ipynb #2c9baef6
 class RankBatch:
     "This process's images of one batch of an epoch"
-    def __init__(self, b, n:int, n_all:int, after_batch): self.b, self.n, self.n_all, self.after_batch, self.step = b, n, n_all, after_batch, 0
-    def micro_batches(self, size:int, to_device):
-        "As `StepBatch`'s; one image without weight where there are fewer images than processes"
+    step = 0
+    def __init__(self,
+        b,           # Tuple of tensors
+        n:int,       # Images that count; `b` has one that does not if this is 0
+        n_all:int,   # Images of the batch in all processes
+        after_batch, # Batch transforms
+    ): self.b, self.n, self.n_all, self.after_batch = b, n, n_all, after_batch
+
+    def micro_batches(self,
+        size:int,  # Images per micro-batch, at most
+        to_device, # Moves a tuple of tensors
+    ): # Yields as `StepBatch.micro_batches` does
+        "Yield the batch in pieces, ready for the model"
         b = self.after_batch(to_device(self.b))
-        for lo in range(0, max(self.n, 1), size): yield tuple(o[lo:lo+size] for o in b), None, 1., min(size, self.n-lo)/self.n_all
+        for lo in range(0, max(self.n, 1), size):
+            share = min(size, self.n-lo)/self.n_all
+            yield tuple(o[lo:lo+size] for o in b), None, 1., share
 
 class RankDL(ImageDL):
-    "The batches of a training loader, of each the images that this process trains on; make it with `rank_loader`"
-    def __init__(self, dataset=None, *, source=None, **kwargs):
+    "The batches of a training loader, reduced to this process's images; make it with `rank_loader`"
+    def __init__(self,
+        dataset=None, # As for `ImageDL`
+        *,
+        source=None,  # The training loader
+        **kwargs      # Arguments of `ImageDL`
+    ):
         super().__init__(dataset, **kwargs)
         self.source, self.batches = source, []
 
     def __len__(self): return len(self.source)
 
     def get_idxs(self):
-        "Drawn by the source, which every process has in the same state"
+        "Divide the order that the source draws, which is in the same state in every process"
         self.source.randomize()
-        self.pass_seed, order, bs = self.source.pass_seed, list(self.source.get_idxs()), self.source.bs
-        self.batches = [order[lo:lo+bs] for lo in range(0, len(order), bs)]   # of a resumed pass, those that are left
+        self.pass_seed = self.source.pass_seed
+        order, bs = list(self.source.get_idxs()), self.source.bs
+        self.batches = [order[lo:lo+bs] for lo in range(0, len(order), bs)]   # of a resumed pass, the remaining ones
         return [[b[i] for i in rank_range(len(b))] or b[:1] for b in self.batches]
 
     def do_item(self, s): return [super(RankDL, self).do_item(i) for i in s]
     def create_batch(self, b): return fa_collate(b)
+
     def __iter__(self):
-        self.source.before_iter()   # tells its batch transforms that this is training
-        for i, chunk in enumerate(super().__iter__()): yield RankBatch(chunk, len(rank_range(len(self.batches[i]))), len(self.batches[i]), self.source.after_batch)
+        self.source.before_iter()   # switches its batch transforms to training
+        for i, chunk in enumerate(super().__iter__()):
+            n_all = len(self.batches[i])
+            yield RankBatch(chunk, len(rank_range(n_all)), n_all, self.source.after_batch)
 
 def rank_loader(
-    dl:ImageDL # A training loader of fastbit's; `ValueError` for others
+    dl:ImageDL # A training loader of `image_dataloaders`; `ValueError` for others
 ) -> RankDL:
-    "The epochs of a loader, every batch divided among the processes: the same images with the same augmentations as in one process"
-    if type(dl) is not ImageDL: raise ValueError(f"The training loader is a {type(dl).__name__}, and {world()} processes can only divide those of image_dataloaders.")
+    "Divide every batch of a loader among the processes, with the images and augmentations of a single process"
+    if type(dl) is not ImageDL:
+        raise ValueError(
+            f"The training loader is a {type(dl).__name__}, and {world()} processes can only divide those of "
+            "image_dataloaders.")
     state = random.getstate()   # fastai's loaders draw a seed when they are made
     try: return dl.new(cls=RankDL, bs=None, shuffle=False, drop_last=False, device=None, after_batch=[], source=dl)
     finally: random.setstate(state)
 
+# %% ../../nbs/data/21_shared.ipynb #95b2d2d1
 class OwnBatchesDL(ImageDL):
-    "Every so many-th batch of a loader that does not shuffle: those that this process evaluates"
+    "The batches that this process evaluates of a loader that does not shuffle"
     def __len__(self): return len(range(rank(), super().__len__(), world()))
 
 def shared_outputs(
     dl:ImageDL, # In order
-    f,          # Function of a batch: a tuple of tensors
-): # Yields what `f` made of every batch, in order, on every process
-    "Evaluate the batches of a loader together: each once, in rounds of one a process, so that memory does not grow with their number"
-    if hasattr(dl, 'shared_outputs'): yield from dl.shared_outputs(f); return   # a stream has no numbers
-    state, order = random.getstate(), list(dl.get_idxs())   # fastai's `get_preds` fixes the order of a loader, so it is asked for
+    f,          # Function of a batch, a tuple of tensors
+): # Yields the result of `f` for every batch, in order, in every process
+    "Evaluate the batches of a loader together"
+    if hasattr(dl, 'shared_outputs'):   # a stream, whose images have no numbers
+        yield from dl.shared_outputs(f)
+        return
+    state = random.getstate()
+    order = list(dl.get_idxs())   # fastai's `get_preds` fixes the order of a loader
     mine = [i for lo in range(rank()*dl.bs, dl.n, world()*dl.bs) for i in order[lo:lo+dl.bs]]
     try: own = dl.new(cls=OwnBatchesDL, get_idxs=partial(list, mine))
     finally: random.setstate(state)
     batches, n = iter(own), len(dl)
     for lo in range(0, n, world()):
-        with per_process_rng(): mine = f(next(batches)) if lo + rank() < n else None   # fastai's batch transforms draw for validation, too
-        yield from gather_objects(mine)[:n-lo]
+        result = None
+        if lo + rank() < n:
+            with per_process_rng(): result = f(next(batches))   # fastai's batch transforms draw in validation, too
+        yield from gather_objects(result)[:n-lo]

@@ -1,4 +1,4 @@
-"""…
+"""Loaders of streams, whose memory does not grow with the data
 
 Docs: https://fastbit.github.io/fastbit/data/stream_dl.html.md"""
 
@@ -14,101 +14,164 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from types import SimpleNamespace
+from typing import NamedTuple
 
 # %% ../../nbs/data/23_stream_dl.ipynb #0301f675
 import numpy as np, torch
-from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device
 
 # %% ../../nbs/data/23_stream_dl.ipynb #abd04710
-from ..bodies.preprocess import MAX_16_BIT, Preprocess, body_preprocess
+from ..bodies.preprocess import Preprocess, body_preprocess
+from ..config import DataOptions, LoaderOptions, with_options
 from ..core.processes import gather_objects, per_process_rng, rank, rank_range, world
 from ..core.text import warn_data
 from .batches import check_device, default_bs
 from .decode import reading, why_unreadable
+from .loaders import ImageSetLoaders
 from .shared import RankBatch
-from .steps import mixup_draw
+from .steps import Mixup, mixup_draw
 from .streams import ImageStream
+from .tables import ImageSet
 from .transforms import draft_size, square_image, train_image
 
 # %% ../../nbs/data/23_stream_dl.ipynb #1b8d3c8a
 class StreamBatch(RankBatch):
     "This process's images of one optimizer step"
-    def __init__(self, b, n_all, step, mixup, seed): self.b, self.n, self.n_all, self.step, self.mixup, self.seed = b, len(b[1]), n_all, step, mixup, seed
+    def __init__(self,
+        b,           # Tuple of tensors
+        n_all:int,   # Images of the step in all processes
+        step:int,    # Optimizer step, from 0
+        mixup:float, # Alpha; 0: none
+        seed:int,    # Random seed of mixup
+    ): self.b, self.n, self.n_all, self.step, self.mixup, self.seed = b, len(b[1]), n_all, step, mixup, seed
 
-    def micro_batches(self, size:int, to_device):
-        "As `StepBatch`'s; with mixup the partners are images of the same process"
-        lam, partners = mixup_draw(self.step, self.n, self.mixup, self.seed) if self.mixup else (1., None)
-        piece = lambda rows: (lambda b: (b[0].float()/255, *b[1:]))(to_device(tuple(o[rows] for o in self.b)))
+    def _piece(self, rows, to_device) -> tuple:
+        x, *y = to_device(tuple(o[rows] for o in self.b))
+        return x.float()/255, *y
+
+    def micro_batches(self,
+        size:int,  # Images per micro-batch, at most
+        to_device, # Moves a tuple of tensors
+    ): # Yields as `StepBatch.micro_batches` does
+        "Yield the step in pieces, ready for the model"
+        lam, partners = mixup_draw(self.step, self.n, self.mixup, self.seed) if self.mixup else Mixup(1., None)
         for lo in range(0, self.n, size):
-            b, share = piece(slice(lo, lo+size)), min(size, self.n-lo)/self.n_all
-            if not self.mixup: yield b, None, 1., share; continue
-            x2, y2 = piece(partners[lo:lo+size])
+            b = self._piece(slice(lo, lo+size), to_device)
+            share = min(size, self.n-lo)/self.n_all
+            if not self.mixup:
+                yield b, None, 1., share
+                continue
+            x2, y2 = self._piece(partners[lo:lo+size], to_device)
             yield (b[0]*lam + x2*(1-lam), *b[1:]), y2, lam, share
 
 class _Steps:
     "The optimizer steps `first` to `last`-1 of a stream"
-    def __init__(self, dl, batch, first, last, mixup): self.dl, self.batch, self.first, self.last, self.mixup = dl, batch, first, last, mixup
+    def __init__(self, dl, batch, first, last, mixup):
+        self.dl, self.batch, self.mixup = dl, batch, mixup
+        self.first, self.last = first, last
+
     def __len__(self): return self.last - self.first
+
     def __iter__(self):
         k = len(rank_range(self.batch))
-        for step in range(self.first, self.last): yield StreamBatch(self.dl.take(step*k, k), self.batch, step, self.mixup, self.dl.seed)
+        for step in range(self.first, self.last):
+            yield StreamBatch(self.dl.take(step*k, k), self.batch, step, self.mixup, self.dl.seed)
 
-def _threads() -> int: return max(1, min(16, (os.cpu_count() or 2)-1))
+# %% ../../nbs/data/23_stream_dl.ipynb #ce3b9ef4
+def _n_threads() -> int: return max(1, min(16, (os.cpu_count() or 2)-1))
 
 class StreamDL:
     "Batches of a stream; make it with `stream_dataloaders`"
     drop_last, shuffle, prebatched = False, False, False
     def __init__(self,
-        stream:ImageStream,
-        vocab:list,     # Class names
-        pp:Preprocess,
-        bs:int,         # Images in a batch
-        train:bool,     # Augment, pass after pass? Else one pass, as validation sees the images
-        seed:int=0,     # Of the augmentation
-        device=None,
+        stream:ImageStream, # From `parquet_stream` or `tar_stream`
+        vocab:list,         # Names of the classes
+        pp:Preprocess,      # Resizing and augmentation
+        bs:int,             # Images per batch
+        train:bool,         # Augment, pass after pass? Else one pass, as validation sees the images
+        seed:int=0,         # Random seed of the augmentation
+        device=None,        # Where batches go; `None`: fastai's default
     ):
-        self.stream, self.vocab, self.pp, self.bs, self.train, self.seed, self.device, self.n = stream, vocab, pp, bs, train, seed, torch.device(device or default_device()), stream.n
-        self.at, self._images, self.left_out, self.seen = -1, None, 0, 0
+        self.stream, self.vocab, self.pp, self.bs = stream, vocab, pp, bs
+        self.train, self.seed, self.n = train, seed, stream.n
+        self.device = torch.device(device or default_device())
+        self.at, self._images = -1, None     # where `take` is, and its decoded images from there on
+        self.left_out, self.seen = 0, 0      # unreadable and readable images of the last pass
         self.number = {c: i for i, c in enumerate(vocab)}
         self.after_item = self.after_batch = SimpleNamespace(fs=[])   # what fastai's loaders have
 
     def __len__(self): return -(-self.n//self.bs)
-    def new(self, dataset=None, cls=None, **kwargs): return self if not self.train else StreamDL(self.stream, self.vocab, self.pp, self.bs, False, self.seed, self.device)   # in order, as validation sees it
+
+    def new(self, dataset=None, cls=None, **kwargs):
+        "Return a loader of one pass in order, as validation sees it; fastai asks for one to evaluate"
+        if not self.train: return self
+        return StreamDL(self.stream, self.vocab, self.pp, self.bs, train=False, seed=self.seed, device=self.device)
+
     @property
     def dataset(self): return range(self.seen)   # of the last pass
-    def to(self, device): self.device = torch.device(device); return self
-    def one_batch(self): return self._batch(list(islice(self._decoded(self._encoded(self.stream.open(0, 0, 1))), self.bs)))
+
+    def to(self, device):
+        self.device = torch.device(device)
+        return self
+
+    def one_batch(self): return self._batch(list(islice(self._first_pass(), self.bs)))
+
+    def _first_pass(self): return self._decoded(self._encoded(self.stream.open(0, 0, 1)))
 
     def __iter__(self):
-        "One pass, for validation"
-        self.left_out, self.seen, images = 0, 0, self._decoded(self._encoded(self.stream.open(0, 0, 1)))
+        "Yield the batches of one pass, for validation"
+        self.left_out, self.seen = 0, 0
+        images = self._first_pass()
         while some := list(islice(images, self.bs)):
             self.seen += len(some)
             yield tuple(o.to(self.device) for o in self._batch(some))
 
-    def shared_outputs(self, f):
-        "What `f` makes of every batch, in order, on every process: each reads the whole stream, and decodes and evaluates every so many-th batch of it"
-        self.left_out, self.seen, items = 0, 0, self._encoded(self.stream.open(0, 0, 1))
-        def begin(ex):
-            chunks = [c for _ in range(world()) if (c := list(islice(items, self.bs)))]
-            return len(chunks), [ex.submit(self._pixels, o) for o in (chunks[rank()] if rank() < len(chunks) else [])]
-        with ThreadPoolExecutor(_threads()) as ex:
-            ahead = begin(ex)
-            while ahead[0]:
-                (n, futures), ahead = ahead, begin(ex)
-                pieces = [o.result() for o in futures]
-                good = [o for o in pieces if not isinstance(o[0], str)]
-                with per_process_rng(): mine = f(self._batch(good)) if good else None
-                for out, n_good, bad in gather_objects((mine, len(good), [x for x, _ in pieces if isinstance(x, str)]))[:n]:
-                    self.seen += n_good
-                    for why in bad: self._tell(why)
-                    if n_good: yield out
+    def shared_outputs(self,
+        f, # Function of a batch
+    ): # Yields the result of `f` for every batch, in order, in every process
+        "Evaluate a pass together: each process reads the whole stream, and decodes and evaluates every n-th batch"
+        self.left_out, self.seen = 0, 0
+        encoded = self._encoded(self.stream.open(0, 0, 1))
+        with ThreadPoolExecutor(_n_threads()) as ex:
+            ahead = self._begin_round(ex, encoded)
+            while ahead.n_batches:
+                now, ahead = ahead, self._begin_round(ex, encoded)
+                yield from self._end_round(now, f)
 
-    def steps(self, batch:int, first:int, last:int, mixup:float) -> _Steps: return _Steps(self, batch, first, last, mixup)
+    def _begin_round(self, ex, encoded) -> '_Round':
+        "Read one batch per process, and start decoding this process's"
+        batches = [list(islice(encoded, self.bs)) for _ in range(world())]
+        batches = [b for b in batches if b]
+        mine = batches[rank()] if rank() < len(batches) else []
+        return _Round(n_batches=len(batches), futures=[ex.submit(self._pixels, o) for o in mine])
 
-    def take(self, at:int, k:int) -> tuple:
-        "The images from the `at`-th of this process on: the next ones, or after passing over what was before them"
+    def _end_round(self, now, f):
+        "Evaluate this process's batch, and yield the outputs of all"
+        pieces = [o.result() for o in now.futures]
+        good = [o for o in pieces if not isinstance(o[0], str)]
+        reasons = [x for x, _ in pieces if isinstance(x, str)]
+        out = None
+        if good:
+            with per_process_rng(): out = f(self._batch(good))
+        for out, n_good, bad in gather_objects((out, len(good), reasons))[:now.n_batches]:
+            self.seen += n_good
+            for why in bad: self._skip(why)
+            if n_good: yield out
+
+    def steps(self,
+        batch:int,   # Images per optimizer step
+        first:int,   # Step
+        last:int,    # Step after the last one
+        mixup:float, # Alpha; 0: none
+    ) -> _Steps:
+        "Serve optimizer steps, as `step_loader` does for files"
+        return _Steps(self, batch, first, last, mixup)
+
+    def take(self,
+        at:int, # Number of the first image in this process's stream
+        k:int,  # Images
+    ) -> tuple: # Pixels and class numbers
+        "Load `k` images from the `at`-th on; images before it are skipped without decoding"
         if at != self.at or self._images is None:
             encoded = self._encoded(self.stream.items(rank(), world()))
             for _ in islice(encoded, at): pass
@@ -117,58 +180,77 @@ class StreamDL:
         return self._batch(list(islice(self._images, k)))
 
     def _encoded(self, items):
+        "Yield (number, bytes, class number); raise `ValueError` for an unknown label"
         for i, (data, label) in enumerate(items):
-            if label not in self.number: raise ValueError(f"{self.stream.made_from}: label {label!r} is none of {', '.join(self.vocab[:10])}{', …' if len(self.vocab) > 10 else ''}.")
+            if label not in self.number:
+                more = ', …' if len(self.vocab) > 10 else ''
+                raise ValueError(
+                    f"{self.stream.made_from}: label {label!r} is none of {', '.join(self.vocab[:10])}{more}.")
             yield i, data, self.number[label]
 
-    def _pixels(self, item):
+    def _pixels(self, item) -> tuple:
+        "Decode an image to (3 x size x size uint8, class number); (reason, class number) if it cannot be read"
         i, data, label = item
         with ExitStack() as until_done:
             try: img = until_done.enter_context(reading(data, draft_size(self.pp), self.pp.max_value))
             except (OSError, ValueError, SyntaxError) as e: return why_unreadable(e), label
-            img = train_image(img, self.pp, random.Random(f'{self.seed}/{rank()}/{i}')) if self.train else square_image(img, self.pp.size, self.pp)
+            if self.train: img = train_image(img, self.pp, random.Random(f'{self.seed}/{rank()}/{i}'))
+            else: img = square_image(img, self.pp.size, self.pp)
             return np.asarray(img).transpose(2, 0, 1).copy(), label
 
     def _decoded(self, encoded):
-        "In order, some of them ahead; the rest of memory is the shuffle buffer"
-        with ThreadPoolExecutor(_threads()) as ex:
+        "Decode in order, two batches ahead; the rest of the memory is the shuffle buffer"
+        with ThreadPoolExecutor(_n_threads()) as ex:
             waiting = deque()
             for item in encoded:
                 waiting.append(ex.submit(self._pixels, item))
-                if len(waiting) > 2*self.bs: yield from self._good(waiting.popleft())
-            while waiting: yield from self._good(waiting.popleft())
+                if len(waiting) > 2*self.bs: yield from self._readable(waiting.popleft())
+            while waiting: yield from self._readable(waiting.popleft())
 
-    def _good(self, future):
+    def _readable(self, future):
         x, label = future.result()
-        if isinstance(x, str): self._tell(x)
+        if isinstance(x, str): self._skip(x)
         else: yield x, label
 
-    def _tell(self, why):
+    def _skip(self, why):
         self.left_out += 1
-        if self.left_out == 1: warn_data(f"{self.stream.made_from}: an image cannot be read ({why}) and is passed over; `dls.train.left_out` counts them.", 2)
+        if self.left_out > 1: return
+        warn_data(
+            f"{self.stream.made_from}: an image cannot be read ({why}) and is skipped; `dls.train.left_out` counts "
+            "them.", 2)
 
-    def _batch(self, some): return torch.from_numpy(np.stack([x for x, _ in some])), torch.tensor([y for _, y in some])
+    def _batch(self, some) -> tuple:
+        return torch.from_numpy(np.stack([x for x, _ in some])), torch.tensor([y for _, y in some])
 
+class _Round(NamedTuple):
+    "One batch per process, of which this process's is being decoded"
+    n_batches: int # 0: the stream has ended
+    futures: list  # of (pixels, class number)
+
+_OF_FILES = ('valid_pct', 'test_pct', 'k_per_class', 'draft', 'num_workers', 'cache', 'cache_gb')   # not options of streams
+
+@with_options(without=_OF_FILES, crop=True, flip=True)
 def stream_dataloaders(
     train:ImageStream,    # From `parquet_stream` or `tar_stream`
-    valid:ImageStream,    # The same, to validate; made with buffer=0, for it needs no order
-    classes:list,         # Names, in the order of the outputs
-    arch:str='tf_efficientnet_lite0', # The body that will see the pixels
-    size:int=None,        # Side of the square, pixels; `None`: the one of the pre-training
-    image_size:tuple=(256, 256), # (height, width) of a typical image, pixels: what the BiT-HyperRule goes by
-    bs:int=None,          # Images in a micro-batch; `None`: `default_bs`
-    seed:int=0,           # Of the augmentation
-    resize:str='squash',  # As for `image_dataloaders`
-    crop:bool=True,       # As for `image_dataloaders`
-    flip:bool=True,       # As for `image_dataloaders`
-    device=None,          # Where batches go; `None`: the GPU if there is one
-    max_value:int=MAX_16_BIT, # As for `image_dataloaders`
-) -> DataLoaders:
-    "Loaders for `fit_hyperrule` whose memory does not grow with the data"
-    if len(classes) < 2 or len(set(classes)) < len(classes): raise ValueError(f"classes={classes!r}: two or more names, each once.")
-    device, pp = check_device(device) or default_device(), body_preprocess(arch, size, resize=resize, crop=crop, flip=flip, max_value=max_value)
-    classes, bs = list(map(str, classes)), bs or default_bs(pp.size, device)
-    dls = DataLoaders(*(StreamDL(s, classes, pp, bs, t, seed, device) for s, t in ((train, True), (valid, False))), device=device)
-    dls.vocab, dls.c, dls.preprocess, dls.image_size, dls.table, dls.report = classes, len(classes), pp, image_size, None, None
-    dls.data_name = train.made_from
+    valid:ImageStream,    # The same, for validation; made with buffer=0, since it needs no order
+    classes:list,         # Names of the classes, in the order of the outputs
+    arch:str='tf_efficientnet_lite0', # Body that will see the images
+    size:int=None,        # Side of the square, pixels; `None`: that of pretraining
+    image_size:tuple=(256, 256), # (height, width) of a typical image, pixels, from which the BiT-HyperRule starts
+    *,
+    loading:LoaderOptions, # Batch size and device
+    data:DataOptions,     # How images are resized and augmented
+) -> ImageSetLoaders: # Two `StreamDL`s
+    "Make loaders of streams for `fit_hyperrule`"
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise ValueError(f"classes={classes!r}: two or more names, each once.")
+    device = check_device(loading.device) or default_device()
+    pp = body_preprocess(arch, size, resize=data.resize, crop=data.crop, flip=data.flip, max_value=data.max_value)
+    classes = list(map(str, classes))
+    bs = loading.bs or default_bs(pp.size, device)
+    loader = lambda stream, augment: StreamDL(stream, classes, pp, bs, train=augment, seed=data.seed, device=device)
+    dls = ImageSetLoaders(loader(train, True), loader(valid, False), device=device)
+    dls.vocab, dls.c = classes, len(classes)
+    dls.image_set = ImageSet(
+        table=None, source=train.made_from, name=train.made_from, preprocess=pp, image_size=image_size)
     return dls

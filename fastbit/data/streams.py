@@ -1,4 +1,4 @@
-"""Images that are read from the first to the last, and never all at once
+"""Read images as a stream, from Parquet files or WebDataset shards
 
 Docs: https://fastbit.github.io/fastbit/data/streams.html.md"""
 
@@ -10,102 +10,134 @@ __all__ = ['BUFFER', 'ImageStream', 'parquet_stream', 'tar_stream']
 # %% ../../nbs/data/22_streams.ipynb #17652ee6
 import inspect, os, random
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import count
 from pathlib import Path
 
 # %% ../../nbs/data/22_streams.ipynb #4d8f51b8
 import numpy as np
 
-# %% ../../nbs/data/22_streams.ipynb #7f6529d6
-from ..core.processes import rank, world
-
 # %% ../../nbs/data/22_streams.ipynb #66ada41a
-BUFFER = 1000   # images that are held, encoded, to draw the next one from; shards come in another order in each pass
+BUFFER = 1000   # encoded images from which the next one is drawn; shards come in another order in each pass
 
 @dataclass
 class ImageStream:
-    "Encoded images and labels, pass by pass"
-    open: object     # function of (pass, rank, world): an iterator of (bytes, label)
-    n: int           # images in a pass
+    "Encoded images and labels, in passes"
+    open: object     # function of (pass, rank, world) that returns an iterator of (bytes, label)
+    n: int           # images per pass
     made_from: str   # what it reads, in words, for checkpoints and messages
 
-    def items(self, rank:int=0, world:int=1):
-        "Pass after pass, without an end"
+    def items(self,
+        rank:int=0,  # Number of this process
+        world:int=1, # Number of processes
+    ): # Yields (bytes, label)
+        "Yield pass after pass, without an end"
         for i in count():
-            some = False
-            for item in self.open(i, rank, world): some = True; yield item
-            if not some: raise ValueError(f"{self.made_from} has no images for process {rank} of {world}.")
+            empty = True
+            for item in self.open(i, rank, world):
+                empty = False
+                yield item
+            if empty: raise ValueError(f"{self.made_from} has no images for process {rank} of {world}.")
 
-def _needs(package):
-    try: return __import__(package)
-    except ImportError as e: raise ImportError(f'This needs {package}: type pip install {package}.') from e
+def _import(package):
+    try: return import_module(package)
+    except ImportError as e: raise ImportError(f'This needs {package}. Install it: pip install {package}') from e
 
-def _rows_of_parquet(files) -> int|None:
+# %% ../../nbs/data/22_streams.ipynb #ed41d51d
+def _n_rows(files) -> int|None:
     import pyarrow.parquet as pq
     try: return sum(pq.read_metadata(f).num_rows for f in files)
     except OSError: return None   # not on this machine
 
-def parquet_stream(
-    source,              # Parquet files, a folder of them, or an `IterableDataset` of Hugging Face `datasets`
-    image_col:str='image', # Column of encoded images: bytes, or `datasets`' struct of bytes and path
-    label_col:str='label', # Column of class names or numbers
-    n:int=None,          # Images in a pass; `None`: counted in the files' footers
-    seed:int=0,          # Of the order
-    buffer:int=BUFFER,   # Images to draw the next one from; 0: in order
-) -> ImageStream:
-    "A stream of Parquet files or of any table that `datasets` can stream; `ValueError` without a number of images, `ImportError` without `datasets`"
-    datasets = _needs('datasets')
-    files = None
+def _parquet_files(source) -> list|None:
+    "List the files of a folder, a path or a list; `None` for a dataset of `datasets`"
     if isinstance(source, (str, os.PathLike)):
         files = sorted(map(str, Path(source).rglob('*.parquet'))) if os.path.isdir(source) else [str(source)]
         if not files: raise FileNotFoundError(f"There are no .parquet files in {source}.")
     elif isinstance(source, (list, tuple)): files = list(map(str, source))
-    if files is not None:
-        for f in files:
-            if not os.path.exists(f) and '://' not in f: raise FileNotFoundError(f"There is no file {f!r}.")
-        n = n or _rows_of_parquet(files)
-        source = datasets.load_dataset('parquet', data_files=files, split='train', streaming=True)
-    if not n: raise ValueError("How many images are in a pass? Type n=.")
+    else: return None
+    missing = next((f for f in files if not os.path.exists(f) and '://' not in f), None)
+    if missing is not None: raise FileNotFoundError(f"There is no file {missing!r}.")
+    return files
+
+def _encoded_columns(datasets, source, image_col, label_col):
+    "Switch decoding off; raise `ValueError` for missing columns"
     columns = source.column_names or [image_col, label_col]
-    if missing := [c for c in (image_col, label_col) if c not in columns]: raise ValueError(f"There is no column {missing[0]!r}; there are {', '.join(map(repr, columns))}.")
-    if isinstance((source.features or {}).get(image_col), datasets.Image): source = source.cast_column(image_col, datasets.Image(decode=False))
-    label = getattr((source.features or {}).get(label_col), 'int2str', str)
+    missing = next((c for c in (image_col, label_col) if c not in columns), None)
+    if missing is not None:
+        raise ValueError(f"There is no column {missing!r}; there are {', '.join(map(repr, columns))}.")
+    is_image = isinstance((source.features or {}).get(image_col), datasets.Image)
+    return source.cast_column(image_col, datasets.Image(decode=False)) if is_image else source
+
+def parquet_stream(
+    source,              # Parquet files, a folder of them, or an `IterableDataset` of Hugging Face `datasets`
+    image_col:str='image', # Column of encoded images: bytes, or the struct of bytes and path that `datasets` uses
+    label_col:str='label', # Column of class names or numbers
+    n:int=None,          # Images per pass; `None`: counted in the files' footers
+    seed:int=0,          # Random seed of the order
+    buffer:int=BUFFER,   # Images from which the next one is drawn; 0: in order
+) -> ImageStream:
+    "Stream Parquet files or a table of `datasets`; raise `ValueError` for an unknown number of images or column"
+    datasets = _import('datasets')
+    files = _parquet_files(source)
+    if files is not None:
+        n = n or _n_rows(files)
+        source = datasets.load_dataset('parquet', data_files=files, split='train', streaming=True)
+    if not n: raise ValueError("How many images are in a pass? Give n=.")
+    source = _encoded_columns(datasets, source, image_col, label_col)
+    class_name = getattr((source.features or {}).get(label_col), 'int2str', str)
     # datasets 5 would interleave ten shards in threads, and sleep for five seconds at the end of each pass
-    one_shard = dict(max_buffer_input_shards=1) if 'max_buffer_input_shards' in inspect.signature(source.shuffle).parameters else {}
+    has_option = 'max_buffer_input_shards' in inspect.signature(source.shuffle).parameters
+    one_shard = dict(max_buffer_input_shards=1) if has_option else {}
     def open_pass(i, rank, world):
         from datasets.distributed import split_dataset_by_node
         ds = source.shuffle(seed=seed, buffer_size=buffer, **one_shard) if buffer else source
-        ds = split_dataset_by_node(ds, rank, world) if world > 1 else ds
+        if world > 1: ds = split_dataset_by_node(ds, rank, world)
         if buffer: ds.set_epoch(i)
         for row in ds:
             img = row[image_col]
-            yield (img['bytes'] or img['path'] if isinstance(img, dict) else img), str(label(row[label_col]))
-    return ImageStream(open_pass, n, f'{len(files)} Parquet files' if files is not None else 'a table of datasets')
+            encoded = img['bytes'] or img['path'] if isinstance(img, dict) else img
+            yield encoded, str(class_name(row[label_col]))
+    made_from = f'{len(files)} Parquet files' if files is not None else 'a table of datasets'
+    return ImageStream(open=open_pass, n=n, made_from=made_from)
 
+# %% ../../nbs/data/22_streams.ipynb #913eec2e
 _TAR_IMAGES = ('jpg', 'jpeg', 'png', 'webp', 'ppm', 'bmp', 'tif', 'tiff', 'gif')
+
+def _shards(wds, urls) -> list[str]:
+    shards = [s['url'] for s in wds.SimpleShardList(urls)] if isinstance(urls, str) else list(map(str, urls))
+    if not shards: raise ValueError("There are no shards.")
+    missing = next((f for f in shards if ':' not in f and not os.path.exists(f)), None)
+    if missing is not None: raise FileNotFoundError(f"There is no shard {missing!r}.")
+    return shards
+
+def _image_and_label(sample, label_key) -> tuple:
+    img = next((sample[e] for e in sample if e in _TAR_IMAGES), None)
+    if img is not None and label_key in sample: return img, sample[label_key].decode().strip()
+    files = ', '.join(e for e in sample if not e.startswith('__'))
+    raise ValueError(
+        f"{sample['__key__']} in {sample['__url__']} has {files}; an image (.{', .'.join(_TAR_IMAGES[:3])}, …) and a "
+        f"label (.{label_key}) are needed.")
 
 def tar_stream(
     urls,                # Shards as WebDataset takes them: 'train-{0000..0099}.tar', or a list
-    n:int,               # Images in a pass
-    label_key:str='cls', # Ending of the label's file in the shard
-    seed:int=0,          # Of the order
-    buffer:int=BUFFER,   # Images to draw the next one from; 0: in order
+    n:int,               # Images per pass
+    label_key:str='cls', # Extension of the label's file in the shard
+    seed:int=0,          # Random seed of the order
+    buffer:int=BUFFER,   # Images from which the next one is drawn; 0: in order
 ) -> ImageStream:
-    "A stream of WebDataset shards; whole shards for each process where there are enough, every so many-th image otherwise"
-    wds = _needs('webdataset')
-    shards = list(wds.SimpleShardList(urls)) if isinstance(urls, str) else [dict(url=str(u)) for u in urls]
-    shards = [s['url'] for s in shards]
-    if not shards: raise ValueError("There are no shards.")
-    for f in shards:
-        if ':' not in f and not os.path.exists(f): raise FileNotFoundError(f"There is no shard {f!r}.")
+    "Stream WebDataset shards; raise `FileNotFoundError` for a missing shard"
+    wds = _import('webdataset')
+    shards = _shards(wds, urls)
     def open_pass(i, rank, world):
-        order = [shards[k] for k in np.random.RandomState([seed % 2**32, i]).permutation(len(shards))] if buffer else shards
+        order = shards
+        if buffer:
+            rng = np.random.RandomState([seed % 2**32, i])
+            order = [shards[k] for k in rng.permutation(len(shards))]
         by_shard = len(order) >= world
-        ds = wds.WebDataset(order[rank::world] if by_shard else order, shardshuffle=False, nodesplitter=None, workersplitter=None)
+        mine = order[rank::world] if by_shard else order
+        ds = wds.WebDataset(mine, shardshuffle=False, nodesplitter=None, workersplitter=None)
         if buffer: ds = ds.shuffle(buffer, rng=random.Random(f'{seed}/{i}'))
         for k, sample in enumerate(ds):
-            if not by_shard and k % world != rank: continue
-            img = next((sample[e] for e in sample if e in _TAR_IMAGES), None)
-            if img is None or label_key not in sample: raise ValueError(f"{sample['__key__']} in {sample['__url__']} has {', '.join(e for e in sample if not e.startswith('__'))}; an image (.{', .'.join(_TAR_IMAGES[:3])}, …) and a label (.{label_key}) are needed.")
-            yield img, sample[label_key].decode().strip()
-    return ImageStream(open_pass, n, f'{len(shards)} shards')
+            if by_shard or k % world == rank: yield _image_and_label(sample, label_key)
+    return ImageStream(open=open_pass, n=n, made_from=f'{len(shards)} shards')
