@@ -243,7 +243,7 @@ def test_killed_half_way(make_folder):
 
 
 def test_an_interrupt_keeps_what_is_whole(learn):
-    from fastbit import features as module
+    from fastbit.data import features as module
     plain, seen = module.view_pixels, []
     def stops(*args):
         seen.append(1)
@@ -428,9 +428,9 @@ def test_large_jpegs_are_decoded_at_a_reduced_scale(jpegs):
 def test_files_are_checked_once(folder):
     (folder/'red'/'broken.png').write_text('no picture')
     with pytest.warns(DataWarning, match='are skipped'): first = image_dataloaders(folder, 'test_efficientnet', size=32)
-    from fastbit import images
+    from fastbit.data import check
     asked = []
-    with patch.object(images, 'inspect_image', side_effect=lambda p: asked.append(p) or images.Inspected('no image')), pytest.warns(DataWarning, match='are skipped'):
+    with patch.object(check, 'inspect_image', side_effect=lambda p: asked.append(p) or check.Inspected('no image')), pytest.warns(DataWarning, match='are skipped'):
         again = image_dataloaders(folder, 'test_efficientnet', size=32)
     assert [Path(p).name for p in asked] == ['broken.png']   # what could not be read is tried again
     good = lambda dls: dls.report[dls.report.reason == ''].reset_index(drop=True)

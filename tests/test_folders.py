@@ -211,12 +211,12 @@ def test_heic_and_raw_say_what_helps(tmp_path, capsys):
 
 
 def test_installed_plugins_are_registered(monkeypatch):
-    from fastbit import images
+    from fastbit.data import decode
     called = []
     plugin = types.SimpleNamespace(register_heif_opener=lambda: called.append('heif'))
-    monkeypatch.setattr(images.importlib.util, 'find_spec', lambda name: name == 'pillow_heif' or None)
+    monkeypatch.setattr(decode.importlib.util, 'find_spec', lambda name: name == 'pillow_heif' or None)
     monkeypatch.setitem(sys.modules, 'pillow_heif', plugin)
-    images._more_formats()
+    decode._more_formats()
     assert called == ['heif']
 
 

@@ -70,7 +70,7 @@ def _texts():
 
 def test_the_promise_names_its_condition():
     promises = [(where, text[m.start():m.end()+60]) for where, text in _texts() for m in re.finditer(r'same seed gives the same (numbers|results)', text)]
-    assert {w for w, _ in promises} >= {'README.md', 'index.ipynb', '09_baseline.ipynb', '00i_machine.ipynb'}
+    assert {w for w, _ in promises} >= {'README.md', 'index.ipynb', '04_run.ipynb', '04_machine.ipynb'}
     assert not [o for o in promises if 'on the same machine with the same number of threads' not in o[1]]
     assert 'same numbers' not in make_parser().format_help()
 
@@ -293,7 +293,7 @@ def test_the_command_speaks_of_options(command, said, typed): assert _in_shell(s
 
 
 def test_without_weights_each_way_on_can_be_typed(run, monkeypatch, capsys):
-    from fastbit import weights
+    from fastbit.bodies import weights
     monkeypatch.setattr(weights, '_hub_answers', lambda: False)
     assert main(['baseline', str(run[0]), '--arch', 'tf_efficientnet_b3', '--out', 'never']) == 2
     said = capsys.readouterr().err

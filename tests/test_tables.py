@@ -407,7 +407,7 @@ def test_python_takes_the_columns(tmp_path):
 
 def test_a_million_rows_ask_little_of_the_disk(monkeypatch, tmp_path):
     "Existence is asked of a sample"
-    from fastbit import filepaths
+    from fastbit.data import filepaths
     asked = []
     monkeypatch.setattr(filepaths, 'is_file', lambda p: asked.append(p) or True)
     df = pd.DataFrame(dict(path=[f'x/{i}.png' for i in range(20_000)], label=['a', 'b']*10_000))

@@ -48,7 +48,7 @@ class ImageDL(TfmdDL):
     def get_idxs(self): return super().get_idxs()[self.first*self.bs:] if self.first else super().get_idxs()
 
     def wif(self):
-        "Ignore Ctrl-C, which reaches every process of a terminal: a worker finishes its images, and ends with its parent"
+        "Ignore Ctrl-C, which reaches every process of a terminal: workers finish their images, then end with it"
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def __getstate__(self):
@@ -132,7 +132,7 @@ def default_workers(
     n_images:int, # Images of the data set
     device,       # `torch.device` for training; `None`: fastai's default
 ) -> int: # 0: load in this process
-    "Choose the number of worker processes: one per core up to 16, none for a few images or next to training on a small CPU"
+    "Choose the number of worker processes: one per core up to 16, none for few images or on a small busy CPU"
     cores = os.cpu_count() or 1
     busy = (device or default_device()).type == 'cpu' and cores <= 4
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
@@ -146,6 +146,6 @@ def default_bs(
     size:int,    # Side of the images, pixels
     device=None, # torch device or its name; `None`: fastai's default
 ) -> int: # A power of two
-    "Choose how many images to load and train on at a time: as many pixels as 32 images of 128 x 128 on a CPU, 128 images elsewhere"
+    "Choose a batch size: as many pixels as 32 images of 128 x 128 on a CPU, 128 images elsewhere"
     if (check_device(device) or default_device()).type != 'cpu': return _ACCELERATOR_BS
     return 2**max(0, (_CPU_PIXELS // size**2).bit_length()-1)

@@ -101,7 +101,8 @@ def _inspect_new(store, paths, n_workers) -> list:
 _ROW = np.dtype([('digest', 'V16'), ('height', '<u4'), ('width', '<u4'), ('peak', '<u4'), ('cut', '?')])
 
 def _open_checks():
-    about = dict(made_from='what was found in image files', pillow=PIL.__version__, row='digest, height, width, peak, cut')
+    row = 'digest, height, width, peak, cut'
+    about = dict(made_from='what was found in image files', pillow=PIL.__version__, row=row)
     try: return open_store('checks', about, (_ROW.itemsize,), np.uint8)
     except OSError: return None   # only time is lost
 

@@ -155,7 +155,8 @@ def _decoded(file, draft, max_value, until_done) -> PILImage:
         _check_pixels(img)
         if draft: img.draft('RGB', (draft, draft))   # does nothing to other formats
         until_done.enter_context(_locked_if_large(img))
-        img.load()   # raises an error once: a second try, after `_upright` met it, would give a black picture (Pillow 13)
+        # raises an error once: a second try, after `_upright` met it, would give a black picture (Pillow 13)
+        img.load()
         return PILImage(to_rgb(_upright(img), max_value))
 
 # %% ../../nbs/data/00_decode.ipynb #2daed2ad

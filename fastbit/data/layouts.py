@@ -247,7 +247,8 @@ def _not_classes(top, reason) -> ValueError:
 
 def _data_set_inside(top, inner) -> ValueError:
     names = _and([f.name for f in inner.class_folders])
-    return ValueError(f"{inner.path} has splits ({names}), and {top.path} has other folders as well. Give {inner.path}.")
+    return ValueError(
+        f"{inner.path} has splits ({names}), and {top.path} has other folders as well. Give {inner.path}.")
 
 def find_layout(
     top:Folder # From `list_folder`

@@ -70,7 +70,7 @@ class ImageLoaders(ImageSetLoaders):
         with_labels:bool=False, # Load labels too?
         **kwargs                # Arguments of the loader: `bs`, `num_workers`
     ) -> TfmdDL: # In the order of `test_items`; folders and CSV files sorted by path
-        "Load other images as validation does; raise `ValueError` for missing labels and labels that are not classes of the data"
+        "Load other images as validation does; raise `ValueError` for labels that are missing or unknown to the data"
         if kwargs.get('bs') is not None: _check_bs(kwargs['bs'])
         items = find_test_items(test_items, self.vocab.o2i)
         if not with_labels: return super().test_dl(items.images, rm_type_tfms, **kwargs)
@@ -124,7 +124,8 @@ def _check_arguments(size, train_size, bs, data, loading):
     for k, v in dict(size=size, train_size=train_size).items():
         if isinstance(v, str) and v != 'hyperrule': raise ValueError(f"{k}={v!r}; a number of pixels, or 'hyperrule'.")
     if data.k_per_class is not None: check_k_per_class(data.k_per_class)
-    if not loading.cache_gb >= 0: raise ValueError(f"cache_gb={loading.cache_gb!r}: GB that the cache may take, 0 or more.")
+    gb = loading.cache_gb
+    if not gb >= 0: raise ValueError(f"cache_gb={gb!r}: GB that the cache may take, 0 or more.")
     check_share(data.valid_pct, data.test_pct)
 
 def _split_words(table, data) -> str:
@@ -153,11 +154,11 @@ def _split_set(images, data, check, cache) -> ImageSet:
 def image_dataloaders(
     path:str|Path|pd.DataFrame,       # A folder, a CSV file, or a DataFrame of path and label, as for `read_image_set`
     arch:str='tf_efficientnet_lite0', # Body that will see the images: decides size and interpolation
-    size:int|str=None,                # Side of the square, pixels; `None`: that of pretraining; 'hyperrule': the BiT authors' for the image size
+    size:int|str=None,                # Side of the square, pixels; `None`: that of pretraining; 'hyperrule': the BiT authors'
     bs:int=32,                        # Images per batch; for `fit_hyperrule`, per micro-batch; `None`: `default_bs`
     data:DataOptions=DataOptions(),   # How images are split, resized and augmented
     *,
-    train_size:int|str=None,          # Side of the square for random crops, pixels; `None`: size * 512/480; 'hyperrule': the BiT authors' ratio
+    train_size:int|str=None,          # Side to crop from at random, pixels; `None`: size * 512/480; 'hyperrule': the BiT authors'
     check:bool=True,                  # Read every file first and skip unreadable ones?
     batch_tfms:list=None,             # fastai batch transforms to add, such as `aug_transforms()`; no normalization
     loading:LoaderOptions,            # How images reach the device

@@ -31,7 +31,7 @@ def common_folder(
     except ValueError: return 'several drives'   # of Windows
 
 def _images_per_size(splits, sizes) -> dict:
-    "Count the images of each size: all in the size of validation, training images also in a larger one if they are cropped"
+    "Count the images per size: validation images in the smaller one, training images in the one they are cropped from"
     n_train = int((splits == 'train').sum())
     n_eval = len(splits) - n_train*(len(sizes) > 1)
     return {size: n_train if size != sizes[0] else n_eval for size in sizes}

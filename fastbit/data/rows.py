@@ -19,8 +19,8 @@ import pandas as pd
 # %% ../../nbs/data/07_rows.ipynb #2f35e9f3
 from ..core.text import warn_data
 from .columns import (
-    _FALSE, _LABEL_NAMES, _PATH_NAMES, _SPLIT, _SPLIT_NAMES, _TRUE, _WEAK_NAMES, ColumnNumber, _distinct, _flag, _is_flag,
-    _listed, _plain, choose_columns, split_word)
+    _FALSE, _LABEL_NAMES, _PATH_NAMES, _SPLIT, _SPLIT_NAMES, _TRUE, _WEAK_NAMES, ColumnNumber, _distinct, _flag,
+    _is_flag, _listed, _plain, choose_columns, split_word)
 from .csvfile import names_image, read_grid
 from .filepaths import Located, as_suffix, exists_below, locate_files, one_row_per_file, sample_of
 from .labels import as_texts, clean_label, is_number, one_label, whole_numbers
@@ -179,7 +179,8 @@ def _open_table(source) -> _Table:
         name = source.attrs.get('name', 'DataFrame')
         return _Table(cells=_with_index(source), source='The DataFrame', name=name, home=None, line='row')
     path = Path(source)
-    return _Table(cells=_with_header(read_grid(source)), source=str(source), name=path.name, home=path.parent, line='line')
+    cells = _with_header(read_grid(source))
+    return _Table(cells=cells, source=str(source), name=path.name, home=path.parent, line='line')
 
 def _words(name, chosen, located, is_split) -> str:
     title = lambda c: str(c) or 'without a name'

@@ -108,7 +108,7 @@ def read_image_set(
     split_col:str=None,           # Column of splits; `None`: found by its name, if there is one
     suffix:str=None,              # Extension of the files if a table has ids, '.jpg'; `None`: found
 ) -> ImageSet:
-    "Find the images, labels and splits of a folder or table; raise `FileNotFoundError` or `ValueError` if there are none"
+    "Find the images, labels and splits of a folder or table; raise `FileNotFoundError` or `ValueError` if that fails"
     if not isinstance(source, pd.DataFrame):
         source = Path(source).expanduser()
         if not source.exists():
