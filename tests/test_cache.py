@@ -282,7 +282,7 @@ def test_a_full_disk(learn):
         calls.append(1)
         if len(calls) > 4: real(file, at, data[:len(data)//2]); raise OSError(28, 'No space left on device')   # half of it arrives
         return real(file, at, data)
-    with patch.object(RowStore, '_write', staticmethod(full)), pytest.warns(DataWarning, match='No space left on device.*goes on in memory'): f = features(learn, bs=2)
+    with patch.object(RowStore, '_write', staticmethod(full)), pytest.warns(DataWarning, match='No space left on device.*continues in memory'): f = features(learn, bs=2)
     assert f.where == '' and (live_ - of(f)).abs().max() <= 1e-6
     after = features(learn, bs=2)
     assert after.computed == n-4 and (live_ - of(after)).abs().max() <= 1e-6   # two batches were whole
@@ -322,7 +322,7 @@ def test_a_readable_cache_that_may_not_be_written_to(learn):
     clear = lambda *a, **k: (_ for _ in ()).throw(PermissionError(13, 'Permission denied'))
     with patch.object(RowStore, 'add', clear): assert features(learn).computed == 0   # nothing is missing, nothing is written
     picture(99, 1).save(learn.dls.valid.items[0])
-    with patch.object(RowStore, 'add', clear), pytest.warns(DataWarning, match='goes on in memory'): f = features(learn)
+    with patch.object(RowStore, 'add', clear), pytest.warns(DataWarning, match='continues in memory'): f = features(learn)
     assert f.computed == 1 and (live(learn, learn.dls.valid) - of(f)).abs().max() <= 1e-6
 
 
@@ -427,10 +427,10 @@ def test_large_jpegs_are_decoded_at_a_reduced_scale(jpegs):
 
 def test_files_are_checked_once(folder):
     (folder/'red'/'broken.png').write_text('no picture')
-    with pytest.warns(DataWarning, match='left out'): first = image_dataloaders(folder, 'test_efficientnet', size=32)
+    with pytest.warns(DataWarning, match='are skipped'): first = image_dataloaders(folder, 'test_efficientnet', size=32)
     from fastbit.data import check
     asked = []
-    with patch.object(check, 'inspect_image', side_effect=lambda p: asked.append(p) or check.Inspected('no image')), pytest.warns(DataWarning, match='left out'):
+    with patch.object(check, 'inspect_image', side_effect=lambda p: asked.append(p) or check.Inspected('no image')), pytest.warns(DataWarning, match='are skipped'):
         again = image_dataloaders(folder, 'test_efficientnet', size=32)
     assert [Path(p).name for p in asked] == ['broken.png']   # what could not be read is tried again
     good = lambda dls: dls.report[dls.report.reason == ''].reset_index(drop=True)
@@ -444,7 +444,7 @@ def test_the_second_run_finds_everything(tmp_path):
     args = ('baseline', tmp_path/'data', '--arch', 'tf_efficientnet_lite0', '--size', 32, '--recipe', 'head', '--epochs', 2, '--workers', 0)
     runs = [run_fastbit(*args, '--out', tmp_path/f'run{i}', cwd=tmp_path) for i in range(2)]
     off = run_fastbit(*args, '--no-cache', '--out', tmp_path/'off', cwd=tmp_path)
-    assert 'features: 19 computed' in runs[0].stdout and 'features: 19 kept from before, 0 computed' in runs[1].stdout and 'not kept' in off.stdout, runs[0].stderr
+    assert 'features: 19 computed' in runs[0].stdout and 'features: 19 cached, 0 computed' in runs[1].stdout and 'not cached' in off.stdout, runs[0].stderr
     texts = [(tmp_path/f/'predictions.csv').read_text() for f in ('run0', 'run1', 'off')]
     assert texts[0] == texts[1] == texts[2]
     shown = run_fastbit('cache', cwd=tmp_path)

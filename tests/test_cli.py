@@ -155,7 +155,7 @@ def test_a_public_set_by_name(monkeypatch, shared, capsys):
     from fastbit.baseline import baseline
     root, _ = shared
     monkeypatch.setattr(external, 'untar_data', lambda url, **kwargs: root/'data')
-    with pytest.warns(UserWarning, match='left out'): res = baseline('imagenette', arch='test_efficientnet', weights='random', size=32, epochs=1, verbose=False, num_workers=0)
+    with pytest.warns(UserWarning, match='skipped'): res = baseline('imagenette', arch='test_efficientnet', weights='random', size=32, epochs=1, verbose=False, num_workers=0)
     assert res.plan.data == 'imagenette' and res.evaluation.n == 7
     assert capsys.readouterr().out == ''   # verbose=False
 
@@ -202,5 +202,5 @@ def test_few_images_a_class_and_the_best_kept(shared, tmp_path):
     run = run_fastbit('baseline', root/'data', *QUICK, '--out', tmp_path/'run', '--workers', 0, '--k-per-class', 2, '--keep-best', 'accuracy', '--patience', 1, cwd=root)
     assert run.returncode == 0, run.stderr
     res = json.loads((tmp_path/'run'/'results.json').read_text())
-    assert res['plan']['n_train'] == 6 and '2 a class to train' in run.stdout and 'on these same images: the numbers are a little too good' in run.stdout
+    assert res['plan']['n_train'] == 6 and '2 training images per class' in run.stdout and 'on these same images: the numbers are a little too good' in run.stdout
     assert res['chosen'].endswith('by accuracy') and res['evaluation']['accuracy'] == pytest.approx(pd.read_csv(tmp_path/'run'/'history.csv').accuracy.max())

@@ -34,7 +34,7 @@ def test_a_test_folder_is_a_third_split(make_folder, tmp_path):
     table = image_table(tmp_path/'data')
     assert table.split.value_counts().to_dict() == dict(train=8, valid=4, test=6)
     dls = image_dataloaders(tmp_path/'data', bs=4, **small)
-    assert [dl.n for dl in dls.loaders] == [8, 4, 6] and dls.split_words == 'the split of the data'
+    assert [dl.n for dl in dls.loaders] == [8, 4, 6] and dls.image_set.split == 'the split of the data'
     x, y = next(iter(dls[2]))
     with Image.open(table.path[table.split == 'test'].iloc[0]) as img: mean = np.asarray(img.convert('RGB')).mean()/255
     assert x.max() <= 1 and abs(x[0].mean().item() - mean) < .02 and y[0] == 0   # as validation sees them, with labels
@@ -45,8 +45,8 @@ def test_a_test_folder_is_a_third_split(make_folder, tmp_path):
 def test_validation_is_drawn_from_training_where_there_is_only_a_test_set(make_folder, tmp_path):
     make_folder(dict(a=10, b=10), 'data/train'); make_folder(dict(a=3, b=3), 'data/test')
     dls = image_dataloaders(tmp_path/'data', bs=4, **small)
-    assert [dl.n for dl in dls.loaders] == [16, 4, 6] and "the test set is the data's" in dls.split_words
-    with pytest.raises(ValueError, match='a split of its own'): image_dataloaders(tmp_path/'data', test_pct=.1, **small)
+    assert [dl.n for dl in dls.loaders] == [16, 4, 6] and "the test set is the data's" in dls.image_set.split
+    with pytest.raises(ValueError, match='already has a split'): image_dataloaders(tmp_path/'data', test_pct=.1, **small)
     rows = pd.DataFrame(dict(path=list(map(str, range(20))), label=['a', 'b']*10, split=['train']*14 + ['test']*6))
     assert image_table(rows).split.value_counts().to_dict() == {'': 14, 'test': 6}
 

@@ -6,7 +6,7 @@ import pytest
 from fastbit.cli.command import main
 from fastbit.data import image_dataloaders, read_image_set
 from fastbit.data.folders import find_images
-from fastbit.data.layouts import read_folder
+from fastbit.data.tables import read_folder
 from fastbit.core.text import DataWarning
 from conftest import picture
 
@@ -79,7 +79,7 @@ def test_folds_with_splits_are_several_data_sets(tmp_path):
 
 @pytest.mark.parametrize('names, reason', [
     (('unlabeled',), 'in unlabeled/, which has no labels'), (('unsup',), 'in unsup/, which has no labels'),
-    (('masks/cat', 'masks/dog'), 'in masks/, whose folders are called like classes')])
+    (('masks/cat', 'masks/dog'), 'in masks/, whose folders are named like classes')])
 def test_folders_next_to_classes_that_are_not_classes(tmp_path, names, reason):
     draw(tmp_path, *many('cat', 'dog', *names))
     with pytest.warns(DataWarning, match=reason): found = read_image_set(tmp_path)
@@ -129,7 +129,7 @@ def test_thousands_of_classes(tmp_path):
 
 def test_a_split_in_one_class_is_named(tmp_path):
     draw(tmp_path, *many('cat/train', 'cat/new', 'dog/train'))
-    with pytest.warns(DataWarning, match='cat/train and dog/train of .* are called like a split'): read_image_set(tmp_path)
+    with pytest.warns(DataWarning, match='cat/train and dog/train of .* are named like a split'): read_image_set(tmp_path)
 
 
 def test_two_folders_for_one_split_are_refused(tmp_path):
@@ -146,7 +146,7 @@ def test_everything_beside_the_splits_is_named(tmp_path, capsys):
     assert found.table.split.eq('').all() and len(found.table) == 12
     assert found.skipped.reason.value_counts().to_dict() == {
         'in cat/, which is not a split': 6, 'without a class folder in test/': 2, 'in extra/, which is not a split': 2,
-        'beside the splits': 1, 'without a class folder in train/': 1}
+        'next to the splits': 1, 'without a class folder in train/': 1}
     for name in ('cat/', 'test/', 'extra/', 'beside'): assert name in str(told[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter('always', DataWarning)   # a note on stderr, as on a command line
@@ -159,7 +159,7 @@ def test_everything_beside_the_splits_is_named(tmp_path, capsys):
 @pytest.mark.parametrize('named', ['train', 'test', 'val'])
 def test_a_class_may_be_called_like_a_split(tmp_path, named):
     draw(tmp_path, *many('bus', 'car', named))
-    with pytest.warns(DataWarning, match=f'{named} of .* is taken for a class'): found = read_image_set(tmp_path)
+    with pytest.warns(DataWarning, match=f'{named} of .* is used as a class'): found = read_image_set(tmp_path)
     assert sorted(set(found.table.label)) == sorted(['bus', 'car', named]) and set(found.table.split) == {''}
     draw(tmp_path, f'{named}/steam/1.png')   # one deep folder makes no split of it
     with pytest.warns(DataWarning): assert read_image_set(tmp_path).table.label.value_counts()[named] == 3
@@ -207,7 +207,7 @@ def test_heic_and_raw_say_what_helps(tmp_path, capsys):
     with pytest.warns(DataWarning): assert len(find_images(tmp_path)) == 4
     for p in (tmp_path/'a').glob('*.png'): p.unlink()
     for p in (tmp_path/'b').glob('*.png'): p.unlink()
-    with pytest.raises(ValueError, match='what is there: 3 in HEIC format'): read_image_set(tmp_path)
+    with pytest.raises(ValueError, match='it contains 3 in HEIC format'): read_image_set(tmp_path)
 
 
 def test_installed_plugins_are_registered(monkeypatch):
@@ -246,7 +246,7 @@ def test_what_was_perhaps_meant(tmp_path):
     (tmp_path/'empty'/'a').mkdir(parents=True)
     with pytest.raises(ValueError, match='No images in .*its folders are empty'): read_folder(tmp_path/'empty')
     (tmp_path/'words').mkdir(); (tmp_path/'words'/'a.txt').write_text('x')
-    with pytest.raises(ValueError, match=r'what is there: 1 not an image \(\.txt\)'): read_folder(tmp_path/'words')
+    with pytest.raises(ValueError, match=r'it contains 1 not an image \(\.txt\)'): read_folder(tmp_path/'words')
 
 
 def test_images_beside_class_folders_are_named(tmp_path):

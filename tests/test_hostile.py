@@ -91,7 +91,7 @@ def _readers(tmp_path):
     from fastbit.data.features import view_pixels
     from fastbit.data import inspect_image
     from fastbit.export.predict import flat_squares
-    from fastbit.data.streams import StreamDL
+    from fastbit.data.stream_dl import StreamDL
     pp = body_preprocess('test_efficientnet', size=32)
     stream = SimpleNamespace(pp=pp, train=True, seed=0)
     return dict(check=inspect_image, copies=_look, predict=lambda p: flat_squares(p, [32], pp), features=lambda p: view_pixels(p, 0, pp), stream=lambda p: StreamDL._pixels(stream, (0, p.read_bytes(), 0)))

@@ -68,7 +68,7 @@ def pixels_and_labels(dl): return [tuple(o.as_subclass(torch.Tensor) for o in b)
 
 def all_passes(dls, pp, files, workers) -> dict:
     "Batches of every kind of loader, with one worker process where it has any; two passes with `workers`"
-    from fastbit.data.transforms import SquaresImage
+    from fastbit.data.views import SquaresImage
     from fastbit.data.steps import step_loader
     from fastbit.data.shared import rank_loader
     steps = lambda dl: [dl.source.after_batch(tuple(b.rows)) for b in dl if b.finish() is None]
@@ -103,10 +103,10 @@ def test_a_new_process_loads_the_same_batches(folder, start_method):
 
 @pytest.mark.parametrize('start_method', ['fork', 'spawn'], indirect=True)
 def test_workers_that_take_seconds_to_start_are_for_many_images(start_method, monkeypatch):
-    from fastbit.data.loaders import _n_workers
+    from fastbit.data.batches import default_workers
     monkeypatch.setattr('os.cpu_count', lambda: 8)
     few = dict(fork=200, spawn=5000)[start_method]
-    assert (_n_workers(few-1, torch.device('cpu')), _n_workers(few, torch.device('cpu'))) == (0, 8)
+    assert (default_workers(few-1, torch.device('cpu')), default_workers(few, torch.device('cpu'))) == (0, 8)
 
 
 def test_a_learner_can_be_pickled_with_its_loaders(folder, tmp_path):

@@ -9,7 +9,7 @@ pytest.importorskip('webdataset', reason='pip install datasets webdataset')
 from fastbit.training import transfer_learner
 from fastbit.cli.launch import environment, unused_port
 from fastbit.data import ImageStream, parquet_stream, stream_dataloaders, tar_stream
-from fastbit.data.streams import StreamDL
+from fastbit.data.stream_dl import StreamDL
 from fastbit.core.text import DataWarning
 from conftest import picture
 from forks import Fork
@@ -116,7 +116,7 @@ def test_an_image_that_cannot_be_read_is_passed_over_and_told(shards):
     good = [(encoded(i), CLASSES[i % 3]) for i in range(20)]
     stream = ImageStream(lambda i, r, w: iter(good[:5] + [(b'<html>', 'red')] + good[5:]), 21, 'a list')
     dls = stream_dataloaders(stream, stream, CLASSES, GN['arch'], size=32, bs=8, device='cpu')
-    with pytest.warns(DataWarning, match='a list: an image cannot be read .*passed over'): x, y = dls.train.take(0, 20)
+    with pytest.warns(DataWarning, match='a list: an image cannot be read .*skipped'): x, y = dls.train.take(0, 20)
     assert len(x) == 20 and dls.train.left_out == 1
     odd = ImageStream(lambda i, r, w: iter([(encoded(0), 'violet')]), 1, 'a list')
     with pytest.raises(ValueError, match="label 'violet' is none of blue"): stream_dataloaders(odd, odd, CLASSES, GN['arch'], size=32, bs=8, device='cpu').train.take(0, 1)
@@ -129,7 +129,7 @@ def test_the_rule_knows_how_many_there_are(shards):
     dls = loaders(folder, 'parquet')
     learn = learner(dls)
     assert learn.hyperrule(batch_size=12).n_train == 48
-    with pytest.raises(ValueError, match='Type n='): parquet_stream(datasets.load_dataset('parquet', data_files=str(folder/'0.parquet'), split='train', streaming=True))
+    with pytest.raises(ValueError, match='Give n='): parquet_stream(datasets.load_dataset('parquet', data_files=str(folder/'0.parquet'), split='train', streaming=True))
 
 
 MEMORY = '''
@@ -171,7 +171,7 @@ import hashlib, json, os, sys, warnings
 warnings.simplefilter('ignore')
 from pathlib import Path
 from fastbit.core.processes import join_processes, leave_processes, rank
-from fastbit.data.streams import StreamDL
+from fastbit.data.stream_dl import StreamDL
 join_processes('cpu')
 from test_streams import fit, learner, loaders, with_bad_images
 learn = fit(learner(loaders(Path(sys.argv[1]), sys.argv[2])))

@@ -4,7 +4,8 @@ import gzip, os, warnings
 import numpy as np, pandas as pd, pytest
 
 from conftest import TINY, picture, write_folder
-from fastbit.data.columns import SPLIT_WORDS, split_word, table_rows
+from fastbit.data.columns import SPLIT_WORDS, split_word
+from fastbit.data.rows import table_rows
 from fastbit.data import image_dataloaders, image_table
 from fastbit.data.labels import clean_label, natural_order
 from fastbit.export.predict import class_numbers

@@ -27,16 +27,17 @@ from ..metrics.calibration import fit_temperature, apply_temperature
 from ..training.callbacks import JsonLog, KeepBest
 from ..training.checkpoint import SAVE_SECONDS
 from ..training.one_cycle import progress_of
-from ..data.loaders import PathLabel, check_device, image_dataloaders
+from ..data.loaders import image_dataloaders
+from ..data.batches import PathLabel, check_device
 from ..data.public import resolve_source
 from ..training.tta import tta_probs
 from ..metrics.evaluation import evaluate_probs
-from ..data.transforms import default_views
+from ..data.views import default_views
 from ..data.filepaths import check_some_exist
 from ..training.guards import FitStopped
 from ..training.head import HEAD_EPOCHS, check_head_options
 from ..hyperrule import BASE_LR, BATCH_SIZE, HyperRule
-from ..data.check import header_sizes, middle_size
+from ..data.check import header_sizes, median_size
 from ..training.learner import transfer_learner
 from ..training.precision import check_precision
 from ..training.rate_finder import HEAD_LR
@@ -236,7 +237,7 @@ def _make_plan(learn, name, arch, source, stages, recipe, seed, rule, saved, wit
     device = str(dls.device) + (f', {learn.precision}' if learn.precision != 'float32' else '')
     not_used = dls.skipped.reason.value_counts().to_dict()
     return Plan(data=name, n_train=dls.train.n, n_valid=dls.valid.n, n_test=dls[2].n if len(dls.loaders) > 2 else 0,
-        n_left_out=len(dls.left_out), classes=list(map(str, dls.vocab)), split=dls.split_words,
+        n_left_out=len(dls.left_out), classes=list(map(str, dls.vocab)), split=dls.image_set.split,
         arch=arch if arch.startswith('BiT') else timm_name(arch), weights=str(source),
         n_params=sum(p.numel() for p in learn.model.parameters()), size=pp.size, images=_image_words(pp, dls.table.path),
         bs=dls.bs, recipe=recipe, stages=stages, device=device, seed=seed,
@@ -328,5 +329,5 @@ def folder_rule(
     if k_per_class is not None: table = few_shot_table(table, k_per_class, seed)
     train = table.path[table.split == 'train']
     skipped = pd.concat([images.skipped, untrained], ignore_index=True)
-    rule = HyperRule.for_data(len(train), middle_size(sizes[p] for p in train), size=size, **numbers)
+    rule = HyperRule.for_data(len(train), median_size(sizes[p] for p in train), size=size, **numbers)
     return rule, replace(images, table=table, skipped=skipped)

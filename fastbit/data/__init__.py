@@ -3,14 +3,17 @@ from .decode import open_image, read_image
 from .check import check_images, inspect_image
 from .tables import ImageSet, image_table, read_image_set
 from .split import check_table, few_shot_table, split_table
-from .transforms import ImageFile, check_views, default_views, square_image, train_image, view_image
+from .transforms import ImageFile, square_image, train_image
+from .views import check_views, default_views, view_image
 from .pixels import PixelCache
 from .features import Features, frozen_features
-from .loaders import ImageDL, ImageLoaders, PathLabel, image_dataloaders, table_dataloaders
+from .batches import ImageDL, PathLabel
+from .loaders import ImageLoaders, image_dataloaders, table_dataloaders
 from .public import PUBLIC_SETS, digits_table, named_table
 from .flowers import FLOWERS, draw_flower, drawn_flowers
 from .steps import StepDL, mixup_draw, step_rows
-from .streams import ImageStream, parquet_stream, stream_dataloaders, tar_stream
+from .streams import ImageStream, parquet_stream, tar_stream
+from .stream_dl import stream_dataloaders
 
 __all__ = [
     'check_images', 'check_table', 'check_views', 'default_views', 'digits_table', 'draw_flower',

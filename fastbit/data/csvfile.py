@@ -1,4 +1,4 @@
-"""A table file of any usual making becomes a grid of text
+"""Read a table file of any usual kind as a grid of text
 
 Docs: https://fastbit.github.io/fastbit/data/csvfile.html.md"""
 
@@ -13,6 +13,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 # %% ../../nbs/data/02_csvfile.ipynb #fe13884d
 import numpy as np, pandas as pd
@@ -37,26 +38,23 @@ _MAGIC = {
     b'version https://git-lfs': 'a pointer of Git LFS (`git lfs pull` fetches the file)'}
 
 def _check_kind(path):
-    "Raise `ValueError` for a name that tells of another kind of file"
+    "Raise `ValueError` if the file's extension is that of another format"
     end = path.suffix.lower()
     if end in IMAGE_EXTENSIONS:
-        raise ValueError(
-            f"{path} is an image: give a folder of class folders, or a table of paths and "
-            "labels.")
+        raise ValueError(f"{path} is an image: give a folder of class folders, or a table of paths and labels.")
     if end in _ARCHIVES or path.name.lower().endswith('.tar.gz'):
-        raise ValueError(
-            f"{path} is an archive: unpack it, and give the folder.")
+        raise ValueError(f"{path} is an archive: unpack it, and give the folder.")
     if end not in _FOREIGN: return
     kind, reader = _FOREIGN[end]
     raise ValueError(f"{path} is {kind}: save it as CSV, or in Python pass the DataFrame of pandas.{reader}.")
 
 def _check_start(path, data):
-    kind = next((k for magic, k in _MAGIC.items() if data[:40].lstrip().lower().startswith(magic.lower())), None)
+    "Raise `ValueError` if the first bytes are those of another format"
+    start = data[:40].lstrip().lower()
+    kind = next((k for magic, k in _MAGIC.items() if start.startswith(magic.lower())), None)
     if kind: raise ValueError(f"{path} is {kind}, not a table of paths and labels: save the table as CSV.")
     if data.lstrip(codecs.BOM_UTF8 + b' \r\n\t')[:1] in (b'{', b'['):
-        raise ValueError(
-            f"{path} is a JSON file: save it as CSV, or in Python pass the DataFrame of "
-            "pandas.read_json.")
+        raise ValueError(f"{path} is a JSON file: save it as CSV, or in Python pass the DataFrame of pandas.read_json.")
 
 # %% ../../nbs/data/02_csvfile.ipynb #8a9ea61b
 _MARKS = {   # the longer ones first
@@ -72,8 +70,9 @@ def _encoding(path, data) -> str:
         zeros = [sum(o == 0 for o in some[k::2])/max(len(some[k::2]), 1) for k in (0, 1)]
         if max(zeros) < .4 or min(zeros) > .1: raise ValueError(f"{path} is not a text file: save the table as CSV.")
         return 'utf-16-be' if zeros[0] > zeros[1] else 'utf-16-le'
-    try: data.decode('utf-8'); return 'utf-8'
+    try: data.decode('utf-8')
     except UnicodeDecodeError: return 'cp1252'
+    return 'utf-8'
 
 # letters, quotes and signs of Windows-1252
 _WESTERN = bytes([0x80, 0x85, 0x8a, 0x8c, 0x8e, *range(0x91, 0x98), 0x9a, 0x9c, 0x9e, 0x9f, *range(0xa0, 0x100)])
@@ -85,10 +84,10 @@ def _is_western(data) -> bool:
     return 2*sum(len(o) == 1 for o in runs) > len(runs) and sum(o in _WESTERN for o in high) > .8*len(high)
 
 def decode_text(
-    path:Path,  # For messages
-    data:bytes,
+    path:Path,  # Named in messages
+    data:bytes, # Content of the file
 ) -> str: # Lines end in '\n'
-    "Decode the bytes of a text file; warn about Windows-1252, raise `ValueError` for other encodings than Unicode's"
+    "Decode a text file; warn about Windows-1252, raise `ValueError` for any other encoding but Unicode's"
     encoding = _encoding(path, data)
     try: text = data.decode(encoding)
     except UnicodeError: raise ValueError(_UNKNOWN.format(path)) from None
@@ -96,35 +95,39 @@ def decode_text(
         if not _is_western(data): raise ValueError(_UNKNOWN.format(path))
         words = [w for w in re.findall(r'[^\W\d_]+', text) if not w.isascii()]
         example = f", e.g. {words[0]!r}" if words else ''
-        warn_data(f"{path} is not in UTF-8 and was read as Windows-1252{example}. If that is wrong, save it as UTF-8.", 6)
+        warn_data(
+            f"{path} is not in UTF-8 and was read as Windows-1252{example}. If that is wrong, save it as UTF-8.", 6)
     return text.replace('\r\n', '\n').replace('\r', '\n')
 
 # %% ../../nbs/data/02_csvfile.ipynb #cc79c7ab
 _SEPARATORS = (',', ';', '\t', '|')
-_SAMPLE = 1 << 16   # characters that the separator is chosen by
+_SAMPLE = 1 << 16   # characters from which the separator is chosen
 
 def names_image(cell:str) -> bool:
     "Does the text end in the extension of an image?"
     return os.path.splitext(cell)[1].lower() in IMAGE_EXTENSIONS
 
 def _cells(lines, sep) -> list[list[str]]:
-    "Of the lines that are not blank"
+    "Split the lines that are not blank"
     if sep == ' ': return [o.split() for o in lines if o.strip()]
-    return [o for o in csv.reader(lines, delimiter=sep, skipinitialspace=True) if any(c.strip() for c in o)]
+    return [o for o in _reader(lines, sep) if any(c.strip() for c in o)]
+
+def _reader(lines, sep, **kwargs): return csv.reader(lines, delimiter=sep, skipinitialspace=True, **kwargs)
 
 def _width(rows) -> int: return Counter(map(len, rows)).most_common(1)[0][0] if rows else 0
 
 def _score(rows) -> tuple:
-    "How well these rows look like a table: lines of the usual length, cells with images, columns"
+    "Rank how well these rows form a table: lines of the usual length, cells with images, columns"
     n = _width(rows)
     regular = round(sum(len(o) == n for o in rows)/max(len(rows), 1), 2)
-    return (n > 1, regular, any(names_image(c.strip()) for o in rows for c in o), n)
+    with_images = any(names_image(c.strip()) for o in rows for c in o)
+    return (n > 1, regular, with_images, n)
 
 def find_separator(
     lines:list, # The first lines of a file
-    usual:str=',', # Where several would do
+    usual:str=',', # Preferred if several would do
 ) -> str|None: # ',', ';', tab, '|', or ' ' for any number of blanks; `None`: no separator
-    "Choose the character that divides the lines into a table"
+    "Find the character that divides the lines into a table"
     score = {s: _score(_cells(lines, s)) for s in sorted(_SEPARATORS, key=lambda s: s != usual)}
     best = max(score, key=score.get)
     if score[best][0]: return best
@@ -139,24 +142,32 @@ class Grid:
     n_first: int        # cells of the first line, which can be one fewer than in the others
     separator: str      # ',', ';', tab, '|', ' '; '': one column
 
-def _without_preamble(text) -> tuple[str, int, str|None]:
-    "The table's text, the lines before it, and the separator that they tell"
-    n, told = 0, None
+class _Body(NamedTuple):
+    "A table file without its preamble"
+    text: str           # from the first line of the table on
+    n_before: int       # lines before it
+    separator: str|None # as the preamble states it
+
+def _without_preamble(text) -> _Body:
+    n, separator = 0, None
     while True:
         line, _, rest = text.partition('\n')
-        if found := re.fullmatch(r'\s*"?sep=(.)"?\s*', line, re.I): told = found[1]
-        elif line.strip() and not (line.startswith('#') and not _same_length(line, rest)): return text, n, told
-        if not rest: return text, n, told
+        comment = line.startswith('#') and not _same_length(line, rest)
+        if found := re.fullmatch(r'\s*"?sep=(.)"?\s*', line, re.I): separator = found[1]
+        elif line.strip() and not comment: return _Body(text, n, separator)
+        if not rest: return _Body(text, n, separator)
         text, n = rest, n+1
 
 def _same_length(line, rest) -> bool:
     "Is a line that begins with '#' the header?"
-    sep = find_separator(rest[:_SAMPLE].splitlines()[:50])
-    return sep is not None and len(_cells([line], sep)[0]) == _width(_cells(rest[:_SAMPLE].split('\n')[:50], sep))
+    some = rest[:_SAMPLE]
+    sep = find_separator(some.splitlines()[:50])
+    if sep is None: return False
+    return len(_cells([line], sep)[0]) == _width(_cells(some.split('\n')[:50], sep))
 
 def _numbered(lines, sep, first):
-    "(line that it begins on, cells) of each row, blank lines among them"
-    reader, before = csv.reader(lines, delimiter=sep, skipinitialspace=True), 0
+    "Yield (line on which it begins, cells) of each row, blank lines included"
+    reader, before = _reader(lines, sep), 0
     for row in reader:
         yield first + before + 1, row
         before = reader.line_num
@@ -174,29 +185,34 @@ def _check_lengths(path, lines, sep, first, width):
 
 def _well_quoted(text, sep) -> bool:
     "Is each closing quote at the end of its cell?"
-    rows = csv.reader(io.StringIO(text, newline=''), delimiter=sep, skipinitialspace=True, strict=True)
+    rows = _reader(io.StringIO(text, newline=''), sep, strict=True)
     try: return all(row is not None for row in rows)
     except csv.Error: return False
 
 def _is_row(line, sep, df, with_images) -> bool:
-    "Does a line inside of a cell look like a row of the table, which a description with commas does not?"
+    "Does a line inside a cell look like a row of the table, unlike a description with commas?"
     cells = [o.strip(' "') for o in line.split(sep)]
     if with_images: return len(cells) > 1 and any(map(names_image, cells))
     if len(cells) != df.shape[1]: return False
     return len(cells) == 2 or any(o and (df[c].str.strip() == o).any() for c, o in zip(df, cells))
 
+def _many_lines(column, sep):
+    "The cells of a column that have several lines and separators"
+    several = column.str.contains('\n', regex=False)
+    return column[several & column.str.contains(sep, regex=False)]
+
 def _check_swallowed(path, text, df, sep):
     "Raise `ValueError` for a quote that closes on a later line and makes one cell of several rows"
-    cells = [df[c][df[c].str.contains('\n', regex=False) & df[c].str.contains(sep, regex=False)] for c in df]
+    cells = [_many_lines(df[c], sep) for c in df]
     if not any(map(len, cells)): return
     sure = _well_quoted(text, sep)
     with_images = any(names_image(o.strip()) for c in df for o in df[c].iloc[:50])
-    for line, cell in ((line, o) for found in cells for line, o in found.items()):
+    for line, cell in pd.concat(cells).items():
         if not sure or any(_is_row(o, sep, df, with_images) for o in cell.split('\n')[1:]):
             raise ValueError(_UNCLOSED.format(path, line))
 
 def _line_numbers(text, sep, first, n) -> np.ndarray:
-    "Of the `n` rows, where lines are blank or a cell has several"
+    "Number the `n` rows by their lines, which may be blank or several per cell"
     with suppress(csv.Error):   # a cell of more than 131072 characters
         rows = _numbered(io.StringIO(text, newline=''), sep, first)
         res = [line for line, row in rows if any(o.strip() for o in row) or len(row) > 1]
@@ -221,7 +237,7 @@ def _parse(path, text, sep, first, width) -> pd.DataFrame:
     return df[(df != '').any(axis=1)] if (df[0] == '').any() else df
 
 def _columns_of(rows) -> int:
-    "The usual number of cells, and as many more as a header has, or separators without anything behind them"
+    "Count the columns: the usual number of cells, or more if the header has more or lines end in separators"
     n, first = _width(rows), rows[0]
     named = 0 if any(map(names_image, first)) else len(first)
     return max(n, named, *(len(o) for o in rows if not any(c.strip() for c in o[n:])))
@@ -236,20 +252,23 @@ def _read_bytes(path) -> bytes:
 def read_grid(
     path:str|Path # A text file, plain or .gz, .bz2, .xz
 ) -> Grid:
-    "Read a table file as text; `ValueError` for what is not a table, is empty, or has lines of different lengths"
+    "Read a table file as text; raise `ValueError` if it is not a table, is empty, or has lines of different lengths"
     path = Path(path)
     _check_kind(path)
     data = _read_bytes(path)
     _check_start(path, data)
     if not data.strip(b'\0 \r\n\t' + codecs.BOM_UTF8):
-        raise ValueError(
-            f"{path} is empty: a table needs a column of paths and one of labels.")
-    text, first, told = _without_preamble(decode_text(path, data))
-    lines = text[:_SAMPLE].split('\n')
-    if len(text) > _SAMPLE and len(lines) > 1: lines.pop()   # cut
-    sep = told or find_separator(lines, '\t' if '.tsv' in map(str.lower, path.suffixes) else ',')
-    if sep is None: return Grid(pd.DataFrame({0: [o for o in lines if o.strip()]}, dtype=str), 1, '')
+        raise ValueError(f"{path} is empty: a table needs a column of paths and one of labels.")
+    body = _without_preamble(decode_text(path, data))
+    lines = body.text[:_SAMPLE].split('\n')
+    if len(body.text) > _SAMPLE and len(lines) > 1: lines.pop()   # cut
+    usual = '\t' if '.tsv' in map(str.lower, path.suffixes) else ','
+    sep = body.separator or find_separator(lines, usual)
+    if sep is None:
+        only = pd.DataFrame({0: [o for o in lines if o.strip()]}, dtype=str)
+        return Grid(cells=only, n_first=1, separator='')
     rows = _cells(lines, sep)
     width = _columns_of(rows)
-    if sep != ' ': _check_lengths(path, lines, sep, first, width)
-    return Grid(_parse(path, text, sep, first, width), len(rows[0]), sep)
+    if sep != ' ': _check_lengths(path, lines, sep, body.n_before, width)
+    cells = _parse(path, body.text, sep, body.n_before, width)
+    return Grid(cells=cells, n_first=len(rows[0]), separator=sep)

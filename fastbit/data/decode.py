@@ -1,4 +1,4 @@
-"""From whatever is in a file to right-way-up RGB pixels
+"""Any image file becomes upright RGB pixels
 
 Docs: https://fastbit.github.io/fastbit/data/decode.html.md"""
 
@@ -28,69 +28,86 @@ def _more_formats():
     if importlib.util.find_spec('pillow_jxl'): importlib.import_module('pillow_jxl')   # registers itself
 
 _more_formats()   # before Pillow is asked for its extensions
-IMAGE_EXTENSIONS = frozenset(Image.registered_extensions()) - {'.eps', '.ps', '.pdf', '.mpg', '.mpeg'}  # what the installed Pillow knows, lower case with the dot, less programs and films
+_NOT_IMAGES = {'.eps', '.ps', '.pdf', '.mpg', '.mpeg'}   # programs, documents and films that Pillow registers
+IMAGE_EXTENSIONS = frozenset(Image.registered_extensions()) - _NOT_IMAGES   # lower case, with the dot
 _WHITE = (255, 255, 255, 255)
 
 def _from_16_bit(img, max_value):
-    "`max_value` becomes 255; Pillow's own conversion clips at 255 and gives a white picture"
+    "Scale `max_value` to 255; Pillow's own conversion clips at 255 and gives a white picture"
     a = np.asarray(img).astype(np.int64)
-    if a.min() < 0 or a.max() > MAX_16_BIT: raise ValueError(f'pixels from {a.min()} to {a.max()}: neither 8 nor 16 bit, convert it first')
-    return Image.fromarray(((a.clip(max=max_value)*255 + max_value//2)//max_value).astype(np.uint8))
+    low, high = a.min(), a.max()
+    if low < 0 or high > MAX_16_BIT:
+        raise ValueError(f'pixels from {low} to {high}: neither 8 nor 16 bit, convert it first')
+    scaled = (a.clip(max=max_value)*255 + max_value//2)//max_value
+    return Image.fromarray(scaled.astype(np.uint8))
 
 def to_rgb(
-    img:Image.Image, # Any mode that Pillow opens
-    max_value:int=MAX_16_BIT, # Pixel value that becomes white in gray images of 16 bits
+    img:Image.Image,          # Any mode that Pillow opens
+    max_value:int=MAX_16_BIT, # Pixel value that becomes white in grayscale images of 16 bits
 ) -> Image.Image: # Mode RGB, transparent parts on white
-    "Convert `img` to RGB as a person would see it; `ValueError` for pixels without a known scale"
+    "Convert `img` to RGB as a person would see it; raise `ValueError` for pixels without a known scale"
     if img.mode.startswith('I'): img = _from_16_bit(img, max_value)
     if img.mode == 'F': raise ValueError('floating-point pixels have no known scale, convert it to 8 or 16 bit first')
     if img.has_transparency_data:
         rgba = img.convert('RGBA')
-        img = Image.alpha_composite(Image.new('RGBA', rgba.size, _WHITE), rgba)
+        white = Image.new('RGBA', rgba.size, _WHITE)
+        img = Image.alpha_composite(white, rgba)
     return img.convert('RGB')
 
 def _upright(img):
-    try: return ImageOps.exif_transpose(img) if img.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9) else img   # Pillow would copy what is upright
+    "Rotate as EXIF says; an upright image is returned as it is, where Pillow would copy it"
+    try:
+        turned = img.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        return ImageOps.exif_transpose(img) if turned else img
     except Exception: return img   # EXIF that cannot be parsed says nothing about orientation; the pixels may be fine
 
 # %% ../../nbs/data/00_decode.ipynb #b54ef1d1
 def check_regular(path:str|Path):
-    "`OSError` for what is not there, and for what is no file with an end: pipes, sockets, devices, folders"
+    "Raise `OSError` unless `path` is an existing regular file: not a pipe, socket, device or folder"
     if not stat.S_ISREG(os.stat(path).st_mode): raise OSError('not a regular file')
 
 MAX_BYTES = 2**30   # of a file; 16-bit RGB with as many pixels as Pillow opens is about that
-LARGE = 2**24   # pixels; of images that have more, one is in memory at a time, or a few threads could need all of it
-_ONE_BLOCK = 2**30   # bytes; more than Pillow opens. From DEFAULT_MMAP_THRESHOLD_MAX on, 32 MB, glibc gives what is freed back to the system
-_one_at_a_time = threading.RLock()
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=lambda: globals().update(_one_at_a_time=threading.RLock()))   # another thread may have held it
+LARGE = 2**24       # pixels; one image with more is in memory at a time, or a few threads could need all of it
+# bytes; more than Pillow opens. From DEFAULT_MMAP_THRESHOLD_MAX on, 32 MB, glibc returns freed memory to the system
+_ONE_BLOCK = 2**30
+_large_lock = threading.RLock()
+
+def _new_lock():
+    "Replace the lock in a forked process: another thread of the parent may have held it"
+    globals().update(_large_lock=threading.RLock())
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_new_lock)
 
 @contextmanager
-def _alone():
-    "In one block, and not in Pillow's of 16 MB: glibc (2.36) puts those into the heap of the thread, and may keep them there until the process ends"
-    with _one_at_a_time:
+def _in_one_block():
+    "Hold the lock and decode into one block: glibc (2.36) may keep Pillow's blocks of 16 MB until the process ends"
+    with _large_lock:
         before = Image.core.get_block_size()
         Image.core.set_block_size(_ONE_BLOCK)
         try: yield
         finally: Image.core.set_block_size(before)
 
-def _alone_if_large(img): return _alone() if img.width*img.height > LARGE else nullcontext()
+def _locked_if_large(img): return _in_one_block() if img.width*img.height > LARGE else nullcontext()
 
 _HEIC, _JXL = 'in HEIC format (pip install pillow-heif)', 'in JPEG XL format (pip install pillow-jxl-plugin)'
-_HEIC_BRANDS = (b'heic', b'heix', b'hevc', b'hevx', b'heim', b'heis', b'mif1', b'msf1')   # ISO/IEC 23008-12, annex B
+# ISO/IEC 23008-12, annex B
+_HEIC_BRANDS = (b'heic', b'heix', b'hevc', b'hevx', b'heim', b'heis', b'mif1', b'msf1')
 _JXL_STARTS = (b'\xff\x0a', b'\x00\x00\x00\x0cJXL ')   # ISO/IEC 18181-2
 
+def _first_bytes(file) -> bytes:
+    if isinstance(file, io.BytesIO): return file.getvalue()[:12]
+    with open(file, 'rb') as f: return f.read(12)
+
 def _needs_package(file) -> str:
-    "Which package reads it, for images that Pillow reads with a plugin; '' for others"
-    if isinstance(file, io.BytesIO): head = file.getvalue()[:12]
-    else:
-        with open(file, 'rb') as f: head = f.read(12)
+    "Name the package for formats that Pillow reads with a plugin; '' for others"
+    head = _first_bytes(file)
     if head[4:8] == b'ftyp' and head[8:12] in _HEIC_BRANDS: return _HEIC
     return _JXL if head.startswith(_JXL_STARTS) else ''
 
 def open_image(
     file:str|Path|io.BytesIO # Path, or encoded bytes
 ) -> Image.Image: # Its header is read, its pixels are not
-    "`Image.open` of a file with an end that is no program; raise `ValueError` with the package that an image needs"
+    "`Image.open` for regular files; raise `ValueError` for PostScript, and with the package that a format needs"
     if not isinstance(file, io.BytesIO): check_regular(file)
     try: img = Image.open(file)
     except UnidentifiedImageError as e:
@@ -102,10 +119,10 @@ def open_image(
 
 def read_image(
     file:str|Path|bytes|Image.Image|np.ndarray, # Path, encoded bytes, Pillow image, or height x width (x 3) array of uint8
-    draft:int=None, # A JPEG is decoded at the smallest of the scales 1/8, 1/4, 1/2 and 1 at which both sides have so many pixels; `None`: at full scale
-    max_value:int=MAX_16_BIT, # Pixel value that becomes white in gray images of 16 bits
-) -> PILImage: # Mode RGB, right way up; the first frame of an animation
-    "Read one image as right-way-up RGB; `OSError`, `ValueError` or `SyntaxError` if it cannot be"
+    draft:int=None, # Decode a JPEG at the smallest of the scales 1/8, 1/4, 1/2, 1 that leaves both sides this long, pixels; `None`: 1
+    max_value:int=MAX_16_BIT, # Pixel value that becomes white in grayscale images of 16 bits
+) -> PILImage: # Mode RGB, upright; the first frame of an animation
+    "Read one image as upright RGB; raise `OSError`, `ValueError` or `SyntaxError` if it cannot be read"
     with reading(file, draft, max_value) as img: return img
 
 @contextmanager
@@ -114,17 +131,16 @@ def reading(
     draft:int=None, # As for `read_image`
     max_value:int=MAX_16_BIT, # As for `read_image`
 ): # Yields a `PILImage`
-    "`read_image` for as long as a block lasts: if the image is large, threads that read another large one wait until then"
+    "`read_image` for the length of a block; threads that read another large image wait until it ends"
     with ExitStack() as until_done:
         try: img = _decoded(file, draft, max_value, until_done)
         except (OSError, ValueError, SyntaxError): raise
         except Exception as e: raise ValueError(why_unreadable(e)) from e   # a broken file can raise anything in Pillow
         yield img
 
-def _some_pixels(img) -> Image.Image:
-    "`img`; raise `ValueError` if a side is 0, which would give a prediction for nothing"
+def _check_pixels(img):
+    "Raise `ValueError` if a side is 0, which would give a prediction for nothing"
     if 0 in img.size: raise ValueError(f'no pixels ({img.width} x {img.height})')
-    return img
 
 def _decoded(file, draft, max_value, until_done) -> PILImage:
     if isinstance(file, np.ndarray):
@@ -132,17 +148,19 @@ def _decoded(file, draft, max_value, until_done) -> PILImage:
         file = Image.fromarray(file)
     if isinstance(file, bytes): file = io.BytesIO(file)
     if isinstance(file, Image.Image):
+        _check_pixels(file)
         file.load()
-        return PILImage(to_rgb(_upright(_some_pixels(file)), max_value))
+        return PILImage(to_rgb(_upright(file), max_value))
     with open_image(file) as img:
-        _some_pixels(img)
+        _check_pixels(img)
         if draft: img.draft('RGB', (draft, draft))   # does nothing to other formats
-        until_done.enter_context(_alone_if_large(img))
-        img.load()   # an error is raised once: a second try, after `_upright` has met it, would give a black picture (Pillow 13)
+        until_done.enter_context(_locked_if_large(img))
+        # raises an error once: a second try, after `_upright` met it, would give a black picture (Pillow 13)
+        img.load()
         return PILImage(to_rgb(_upright(img), max_value))
 
 # %% ../../nbs/data/00_decode.ipynb #2daed2ad
-# told by more than a letter or two
+# recognized by more than a letter or two
 _SURE_FORMATS = frozenset('JPEG MPO PNG GIF BMP TIFF WEBP AVIF HEIF JPEG2000 JXL'.split())
 # Pillow finds their thumbnails
 _RAW = frozenset('.3fr .arw .cr2 .cr3 .dng .erf .nef .nrw .orf .pef .raf .raw .rw2 .srw .x3f'.split())
@@ -153,19 +171,21 @@ _CONVERT = dict.fromkeys(_RAW, 'in a camera raw format (convert to JPEG or PNG)'
 def why_no_image(
     path:str|Path # Of a file without the extension of an image
 ) -> str: # '' if its bytes are those of an image
-    "Look at a file, and say in a few words why it is not used as an image"
+    "Say in a few words why a file is not used as an image"
     ext = os.path.splitext(path)[1].lower()
     if ext in _CONVERT: return _CONVERT[ext]
+    other = f'not an image ({ext or "no extension"})'
     try:
         with open_image(path) as img: sure = img.format in _SURE_FORMATS
-    except ValueError as e: return str(e) if str(e) in (_HEIC, _JXL) else f'not an image ({ext or "no extension"})'
+    except ValueError as e: return str(e) if str(e) in (_HEIC, _JXL) else other
     except Exception: sure = False   # a broken file can raise anything in Pillow
-    return '' if sure else f'not an image ({ext or "no extension"})'
+    return '' if sure else other
 
 def why_unreadable(e:Exception) -> str:
-    "What Pillow or the system said about a file, in a few words"
+    "Shorten what Pillow or the system said about a file to a few words"
     if isinstance(e, Image.DecompressionBombError): return 'absurdly many pixels'
     if isinstance(e, OSError) and e.strerror: return e.strerror
     text = str(e).splitlines()[0] if str(e) else ''
     if 'cannot identify' in text: return 'not an image that Pillow can read'
-    return text[:100] if isinstance(e, (OSError, ValueError, SyntaxError)) and text else f'{type(e).__name__} {text[:80]}'.strip()
+    if text and isinstance(e, (OSError, ValueError, SyntaxError)): return text[:100]
+    return f'{type(e).__name__} {text[:80]}'.strip()

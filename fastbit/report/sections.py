@@ -91,7 +91,7 @@ def data_name(
     dls # fastbit's loaders, or any of fastai's
 ) -> str: # '': not known
     "What the images of loaders are called: as for `image_dataloaders`, or the folder that contains them"
-    if name := getattr(dls, 'data_name', ''): return name
+    if name := getattr(getattr(dls, 'image_set', None), 'name', ''): return name
     items = [getattr(getattr(dl, 'dataset', None), 'items', ()) for dl in dls.loaders]
     tables = any(isinstance(o, pd.DataFrame) for o in items)
     common = None if tables else _common_folder([o for part in items for o in part])

@@ -22,7 +22,7 @@ from ..data.public import resolve_source
 from ..core.checks import make_out
 from ..bodies.build import build_body
 from ..bodies.preprocess import MAX_16_BIT, body_preprocess, check_max_value
-from ..data.loaders import check_device
+from ..data.batches import check_device
 from ..data.features import frozen_features
 from ..data.filepaths import check_some_exist
 from ..core.files import write_text

@@ -27,7 +27,8 @@ from ..data.public import resolve_source
 from ..core.checks import check_out, make_out
 from ..bodies.preprocess import MAX_16_BIT
 from ..bodies.names import timm_name
-from ..data.loaders import check_device, image_dataloaders
+from ..data.loaders import image_dataloaders
+from ..data.batches import check_device
 from ..core.files import write_bytes, write_text
 from ..metrics.intervals import wilson_interval
 from .compare import compare_runs, read_predictions

@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 # %% ../../nbs/training/03_head.ipynb #4b9afb0e
-from ..data.loaders import ImageDL
+from ..data.batches import ImageDL
 from ..data.features import FeatureDL, Features, feature_shape, frozen_features
 from ..bodies.fold import FoldedModel
 from ..core.restore import temp_attrs

@@ -38,10 +38,10 @@ from ..bodies.names import timm_name
 from ..metrics.calibration import fit_temperature
 from .callbacks import CurveRecorder, History, PlainLog, RarelyProgress
 from .precision import DevicePrecision, DeviceSmoothLoss, check_precision, fast_precision
-from ..data.loaders import ImageDL
+from ..data.batches import ImageDL
 from .tta import TTAResult, tta_probs, view_logits
 from ..metrics.evaluation import Evaluation, evaluate_probs, mean_probs
-from ..data.transforms import default_views
+from ..data.views import default_views
 from ..bodies.fold import FoldedModel, can_fold
 from ..core.fonts import use_fonts_for
 from .guards import FiniteLoss, guarded

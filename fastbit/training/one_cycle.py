@@ -19,7 +19,7 @@ from fastcore.foundation import L
 # %% ../../nbs/training/06_one_cycle.ipynb #8ee74c2c
 from .checkpoint import PassCheckpoint, check_checkpoint, checkpoint_lock
 from .identity import describe_run
-from ..data.loaders import ImageDL
+from ..data.batches import ImageDL
 from ..core.restore import temp_attrs
 from ..core.processes import is_writer
 from ..core.checks import check_steps

@@ -31,7 +31,7 @@ from ..core.text import warn_data
 from ..data.split import training_size
 from .optim import ForeachSGD
 from ..hyperrule import BASE_LR, BATCH_SIZE, MOMENTUM, HyperRule
-from ..data.check import median_size
+from ..data.check import header_sizes, median_size
 from ..core.processes import is_writer, broadcast_model, world
 from ..data.steps import StepBatch
 from ..data.shared import RankBatch, rank_loader
@@ -87,7 +87,7 @@ def _size_of_images(dls) -> tuple:
         if dls.image_size is None: dls.image_size = training_size(dls.table, dls.report)
         return dls.image_size
     items = list(getattr(dls.train_ds, 'items', []))
-    if items and all(isinstance(o, (str, Path)) for o in items): return median_size(items)
+    if items and all(isinstance(o, (str, Path)) for o in items): return median_size(header_sizes(items))
     return tuple(dls.valid.one_batch()[0].shape[-2:])
 
 class DividedLoaders:

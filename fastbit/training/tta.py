@@ -20,7 +20,7 @@ from torch import nn
 # %% ../../nbs/training/11_tta.ipynb #d455c686
 from ..bodies.preprocess import Preprocess
 from ..bodies.fold import FoldedModel, can_fold
-from ..data.transforms import SquaresImage, check_views, cut_view, default_views, view_sizes
+from ..data.views import SquaresImage, check_views, cut_view, default_views, view_sizes
 from ..core.restore import temp_attrs
 from ..core.text import ShownOnce
 from ..metrics.losses import NoLoss
