@@ -42,7 +42,7 @@ def _log_ticks(axis):
 def _labelled(epochs) -> list[tuple]:
     "(step, loss, accuracy) of the epochs that the plot has room to name: all of up to a dozen, else the last of each stage"
     if 'accuracy' not in epochs: return []
-    df = epochs if len(epochs) <= 12 else epochs[epochs.stage != epochs.stage.shift(-1)]
+    df = epochs if len(epochs) <= 12 else epochs[epochs.phase != epochs.phase.shift(-1)]
     return list(zip(df.step, df.valid_loss, df.accuracy))
 
 def plot_losses(
@@ -60,7 +60,7 @@ def plot_losses(
     for x, y, a in _labelled(epochs): ax.annotate(f'{a:.1%}', (x, y), xytext=(0, 6), textcoords='offset points', size=7, ha='center', color='C1')
     top = max(steps.loss.max(), epochs.valid_loss.max()) if len(epochs) else steps.loss.max()
     ax.set(xlabel='optimizer step', ylabel=loss, ylim=(0, top*1.12 if top < float('inf') else None), xlim=(0, len(steps)*1.03))   # room for the accuracies
-    _stage_lines(ax, steps.stage.tolist())
+    _stage_lines(ax, steps.phase.tolist())
     ax.legend(frameon=False)
     return fig
 
@@ -74,7 +74,7 @@ def plot_rates(
     if first.notna().any(): ax.plot(steps.index+1, first, label='first stage')
     ax.set(xlabel='optimizer step', ylabel='learning rate', yscale='log', xlim=(0, len(steps)*1.03))   # from 0, where the name of the first stage is
     _log_ticks(ax.yaxis)
-    _stage_lines(ax, steps.stage.tolist())
+    _stage_lines(ax, steps.phase.tolist())
     ax.legend(frameon=False)
     return fig
 
