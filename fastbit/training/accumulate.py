@@ -93,7 +93,7 @@ def _whole_step(learn, batch):
     learn.loss = _exchange(learn, total) if world() > 1 else total
     learn._with_events(learn._step, 'step', CancelStepException)
 
-# %% ../../nbs/training/00_accumulate.ipynb #912b4f47
+# %% ../../nbs/training/00_accumulate.ipynb #9addb265
 def is_out_of_memory(e:Exception) -> bool:
     "Is `e` what torch raises when a device has no memory left?"
     return isinstance(e, torch.OutOfMemoryError) or (isinstance(e, RuntimeError) and 'out of memory' in str(e))

@@ -209,7 +209,7 @@ class KeepBest(TrackerCallback):
         self.best, self.where, self.waited = values['best'], values['where'], values['waited']
         self.weights, self.fitting = tensors or None, True
 
-# %% ../../nbs/training/01_callbacks.ipynb #53bfa6fd
+# %% ../../nbs/training/01_callbacks.ipynb #4d167681
 class RarelyProgress(ProgressCallback):
     "fastai's progress bar, which reads the loss at most twice a second"
     name, read_at = 'progress', 0.   # other callbacks ask for it under fastai's name

@@ -110,7 +110,7 @@ def check_checkpoint(
     raise ValueError(f"{path} belongs to a different run and was not touched. Differences: {'; '.join(different)}. "
                      "Choose another file (--out FOLDER), or repeat that run's settings.")
 
-# %% ../../nbs/training/05_checkpoint.ipynb #5b03a02c
+# %% ../../nbs/training/05_checkpoint.ipynb #329b2373
 def first_not_finite(
     tensors:dict # Name -> tensor
 ) -> str|None: # `None`: all are finite

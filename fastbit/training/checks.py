@@ -7,10 +7,10 @@ Docs: https://fastbit.github.io/fastbit/training/checks.html.md"""
 # %% auto #0
 __all__ = ['check_loaders', 'check_images_in', 'check_batches', 'check_mixing', 'check_norms']
 
-# %% ../../nbs/training/16_checks.ipynb #1955049e
+# %% ../../nbs/training/16_checks.ipynb #01d32315
 from pathlib import Path
 
-# %% ../../nbs/training/16_checks.ipynb #1250ef66
+# %% ../../nbs/training/16_checks.ipynb #2ed3aef7
 import pandas as pd, torch
 from fastai.callback.mixup import MixHandler
 from fastai.data.block import DataBlock
@@ -18,11 +18,11 @@ from fastai.data.core import DataLoaders
 from fastai.data.transforms import Normalize
 from fastcore.foundation import L
 
-# %% ../../nbs/training/16_checks.ipynb #c1db5de4
+# %% ../../nbs/training/16_checks.ipynb #ed730b72
 from ..core.restore import preserved_rng
 from ..metrics.task import check_labels, no_image_losses
 
-# %% ../../nbs/training/16_checks.ipynb #f6a7c4fc
+# %% ../../nbs/training/16_checks.ipynb #066f1699
 def check_loaders(
     dls # What `transfer_learner` was given
 ):
@@ -38,7 +38,7 @@ def _how_to_load(source) -> str:
     return ("make them with image_dataloaders(path), or from torch data sets with "
             "DataLoaders.from_dsets(train_ds, valid_ds, bs=32)")
 
-# %% ../../nbs/training/16_checks.ipynb #dc3a90f7
+# %% ../../nbs/training/16_checks.ipynb #09dbdb93
 def check_images_in(
     dls:DataLoaders # From which one batch is loaded, without a trace in the random states
 ):
@@ -72,7 +72,7 @@ def _check_pixels(x):
     raise ValueError(f"The DataLoaders give pixels from {low:.3g} to {high:.3g}, "
                      f"so something normalizes or scales them. {_NORMALIZED}")
 
-# %% ../../nbs/training/16_checks.ipynb #280f066d
+# %% ../../nbs/training/16_checks.ipynb #4e5eb87d
 def check_batches(
     dl # Training loader
 ):
@@ -90,7 +90,7 @@ def check_mixing(
     mixing = any(map(is_mixing, [*L(cbs), *learn.cbs]))
     if mixing and not getattr(learn.loss_func, 'mixes', True): raise ValueError(no_image_losses(learn.loss_func))
 
-# %% ../../nbs/training/16_checks.ipynb #e8f1052c
+# %% ../../nbs/training/16_checks.ipynb #3cd8fb5b
 def check_norms(
     learn,         # A fastbit learner
     by_step:int=0, # Images in each step of a rule; 0: the loader's batches

@@ -41,7 +41,7 @@ class LossNotFinite(FloatingPointError):
             f"The {where} loss is {loss} in step {step}, at a learning rate of {lr:.3g}: training diverged. "
             f"Set {name} to a third or less, so that the learning rate is {lower:g} at most{saved}.")
 
-# %% ../../nbs/training/02_guards.ipynb #05b75950
+# %% ../../nbs/training/02_guards.ipynb #d708bfc5
 class FiniteLoss(Callback):
     "Raise `LossNotFinite` for a NaN or infinite loss: before the optimizer's step on a CPU, a step later elsewhere"
     order = 58   # after the Recorder and the History have their rows, before anything is saved
@@ -154,7 +154,7 @@ def _in_multiprocessing(e) -> bool:
     frames = [f for f, _ in traceback.walk_tb(e.__traceback__)]
     return any(f.f_globals.get('__name__', '').startswith('multiprocessing.') for f in frames)
 
-# %% ../../nbs/training/02_guards.ipynb #c3d0cf56
+# %% ../../nbs/training/02_guards.ipynb #f69b0285
 _CALLBACK_PREFIX = re.compile(r'^(Exception occured in `\w+` when calling event `\w+`:\n\t)+')
 
 def _remove_prefix(e):

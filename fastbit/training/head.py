@@ -97,7 +97,7 @@ def _weighted(x, y, groups, weights) -> tuple:
 def _weighted_score(estimator, x, y, weights) -> float:
     return -log_loss(y, estimator.predict_proba(x), sample_weight=weights[y], labels=estimator.classes_)
 
-# %% ../../nbs/training/03_head.ipynb #e6f695c5
+# %% ../../nbs/training/03_head.ipynb #d059c76b
 def _features(learn, n, views, cache, gb) -> tuple: # ((training, validation) features, their class numbers)
     "Compute the features after the first `n` stages"
     if learn.opt is None: learn.create_opt()

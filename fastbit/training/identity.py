@@ -48,7 +48,7 @@ def describe_data(
     if report is not None: about['contents'] = _digest(report.set_index('path').digest[table.path].tolist())
     return about
 
-# %% ../../nbs/training/04_identity.ipynb #49fc4f77
+# %% ../../nbs/training/04_identity.ipynb #f902dce2
 def describe_run(
     learn, # A fastbit learner
     how:dict, # One item: what trains ('rule', 'one_cycle') and its numbers, JSON-able
@@ -65,7 +65,7 @@ def describe_run(
     run = dict(data=describe_data(learn.dls), body=body, **how, training=training)
     return json.loads(json.dumps(run))   # as it is read from a file
 
-# %% ../../nbs/training/04_identity.ipynb #03b48f0b
+# %% ../../nbs/training/04_identity.ipynb #6c95d20a
 def run_differences(
     there:dict, # Of the checkpoint
     here:dict,  # Of the run that would resume from it

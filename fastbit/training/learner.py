@@ -41,7 +41,7 @@ from .loop import Loop
 from .optim import FusedAdam
 from .precision import DevicePrecision, DeviceSmoothLoss, check_precision, fast_precision
 
-# %% ../../nbs/training/12_learner.ipynb #8b29373f
+# %% ../../nbs/training/12_learner.ipynb #4a8715e5
 # Adam's rate for a new classifier on a frozen body; Keras' EfficientNet fine-tuning guide
 HEAD_LR = 1e-2
 # for all layers, the classifier's end of a slice; 3e-4 to 1e-3 do equally well on digits and 655 stamps, splits 100-102

@@ -7,10 +7,10 @@ Docs: https://fastbit.github.io/fastbit/training/loop.html.md"""
 # %% auto #0
 __all__ = ['DividedLoaders', 'Loop']
 
-# %% ../../nbs/training/14_loop.ipynb #c8cdf550
+# %% ../../nbs/training/14_loop.ipynb #28d3432a
 from contextlib import contextmanager, nullcontext
 
-# %% ../../nbs/training/14_loop.ipynb #d37e877f
+# %% ../../nbs/training/14_loop.ipynb #7355bd72
 import torch
 from fastai.callback.core import CancelBatchException, CancelEpochException
 from fastai.callback.progress import ShowGraphCallback
@@ -18,7 +18,7 @@ from fastai.learner import Learner
 from fastcore.basics import noop
 from fastcore.foundation import L
 
-# %% ../../nbs/training/14_loop.ipynb #89e76724
+# %% ../../nbs/training/14_loop.ipynb #ce2663c5
 from ..bodies.fold import FoldedModel, can_fold
 from ..core.processes import broadcast_model, world
 from ..core.restore import temp_attrs
@@ -33,13 +33,13 @@ from .checks import check_batches, check_mixing, check_norms
 from .guards import interruptible
 from .position import Position
 
-# %% ../../nbs/training/14_loop.ipynb #95efa100
+# %% ../../nbs/training/14_loop.ipynb #4b8f955e
 class DividedLoaders:
     "A learner's loaders, with the batches of the training one divided among the processes"
     def __init__(self, dls): self.own, self.train = dls, rank_loader(dls.train)
     def __getattr__(self, name): return getattr(self.own, name)
 
-# %% ../../nbs/training/14_loop.ipynb #7862ee77
+# %% ../../nbs/training/14_loop.ipynb #cfdda7d9
 class Loop(Learner):
     "fastai's training loop for a `TransferModel`: interruptible, resumable, with micro-batches and several processes"
     in_fit = False          # is a fit running?

@@ -84,7 +84,7 @@ def cycle_checkpoint(self:TransferLearner,
     run = describe_run(self, dict(one_cycle=numbers), L(cbs))
     return Resume(run, check_checkpoint(checkpoint, run))
 
-# %% ../../nbs/training/06_one_cycle.ipynb #a1786cd9
+# %% ../../nbs/training/06_one_cycle.ipynb #7ae27d45
 def _check_no_file(checkpoint_every):
     if checkpoint_every is None: return
     raise ValueError(f"checkpoint_every={checkpoint_every}: into which file? Pass checkpoint='run.safetensors'.")
@@ -125,7 +125,7 @@ def fit_one_cycle(self:TransferLearner,
 
 def _parameters(method) -> list[str]: return list(inspect.signature(method).parameters)
 
-# %% ../../nbs/training/06_one_cycle.ipynb #1b09ed77
+# %% ../../nbs/training/06_one_cycle.ipynb #f6e0543a
 @patch
 @delegates(TransferLearner.fit_one_cycle, but=['lr_max', 'before'])
 def fine_tune(self:TransferLearner,

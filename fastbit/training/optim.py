@@ -38,7 +38,7 @@ class _GroupOptimizer(Optimizer):
     def zero_grad(self):
         for p, *_ in self.all_params(): p.grad = None
 
-# %% ../../nbs/training/07_optim.ipynb #3b247407
+# %% ../../nbs/training/07_optim.ipynb #8417312c
 _FUSED = ('cpu', 'cuda', 'mps', 'xpu')   # devices that torch 2.4 and later have a fused AdamW for
 
 class FusedAdam(_GroupOptimizer):

@@ -7,14 +7,14 @@ Docs: https://fastbit.github.io/fastbit/training/position.html.md"""
 # %% auto #0
 __all__ = ['Position', 'phase_name']
 
-# %% ../../nbs/training/13_position.ipynb #d0aa9c8d
+# %% ../../nbs/training/13_position.ipynb #8e5f590f
 from dataclasses import dataclass
 
-# %% ../../nbs/training/13_position.ipynb #b3288981
+# %% ../../nbs/training/13_position.ipynb #53672c6b
 from fastai.learner import Learner
 from torch import nn
 
-# %% ../../nbs/training/13_position.ipynb #5dd3f667
+# %% ../../nbs/training/13_position.ipynb #9158cc94
 @dataclass(frozen=True)
 class Position:
     "Where a fit is, and how far it goes"
@@ -52,7 +52,7 @@ class Position:
         if self.counts_steps: return f'step {self.step} of {self.n_steps}'
         return f'epoch {self.epoch}, step {self.batch+1} of {self.n_batches}'
 
-# %% ../../nbs/training/13_position.ipynb #e97c68ff
+# %% ../../nbs/training/13_position.ipynb #b70ecc02
 def phase_name(
     model:nn.Module # With `stages` and `n_frozen`, as a `TransferModel` has; others have no name
 ) -> str:

@@ -47,7 +47,7 @@ class DevicePrecision(MixedPrecision):
     def checkpoint_state(self): return self.learn.scaler.state_dict(), {}
     def load_checkpoint_state(self, values, tensors): self.learn.scaler.load_state_dict(values)
 
-# %% ../../nbs/training/08_precision.ipynb #2f99e904
+# %% ../../nbs/training/08_precision.ipynb #23b5c497
 class DeviceSmoothLoss(AvgSmoothLoss):
     "fastai's smoothed loss, the same numbers, on the device of the loss"
     def accumulate(self, learn):

@@ -77,7 +77,7 @@ class RateTrial(NamedTuple):
     curve: RateCurve
     suggestions: list # of `Suggestion`; empty: no clear minimum
 
-# %% ../../nbs/training/09_rate_finder.ipynb #ae125885
+# %% ../../nbs/training/09_rate_finder.ipynb #1cfd9182
 @patch
 def try_rates(self:TransferLearner,
     funcs=(schedule.valley,), # Rules that suggest a rate

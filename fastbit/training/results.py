@@ -7,14 +7,14 @@ Docs: https://fastbit.github.io/fastbit/training/results.html.md"""
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/training/15_results.ipynb #5e2be219
+# %% ../../nbs/training/15_results.ipynb #7627f454
 from dataclasses import asdict, replace
 from pathlib import Path
 
-# %% ../../nbs/training/15_results.ipynb #a4d107bd
+# %% ../../nbs/training/15_results.ipynb #8a35f6e5
 from fastcore.basics import patch
 
-# %% ../../nbs/training/15_results.ipynb #a17fa791
+# %% ../../nbs/training/15_results.ipynb #0b37e210
 from ..bodies.names import timm_name
 from ..bodies.preprocess import Preprocess
 from ..core.text import show as show_it
@@ -28,7 +28,7 @@ from ..report.sections import Findings, data_name, make_report
 from .learner import TransferLearner
 from .tta import find_loader, find_preprocess, tta_probs, view_logits
 
-# %% ../../nbs/training/15_results.ipynb #93c6c1b4
+# %% ../../nbs/training/15_results.ipynb #003d826a
 _NO_LABELS = (
     "This loader has no labels. Make one with learn.dls.test_dl(files, with_labels=True), where files is a folder "
     "of class folders, a list of (path, label) pairs, or a DataFrame with the columns path and label.")
@@ -52,7 +52,7 @@ def evaluate(self:TransferLearner,
     if show: show_it(res)
     return res
 
-# %% ../../nbs/training/15_results.ipynb #e6886404
+# %% ../../nbs/training/15_results.ipynb #9516c44b
 @patch
 def calibrate(self:TransferLearner,
     ds_idx:int=1, # Which loader of `dls`; 1: validation
@@ -63,7 +63,7 @@ def calibrate(self:TransferLearner,
     self.temperature = fit_temperature(logits[:, 0], targs)
     return self.temperature
 
-# %% ../../nbs/training/15_results.ipynb #0210084d
+# %% ../../nbs/training/15_results.ipynb #005ba784
 @patch
 def report(self:TransferLearner,
     ds_idx:int=1, # Which loader of `dls`; 1: validation, 2: the test set
@@ -86,7 +86,7 @@ def _chosen_on(learn, ds_idx) -> list[str]:
     if ds_idx != 1 or not best or not best.where: return []
     return [f'The weights of {best.where} were chosen by {best.monitor}']
 
-# %% ../../nbs/training/15_results.ipynb #0610692b
+# %% ../../nbs/training/15_results.ipynb #6cd37cbc
 def _trained_on(dls) -> dict|None:
     "Sketch the training images, so that a later evaluation can tell whether it measures on them"
     table, report = getattr(dls, 'table', None), getattr(dls, 'report', None)

@@ -91,7 +91,7 @@ def default_eval_every(rule:HyperRule) -> int:
     "A tenth of the run, in steps"
     return -(-rule.steps_to_do//10)
 
-# %% ../../nbs/training/10_rule.ipynb #379dfed1
+# %% ../../nbs/training/10_rule.ipynb #b54de51b
 class RuleSteps(Callback):
     "Train by optimizer steps: a rule's learning rates and batches, and an evaluation every so many of them"
     order = 52   # after the Recorder, before callbacks that draw or log
@@ -125,7 +125,7 @@ class RuleSteps(Callback):
     def checkpoint_state(self): return dict(done=self.done), {}
     def load_checkpoint_state(self, values, tensors): self.done = self.learn.train_iter = values['done']
 
-# %% ../../nbs/training/10_rule.ipynb #5962fe69
+# %% ../../nbs/training/10_rule.ipynb #f1966148
 def _size_of_images(dls) -> tuple: # (height, width)
     "Find the typical size of training images; of a batch where the loader's items are not files"
     if getattr(dls.train, 'stream', None) is not None: return dls.image_size

@@ -7,10 +7,10 @@ Docs: https://fastbit.github.io/fastbit/training/state.html.md"""
 # %% auto #0
 __all__ = ['State', 'pack_rng', 'unpack_rng', 'pack_opt', 'unpack_opt', 'pack_recorder', 'unpack_recorder']
 
-# %% ../../nbs/training/18_state.ipynb #2f0f22e3
+# %% ../../nbs/training/18_state.ipynb #730015db
 from typing import NamedTuple
 
-# %% ../../nbs/training/18_state.ipynb #964872cf
+# %% ../../nbs/training/18_state.ipynb #a8a37a46
 import numpy as np, torch
 from fastai.torch_core import get_random_states, set_random_states
 from fastcore.foundation import L
@@ -45,7 +45,7 @@ def unpack_rng(
         states['torch_cuda_state'] = [tensors[f'cuda{i}'] for i in range(values['cuda'])]
     set_random_states(**(now | states))
 
-# %% ../../nbs/training/18_state.ipynb #1470d5a7
+# %% ../../nbs/training/18_state.ipynb #2bfdfc0b
 def pack_opt(
     learn # A learner in a fit
 ) -> State:

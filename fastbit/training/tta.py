@@ -110,7 +110,7 @@ def tta_probs(
 def _row(what, n_views, probs, targs, seconds) -> dict:
     return dict(what=what, views=n_views, **asdict(evaluate_probs(probs, targs)), seconds=seconds)
 
-# %% ../../nbs/training/11_tta.ipynb #b9f1a23a
+# %% ../../nbs/training/11_tta.ipynb #efc5212a
 def find_loader(
     learn,        # A fastbit learner
     ds_idx:int,   # Number of a loader of `dls`: 0 for training, 1 for validation
