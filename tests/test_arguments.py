@@ -180,7 +180,7 @@ def test_batchnorm_that_trains_on_one_image_is_refused_before_the_first_step(mak
     learn.unfreeze()
     with learn.no_logging(), learn.no_bar():
         with pytest.raises(ValueError, match=r"bn='train' and .*of one image.*Use (bs=3 \(--bs 3\)|larger batches) or bn='frozen'"): start(learn)
-    assert not [r for r in learn.history.rows if r['stage'] != 'head']
+    assert not [r for r in learn.history.rows if r['phase'] != 'head']
 
 
 def test_batchnorm_that_trains_on_more_is_fine(make_folder):
@@ -274,7 +274,7 @@ def test_data_sets_of_torch_train_and_are_measured(kind):
 
 def test_fit_head_refuses_what_it_would_drop(learn):
     with pytest.raises(ValueError, match='CutMix needs images'): learn.fit_head(1, cbs=CutMix())
-    with pytest.raises(ValueError, match='leave out n_epoch, lr, cbs'):
+    with pytest.raises(ValueError, match='omit n_epoch, lr, cbs'):
         learn.fit_head(5, 1e-2, solver='lbfgs', cbs=MixUp())
 
 

@@ -467,7 +467,7 @@ def test_the_head_of_a_bit_body(folder):
 def test_the_recipe_head(folder, tmp_path):
     res = baseline(folder, 'test_efficientnet', 'random', 'head', 32, epochs=3, num_workers=0, verbose=False, out=tmp_path/'run', views=2)
     assert 'fitted on these same images; only 8, so it is shrunk towards 1' in str(res)
-    assert res.epochs.stage.tolist() == ['head']*3 and res.learn.head_features[0].index.shape[1] == 2
+    assert res.epochs.phase.tolist() == ['head']*3 and res.learn.head_features[0].index.shape[1] == 2
     assert res.fold_difference is not None and '"fold_difference"' in (tmp_path/'run'/'results.json').read_text()
     with pytest.raises(ValueError, match='n_steps=3 applies to hyperrule only'): baseline(folder, recipe='head', n_steps=3)
 

@@ -149,15 +149,15 @@ def test_two_bodies_on_the_same_loaders_keep_their_own_statistics(dls):
     assert_close(seen[0], (x-mean)/std)
 
 
-def test_loaders_that_normalise_are_refused(folder):
+def test_loaders_that_normalize_are_refused(folder):
     def made(**kwargs): return image_dataloaders(folder, 'test_efficientnet', size=32, num_workers=0, check=False, **kwargs)
-    with pytest.raises(ValueError, match='normalise already'): transfer_learner(made(batch_tfms=[Normalize.from_stats([.5]*3, [.5]*3)]), **TINY)
+    with pytest.raises(ValueError, match='normalize already'): transfer_learner(made(batch_tfms=[Normalize.from_stats([.5]*3, [.5]*3)]), **TINY)
     class Scale(Transform):
         order = 20   # after the pixels are floats
         def encodes(self, x: TensorImage): return x*2 - 1
-    with pytest.raises(ValueError, match='normalises or scales'): transfer_learner(made(batch_tfms=[Scale()]), **TINY)
+    with pytest.raises(ValueError, match='normalizes or scales'): transfer_learner(made(batch_tfms=[Scale()]), **TINY)
     foreign = ImageDataLoaders.from_folder(folder, valid_pct=.2, item_tfms=Resize(32), batch_tfms=Normalize.from_stats([.5]*3, [.5]*3), num_workers=0)
-    with pytest.raises(ValueError, match='Take it out'): transfer_learner(foreign, **TINY)
+    with pytest.raises(ValueError, match='Remove it'): transfer_learner(foreign, **TINY)
 
 
 def test_other_interpolation_is_said(folder):
@@ -358,5 +358,5 @@ def test_history_keeps_all_stages(learn):
     learn.fit(1); learn.fit(1)
     learn.unfreeze(); learn.fit_one_cycle(2, slice(1e-4, 1e-3))
     learn.evaluate(); learn.tta(show=False); learn.get_preds()
-    assert learn.history.epochs[['stage', 'epoch']].values.tolist() == [['head', 0], ['head', 0], ['all stages', 0], ['all stages', 1]]
+    assert learn.history.epochs[['phase', 'epoch']].values.tolist() == [['head', 0], ['head', 0], ['all stages', 0], ['all stages', 1]]
     assert len(learn.history.steps) == 16 and learn.history.epochs.step.tolist() == [4, 8, 12, 16] and set(learn.history.epochs) >= {'train_loss', 'valid_loss', 'accuracy', 'lr', 'seconds'}

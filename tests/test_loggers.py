@@ -39,7 +39,7 @@ def test_no_callback_hides_an_attribute_of_the_learner_or_its_model(dls, tmp_pat
     learn.remove_cb(PlainLog).add_cbs([RarelyProgress(), JsonLog(tmp_path/'log.jsonl'), KeepBest()])
     with learn.no_bar(): learn.fit_one_cycle(1, 1e-3, checkpoint=tmp_path/'run.safetensors', cbs=[TimeLimit(600.), PlainLog()])
     with learn.no_logging(): learn.fit_hyperrule(batch_size=16, n_steps=2, eval_every=2, show=False, zero_head=False, checkpoint=tmp_path/'rule.safetensors')
-    assert {'History', 'KeepBest', 'JsonLog', 'PlainLog', 'RarelyProgress', 'PassCheckpoint', 'Checkpoint', 'TimeLimit', 'RuleSteps', 'FiniteLoss', 'InterruptCallback'} <= set(seen)
+    assert {'History', 'KeepBest', 'JsonLog', 'PlainLog', 'RarelyProgress', 'EpochCheckpoint', 'Checkpoint', 'TimeLimit', 'RuleSteps', 'FiniteLoss', 'InterruptCallback'} <= set(seen)
     assert {k: v for k, v in seen.items() if v} == {}
 
 
@@ -63,7 +63,7 @@ def test_a_csv_logger_writes_and_every_logger_is_put_back(dls, tmp_path, capsys,
         learn.fit(2, 1e-3, cbs=[logger, KeepBest()] if where == 'of the fit' else KeepBest())
     assert learn.logger is print
     out = capsys.readouterr().out
-    assert not out if silent else 'went back to its weights' in out
+    assert not out if silent else 'weights restored' in out
     assert [r[0] for r in rows(tmp_path/'log.csv')] == ['epoch', '0', '1']
     if silent or bar is RarelyProgress: return
     assert sum(line.split()[:1] in (['0'], ['1']) for line in out.splitlines()) == 2   # once each
@@ -96,7 +96,7 @@ def test_the_graph_needs_a_bar(dls):
     for cb in (ShowGraphCallback(), ShowGraphCallback):
         with pytest.warns(DataWarning, match='ShowGraphCallback .*plot_loss'): learn.fit(1, 1e-3, cbs=cb)
     learn.add_cb(cb := ShowGraphCallback())
-    with pytest.warns(DataWarning, match='left out'): learn.fit(1, 1e-3)
+    with pytest.warns(DataWarning, match='is ignored'): learn.fit(1, 1e-3)
     assert cb in learn.cbs
 
 

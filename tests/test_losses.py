@@ -3,6 +3,7 @@ from functools import partial
 
 import numpy as np, pytest, torch
 import torch.nn.functional as F
+import fastbit.training.head
 from fastai.callback.mixup import MixUp
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock
 from fastai.data.transforms import RandomSplitter, get_image_files
@@ -171,7 +172,7 @@ def test_cross_validation_scores_with_the_weights(monkeypatch):
     (my_loss, 'my_loss')])
 def test_logistic_regression_refuses_other_losses_before_any_work(dls, loss, words, monkeypatch):
     learn = learner(dls, loss_func=loss)
-    monkeypatch.setattr(learn, '_features', lambda *a: pytest.fail('worked'))
+    monkeypatch.setattr(fastbit.training.head, '_features', lambda *a: pytest.fail('worked'))
     with pytest.raises(ValueError, match=f"(?s){words}.*solver='sgd'"): learn.fit_head(solver='lbfgs')
 
 

@@ -53,7 +53,7 @@ def test_the_rule_in_several_processes_gives_the_weights_of_one(data, alone, tmp
     done = run(data, tmp_path/'out', *BY_RULE, '--procs', n, how=start_fastbit if n == 2 else run_forked)
     assert far(alone/'rule', tmp_path/'out') <= 1e-5
     one, many = (pd.read_csv(o/'history.csv') for o in (alone/'rule', tmp_path/'out'))
-    assert np.allclose(one.drop(columns=['stage', 'seconds']), many.drop(columns=['stage', 'seconds']), rtol=1e-4) and one.accuracy.tolist() == many.accuracy.tolist()
+    assert np.allclose(one.drop(columns=['phase', 'seconds']), many.drop(columns=['phase', 'seconds']), rtol=1e-4) and one.accuracy.tolist() == many.accuracy.tolist()
     one, many = (pd.read_csv(o/'predictions.csv') for o in (alone/'rule', tmp_path/'out'))
     assert one.path.tolist() == many.path.tolist() and np.abs(one.probability - many.probability).max() < 1e-5   # all of them once, in order
     one, many = (json.loads((o/'results.json').read_text())['evaluation'] for o in (alone/'rule', tmp_path/'out'))
@@ -170,7 +170,7 @@ def straight(data, tmp_path_factory):
     "The histories of the two long runs, which one process has made and nobody has stopped"
     root = tmp_path_factory.mktemp('straight')
     for name, words in (('rule', LONG), ('cycle', LONG_CYCLE)): run(data, root/name, *words)
-    return {name: pd.read_csv(root/name/'history.csv').drop(columns=['stage', 'seconds']) for name in ('rule', 'cycle')}
+    return {name: pd.read_csv(root/name/'history.csv').drop(columns=['phase', 'seconds']) for name in ('rule', 'cycle')}
 
 
 @pytest.mark.parametrize('which, recipe, first', [(0, 'rule', 1), (1, 'rule', 1), (1, 'cycle', 12)])
@@ -188,8 +188,8 @@ def test_a_killed_process_ends_the_run_and_it_goes_on_with_another_number(data, 
     assert f'process {which} of 2 was ended by SIGKILL' in last and 'goes on from the last checkpoint' in last and 'Traceback' not in err, err
     assert all(not Path(f'/proc/{w}').exists() or 'zombie' in Path(f'/proc/{w}/status').read_text() for w in workers)
     resumed = run_forked('baseline', data, *words, '--procs', 3, '--out', tmp_path/'out', cwd=tmp_path, **env)
-    assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stderr
-    assert np.allclose(straight[recipe], pd.read_csv(tmp_path/'out'/'history.csv').drop(columns=['stage', 'seconds']), rtol=1e-2)
+    assert resumed.returncode == 0 and 'resumes' in resumed.stdout, resumed.stderr
+    assert np.allclose(straight[recipe], pd.read_csv(tmp_path/'out'/'history.csv').drop(columns=['phase', 'seconds']), rtol=1e-2)
 
 
 @pytest.mark.parametrize('launcher', list(LAUNCHERS))
@@ -208,8 +208,8 @@ def test_a_killed_process_of_another_launcher(data, tmp_path, launcher):
         wait_for_rows(again, tmp_path/'out', 4)
         again.send_signal(signal.SIGTERM)
     out, err = again.communicate(timeout=300)
-    assert 'goes on' in out, err[-3000:]
-    if launcher == 'torchrun': assert err.count('saved in out/checkpoint.safetensors: the same call goes on from there') == 1, err
+    assert 'resumes' in out, err[-3000:]
+    if launcher == 'torchrun': assert err.count('saved in out/checkpoint.safetensors; run the same command to resume') == 1, err
     else: assert again.returncode == 0, err[-3000:]
 
 
@@ -218,7 +218,7 @@ def test_ctrl_c_stops_all_of_them_after_the_step(data, tmp_path):
     wait_for_rows(p, tmp_path/'out', 1)
     os.kill(children(p.pid)[1], signal.SIGINT)   # one is enough: they agree on the step
     _, err = p.communicate(timeout=180)
-    assert p.returncode in (130, 143) and 'saved in' in err and 'goes on from there' in err and 'Traceback' not in err, err
+    assert p.returncode in (130, 143) and 'saved in' in err and 'run the same command to resume' in err and 'Traceback' not in err, err
 
 
 def test_errors_come_once(data, tmp_path):

@@ -90,7 +90,7 @@ def test_killed_three_times_and_the_same(straight, tmp_path):
         assert status == -signal.SIGKILL, (story, out, err)
     status, out, err = run(how, folder, tmp_path/'killed')
     assert status == 0, (story, err)
-    assert 'goes on' in out or at[-1] < 3, story
+    assert 'resumes' in out or at[-1] < 3, story
     assert json.loads(out.splitlines()[-1]) == wanted, story
 
 
@@ -99,7 +99,7 @@ def test_killed_where_it_is_delicate(straight, tmp_path, kind, at):
     how, folder, wanted = straight
     assert run(how, folder, tmp_path/'killed', kind, at)[0] == -signal.SIGKILL
     status, out, err = run(how, folder, tmp_path/'killed')
-    assert status == 0 and 'goes on' in out, err
+    assert status == 0 and 'resumes' in out, err
     assert json.loads(out.splitlines()[-1]) == wanted
     assert [p.name for p in (tmp_path/'killed').iterdir()] == ['run.safetensors']   # what was half written is gone
 
@@ -463,7 +463,7 @@ def test_the_command_goes_on_after_sigkill_at_any_moment(folder, tmp_path, words
             run.send_signal(signal.SIGKILL)
         assert run.returncode == -signal.SIGKILL
     resumed = start_fastbit('baseline', folder, *words, cwd=tmp_path)   # without --out: it finds what it had begun, also where Python's hashes are others
-    assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stdout + resumed.stderr
+    assert resumed.returncode == 0 and 'resumes' in resumed.stdout, resumed.stdout + resumed.stderr
     out, = (tmp_path/'fastbit-runs').iterdir()
     same = lambda name, drop=(): pd.testing.assert_frame_equal(*(pd.read_csv(o/name).drop(columns=list(drop)) for o in (out, tmp_path/'straight')), check_exact=True)
     same('history.csv', ['seconds']); same('predictions.csv')

@@ -7,7 +7,7 @@ from fastai.callback.core import Callback
 from fastbit.baseline import baseline
 from fastbit.training import FitStopped, LossNotFinite, read_checkpoint, transfer_learner
 from fastbit.data import image_dataloaders
-from fastbit.training.guards import first_not_finite
+from fastbit.training.checkpoint import first_not_finite
 from fastbit.core.text import DataWarning
 from conftest import TINY, run_fastbit, wait_for_rows, write_folder
 from forks import COMMAND, Fork
@@ -55,8 +55,8 @@ def test_one_press_finishes_the_step_and_saves(dls, tmp_path, at, signum, capsys
     "and what goes on from there is the run that nobody stopped, bit for bit"
     straight, path, before = quiet(l := learner(dls), l.fit_hyperrule, **ARGS), tmp_path/'run.safetensors', signal.getsignal(signum)
     learn = learner(dls)
-    with pytest.raises(FitStopped, match=f'stopped after step {at+1} of 8; saved in .*run.safetensors: the same call goes on') as e: quiet(learn, learn.fit_hyperrule, **ARGS, checkpoint=path, checkpoint_every=100, cbs=Send(at, signum))
-    assert e.value.signum == signum and signal.getsignal(signum) == before and 'once more stops at once' in capsys.readouterr().err
+    with pytest.raises(FitStopped, match=f'Stopped after step {at+1} of 8. Progress saved in .*run.safetensors; run the same command to resume') as e: quiet(learn, learn.fit_hyperrule, **ARGS, checkpoint=path, checkpoint_every=100, cbs=Send(at, signum))
+    assert e.value.signum == signum and signal.getsignal(signum) == before and 'Ctrl-C again to quit immediately' in capsys.readouterr().err
     assert read_checkpoint(path)[0]['parts']['callback rule_steps']['done'] == at+1
     resumed = quiet(l := learner(dls), l.fit_hyperrule, **ARGS, checkpoint=path)
     assert same_weights(resumed, straight)
@@ -74,7 +74,7 @@ def test_one_press_in_one_cycle(dls, tmp_path, at):
         learn.unfreeze()
         return quiet(learn, learn.fit_one_cycle, 3, 1e-2, **kwargs)
     straight, path = fit(), tmp_path/'run.safetensors'
-    with pytest.raises(FitStopped, match=f'stopped after epoch 1, step {at+1} of 8; saved in .*run.safetensors: the same call goes on'): fit(checkpoint=path, cbs=Press())
+    with pytest.raises(FitStopped, match=f'Stopped after epoch 1, step {at+1} of 8. Progress saved in .*run.safetensors; run the same command to resume'): fit(checkpoint=path, cbs=Press())
     assert read_checkpoint(path)[0]['done'] == 9+at
     resumed = fit(checkpoint=path)
     assert same_weights(resumed, straight) and resumed.history.steps.equals(straight.history.steps)
@@ -128,9 +128,9 @@ def test_the_command_stops_gently_and_goes_on(straight, tmp_path, signum, group,
         (os.killpg if group else os.kill)(run.pid, signum)
         out, err = run.communicate(timeout=180)
     assert run.returncode == 128+signum, err
-    assert 'Traceback' not in err and 'saved in fastbit-runs' in err.splitlines()[-1] and 'goes on from there' in err.splitlines()[-1], err
+    assert 'Traceback' not in err and 'Progress saved in fastbit-runs' in err.splitlines()[-1] and 'run the same command to resume' in err.splitlines()[-1], err
     resumed = run_fastbit('baseline', folder, *words, '--workers', 0, cwd=tmp_path)
-    assert resumed.returncode == 0 and 'goes on' in resumed.stdout, resumed.stderr
+    assert resumed.returncode == 0 and 'resumes' in resumed.stdout, resumed.stderr
     there, = (tmp_path/'fastbit-runs').iterdir()
     pd.testing.assert_frame_equal(*(pd.read_csv(o/'history.csv').drop(columns='seconds') for o in (there, results(words))), check_exact=True)
     assert (there/'model'/'model.safetensors').read_bytes() == (results(words)/'model'/'model.safetensors').read_bytes()
@@ -142,7 +142,7 @@ def test_what_has_no_checkpoint_keeps_the_network_and_says_what_can_be_done(fold
         run.send_signal(signal.SIGINT)
         _, err = run.communicate(timeout=180)
     last = err.splitlines()[-1]
-    assert run.returncode == 130 and 'Traceback' not in err and 'stopped after epoch' in last and 'in out/model' in last and 'The same command begins again' in last, err
+    assert run.returncode == 130 and 'Traceback' not in err and 'Stopped after epoch' in last and 'in out/model' in last and 'The same command begins again' in last, err
     asked = run_fastbit('predict', 'out', folder/'red', cwd=tmp_path)
     assert asked.returncode == 0 and asked.stdout.count('.png') == 12
     again = run_fastbit('baseline', folder, '--arch', 'test_efficientnet', '--weights', 'out/model/model.safetensors', '--size', '32', '--epochs', '1', '--out', 'again', cwd=tmp_path)
@@ -179,11 +179,11 @@ def test_what_torch_says_late_is_heard_at_once(tmp_path):
     "Its handler of the signal raises wherever the program is: not in what comes after"
     import threading
     from multiprocessing.connection import Client
-    from fastbit.training.guards import guarded
+    from fastbit.training.guards import interruptible
     def late(signum, frame): raise RuntimeError('DataLoader worker (pid 12) is killed by signal: Killed.')
     old = signal.signal(signal.SIGUSR1, late)
     try:
-        with pytest.raises(ChildProcessError, match='pid 12.*--workers'), guarded():
+        with pytest.raises(ChildProcessError, match='pid 12.*--workers'), interruptible():
             threading.Timer(.1, lambda: os.kill(os.getpid(), signal.SIGUSR1)).start()
             Client(str(tmp_path/'socket'), 'AF_UNIX')
     finally: signal.signal(signal.SIGUSR1, old)
@@ -211,7 +211,7 @@ sys.exit(main(['baseline', *sys.argv[1:]]))
     assert run.returncode == 2 and 'Traceback' not in err and 'No such file or directory' in last and 'put it back' in last and 'goes on from the last checkpoint' in last, err
     write_folder(data, dict(blue=30, green=30))
     again = run_fastbit('baseline', *words, cwd=tmp_path)
-    assert again.returncode == 0 and 'goes on' in again.stdout, again.stderr
+    assert again.returncode == 0 and 'resumes' in again.stdout, again.stderr
 
 
 # disks
@@ -252,7 +252,7 @@ def test_no_room_for_the_results(folder, tmp_path, monkeypatch):
 def test_a_full_disk_ends_no_training_for_a_log(dls, tmp_path):
     from fastbit.training import JsonLog
     (tmp_path/'log.jsonl').mkdir()
-    with pytest.warns(DataWarning, match='log.jsonl could not be written .*goes on without it'): quiet(l := learner(dls, cbs=JsonLog(tmp_path/'log.jsonl')), l.fit_one_cycle, 2)
+    with pytest.warns(DataWarning, match='log.jsonl could not be written .*training continues without it'): quiet(l := learner(dls, cbs=JsonLog(tmp_path/'log.jsonl')), l.fit_one_cycle, 2)
     assert len(l.history.epochs) == 2
 
 
@@ -318,7 +318,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_none(dls, tmp_pat
     class Break(Callback):
         def after_pred(self):
             if self.training and self.rule_steps.done == 5: self.learn.pred = self.learn.pred*float('nan')
-    with pytest.raises(LossNotFinite, match=r'training loss is nan in step 6, at a rate of 0\.00.*base_lr \(--base-lr\) to a third or less, so that the rate is .* at most; the checkpoint of step 4 is kept in'): quiet(learn, learn.fit_hyperrule, **ARGS, checkpoint=path, cbs=Break())
+    with pytest.raises(LossNotFinite, match=r'training loss is nan in step 6, at a learning rate of 0\.00.*base_lr \(--base-lr\) to a third or less, so that the learning rate is .* at most; the checkpoint of step 4 is kept in'): quiet(learn, learn.fit_hyperrule, **ARGS, checkpoint=path, cbs=Break())
     assert first_not_finite(learn.model.state_dict()) is None and len(learn.history.steps) == 5
     done, tensors = read_checkpoint(path)
     assert done['parts']['callback rule_steps']['done'] == 4 and first_not_finite(tensors['model']) is None
@@ -331,7 +331,7 @@ def test_rates_that_are_too_high_are_told(dls, fit):
     if fit == 'one_cycle': run = lambda: learn.fit_one_cycle(4, 1e30)
     if fit == 'head': run = lambda: learn.fit_head(20, 1e38)
     if fit == 'hyperrule': run = lambda: learn.fit_hyperrule(batch_size=12, n_steps=40, base_lr=1e25, show=False)
-    with pytest.raises(LossNotFinite, match='loss is (nan|inf) in step .* at a rate of .*diverged. Set'): quiet(learn, run)
+    with pytest.raises(LossNotFinite, match='loss is (nan|inf) in step .* at a learning rate of .*diverged. Set'): quiet(learn, run)
 
 
 def test_weights_that_are_none_are_not_saved(dls, tmp_path):

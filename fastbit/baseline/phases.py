@@ -131,7 +131,7 @@ def _one_pass(learn, stage):
             with torch.inference_mode(): folded(x)
     else:
         learn.model.train()
-        if isinstance(stage, OneCyclePhase): learn._check_norms()   # for its error, before anything is trained
+        if isinstance(stage, OneCyclePhase): learn.check_norms()   # for its error, before anything is trained
         def once(x, y):
             with torch.autocast(x.device.type, dict(bf16=torch.bfloat16, fp16=torch.float16).get(learn.precision), enabled=learn.precision != 'float32'): loss = learn.loss_func(learn.model(x).float(), y)
             loss.backward()

@@ -269,7 +269,7 @@ def _train(learn, stages, seed, verbose, checkpoint, deadline=None, plan=None) -
 def _keep_network(learn, folder, stopped):
     "What was learnt until somebody stopped it, where there is no checkpoint"
     learn.export(folder, evaluation=False, overwrite=True)
-    stopped.saved, where = folder, str(stopped).partition(';')[0]
+    stopped.saved, where = folder, str(stopped).partition('.')[0]
     results, weights = shlex.quote(str(folder.parent)), shlex.quote(str(folder/'model.safetensors'))
     stopped.args = (f"{where}; the model so far is in {folder}: `fastbit predict {results} IMAGES` classifies with it, "
                     f"and --weights {weights} starts a run from its body. The same command begins again",)

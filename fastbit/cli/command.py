@@ -194,7 +194,7 @@ class _Terminated(KeyboardInterrupt): signum = signal.SIGTERM
 def _terminated(signum, frame):
     "What a cluster or a shutdown sends: as Ctrl-C, so that a fit can finish its step and save"
     raise _Terminated
-_terminated.interruptible = True   # to `interruptible`
+_terminated.yields_to_fit = True   # to `interruptible`
 
 def _way_on(args, after_stop=False) -> str:
     "How to go on, where something is saved"

@@ -15,40 +15,50 @@ from fastai.torch_core import get_random_states, set_random_states
 from torch import nn
 
 # %% ../../nbs/training/00_accumulate.ipynb #43f43a57
-from ..core.processes import per_process_rng, all_reduce, world
+from ..core.processes import all_reduce, per_process_rng, world
 
 # %% ../../nbs/training/00_accumulate.ipynb #f3e88b11
 def check_accumulation(
     model:nn.Module,  # In the state that it trains in
-    loss_func,        # Of fastai, torch, or any function that gives the mean over a batch
-    micro_batch:int,  # Images in a piece
+    loss_func,        # Of fastai, torch, or any function that returns the mean over a batch
+    micro_batch:int,  # Images that go through the model at once
     batch_size:int,   # Images in an optimizer step
     cbs=(),           # Callbacks of the fit
 ):
-    "`ValueError` if a step from pieces would not be the step of the whole batch"
+    "Raise `ValueError` if a step from micro-batches would differ from the step of the whole batch"
     if micro_batch >= batch_size and world() == 1: return
-    ways = f"Load whole batches (bs={batch_size}), or "
+    whole = f"Load whole batches (bs={batch_size}), or "
+    _check_norms(model, micro_batch, batch_size, whole)
+    _check_loss(loss_func, micro_batch, whole)
+    if any(isinstance(cb, GradientAccumulation) for cb in cbs):
+        raise ValueError("fastai's GradientAccumulation would accumulate once more. Remove it: batch_size= does it.")
+
+def _check_norms(model, micro_batch, batch_size, whole):
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    if norms: raise ValueError(f"{len(norms)} BatchNorm layers train: they would see pieces of {min(micro_batch, -(-batch_size//world()))} images, not the batch of {batch_size}. {ways}keep them frozen: transfer_learner(..., bn='frozen').")
+    if not norms: return
+    images = min(micro_batch, -(-batch_size//world()))
+    raise ValueError(
+        f"{len(norms)} BatchNorm layers train: they would see micro-batches of {images} images, "
+        f"not the batch of {batch_size}. {whole}keep them frozen: transfer_learner(..., bn='frozen').")
+
+def _check_loss(loss_func, micro_batch, whole):
     loss = getattr(loss_func, 'func', loss_func)
-    if getattr(loss, 'weight', None) is not None: raise ValueError(f"The loss weights its classes, and a weighted mean cannot be put together from pieces of {micro_batch}. {ways}take the weights out.")
-    ignored = getattr(loss, 'ignore_index', -100)
+    from_micro = f"cannot be computed from micro-batches of {micro_batch}. {whole}"
+    ignored, reduction = getattr(loss, 'ignore_index', -100), getattr(loss, 'reduction', 'mean')
+    if getattr(loss, 'weight', None) is not None:
+        raise ValueError(f"The loss weights its classes, and a weighted mean {from_micro}remove the weights.")
     if ignored >= 0:
-        raise ValueError(f"The loss ignores class {ignored}, and a mean over the other images cannot be put together "
-                         f"from pieces of {micro_batch}. {ways}take ignore_index out.")
-    if getattr(loss, 'reduction', 'mean') != 'mean': raise ValueError(f"The loss has reduction={loss.reduction!r}; the steps of a batch need the mean over its images.")
+        raise ValueError(f"The loss ignores class {ignored}, and a mean over the other images {from_micro}"
+                         "remove ignore_index.")
+    if reduction != 'mean':
+        raise ValueError(f"The loss has reduction={reduction!r}; optimizer steps need the mean over the images.")
     if not getattr(loss_func, 'by_image', True):
-        raise ValueError(f"The loss of a batch is not the mean over its images (it has class weights, or sums), and cannot be "
-                         f"put together from pieces of {micro_batch}. {ways}take the weights out.")
-    if any(isinstance(cb, GradientAccumulation) for cb in cbs): raise ValueError("fastai's GradientAccumulation would accumulate once more: leave it out, batch_size= does it.")
+        raise ValueError("The loss of a batch is not the mean over its images (it has class weights, or sums), and "
+                         f"{from_micro}remove the weights.")
 
 # %% ../../nbs/training/00_accumulate.ipynb #a7410ee6
-def is_out_of_memory(e:Exception) -> bool:
-    "Is it what torch raises when a device has no memory left?"
-    return isinstance(e, torch.OutOfMemoryError) or (isinstance(e, RuntimeError) and 'out of memory' in str(e))
-
-def _piece(learn, micro):
-    "Forward and backward of one piece; its weighted loss"
+def _micro_step(learn, micro):
+    "Run forward and backward of one micro-batch; return its weighted loss"
     b, partners, lam, share = micro
     learn._split(b)
     learn('before_batch')
@@ -63,49 +73,60 @@ def _piece(learn, micro):
     return part
 
 def _exchange(learn, loss):
-    "Every process has the gradient of its images, weighted by their share: the sum is that of the whole batch. The loss goes along, and whether somebody was asked to stop"
+    "Sum gradients and loss over the processes: each has those of its images, weighted by their share"
     params = [p for p in learn.model.parameters() if p.requires_grad]
     for p in params:
         if p.grad is None: p.grad = torch.zeros_like(p)
-    loss, stop = loss.detach().float().reshape(1), getattr(learn, 'stop_gently', None)
-    asked = loss.new_tensor([float(stop is not None and stop.flag.signum is not None)])
+    loss, interrupt = loss.detach().float().reshape(1), getattr(learn, 'interrupt', None)
+    asked = loss.new_tensor([float(interrupt is not None and interrupt.signum is not None)])
     all_reduce([*(p.grad for p in params), loss, asked])
-    if stop is not None: stop.asked = asked
+    if interrupt is not None: interrupt.asked = asked
     return loss[0]
 
 def _whole_step(learn, batch):
+    "Accumulate the gradient of `batch`, and take the step"
     learn.step_share, total = 0., 0.
     with per_process_rng():
         for micro in batch.micro_batches(learn.micro_batch, learn._set_device):
-            total = total + _piece(learn, micro)
+            total = total + _micro_step(learn, micro)
             learn.step_share += micro[-1]   # for logs: a step can take minutes
     learn.loss = _exchange(learn, total) if world() > 1 else total
     learn._with_events(learn._step, 'step', CancelStepException)
 
-def _next_try(learn, batch, error):
-    "After running out of memory: half the piece, and everything else as before the step"
-    if learn.micro_batch == 1: raise RuntimeError(f"One image of {tuple(learn.xb[0].shape[-2:])} does not fit into the memory of the device; take a smaller size or body.") from error
+# %% ../../nbs/training/00_accumulate.ipynb #9addb265
+def is_out_of_memory(e:Exception) -> bool:
+    "Is `e` what torch raises when a device has no memory left?"
+    return isinstance(e, torch.OutOfMemoryError) or (isinstance(e, RuntimeError) and 'out of memory' in str(e))
+
+def _halve_micro_batch(learn, batch, error):
+    "Free what the step has allocated, and halve the micro-batch"
+    if learn.micro_batch == 1:
+        size = tuple(learn.xb[0].shape[-2:])
+        raise RuntimeError(f"One image of {size} does not fit into the memory of the device. "
+                           "Use a smaller size or body.") from error
     learn.micro_batch //= 2
     for p in learn.model.parameters(): p.grad = None
     learn.xb = learn.yb = learn.pred = learn.loss_grad = None
     if torch.cuda.is_available(): torch.cuda.empty_cache()
-    print(f'out of memory in step {batch.step}: going on with micro-batches of {learn.micro_batch}', flush=True)
+    print(f'out of memory in step {batch.step}: continuing with micro-batches of {learn.micro_batch}', flush=True)
 
 def accumulate_step(
     learn, # A fastai `Learner` with a `micro_batch`, which is halved when the memory runs out
     batch, # `StepBatch`
 ):
-    "One optimizer step over `batch`, in pieces of at most `learn.micro_batch`; `learn.loss` is the mean over the whole"
+    "Take one optimizer step over `batch` in micro-batches; `learn.loss` is the mean over the whole"
     kind = next(learn.model.parameters()).device.type
     states, autocast = get_random_states(), torch.is_autocast_enabled(kind)
     try:
         while True:
-            try: _whole_step(learn, batch); break
+            try:
+                _whole_step(learn, batch)
+                break
             except Exception as e:
                 if not is_out_of_memory(e): raise
                 error = e.with_traceback(None)   # whose frames hold the tensors that did not fit
-            torch.set_autocast_enabled(kind, autocast)   # fastai's mixed precision leaves it on when a forward pass fails
-            _next_try(learn, batch, error)
+            torch.set_autocast_enabled(kind, autocast)   # fastai's mixed precision leaves it on after an error
+            _halve_micro_batch(learn, batch, error)
             set_random_states(**states)
     except CancelBatchException: learn('after_cancel_batch')
     for p in learn.model.parameters(): p.grad = None   # nothing is carried over, also from a cancelled step

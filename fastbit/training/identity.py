@@ -1,4 +1,4 @@
-"""Is this the same run?
+"""Is this the same run? What a run depends on, and how two differ
 
 Docs: https://fastbit.github.io/fastbit/training/identity.html.md"""
 
@@ -24,7 +24,7 @@ def _digest(rows) -> str:
     return h.hexdigest()
 
 def _below_common_folder(paths) -> list:
-    "Paths from the folder that all of them lie in, for a folder that was moved is the same data"
+    "Shorten paths to what follows the folder that all of them lie in"
     paths = [os.path.abspath(p) for p in paths]
     try: root = os.path.commonpath([os.path.dirname(p) for p in paths])
     except ValueError: return paths   # on several drives of Windows
@@ -32,45 +32,58 @@ def _below_common_folder(paths) -> list:
 
 def describe_data(
     dls # fastai `DataLoaders`; those of fastbit know their files
-) -> dict:
-    "What can be told of the data, JSON-able: counts, classes, preprocessing, digests of the list of files and of their contents"
+) -> dict: # JSON-able
+    "Describe data by counts, classes, preprocessing, and digests of the list of files and of their contents"
+    train = dls.train
+    transforms = [type(f).__name__ for name in ('after_item', 'after_batch') for f in getattr(train, name).fs]
+    about = dict(
+        training_images=train.n, held_out_images=dls.valid.n, classes=list(map(str, getattr(dls, 'vocab', []))),
+        seed=getattr(train, 'seed', None), transforms=transforms)
+    if stream := getattr(train, 'stream', None):
+        about |= dict(stream=stream.made_from, preprocessing=asdict(dls.preprocess))
     table, report = getattr(dls, 'table', None), getattr(dls, 'report', None)
-    tfms = [type(f).__name__ for name in ('after_item', 'after_batch') for f in getattr(dls.train, name).fs]
-    res = dict(training_images=dls.train.n, held_out_images=dls.valid.n, classes=list(map(str, getattr(dls, 'vocab', []))), seed=getattr(dls.train, 'seed', None), transforms=tfms)
-    if stream := getattr(dls.train, 'stream', None): res |= dict(stream=stream.made_from, preprocessing=asdict(dls.preprocess))
-    if table is None: return res
-    paths = _below_common_folder(table.path)
-    res |= dict(files_labels_and_split=_digest([p, l, s] for p, l, s in zip(paths, table.label, table.split)), preprocessing=asdict(dls.preprocess))
-    if report is not None: res['contents'] = _digest(report.set_index('path').digest[table.path].tolist())
-    return res
+    if table is None: return about
+    rows = zip(_below_common_folder(table.path), table.label, table.split)
+    about |= dict(files_labels_and_split=_digest(map(list, rows)), preprocessing=asdict(dls.preprocess))
+    if report is not None: about['contents'] = _digest(report.set_index('path').digest[table.path].tolist())
+    return about
 
+# %% ../../nbs/training/04_identity.ipynb #f902dce2
 def describe_run(
     learn, # A fastbit learner
     how:dict, # One item: what trains ('rule', 'one_cycle') and its numbers, JSON-able
-    cbs=(), # Callbacks of the fit, beside the learner's own
-    **training, # Whatever else the numbers depend on, JSON-able
+    cbs=(), # Callbacks of the fit, besides the learner's
+    **training, # Further settings that the numbers depend on, JSON-able
 ) -> dict: # Of dicts, JSON-able
-    "What a checkpoint has to agree with to be gone on from"
+    "Describe what a checkpoint has to agree with before a fit resumes from it"
     source = learn.weights_source
-    body = dict(learn.body_settings, weights=str(source), weights_digest=weights_digest(source), shapes=_digest([k, list(v.shape)] for k, v in learn.model.state_dict().items()))
-    loss = describe_loss(learn.loss_func)
-    watch = [f'{cb.monitor}, patience {cb.patience}' for cb in (*learn.cbs, *cbs) if isinstance(cb, KeepBest)]
-    return json.loads(json.dumps(dict(data=describe_data(learn.dls), body=body, **how, training=dict(loss=loss, keep_best=watch, fastbit=__version__, **training))))
+    shapes = _digest([k, list(v.shape)] for k, v in learn.model.state_dict().items())
+    body = dict(learn.body_settings, weights=str(source), weights_digest=weights_digest(source), shapes=shapes)
+    watched = [cb for cb in (*learn.cbs, *cbs) if isinstance(cb, KeepBest)]
+    keep_best = [f'{cb.monitor}, patience {cb.patience}' for cb in watched]
+    training = dict(loss=describe_loss(learn.loss_func), keep_best=keep_best, fastbit=__version__, **training)
+    run = dict(data=describe_data(learn.dls), body=body, **how, training=training)
+    return json.loads(json.dumps(run))   # as it is read from a file
 
+# %% ../../nbs/training/04_identity.ipynb #6c95d20a
 def run_differences(
     there:dict, # Of the checkpoint
-    here:dict,  # Of the run that would go on from it
+    here:dict,  # Of the run that would resume from it
 ) -> list[str]: # Empty if they agree
-    "What is different between two runs, a line for each"
-    res = []
+    "List how two runs differ, a line each"
+    found = []
     for part in here:
-        for key in sorted(set(here[part]) | set(there.get(part, {}))):
-            a, b = there.get(part, {}).get(key), here[part].get(key)
-            if a == b or (key == 'contents' and None in (a, b)): continue   # contents are compared where both runs read them
-            words = f'{part}: {key.replace("_", " ")} '
-            res.append(words + ("differ" if key in ('files_labels_and_split', 'contents', 'shapes') or 'digest' in key else f'{_short(a)} there, {_short(b)} here'))
-    return res
+        theirs, ours = there.get(part, {}), here[part]
+        for key in sorted(set(ours) | set(theirs)):
+            a, b = theirs.get(key), ours.get(key)
+            unread = key == 'contents' and None in (a, b)   # compared where both runs read the files
+            if a != b and not unread: found.append(f'{part}: {key.replace("_", " ")} {_how(key, a, b)}')
+    return found
 
-def _short(o, n=80):
+def _how(key, a, b) -> str:
+    is_digest = key in ('files_labels_and_split', 'contents', 'shapes') or 'digest' in key
+    return 'differ' if is_digest else f'{_short(a)} there, {_short(b)} here'
+
+def _short(o, n=80) -> str:
     text = repr(o)
     return text if len(text) <= n else text[:n] + '…'

@@ -1,4 +1,4 @@
-"""fastai's Adam and SGD, a few kernels a step in the place of a dozen for each parameter
+"""fastai's Adam and SGD, with a few kernels per step instead of a dozen per parameter
 
 Docs: https://fastbit.github.io/fastbit/training/optim.html.md"""
 
@@ -17,8 +17,6 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 # %% ../../nbs/training/07_optim.ipynb #f427335c
-_FUSED = ('cpu', 'cuda', 'mps', 'xpu')   # devices that torch 2.4 and later have a fused AdamW for
-
 class _GroupOptimizer(Optimizer):
     "An `Optimizer` whose step is taken for whole groups of parameters"
     def __init__(self, params, **hypers): super().__init__(params, [], **hypers)
@@ -26,21 +24,28 @@ class _GroupOptimizer(Optimizer):
     def step(self, closure=None):
         if closure is not None: raise NotImplementedError("fastai's optimizers take no closure.")
         groups = defaultdict(list)
-        for p, _, state, hyper in self.all_params(with_grad=True): groups[id(hyper), state.get('do_wd', True), p.device].append((p, state, hyper))
+        for p, _, state, hyper in self.all_params(with_grad=True):
+            groups[id(hyper), state.get('do_wd', True), p.device].append((p, state, hyper))
         with torch.no_grad():
-            for (_, decays, _), rows in groups.items():
-                ps, states, hypers = zip(*rows)
-                for p, s in zip(ps, states): self._begin(p, s)
-                self._step_group(list(ps), [p.grad for p in ps], states, {**hypers[0], 'wd': hypers[0]['wd'] if decays else 0.})
+            for (_, decays, _), rows in groups.items(): self._take_step(rows, decays)
+
+    def _take_step(self, rows, decays):
+        params, states, hypers = zip(*rows)
+        for p, state in zip(params, states): self._begin(p, state)
+        hyper = {**hypers[0], 'wd': hypers[0]['wd'] if decays else 0.}
+        self._step_group(list(params), [p.grad for p in params], states, hyper)
 
     def zero_grad(self):
-        for p, *_ in self.all_params(): p.grad = None   # not zeros: they would take memory, and a kernel each
+        for p, *_ in self.all_params(): p.grad = None
+
+# %% ../../nbs/training/07_optim.ipynb #8417312c
+_FUSED = ('cpu', 'cuda', 'mps', 'xpu')   # devices that torch 2.4 and later have a fused AdamW for
 
 class FusedAdam(_GroupOptimizer):
     "fastai's `Adam`, with decoupled weight decay (AdamW), by PyTorch's fused kernel"
     def __init__(self,
         params,            # Parameters, or lists of them: the groups
-        lr:float,          # Rate
+        lr:float,          # Learning rate
         mom:float=.9,      # Of the gradient's average (β1)
         sqr_mom:float=.99, # Of its square's (β2); fastai's
         eps:float=1e-5,    # fastai's
@@ -49,26 +54,31 @@ class FusedAdam(_GroupOptimizer):
 
     def _begin(self, p, state):
         if 'grad_avg' not in state: state.update(grad_avg=torch.zeros_like(p), sqr_avg=torch.zeros_like(p), step=0)
-        if not isinstance(state['step'], torch.Tensor): state['step'] = torch.tensor(float(state['step']), device=p.device if p.device.type in _FUSED else None)   # fastai's state has a number
+        if isinstance(state['step'], torch.Tensor): return   # fastai's state has a number
+        state['step'] = torch.tensor(float(state['step']), device=p.device if p.device.type in _FUSED else None)
 
-    def _step_group(self, ps, grads, states, h):
-        fused = ps[0].device.type in _FUSED
-        adamw(ps, grads, [s['grad_avg'] for s in states], [s['sqr_avg'] for s in states], [], [s['step'] for s in states], foreach=not fused, fused=fused, amsgrad=False,
-            beta1=h['mom'], beta2=h['sqr_mom'], lr=h['lr'], weight_decay=h['wd'], eps=h['eps'], maximize=False)
+    def _step_group(self, params, grads, states, h):
+        fused = params[0].device.type in _FUSED
+        adamw(
+            params, grads, [s['grad_avg'] for s in states], [s['sqr_avg'] for s in states], max_exp_avg_sqs=[],
+            state_steps=[s['step'] for s in states], foreach=not fused, fused=fused, amsgrad=False, maximize=False,
+            beta1=h['mom'], beta2=h['sqr_mom'], lr=h['lr'], weight_decay=h['wd'], eps=h['eps'])
 
 class ForeachSGD(_GroupOptimizer):
     "fastai's `SGD` with momentum and decoupled weight decay"
     def __init__(self,
-        params,      # Parameters, or lists of them: the groups
-        lr:float,    # Rate
+        params,       # Parameters, or lists of them: the groups
+        lr:float,     # Learning rate
         mom:float=0., # Momentum
-        wd:float=0., # Weight decay
+        wd:float=0.,  # Weight decay
     ): super().__init__(params, lr=lr, mom=mom, wd=wd)
 
     def _begin(self, p, state):
         if 'grad_avg' not in state: state['grad_avg'] = torch.zeros_like(p)
 
-    def _step_group(self, ps, grads, states, h):
-        if h['wd']: torch._foreach_mul_(ps, 1 - h['lr']*h['wd'])   # `sgd` knows L2 only
-        if not h['mom']: sgd(ps, grads, [None]*len(ps), foreach=True, fused=False, weight_decay=0., momentum=0., lr=h['lr'], dampening=0., nesterov=False, maximize=False); return
-        sgd(ps, grads, [s['grad_avg'] for s in states], foreach=True, fused=False, weight_decay=0., momentum=h['mom'], lr=h['lr'], dampening=0., nesterov=False, maximize=False)
+    def _step_group(self, params, grads, states, h):
+        if h['wd']: torch._foreach_mul_(params, 1 - h['lr']*h['wd'])   # `sgd` knows L2 only
+        averages = [s['grad_avg'] for s in states] if h['mom'] else [None]*len(params)
+        sgd(
+            params, grads, averages, foreach=True, fused=False, weight_decay=0., momentum=h['mom'] or 0., lr=h['lr'],
+            dampening=0., nesterov=False, maximize=False)
