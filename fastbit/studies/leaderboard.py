@@ -33,7 +33,7 @@ from ..metrics.intervals import wilson_interval
 from .compare import compare_runs, read_predictions
 from ..training.learner import transfer_learner
 from ..core.text import ShownOnce, show
-from ..baseline.phases import RECIPES
+from ..config import RECIPES
 from ..core.text import format_seconds
 from ..report.page import picture_uri, render_page
 from ..core.store import CACHE_GB
