@@ -19,7 +19,7 @@ from ..core.machine import Machine, this_machine
 from ..core.processes import world
 from ..core.text import ShownOnce, format_seconds, rows_html
 
-# %% ../../nbs/baseline/03_plan.ipynb #e2fca692
+# %% ../../nbs/baseline/03_plan.ipynb #9a07db93
 LINE = 79   # columns of a short plan's line
 
 @dataclass(repr=False)
@@ -90,7 +90,7 @@ class Plan(ShownOnce):
         if isinstance(last, RulePhase): length = f'{last.rule.steps_to_do} steps of {last.rule.batch_size} images'
         elif isinstance(last, HeadPhase): length = f'{last.n_epoch} epochs on features'
         else: length = f'{last.n_epoch + 1} epochs'
-        return f'{self.arch}, {self.n_params/1e6:.1f}M parameters, {self.size} px; {self.recipe}, {length}'
+        return f'{self.arch}, {self.size} px; {self.recipe}, {length}'
 
     def _time_words(self) -> str:
         budget = f' of {self.budget.partition(":")[0]}' if self.budget else ''

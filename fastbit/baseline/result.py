@@ -89,7 +89,7 @@ def _predictions(dls, held_out, temperature) -> pd.DataFrame:
         parts.append(pd.DataFrame(rows))
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/baseline/04_result.ipynb #0d468293
+# %% ../../nbs/baseline/04_result.ipynb #5c7bced3
 OVERFITTING = 1.1   # last validation loss over the lowest, from which on a run is said to overfit
 
 def overfitting_words(
@@ -97,7 +97,8 @@ def overfitting_words(
 ) -> str: # '': the last phase did not overfit
     "Say that the last phase overfitted, and what to try"
     if epochs.empty or not {'train_loss', 'valid_loss'} <= set(epochs): return ''
-    last = epochs[epochs.stage == epochs.stage.iloc[-1]].dropna(subset=['train_loss', 'valid_loss'])
+    phase = epochs.iloc[:, 0]
+    last = epochs[phase == phase.iloc[-1]].dropna(subset=['train_loss', 'valid_loss'])
     if len(last) < 2: return ''
     lowest, end = last.loc[last.valid_loss.idxmin()], last.iloc[-1]
     if end.valid_loss < OVERFITTING*lowest.valid_loss or end.train_loss >= lowest.train_loss: return ''
