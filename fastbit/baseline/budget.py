@@ -160,7 +160,7 @@ def fit_to_budget(
     better = [(o, known[o]) for o in choices[:choices.index(option)] if o in known]
     return Fitted(learn, option, budget_text(option, better, budget, spent))
 
-# %% ../../nbs/baseline/02_budget.ipynb #2acc33f9
+# %% ../../nbs/baseline/02_budget.ipynb #c93f1236
 class TimeLimit(Callback):
     "End a one-cycle fit in time: if it is late, the schedule is shortened instead of cut off"
     order = 59   # after what counts the steps, before the scheduler reads how far it is
@@ -180,7 +180,9 @@ class TimeLimit(Callback):
     @property
     def elapsed(self) -> float: return self.now() - self.start
     @property
-    def training_time(self) -> float: return self.allowed - self.validating   # one evaluation has to fit in after the last step
+    def training_time(self) -> float:
+        "Time for steps: one evaluation has to fit in after the last one"
+        return self.allowed - self.validating
 
     def before_batch(self):
         share = self.elapsed/max(1e-9, self.training_time)

@@ -26,7 +26,7 @@ from ..training.learner import TransferLearner
 from ..training.one_cycle import progress_of
 from ..training.rate_finder import HEAD_LR
 
-# %% ../../nbs/baseline/00_phases.ipynb #f4e41c04
+# %% ../../nbs/baseline/00_phases.ipynb #09f7c9f0
 def _plural(n, what): return f'{n} {what}{"s"*(n != 1)}'
 
 @dataclass(frozen=True)
@@ -46,11 +46,12 @@ class HeadPhase:
 
     def __str__(self):
         views = '' if self.views == 1 else f', {self.views} views per image'
-        return f'{self.name}, {_plural(self.n_epoch, "epoch")} on the features of the frozen body{views}, one-cycle to {self.lr:g}'
+        epochs = _plural(self.n_epoch, 'epoch')
+        return f'{self.name}, {epochs} on the features of the frozen body{views}, one-cycle to {self.lr:g}'
 
     @property
     def history(self) -> str:
-        "The phase in the words of checkpoints, which have to stay as they are: a changed word would refuse an older file"
+        "The phase in the words of checkpoints: a word that changed would refuse an older file"
         of = 'the images as they are' if self.views == 1 else f'{self.views} views of each image'
         epochs = _plural(self.n_epoch, 'epoch')
         return f'{self.name}, the frozen body once over {of}, then {epochs} on its outputs, one-cycle to {self.lr:g}'
@@ -125,7 +126,7 @@ class OneCyclePhase:
 
 _EACH_EPOCH = f'after each epoch, at most every {SAVE_SECONDS:g} s'
 
-# %% ../../nbs/baseline/00_phases.ipynb #0e494e41
+# %% ../../nbs/baseline/00_phases.ipynb #dfa59e33
 @dataclass(frozen=True)
 class RulePhase:
     "Fine-tune all layers by the BiT authors' rule"
@@ -138,9 +139,13 @@ class RulePhase:
     @property
     def n_evals(self): return -(-self.rule.steps_to_do // self.eval_every)
     def n_images(self, n_train): return self.rule.steps_to_do*self.rule.batch_size
-    def __str__(self): return f'{self.name}, {_plural(self.rule.steps_to_do, "step")} of {self.rule.batch_size} images by the rule'
+    def __str__(self):
+        steps = _plural(self.rule.steps_to_do, 'step')
+        return f'{self.name}, {steps} of {self.rule.batch_size} images by the rule'
 
-    def find_checkpoint(self, learn, checkpoint): return learn.rule_checkpoint(self.rule, self.eval_every, checkpoint)[1]
+    def find_checkpoint(self, learn, checkpoint):
+        return learn.rule_checkpoint(self.rule, self.eval_every, checkpoint)[1]
+
     def saved_words(self, found, n_batches): return f'every {_plural(self.checkpoint_every, "step")}'
 
     def one_batch(self, learn):

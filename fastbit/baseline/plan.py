@@ -19,7 +19,7 @@ from ..core.machine import Machine, this_machine
 from ..core.processes import world
 from ..core.text import ShownOnce, format_seconds, rows_html
 
-# %% ../../nbs/baseline/03_plan.ipynb #9a07db93
+# %% ../../nbs/baseline/03_plan.ipynb #38ff67d7
 LINE = 79   # columns of a short plan's line
 
 @dataclass(repr=False)
@@ -57,7 +57,7 @@ class Plan(ShownOnce):
 
     @property
     def seconds(self) -> float:
-        "Expected training time; evaluation counts as a third of a training step, or as the head phase; cached features take less"
+        "Expected training time; an evaluation counts as a third of training, and cached features take less"
         return sum(self.phase_seconds)
 
     @property
@@ -139,7 +139,7 @@ class Plan(ShownOnce):
         rule = f'<pre>{escape(self.rule)}</pre>' if self.rule else ''
         return rows_html(self._first_rows(), self._title()) + rule + rows_html(self._last_rows())
 
-# %% ../../nbs/baseline/03_plan.ipynb #10747698
+# %% ../../nbs/baseline/03_plan.ipynb #f1829f47
 def make_plan(
     learn,        # A fastbit learner with fastbit's loaders
     phases:list,  # `HeadPhase`, `OneCyclePhase` or `RulePhase`, which are timed
@@ -149,7 +149,8 @@ def make_plan(
     dls = learn.dls
     pp = dls.preprocess
     data = dict(n_train=dls.train.n, n_valid=dls.valid.n, n_test=dls[2].n if len(dls.loaders) > 2 else 0,
-                n_left_out=len(dls.left_out), classes=list(map(str, dls.vocab)), split=dls.split_words, source=dls.source,
+                n_left_out=len(dls.left_out), classes=list(map(str, dls.vocab)),
+                split=dls.split_words, source=dls.source,
                 not_used=dls.skipped.reason.value_counts().to_dict())
     half = f', {learn.precision}' if learn.precision != 'float32' else ''
     machine = dict(device=f'{dls.device}{half}', processes=world(), machine=this_machine(dls.device))

@@ -15,9 +15,10 @@ from pathlib import Path
 # %% ../../nbs/baseline/01_recipes.ipynb #ef34381d
 import pandas as pd
 
-# %% ../../nbs/baseline/01_recipes.ipynb #4b9e32ef
+# %% ../../nbs/baseline/01_recipes.ipynb #98f475a9
 from .phases import HeadPhase, OneCyclePhase, RulePhase
-from ..config import BiTRule, DataOptions, Head, LoaderOptions, OneCycle, Options, RecipeOptions, TableOptions, with_options
+from ..config import BiTRule, DataOptions, Head, LoaderOptions, OneCycle, Options, RecipeOptions
+from ..config import TableOptions, with_options
 from ..core.checks import check_steps
 from ..core.text import warn_data
 from ..data.check import header_sizes, middle_size
@@ -63,7 +64,7 @@ def onecycle_phases(
                                before=head.history, checkpoint_every=checkpoint_every)
     return [head, everything]
 
-# %% ../../nbs/baseline/01_recipes.ipynb #05a73b0e
+# %% ../../nbs/baseline/01_recipes.ipynb #e9c2a308
 def _check_batch(options):
     n = options.batch_size
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -85,7 +86,9 @@ class OneCycleRecipe:
         self.phases()
 
     @property
-    def features(self) -> dict: return dict(views=self.options.views, cache=self.loaders.cache, cache_gb=self.loaders.cache_gb)
+    def features(self) -> dict:
+        "How the head phase computes features"
+        return dict(views=self.options.views, cache=self.loaders.cache, cache_gb=self.loaders.cache_gb)
 
     def loading(self, size, usual) -> dict:
         "Arguments of `image_dataloaders`: what was asked for, or what is usual for these data"
@@ -107,7 +110,7 @@ class HeadRecipe(OneCycleRecipe):
 
     def phases(self, learn=None) -> list: return head_phases(self.options.epochs, self.options.lr, **self.features)
 
-# %% ../../nbs/baseline/01_recipes.ipynb #20785164
+# %% ../../nbs/baseline/01_recipes.ipynb #9bb302c5
 def rule_numbers(
     options:BiTRule
 ) -> dict: # batch_size, base_lr, scale, n_steps, stop_after, mixup
@@ -116,7 +119,8 @@ def rule_numbers(
     base_lr = o.base_lr
     if o.lr is not None:
         if not 0 < o.lr < float('inf'): raise ValueError(f"lr={o.lr!r}: a learning rate above 0.")
-        if base_lr != BiTRule.base_lr: raise ValueError(f"lr={o.lr:g} and base_lr={base_lr:g}: one follows from the other. Pass one of them.")
+        if base_lr != BiTRule.base_lr:
+            raise ValueError(f"lr={o.lr:g} and base_lr={base_lr:g}: one follows from the other. Pass one of them.")
         base_lr = o.lr*BATCH_SIZE/o.batch_size if o.scale == 'linear' else o.lr
     rates = dict(batch_size=o.batch_size, base_lr=base_lr, scale=o.scale)
     return dict(**rates, n_steps=o.n_steps, stop_after=o.stop_after, mixup=o.mixup)
@@ -156,7 +160,7 @@ def make_recipe(
     kinds = {OneCycle: OneCycleRecipe, Head: HeadRecipe, BiTRule: RuleRecipe}
     return kinds[type(options)](options, loaders)
 
-# %% ../../nbs/baseline/01_recipes.ipynb #242aa426
+# %% ../../nbs/baseline/01_recipes.ipynb #fa2ae93f
 def recipe_options(
     recipe,                # 'onecycle', 'head', 'hyperrule', or a record such as `OneCycle(epochs=3)`
     given:RecipeOptions,   # Options that were passed by name
@@ -166,11 +170,13 @@ def recipe_options(
     options = given.for_recipe(recipe)
     if bs is None: return options
     name = 'micro_batch' if isinstance(options, BiTRule) else 'batch_size'
-    if given.given.get(name) is not None: raise ValueError(f"bs={bs} and {name}={given.given[name]}: two names of one number. Pass {name}.")
-    if isinstance(bs, bool) or not isinstance(bs, int) or bs < 1: raise ValueError(f"bs={bs!r}: a batch has one image or more.")
+    if given.given.get(name) is not None:
+        raise ValueError(f"bs={bs} and {name}={given.given[name]}: two names of one number. Pass {name}.")
+    if isinstance(bs, bool) or not isinstance(bs, int) or bs < 1:
+        raise ValueError(f"bs={bs!r}: a batch has one image or more.")
     return replace(options, **{name: bs})
 
-# %% ../../nbs/baseline/01_recipes.ipynb #2baa5053
+# %% ../../nbs/baseline/01_recipes.ipynb #3eb99448
 @with_options(without=('resize', 'crop', 'flip', 'draft', 'max_value'))
 def folder_rule(
     path:str|Path|pd.DataFrame=None, # Folder, CSV file, DataFrame, or the name of a public set; `None`: scikit-learn's digits
@@ -180,7 +186,7 @@ def folder_rule(
     table:TableOptions,
     rule:BiTRule,
 ) -> tuple[HyperRule, ImageSet]: # The rule, and the images that Pillow recognizes, split
-    "The BiT-HyperRule for a data set, from names and headers alone: what `baseline(path, recipe='hyperrule')` trains by"
+    "Find the BiT-HyperRule for a data set, from names and headers alone: what the recipe `hyperrule` trains by"
     numbers = dict(rule_numbers(rule), size=size)
     HyperRule.for_data(1, 32, **numbers)   # for its errors, before the data is looked at
     found = read_image_set(resolve_source(path)[0], **vars(table))

@@ -31,7 +31,7 @@ from ..report.sections import Findings, make_report
 from ..training.learner import TransferLearner
 from ..training.tta import tta_probs
 
-# %% ../../nbs/baseline/04_result.ipynb #5ef2e34d
+# %% ../../nbs/baseline/04_result.ipynb #9ffd2521
 @dataclass(frozen=True)
 class Measured:
     "What a trained model scored on the held-out images"
@@ -85,11 +85,12 @@ def _predictions(dls, held_out, temperature) -> pd.DataFrame:
         best, calibrated = tta.plain.max(1), float('nan')
         if temperature: calibrated = apply_temperature(tta.plain, temperature).max(1).values.tolist()
         rows = dict(path=[str(p) for p in dl.items], split=part, label=[label(p) for p in dl.items],
-                    prediction=[dls.vocab[i] for i in best.indices], probability=best.values.tolist(), calibrated=calibrated)
+                    prediction=[dls.vocab[i] for i in best.indices], probability=best.values.tolist(),
+                    calibrated=calibrated)
         parts.append(pd.DataFrame(rows))
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/baseline/04_result.ipynb #5c7bced3
+# %% ../../nbs/baseline/04_result.ipynb #df6f30b7
 OVERFITTING = 1.1   # last validation loss over the lowest, from which on a run is said to overfit
 
 def overfitting_words(
@@ -103,10 +104,11 @@ def overfitting_words(
     lowest, end = last.loc[last.valid_loss.idxmin()], last.iloc[-1]
     if end.valid_loss < OVERFITTING*lowest.valid_loss or end.train_loss >= lowest.train_loss: return ''
     n = last.index.get_loc(lowest.name) + 1
-    return (f'validation loss rose from {lowest.valid_loss:.3f} (evaluation {n} of {len(last)}) to {end.valid_loss:.3f}. '
+    where = f'evaluation {n} of {len(last)}'
+    return (f'validation loss rose from {lowest.valid_loss:.3f} ({where}) to {end.valid_loss:.3f}. '
             "Try keep_best='valid_loss' (--keep-best valid_loss), fewer epochs, or more images.")
 
-# %% ../../nbs/baseline/04_result.ipynb #c847ffd8
+# %% ../../nbs/baseline/04_result.ipynb #74305654
 def _png(fig) -> bytes:
     buf = io.BytesIO()
     fig.savefig(buf, format='png', dpi=150)
@@ -162,8 +164,9 @@ class BaselineResult(ShownOnce):
     def _rows(self) -> list[tuple]:
         e, v = self.evaluation, self.validation
         images = 'held-out' if self.part == 'valid' else 'test'
-        rows = [('accuracy', f'{e.accuracy:.2%} ({_interval(e)}) on {e.n} {images} images, {round(e.accuracy*e.n)} correct')]
-        if v is not None: rows.append(('', f'{v.accuracy:.2%} on {v.n} validation images, on which everything was chosen'))
+        correct = round(e.accuracy*e.n)
+        rows = [('accuracy', f'{e.accuracy:.2%} ({_interval(e)}) on {e.n} {images} images, {correct} correct')]
+        if v is not None: rows.append(('', f'{v.accuracy:.2%} on the {v.n} validation images, used for all choices'))
         if e.top5 is not None: rows.append(('top-5', f'{e.top5:.2%}'))
         rows.append(('loss', f'{e.loss:.4f}, macro-F1 {e.macro_f1:.4f}'))
         rows.append(('TTA', self._tta_words()))
@@ -176,7 +179,8 @@ class BaselineResult(ShownOnce):
     def _tta_words(self) -> str:
         t = self.tta
         if t is None: return 'not used: flips and crops are disabled for this data'
-        return f'{t.accuracy:.2%} ({_interval(t)}), loss {t.loss:.4f}, mean of {len(self.views)} views: {", ".join(self.views)}'
+        views = f'{len(self.views)} views: {", ".join(self.views)}'
+        return f'{t.accuracy:.2%} ({_interval(t)}), loss {t.loss:.4f}, mean of {views}'
 
     def _calibration_words(self) -> str:
         same = self.part == 'valid'

@@ -42,7 +42,7 @@ from ..training.guards import FitStopped
 from ..training.learner import transfer_learner
 from ..training.precision import check_precision
 
-# %% ../../nbs/baseline/06_run.ipynb #9663dee3
+# %% ../../nbs/baseline/06_run.ipynb #6168595f
 class Run:
     "A run of `baseline`: its options, checked, then its plan, training, measurements and files"
     def __init__(self, options:RunRecord):
@@ -73,13 +73,15 @@ class Run:
         self.recipe.check()
         if self.out is not None and is_writer(): self._check_out()
         barrier()   # an error of the writer's is everybody's
-        if self.source.kind == 'hub': hub_file(o.body.arch)   # a missing connection is found now, not after the data are checked
+        # a missing connection is found now, not after the data are checked
+        if self.source.kind == 'hub': hub_file(o.body.arch)
         self.data, self.name, self.usual = resolve_source(o.path)
 
     def _check_out(self):
         if self.options.output.overwrite: check_overwrite(self.out)
         else:
-            comparable = not isinstance(self.options.path, pd.DataFrame)   # of tables the settings have no more than the type
+            # of a table the settings have no more than the type
+            comparable = not isinstance(self.options.path, pd.DataFrame)
             check_out(self.out, self.settings if comparable else None)
 
     def make_learner(self, size):
@@ -146,7 +148,7 @@ class Run:
         return f'from step {found["done"]} of {total} in {self.checkpoint}'
 
     def train(self,
-        verbose:bool|int=True # 0 or `False`: nothing is printed; 1 or `True`: a line for the head, a table for the rest; 2: everything
+        verbose:bool|int=True # 0: print nothing; 1: a line for the head, a table for the rest; 2: everything
     ):
         "Train all phases; a run that is stopped saves what it has"
         self._open_out()
@@ -219,7 +221,7 @@ class Run:
             print(f'{"budget":11} {spent} of {format_seconds(self.budget)}', flush=True)
         show(result)
 
-# %% ../../nbs/baseline/06_run.ipynb #95550303
+# %% ../../nbs/baseline/06_run.ipynb #e7249726
 def keep_model(learn, folder, stopped):
     "Write the model of a run that was stopped and has no checkpoint, and say so in the exception"
     learn.export(folder, evaluation=False, overwrite=True)
@@ -234,8 +236,9 @@ def head_line(learn, phase, took) -> str:
     features, last = learn.head_features, learn.history.epochs.iloc[-1]
     n, new = len(features[0].index), features[0].computed
     cached = f' ({n*phase.views - new} cached)' if new < n*phase.views else ''
-    return (f'{phase.name}: {phase.n_epoch} epochs on features of {n} images{cached}, valid_loss {last.valid_loss:.4f}, '
-            f'accuracy {last.accuracy:.2%}, {format_seconds(took)}')
+    trained = f'{phase.n_epoch} epochs on features of {n} images{cached}'
+    scores = f'valid_loss {last.valid_loss:.4f}, accuracy {last.accuracy:.2%}'
+    return f'{phase.name}: {trained}, {scores}, {format_seconds(took)}'
 
 def phase_times(plan:Plan, took:list) -> pd.DataFrame: # Columns stage, images, took, expected (seconds)
     "How long each phase took, and how long the plan expected"

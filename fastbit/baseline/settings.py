@@ -76,7 +76,7 @@ def default_options(
     "The options of a recipe, by its name, that nobody changed"
     return RecipeOptions().for_recipe(recipe)
 
-# %% ../../nbs/baseline/05_settings.ipynb #01ae917c
+# %% ../../nbs/baseline/05_settings.ipynb #31a228a9
 CHECKPOINT = 'checkpoint.safetensors'   # in the folder of the results
 WATCHED = ('valid_loss', 'accuracy')    # what a baseline measures after each epoch
 
@@ -85,7 +85,8 @@ def check_budget(
 ) -> float: # Seconds
     "Raise `ValueError` for options that a budget decides itself"
     budget, recipe = options.output.budget, options.recipe
-    if world() > 1: raise ValueError(f"budget={budget!r}: it measures one process, and there are {world()}; give epochs.")
+    if world() > 1:
+        raise ValueError(f"budget={budget!r}: it measures one process, and there are {world()}. Pass epochs.")
     if recipe_name(recipe) == 'hyperrule':
         raise ValueError("budget applies to the onecycle and head recipes only. "
                          "Set the length of hyperrule with n_steps= (--steps).")
@@ -93,7 +94,8 @@ def check_budget(
         raise ValueError(f"epochs={recipe.epochs} and a budget: the budget chooses the epochs. Pass one of them.")
     every = getattr(recipe, 'checkpoint_every', None)
     if every is not None:
-        raise ValueError(f"checkpoint_every={every} and a budget: a run against the clock cannot be resumed. Pass one of them.")
+        raise ValueError(f"checkpoint_every={every} and a budget: a run against the clock cannot be resumed. "
+                         "Pass one of them.")
     return parse_budget(budget)
 
 def keep_best_callback(
