@@ -1,11 +1,13 @@
 "One call: from images to a measured baseline"
+from ..config import BiTRule, Head, OneCycle
 from .budget import TimeLimit, parse_budget
-from .phases import HeadPhase, OneCyclePhase, RulePhase, head_phases, onecycle_phases
+from .phases import HeadPhase, OneCyclePhase, RulePhase
 from .plan import Plan
-from .result import BaselineResult
-from .run import baseline, folder_rule
+from .recipes import folder_rule, head_phases, onecycle_phases
+from .result import BaselineResult, Measured
+from .run import Run, baseline
 
 __all__ = [
-    'baseline', 'BaselineResult', 'folder_rule', 'head_phases', 'HeadPhase', 'onecycle_phases',
-    'OneCyclePhase', 'parse_budget', 'Plan', 'RulePhase', 'TimeLimit',
+    'baseline', 'BaselineResult', 'BiTRule', 'folder_rule', 'Head', 'head_phases', 'HeadPhase', 'Measured', 'OneCycle',
+    'onecycle_phases', 'OneCyclePhase', 'parse_budget', 'Plan', 'RulePhase', 'Run', 'TimeLimit',
 ]
