@@ -94,8 +94,8 @@ def test_commands_on_a_page_run(page, code, small, capsys):
             assert words[0] == 'fastbit', f'{page}: who runs {part!r}?'
             takes = {o for a in options.make_parser()._subparsers._group_actions[0].choices[words[1]]._actions for o in a.option_strings}
             more = [w for o, v in (('--dry-run', []), ('--size', ['32']), ('--device', ['cpu'])) if o in takes and '--help' not in words for w in (o, *v)]
-            if words[1] == 'recipe': more = []
-            if words[1] == 'compare': more += ['--top', '0']
+            if words[1] == 'rule': more = []
+            if words[1] == 'leaderboard': more += ['--top', '0']
             if '--procs' in words: words[words.index('--procs')+1] = '1'   # tests/test_processes.py starts several
             try: status = command.main(words[1:] + more)
             except SystemExit as e: status = e.code
