@@ -312,7 +312,7 @@ def test_a_plain_folder_says_nothing(folder):
 
 def test_check_and_predict_name_what_they_do_not_use(tmp_path, capsys):
     from fastbit.studies import check_data
-    from fastbit.export.predict import image_items
+    from fastbit.export.inputs import image_items
     draw(tmp_path, *many('train/a', 'train/b', n=3), *many('test/unknown', 'extra/deep'))
     (tmp_path/'train'/'a'/'notes.txt').write_text('x'); (tmp_path/'train'/'a'/'IMG.heic').write_bytes(HEIC)
     with pytest.warns(DataWarning): res = check_data(tmp_path, labels=False, verbose=False)

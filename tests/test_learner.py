@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from fastbit.bodies import build_body, TransferModel
 from fastbit.data import image_dataloaders
 from fastbit.training import transfer_learner
-from fastbit.training.rate_finder import BODY_LR, HEAD_LR
+from fastbit.training.learner import BODY_LR, HEAD_LR
 from fastbit.core.text import DataWarning
 from conftest import TINY
 

@@ -8,7 +8,7 @@ from PIL import Image
 from fastbit.bodies import body_preprocess, build_body
 from fastbit.export import Artifact, load_predictor, save_artifact
 from fastbit.cli.command import main
-from fastbit.export.predict import image_items
+from fastbit.export.inputs import image_items
 from conftest import picture
 
 

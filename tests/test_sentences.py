@@ -14,8 +14,8 @@ from fastbit.data import digits_table, image_dataloaders
 from fastbit.studies import compare_runs, few_shot_curve, Leaderboard, leaderboard
 from fastbit.training import transfer_learner
 from fastbit.core.machine import Machine, _cpu_model, this_machine
-from fastbit.cli.options import make_parser
-from fastbit.baseline.phases import RECIPES
+from fastbit.cli.parser import make_parser
+from fastbit.config import RECIPES
 from fastbit.core.text import format_seconds
 from fastbit.report.findings import data_name
 from fastbit.bodies import weights_source

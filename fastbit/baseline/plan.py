@@ -150,7 +150,7 @@ def make_plan(
     pp = dls.preprocess
     data = dict(n_train=dls.train.n, n_valid=dls.valid.n, n_test=dls[2].n if len(dls.loaders) > 2 else 0,
                 n_left_out=len(dls.left_out), classes=list(map(str, dls.vocab)),
-                split=dls.split_words, source=dls.source,
+                split=dls.image_set.split, source=dls.source,
                 not_used=dls.skipped.reason.value_counts().to_dict())
     half = f', {learn.precision}' if learn.precision != 'float32' else ''
     machine = dict(device=f'{dls.device}{half}', processes=world(), machine=this_machine(dls.device))

@@ -21,14 +21,14 @@ from ..config import BiTRule, DataOptions, Head, LoaderOptions, OneCycle, Option
 from ..config import TableOptions, with_options
 from ..core.checks import check_steps
 from ..core.text import warn_data
-from ..data.check import header_sizes, middle_size
+from ..data.check import header_sizes, median_size
 from ..data.filepaths import check_some_exist
 from ..data.public import resolve_source
 from ..data.split import few_shot_table, leave_out_untrained, split_table
 from ..data.tables import ImageSet, read_image_set
 from ..hyperrule import BATCH_SIZE, HyperRule
 from ..training.head import HEAD_EPOCHS, check_head_options
-from ..training.rate_finder import BODY_LR, HEAD_LR
+from ..training.learner import BODY_LR, HEAD_LR
 from ..training.rule import default_eval_every, rule_text
 
 # %% ../../nbs/baseline/01_recipes.ipynb #99df6283
@@ -196,7 +196,7 @@ def folder_rule(
     if data.k_per_class is not None: rows = few_shot_table(rows, data.k_per_class, data.seed)
     train = rows.path[rows.split == 'train']
     skipped = pd.concat([found.skipped, untrained], ignore_index=True)
-    rule = HyperRule.for_data(len(train), middle_size(sizes[p] for p in train), **numbers)
+    rule = HyperRule.for_data(len(train), median_size(sizes[p] for p in train), **numbers)
     return rule, replace(found, table=rows, skipped=skipped)
 
 def _recognized(table, sizes) -> pd.DataFrame:

@@ -21,13 +21,14 @@ from .. import __version__
 from .plan import Plan
 from ..core.files import csv_text, write_bytes, write_text
 from ..core.text import ShownOnce, format_seconds, rows_html
-from ..data.loaders import PathLabel
-from ..data.transforms import default_views
+from ..data.batches import PathLabel
+from ..data.views import default_views
 from ..metrics.calibration import apply_temperature, few_images_words, fit_temperature
 from ..metrics.evaluation import Evaluation, evaluate_probs
 from ..report.figures import plot_losses, plot_rates
 from ..report.page import Report
-from ..report.sections import Findings, make_report
+from ..report.findings import Findings
+from ..report.sections import make_report
 from ..training.learner import TransferLearner
 from ..training.tta import tta_probs
 

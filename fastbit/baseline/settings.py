@@ -21,7 +21,7 @@ from .budget import parse_budget
 from .result import RESULT_FILES
 from ..config import BodyOptions, DataOptions, LoaderOptions, Options, RecipeOptions, RunOptions
 from ..config import TableOptions, TrainOptions, recipe_name
-from ..core.files import check_out
+from ..core.checks import check_out
 from ..core.processes import world
 from ..training.callbacks import KeepBest
 

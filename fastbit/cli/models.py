@@ -37,7 +37,8 @@ def answer_table(
 def run_predict(args) -> int:
     "`fastbit predict`: 1 if some images have no prediction"
     from fastbit.core.files import csv_text
-    from fastbit.export.predict import check_no_url, image_items, load_predictor
+    from fastbit.export.inputs import check_no_url, image_items
+    from fastbit.export.predict import load_predictor
     for p in args.images: check_no_url(p)
     for p in args.images: check_exists(p)
     items = image_items(args.images)   # folders without images are found before the model is loaded

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% ../../nbs/data/08_layouts.ipynb #a24e6896
-from .columns import SPLIT_WORDS, clean_label, split_word
+from .columns import SPLIT_WORDS, split_word
+from .labels import clean_label
 from .folders import Folder, count_reasons
 from ..core.text import warn_data
 

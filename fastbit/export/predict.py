@@ -29,9 +29,10 @@ from ..core.threads import in_threads, read_ahead
 from ..data.decode import reading, why_unreadable
 from ..data.filepaths import check_some_exist
 from ..data.labels import clean_label, whole_numbers
-from ..data.loaders import check_device, default_bs
+from ..data.batches import check_device, default_bs
 from ..data.tables import read_image_set
-from ..data.transforms import cut_view, default_views, draft_size, squares_of, view_sizes
+from ..data.views import cut_view, default_views, view_sizes
+from ..data.transforms import draft_size, squares_of
 from .artifact import load_artifact
 from .inputs import image_items
 from .record import Artifact, count_trained_on

@@ -1,4 +1,4 @@
-"""Where in an image the network sees its class
+"""Class activation maps: where in an image a class gets its score
 
 Docs: https://fastbit.github.io/fastbit/report/cam.html.md"""
 
@@ -18,28 +18,31 @@ from ..metrics.task import SINGLE_LABEL
 # %% ../../nbs/report/00_cam.ipynb #63463794
 @torch.no_grad()
 def class_activation(
-    model:TransferModel, # In evaluation mode inside, left as it was
+    model:TransferModel, # Run in evaluation mode; its mode is restored
     x:torch.Tensor,      # bs x 3 x height x width: images, uint8 or in [0, 1]
-    classes=None,        # bs class numbers; `None`: the most probable ones
-) -> tuple[torch.Tensor, torch.Tensor]: # Maps (bs x h x w), whose mean and the class's bias are its logit; the logits (bs x classes)
-    "What each place of an image adds to the logit of a class"
+    classes=None,        # bs class numbers; `None`: the predicted ones
+) -> tuple[torch.Tensor, torch.Tensor]: # Maps (bs x h x w), whose mean plus the class's bias is the logit; logits (bs x classes)
+    "Compute what each position of an image adds to the logit of a class"
     training = model.training
     model.eval()
     try:
         features = model.net.forward_features(model.normalised(x))
         logits = model.net.forward_head(features)
     finally: model.train(training)
-    weight = model.net.get_classifier().weight.flatten(1)   # BiT's classifier is a convolution with a kernel of one
-    classes = SINGLE_LABEL.decode(logits) if classes is None else torch.as_tensor(classes, device=logits.device)
+    weight = model.net.get_classifier().weight.flatten(1)   # BiT's classifier is a convolution with a 1 x 1 kernel
+    if classes is None: classes = SINGLE_LABEL.decode(logits)
+    else: classes = torch.as_tensor(classes, device=logits.device)
     return torch.einsum('bchw,bc->bhw', features.float(), weight[classes].float()), logits
 
+# %% ../../nbs/report/00_cam.ipynb #1a727cb3
 def overlay(
-    img:Image.Image, # RGB
+    img:Image.Image,  # RGB
     cam:torch.Tensor, # h x w, from `class_activation`
-    alpha:float=.5,  # Of the colours, in [0, 1]
-) -> Image.Image: # Of the size of `img`
-    "An image under the colours of a map: from blue, which is nothing or speaks against the class, to red"
+    alpha:float=.5,   # Opacity of the colors, in [0, 1]
+) -> Image.Image: # As large as `img`
+    "Draw a map over an image, from blue (no evidence for the class) to red (most)"
     cam = cam.clamp_min(0)
-    heat = Image.fromarray((255*cam/cam.max().clamp_min(1e-12)).byte().cpu().numpy()).resize(img.size, Image.Resampling.BICUBIC)
-    colours = matplotlib.colormaps['jet'](np.asarray(heat)/255)[..., :3]
-    return Image.blend(img.convert('RGB'), Image.fromarray((255*colours).astype(np.uint8)), alpha)
+    gray = (255*cam/cam.max().clamp_min(1e-12)).byte().cpu().numpy()
+    heat = Image.fromarray(gray).resize(img.size, Image.Resampling.BICUBIC)
+    colors = matplotlib.colormaps['jet'](np.asarray(heat)/255)[..., :3]
+    return Image.blend(img.convert('RGB'), Image.fromarray((255*colors).astype(np.uint8)), alpha)

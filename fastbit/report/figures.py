@@ -41,7 +41,7 @@ def _log_ticks(axis):
 def _labeled(epochs) -> list[tuple]:
     "List (step, loss, accuracy) of the epochs to annotate: all of up to a dozen, else the last of each phase"
     if 'accuracy' not in epochs: return []
-    df = epochs if len(epochs) <= 12 else epochs[epochs.stage != epochs.stage.shift(-1)]
+    df = epochs if len(epochs) <= 12 else epochs[epochs.phase != epochs.phase.shift(-1)]
     return list(zip(df.step, df.valid_loss, df.accuracy))
 
 # %% ../../nbs/report/01_figures.ipynb #a78c5614
@@ -63,7 +63,7 @@ def plot_losses(
     if len(epochs): top = max(top, epochs.valid_loss.max())
     above = top*1.12 if top < float('inf') else None   # room for the accuracies
     ax.set(xlabel='optimizer step', ylabel=loss, ylim=(0, above), xlim=(0, len(steps)*1.03))
-    _stage_lines(ax, steps.stage.tolist())
+    _stage_lines(ax, steps.phase.tolist())
     ax.legend(frameon=False)
     return fig
 
@@ -81,7 +81,7 @@ def plot_rates(
     # from 0, where the name of the first phase stands
     ax.set(xlabel='optimizer step', ylabel='learning rate', yscale='log', xlim=(0, len(steps)*1.03))
     _log_ticks(ax.yaxis)
-    _stage_lines(ax, steps.stage.tolist())
+    _stage_lines(ax, steps.phase.tolist())
     ax.legend(frameon=False)
     return fig
 

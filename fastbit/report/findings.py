@@ -22,6 +22,7 @@ from ..bodies.preprocess import MAX_16_BIT
 from ..metrics.calibration import apply_temperature
 from ..metrics.evaluation import Evaluation, evaluate_probs
 from ..metrics.intervals import wilson_interval
+from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/report/03_findings.ipynb #bba9895f
 def class_table(
@@ -73,8 +74,8 @@ def _common_folder(items) -> Path|None:
 def data_name(
     dls # fastbit's loaders, or any of fastai's
 ) -> str: # '': unknown
-    "Name the images of loaders, by `data_name` or by the folder that contains them"
-    if name := getattr(dls, 'data_name', ''): return name
+    "Name the images of loaders, by their image set's name or by the folder that contains them"
+    if name := getattr(getattr(dls, 'image_set', None), 'name', ''): return name
     items = [getattr(getattr(dl, 'dataset', None), 'items', ()) for dl in dls.loaders]
     tables = any(isinstance(o, pd.DataFrame) for o in items)
     common = None if tables else _common_folder([o for part in items for o in part])
@@ -113,7 +114,7 @@ class Findings:
     def max_value(self) -> int: return getattr(getattr(self.learn.dls, 'preprocess', None), 'max_value', MAX_16_BIT)
 
     @cached_property
-    def predicted(self) -> torch.Tensor: return self.probs.argmax(1) # n class numbers
+    def predicted(self) -> torch.Tensor: return SINGLE_LABEL.decode(self.probs) # n class numbers
 
     @cached_property
     def confidence(self) -> torch.Tensor: return self.probs.max(1).values # n, in [0, 1]

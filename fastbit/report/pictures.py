@@ -19,7 +19,7 @@ from sklearn.metrics import confusion_matrix
 from ..bodies.model import TransferModel
 from ..data.features import view_pixels
 from ..metrics.calibration import calibration_error, reliability_table
-from ..metrics.task import describe_loss
+from ..metrics.losses import describe_loss
 from .cam import class_activation, overlay
 from .figures import MAX_PLOTTED_CLASSES, drawable, most_confused, plot_confusion, plot_losses
 from .figures import plot_lr_find, plot_rates, plot_reliability

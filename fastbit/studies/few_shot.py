@@ -1,4 +1,4 @@
-"""Accuracy against the number of images of each class, with the range that the draw makes
+"""The learning curve: accuracy against training images per class
 
 Docs: https://fastbit.github.io/fastbit/studies/few_shot.html.md"""
 
@@ -9,6 +9,7 @@ __all__ = ['plot_few_shot', 'few_shot_page', 'few_shot_curve']
 
 # %% ../../nbs/studies/03_few_shot.ipynb #7aeeb6ff
 import os, time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # %% ../../nbs/studies/03_few_shot.ipynb #27ad6349
@@ -20,25 +21,26 @@ from matplotlib.ticker import PercentFormatter
 
 # %% ../../nbs/studies/03_few_shot.ipynb #4bd16063
 from .. import __version__
-from ..data.public import resolve_source
-from ..bodies.preprocess import MAX_16_BIT
+from ..baseline.recipes import rule_numbers
 from ..bodies.weights import weights_source
+from ..config import BiTRule, BodyOptions, DataOptions, LoaderOptions, TableOptions, with_options
+from ..core.files import csv_text, write_text
+from ..core.text import format_seconds
 from ..data.loaders import image_dataloaders, table_dataloaders
-from ..core.files import write_text
-from ..hyperrule import BASE_LR, BATCH_SIZE, HyperRule
-from ..metrics.intervals import wilson_interval
-from ..training.learner import transfer_learner
-from ..report.page import Report, picture_uri, render_page
-from ..data.tables import source_rows
+from ..data.public import resolve_source
 from ..data.split import few_shot_table
-from ..core.files import csv_text
+from ..data.tables import source_rows
+from ..hyperrule import HyperRule
+from ..metrics.intervals import wilson_interval
+from ..report.page import Report, picture_uri, render_page
+from ..training.learner import transfer_learner
 
 # %% ../../nbs/studies/03_few_shot.ipynb #2db1835a
 def plot_few_shot(
     df:pd.DataFrame, # From `few_shot_curve`: columns k, repeat, accuracy
     n_valid:int=None, # Held-out images, for the label of the axis
 ) -> Figure:
-    "Every run a point, with a line through the medians and a band from the worst to the best"
+    "Plot every run as a point, with a line through the medians and a band from the worst to the best"
     fig = Figure(figsize=(6, 3.8), layout='constrained')
     ax = fig.add_subplot()
     ks = list(dict.fromkeys(df.k))
@@ -47,8 +49,11 @@ def plot_few_shot(
     ax.fill_between(at, stats['min'], stats['max'], color='C0', alpha=.15, lw=0)
     ax.plot(at, stats['median'], color='C0', marker='o')
     ax.plot([ks.index(k) for k in df.k], df.accuracy, 'o', color='C0', ms=3, alpha=.5)
-    for i, m in zip(at, stats['median']): ax.annotate(f'{m:.1%}', (i, m), xytext=(6, -12), textcoords='offset points', size=9)
-    ax.set(xticks=list(at), xticklabels=[str(k) for k in ks], xlabel='training images of each class', ylabel='accuracy' + (f' on {n_valid} held-out images' if n_valid else ''), ylim=(0, 1), xlim=(-.2, len(ks)-.7))
+    for i, m in zip(at, stats['median']):
+        ax.annotate(f'{m:.1%}', (i, m), xytext=(6, -12), textcoords='offset points', size=9)
+    images = f' on {n_valid} held-out images' if n_valid else ''
+    ax.set(xticks=list(at), xticklabels=[str(k) for k in ks], xlabel='training images per class',
+           ylabel=f'accuracy{images}', ylim=(0, 1), xlim=(-.2, len(ks)-.7))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.spines[['top', 'right']].set_visible(False)
     return fig
@@ -57,85 +62,111 @@ def plot_few_shot(
 def few_shot_page(
     df:pd.DataFrame, # From `few_shot_curve`
     n_valid:int,     # Held-out images
-    name:str='',     # Of the data
-    arch:str='',     # Of the body
+    name:str='',     # Name of the data
+    arch:str='',     # Name of the body
 ) -> Report: # Shown inline; `.save` writes it
-    "The curve as one self-contained page"
+    "Make one self-contained page of the curve"
     stats = df.groupby('k', sort=False).accuracy.agg(low='min', median='median', high='max').reset_index()
     rows = stats.assign(gain=stats['median'].diff()).astype(object).to_dict('records')
     rows[0]['gain'] = None
     low, high = wilson_interval(round(rows[-1]['median']*n_valid), n_valid)
-    return Report(render_page('few_shot.html', title=f'{name or "Images"}: accuracy against images of each class', arch=arch, repeats=int(df.repeat.max())+1, n=n_valid, rows=rows, low=low, high=high, version=__version__, fig=picture_uri(plot_few_shot(df, n_valid))))
+    title = f'{name or "Images"}: accuracy against training images per class'
+    words = dict(title=title, arch=arch, repeats=int(df.repeat.max())+1, version=__version__)
+    numbers = dict(n=n_valid, rows=rows, low=low, high=high, fig=picture_uri(plot_few_shot(df, n_valid)))
+    return Report(render_page('few_shot.html', **words, **numbers))
 
 # %% ../../nbs/studies/03_few_shot.ipynb #3964d8ae
+_NOT_HERE = ('test_pct', 'k_per_class', 'eval_every', 'checkpoint_every')   # options of other functions
+
+@with_options(without=_NOT_HERE)
 def few_shot_curve(
     path:str|Path|pd.DataFrame=None, # Folder, CSV file, DataFrame, or the name of a public set; `None`: scikit-learn's digits
-    ks:tuple=(1, 5, 10),      # Training images of each class; `None` among them: all
+    ks:tuple=(1, 5, 10),      # Training images per class; `None` among them: all
     repeats:int=5,            # Draws for each
-    arch:str='tf_efficientnet_lite0', # A BiT or EfficientNet name
-    weights:str|Path='auto',  # 'auto', 'bundled', 'hub', 'random', a weights file, or the folder of an artifact or a baseline's results
+    body:BodyOptions=None,
     size:int=None,            # Side of the images, pixels; `None`: the rule's
-    bs:int=None,              # Images in a micro-batch; `None`: by size and device
-    batch_size:int=BATCH_SIZE, # Images in an optimizer step
-    base_lr:float=BASE_LR,    # Rate of a batch of 512
-    scale:str='linear',       # 'linear', 'preset' or `None`
-    n_steps:int=None,         # Length of the schedule; `None`: the rule's
-    flip:bool=None,           # Train on mirror images? `None`: yes, but for digits
-    crop:bool=None,           # Train on random crops? `None`: yes, but for digits
-    valid_pct:float=.2,       # Share held out where the data has no split of its own
-    seed:int=0,               # Of the split and of the first repeat; each repeat draws and trains with the next
-    num_workers:int=None,     # Loader processes; `None`: one a core, none beside training on a CPU of four cores or fewer
-    device:str=None,          # 'cpu', 'cuda'; `None`: the GPU if there is one
-    max_value:int=MAX_16_BIT, # As for `image_dataloaders`
-    out:str|Path=None,        # A CSV file, replaced after each run, and at the end a page of that name (`.html`) next to it; `None`: none
-    verbose:bool=True,        # A line for each run?
-    root:str|Path=None,       # Of a table: where its relative paths start; `None`: its folder, or the working directory
-    path_col:str=None,        # Of a table: column of paths; `None`: found
-    label_col:str=None,       # Of a table: column of labels; `None`: found
-    split_col:str=None,       # Of a table: column of splits; `None`: found, if there is one
-    suffix:str=None,          # Of a table of ids: what the files' names end in, '.jpg'; `None`: found by looking
+    *,
+    rule:BiTRule,
+    data:DataOptions,         # The first repeat draws and trains with `seed`, each of the others with the next number
+    loaders:LoaderOptions,
+    table:TableOptions,
+    out:str|Path=None,        # CSV file, replaced after each run, with a page (`.html`) next to it at the end; `None`: none
+    verbose:bool=True,        # Print a line for each run?
 ) -> tuple[pd.DataFrame, Figure]: # Columns k ('all' for `None`), repeat, accuracy; a plot with median and range
-    "Train by the BiT-HyperRule on `k` images of each class, for several `k` and draws, and evaluate each on all held-out images"
-    if not ks or any(k is not None and (not isinstance(k, int) or k < 1) for k in ks): raise ValueError(f"ks={ks!r}: numbers of images from 1 on, None for all.")
-    if not isinstance(repeats, int) or repeats < 1: raise ValueError(f"repeats={repeats!r}: one or more.")
+    "Train by the BiT-HyperRule on `k` images per class, for several `k` and draws, and evaluate each run on all held-out images"
+    _check_draws(ks, repeats)
     if out is not None: _check_table_file(Path(out))
-    numbers = dict(batch_size=batch_size, base_lr=base_lr, scale=scale, n_steps=n_steps)
-    HyperRule.for_data(1, 32, **numbers); weights_source(arch, weights)   # for their errors, before the data is looked at
-    data, name, usual = resolve_source(path)
-    whole = image_dataloaders(data, arch, size or 'hyperrule', bs, valid_pct, seed=seed, train_size='hyperrule', num_workers=num_workers, device=device,
-        crop=usual.get('crop', True) if crop is None else crop, flip=usual.get('flip', True) if flip is None else flip, max_value=max_value,
-        root=root, path_col=path_col, label_col=label_col, split_col=split_col, suffix=suffix)   # looked through once, for all runs
-    for key, text in source_rows(whole.source, whole.skipped) if verbose else (): print(f'  {key:10}  {text}', flush=True)
+    numbers = rule_numbers(rule)
+    HyperRule.for_data(1, 32, **numbers)   # for its errors, before the data is looked at
+    weights_source(body.arch, body.weights)
+    source, name, usual = resolve_source(path)
+    data = replace(data, crop=usual.get('crop', True) if data.crop is None else data.crop,
+                   flip=usual.get('flip', True) if data.flip is None else data.flip)
+    loading = vars(loaders) | dict(bs=loaders.bs or rule.micro_batch)
+    sizes = dict(size=size or 'hyperrule', train_size='hyperrule')
+    whole = image_dataloaders(source, body.arch, **sizes, **vars(data), **loading, **vars(table))
+    if verbose:
+        for key, text in source_rows(whole.source, whole.skipped): print(f'  {key:10}  {text}', flush=True)
+    df = _all_draws(_Draws(whole, body, numbers, data.seed, loaders), ks, repeats, out, verbose)
+    if out is not None: few_shot_page(df, whole.valid.n, name, body.arch).save(Path(out).with_suffix('.html'))
+    return df, plot_few_shot(df, whole.valid.n)
+
+@dataclass
+class _Draws:
+    "What all runs of a curve share"
+    whole: object         # loaders of all images
+    body: BodyOptions
+    numbers: dict         # of the rule
+    seed: int             # of the first repeat
+    loaders: LoaderOptions
+
+    def table(self, k, repeat) -> pd.DataFrame:
+        "The split with `k` training images per class"
+        return self.whole.table if k is None else few_shot_table(self.whole.table, k, self.seed + repeat)
+
+    def accuracy(self, table, repeat) -> float:
+        "Train on a table, and measure on the held-out images"
+        whole, seed, o = self.whole, self.seed + repeat, self.loaders
+        caching = dict(cache=o.cache, cache_gb=o.cache_gb)
+        loading = dict(bs=whole.bs, num_workers=o.num_workers, device=whole.device)
+        dls = table_dataloaders(table, whole.preprocess, seed=seed, **loading, **caching)
+        dls.image_size = whole.image_size
+        set_seed(seed)
+        learn = transfer_learner(dls, self.body.arch, self.body.weights, metrics=accuracy)
+        with learn.no_logging(), learn.no_bar():
+            rule = learn.hyperrule(**self.numbers)
+            learn.fit_rule(rule, eval_every=rule.steps_to_do)
+            return learn.evaluate(show=False).accuracy
+
+def _all_draws(draws, ks, repeats, out, verbose) -> pd.DataFrame:
+    "One row for each `k` and repeat, written to `out` after each"
     rows = []
     for k in ks:
         for repeat in range(repeats):
-            start, n = time.perf_counter(), seed + repeat
-            table = whole.table if k is None else few_shot_table(whole.table, k, n)
-            right = _accuracy(table, whole, arch, weights, n, num_workers, numbers)
-            rows.append(('all' if k is None else k, repeat, right))
-            if out is not None: write_text(out, csv_text(_frame(rows)))
-            if verbose: print(f"k = {rows[-1][0]}, repeat {repeat+1} of {repeats}: accuracy {right:.1%}, trained on {(table.split == 'train').sum()} images in {time.perf_counter()-start:.0f} s", flush=True)
-    df = _frame(rows)
-    if out is not None: few_shot_page(df, whole.valid.n, name, arch).save(Path(out).with_suffix('.html'))
-    return df, plot_few_shot(df, whole.valid.n)
+            start, table = time.perf_counter(), draws.table(k, repeat)
+            rows.append(('all' if k is None else k, repeat, draws.accuracy(table, repeat)))
+            df = pd.DataFrame(rows, columns=['k', 'repeat', 'accuracy'])
+            if out is not None: write_text(out, csv_text(df))
+            if verbose: print(_run_line(rows[-1], repeats, table, time.perf_counter() - start), flush=True)
+    return df
+
+def _run_line(row, repeats, table, seconds) -> str:
+    k, repeat, right = row
+    n = (table.split == 'train').sum()
+    return (f'k = {k}, repeat {repeat+1} of {repeats}: accuracy {right:.1%}, '
+            f'trained on {n} images in {format_seconds(seconds)}')
+
+def _check_draws(ks, repeats):
+    if not ks or any(k is not None and (not isinstance(k, int) or k < 1) for k in ks):
+        raise ValueError(f"ks={ks!r}: training images per class, 1 or more, or None for all.")
+    if not isinstance(repeats, int) or repeats < 1: raise ValueError(f"repeats={repeats!r}: one or more.")
 
 def _check_table_file(out):
     "Raise `ValueError` or `OSError`, before hours of runs, for what cannot become a CSV file"
     csv, folder = str(out.with_suffix('.csv')), out.absolute().parent
     if out.suffix.lower() in ('.html', '.htm'):
         raise ValueError(f"out={str(out)!r} is the page; give the CSV file, {csv!r}, and the page is written next to it.")
-    if out.is_dir(): raise ValueError(f"out={str(out)!r} is a folder; give a CSV file in it, {str(out/'curve.csv')!r}.")
+    if out.is_dir():
+        raise ValueError(f"out={str(out)!r} is a folder; give a CSV file in it, {str(out/'curve.csv')!r}.")
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise OSError(f"{folder} is not a folder that can be written to. Choose another out=.")
-
-def _frame(rows): return pd.DataFrame(rows, columns=['k', 'repeat', 'accuracy'])
-
-def _accuracy(table, whole, arch, weights, seed, num_workers, numbers) -> float:
-    dls = table_dataloaders(table, whole.preprocess, bs=whole.bs, seed=seed, num_workers=num_workers, device=whole.device)
-    dls.image_size = whole.image_size
-    set_seed(seed)
-    learn = transfer_learner(dls, arch, weights, metrics=accuracy)
-    with learn.no_logging(), learn.no_bar():
-        rule = learn.hyperrule(**numbers)
-        learn.fit_rule(rule, eval_every=rule.steps_to_do)
-        return learn.evaluate(show=False).accuracy

@@ -24,7 +24,7 @@ from ..core.processes import broadcast_model, world
 from ..core.restore import temp_attrs
 from ..core.text import warn_data
 from ..data.features import FeatureDL
-from ..data.loaders import ImageDL
+from ..data.batches import ImageDL
 from ..data.shared import RankBatch, rank_loader, shared_outputs
 from ..data.steps import StepBatch
 from ..metrics.task import check_metrics

@@ -18,13 +18,14 @@ from fastcore.basics import patch
 from ..bodies.names import timm_name
 from ..bodies.preprocess import Preprocess
 from ..core.text import show as show_it
-from ..data.transforms import default_views
+from ..data.views import default_views
 from ..export.artifact import check_target, save_artifact
 from ..export.record import Artifact, digest_sketch, made_with
 from ..metrics.calibration import fit_temperature
 from ..metrics.evaluation import Evaluation, evaluate_probs, mean_probs
 from ..report.page import Report
-from ..report.sections import Findings, data_name, make_report
+from ..report.findings import Findings, data_name
+from ..report.sections import make_report
 from .learner import TransferLearner
 from .tta import find_loader, find_preprocess, tta_probs, view_logits
 
