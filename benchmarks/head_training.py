@@ -6,7 +6,7 @@
 fastai trains a frozen `vision_learner` with `Resize` and one-cycle; fastbit runs `fit_head`. Same weights, split, size,
 batch size and number of epochs; both times run from the list of files to the trained classifier, data loaders and model
 included. `cold` begins with an empty cache, `warm` finds the features of the run before. `forward` is the least that
-any way of doing it needs: one pass of the plain timm model, in its better memory format, over the same pixels in memory.
+any way of doing it needs: one pass of the plain timm model, in its better memory format, over the pixels in memory.
 fastai's epochs are alike, so `--fastai-epochs` measures fewer of a long run and multiplies. TTA is each one's default:
 five passes for fastai, two for fastbit. A seed is a split and a repeat; peers alternate within one process. Times are
 medians over the seeds, accuracies means.
