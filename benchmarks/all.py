@@ -1,8 +1,9 @@
-"""Run every benchmark on a folder of images, and write the figures where the documentation reads them: `make bench DATA=FOLDER`
+"""`make bench DATA=FOLDER`: run every benchmark on a folder of images, and write the figures for the documentation
 
     python benchmarks/all.py --data FOLDER [--only head fine_tuning …] [--results benchmarks/results.jsonl]
 
-`--only` replaces the figures of the scripts it names and keeps the others. BiT bodies begin from random weights where none are installed: times do not depend on them, and accuracies are quoted for EfficientNet-Lite0 alone.
+`--only` replaces the figures of the scripts that it names and keeps the others. BiT bodies begin from random weights
+where none are installed: times do not depend on them, and accuracies are quoted for EfficientNet-Lite0 alone.
 """
 import argparse, json, subprocess, sys
 from pathlib import Path
@@ -22,21 +23,34 @@ RUNS = dict(   # name: script and its options, after --data and --results
 )
 
 
+def read(path): return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def measured(name, data, results):
+    "The figures of one run, with the command that repeats it"
+    script, *options = RUNS[name]
+    new = results.with_suffix('.new')
+    new.unlink(missing_ok=True)
+    print(f'== {script} {" ".join(options)}', flush=True)
+    subprocess.run([sys.executable, HERE/script, '--data', data, '--results', new, *options], check=True)
+    command = f'python benchmarks/{script} --data FOLDER {" ".join(options)}'.rstrip()
+    rows = [dict(run=name, command=command, **row) for row in read(new)]
+    new.unlink()
+    return rows
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--data', required=True); p.add_argument('--only', nargs='+', choices=RUNS, default=list(RUNS)); p.add_argument('--results', type=Path, default=HERE/'results.jsonl')
+    p.add_argument('--data', required=True)
+    p.add_argument('--only', nargs='+', choices=RUNS, default=list(RUNS))
+    p.add_argument('--results', type=Path, default=HERE/'results.jsonl')
     args = p.parse_args()
-    kept = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
+    kept = read(args.results) if args.results.exists() else []
     for name in args.only:
-        script, *options = RUNS[name]
-        new = args.results.with_suffix('.new')
-        new.unlink(missing_ok=True)
-        print(f'== {script} {" ".join(options)}', flush=True)
-        subprocess.run([sys.executable, HERE/script, '--data', args.data, '--results', new, *options], check=True)
-        rows = [dict(run=name, command=f'python benchmarks/{script} --data FOLDER {" ".join(options)}'.rstrip(), **json.loads(line)) for line in new.read_text().splitlines()]
-        kept = sorted([r for r in kept if r['run'] != name] + rows, key=lambda r: list(RUNS).index(r['run']))
-        args.results.write_text(''.join(json.dumps(r) + '\n' for r in kept))   # after each: an hour of others is not lost
-        new.unlink()
+        kept = [r for r in kept if r['run'] != name] + measured(name, args.data, args.results)
+        kept.sort(key=lambda r: list(RUNS).index(r['run']))
+        # after each: an hour of others is not lost
+        args.results.write_text(''.join(json.dumps(r) + '\n' for r in kept))
 
 
 if __name__ == '__main__': main()

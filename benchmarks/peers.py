@@ -3,7 +3,9 @@ import argparse, json, os, platform, statistics, tempfile, time, warnings
 
 warnings.simplefilter('ignore')
 import numpy as np, torch
-from fastai.vision.all import CategoryBlock, ColReader, DataBlock, ImageBlock, IndexSplitter, Normalize, Resize, accuracy, set_seed, vision_learner
+from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, ImageBlock, IndexSplitter, Normalize, Resize,
+                               accuracy, set_seed, vision_learner)
+from fastcore.xtras import ContextManagers
 
 from fastbit.bodies import body_preprocess, build_body, timm_name
 from fastbit.data import image_dataloaders, image_table, split_table
@@ -15,32 +17,49 @@ def parser(doc, **defaults):
     "The options of every benchmark"
     p = argparse.ArgumentParser(description=doc.splitlines()[0])
     p.add_argument('--data', required=True, metavar='FOLDER', help='a folder of class folders')
-    p.add_argument('--arch', default='tf_efficientnet_lite0'); p.add_argument('--weights', default='auto', help="as for `fastbit baseline`; random ones are drawn once, for all peers")
-    p.add_argument('--size', type=int, default=128); p.add_argument('--bs', type=int, default=32); p.add_argument('--repeats', type=int, default=3)
-    p.add_argument('--results', metavar='FILE', help='append the figures to this file, one JSON object a line')
+    p.add_argument('--arch', default='tf_efficientnet_lite0')
+    p.add_argument('--weights', default='auto',
+                   help='as for `fastbit baseline`; random ones are drawn once, for all peers')
+    p.add_argument('--size', type=int, default=128)
+    p.add_argument('--bs', type=int, default=32)
+    p.add_argument('--repeats', type=int, default=3)
+    p.add_argument('--results', metavar='FILE', help='append the figures to this file, one JSON object per line')
     p.set_defaults(**defaults)
     return p
 
 
 def prepare(args):
-    "An empty cache, and weights that all peers begin from: sets `args.weights`, `args.state` (of the body) and `args.folder`"
+    "Set `args.folder`, with an empty cache, and `args.weights` and `args.state`, which all peers begin from"
     args.folder = tempfile.mkdtemp()
     os.environ['FASTBIT_CACHE'] = f'{args.folder}/cache'
     torch.manual_seed(0)
     args.state = {k: v.clone() for k, v in build_body(args.arch, 0, args.weights).state_dict().items()}
-    if args.weights == 'random': torch.save(args.state, f'{args.folder}/body.pth'); args.weights = f'{args.folder}/body.pth'
+    if args.weights != 'random': return
+    args.weights = f'{args.folder}/body.pth'
+    torch.save(args.state, args.weights)
 
 
 def split(args, seed=0): return split_table(image_table(args.data), .2, seed)
 
 
-def fastai_learner(table, args, seed=0):
-    "As fastai's documentation does it: `Resize`, normalisation in the loaders, a frozen `vision_learner`"
+def fastai_loaders(table, args, batch_tfms=()):
+    "As fastai's documentation does it: `Resize`, normalization in the loaders"
     pp = body_preprocess(args.arch)
+    block = DataBlock(
+        (ImageBlock, CategoryBlock),
+        get_x=ColReader('path'),
+        get_y=ColReader('label'),
+        splitter=IndexSplitter(table.index[table.split == 'valid']),
+        item_tfms=Resize(args.size),
+        batch_tfms=[*batch_tfms, Normalize.from_stats(pp.mean, pp.std)])
+    return block.dataloaders(table, bs=args.bs)
+
+
+def fastai_learner(table, args, seed=0, batch_tfms=()):
+    "A frozen `vision_learner` with the weights of `args.state`"
     set_seed(seed)
-    block = DataBlock((ImageBlock, CategoryBlock), get_x=ColReader('path'), get_y=ColReader('label'), splitter=IndexSplitter(table.index[table.split == 'valid']),
-                      item_tfms=Resize(args.size), batch_tfms=[Normalize.from_stats(pp.mean, pp.std)])
-    learn = vision_learner(block.dataloaders(table, bs=args.bs), timm_name(args.arch), pretrained=False, metrics=accuracy)
+    dls = fastai_loaders(table, args, batch_tfms)
+    learn = vision_learner(dls, timm_name(args.arch), pretrained=False, metrics=accuracy)
     learn.model[0].model.load_state_dict(args.state)
     learn.freeze()
     return learn
@@ -48,23 +67,24 @@ def fastai_learner(table, args, seed=0):
 
 def fastbit_learner(table, args, seed=0, **kwargs):
     set_seed(seed)
-    return transfer_learner(image_dataloaders(table, args.arch, args.size, args.bs, seed=seed, check=False, **kwargs), args.arch, args.weights)
+    dls = image_dataloaders(table, args.arch, args.size, args.bs, seed=seed, check=False, **kwargs)
+    return transfer_learner(dls, args.arch, args.weights)
 
 
 def pixels_in_memory(paths, args):
-    "Normalised, as the body takes them"
+    "Normalized, as the body takes them"
     pp = body_preprocess(args.arch, args.size)
     mean, std = (torch.tensor(o).view(1, 3, 1, 1) for o in (pp.mean, pp.std))
-    return (torch.from_numpy(np.stack([view_pixels(f, 0, pp) for f in paths])).float()/255 - mean)/std
+    pixels = np.stack([view_pixels(f, 0, pp) for f in paths])
+    return (torch.from_numpy(pixels).float()/255 - mean)/std
 
 
-def quiet(learn):
-    from fastcore.xtras import ContextManagers
-    return ContextManagers([learn.no_bar(), learn.no_logging()])
+def quiet(learn): return ContextManagers([learn.no_bar(), learn.no_logging()])
 
 
 def seconds(f):
-    start = time.perf_counter(); f()
+    start = time.perf_counter()
+    f()
     return time.perf_counter() - start
 
 
@@ -92,12 +112,17 @@ def spread(a, b=None, digits=2):
     return [round(min(values), digits), round(max(values), digits)]
 
 
-def machine(): return f'{os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, ' + ('CUDA' if torch.cuda.is_available() else 'no GPU')
+def machine():
+    gpu = 'CUDA' if torch.cuda.is_available() else 'no GPU'
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f'{os.cpu_count()} cores, {torch.get_num_threads()} threads, {capability}, {gpu}'
 
 
 def note(args, question, value, goal='', **more):
     "Print a figure, and append it to the file of results"
-    row = dict(question=question, value=value, goal=goal, arch=args.arch, **more, machine=machine(), torch=torch.__version__, python=platform.python_version())
-    print(f'{question}: {value}' + (f' (goal {goal})' if goal else ''), flush=True)
-    if args.results:
-        with open(args.results, 'a') as f: f.write(json.dumps(row) + '\n')
+    made_with = dict(machine=machine(), torch=torch.__version__, python=platform.python_version())
+    row = dict(question=question, value=value, goal=goal, arch=args.arch, **more, **made_with)
+    wanted = f' (goal {goal})' if goal else ''
+    print(f'{question}: {value}{wanted}', flush=True)
+    if not args.results: return
+    with open(args.results, 'a') as f: f.write(json.dumps(row) + '\n')

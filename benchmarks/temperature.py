@@ -1,11 +1,12 @@
-"""How strongly should a temperature be shrunk towards 1 when few images are there to fit it on?
+"""How strongly should a temperature be shrunk towards 1 when there are few images to fit it on?
 
     python benchmarks/temperature.py [--repeats 100]
 
-Draws logits of models with 2 to 100 classes and 65 to 88% accuracy, labels from their softmax, and multiplies the logits
-by the true temperature. Prints the loss on fresh images above that of the true temperature, in nats, averaged over models
-and temperatures: without scaling, and with temperatures fitted on n images under priors of several weights
-(0: maximum likelihood). `PRIOR_IMAGES` of `fastbit.metrics.calibration` comes from this table. No images, no downloads; a minute.
+Draws logits of models with 2 to 100 classes and 65 to 88% accuracy, labels from their softmax, and multiplies the
+logits by the true temperature. Prints the loss on fresh images above that of the true temperature, in nats, averaged
+over models and temperatures: without scaling, and with temperatures fitted on n images under priors of several weights
+(0: maximum likelihood). `PRIOR_IMAGES` of `fastbit.metrics.calibration` comes from this table. No images, no downloads;
+it takes a minute.
 """
 import argparse
 
@@ -27,17 +28,20 @@ def draw(n, classes, spread, temperature, rng):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--repeats', type=int, default=100, help='fits on 3 images for each model and temperature; fewer on more')
-    repeats, rng, rows = p.parse_args().repeats, torch.Generator().manual_seed(0), []
+    p.add_argument('--repeats', type=int, default=100,
+                   help='fits on 3 images per model and temperature; fewer on more images')
+    repeats = p.parse_args().repeats
+    rng, rows = torch.Generator().manual_seed(0), []
     for classes, spread in MODELS:
         for t in TEMPERATURES:
             fresh, fresh_targs = draw(N_FRESH, classes, spread, t, rng)
-            excess = lambda fitted: (F.cross_entropy(fresh/fitted, fresh_targs) - F.cross_entropy(fresh/t, fresh_targs)).item()
+            def loss(temperature): return F.cross_entropy(fresh/temperature, fresh_targs)
+            def excess(fitted): return (loss(fitted) - loss(t)).item()
             for n in N_IMAGES:
                 for _ in range(max(3, repeats*3//(n+3))):
                     logits, targs = draw(n, classes, spread, t, rng)
-                    rows.append(dict(images=n, classes=classes, spread=spread, true=t, none=excess(1.)) |
-                                {f'prior {k}': excess(fit_temperature(logits, targs, k)) for k in PRIORS})
+                    row = dict(images=n, classes=classes, spread=spread, true=t, none=excess(1.))
+                    rows.append(row | {f'prior {k}': excess(fit_temperature(logits, targs, k)) for k in PRIORS})
     df = pd.DataFrame(rows)
     columns = ['none', *(f'prior {k}' for k in PRIORS)]
     by_model = df.groupby(['images', 'classes', 'spread', 'true'])[columns].mean()

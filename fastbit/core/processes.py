@@ -39,7 +39,7 @@ def alone_by_mistake() -> str: # '': this process is alone on purpose
             'use accelerate launch --multi_gpu --num_processes N, which starts N on CPUs too, '
             'or fastbit baseline --procs N.')
 
-# %% ../../nbs/core/05_processes.ipynb #7c066e6e
+# %% ../../nbs/core/05_processes.ipynb #f15ce456
 def _group():
     import sys
     d = sys.modules.get('torch.distributed')   # a process that has not imported it has no group
@@ -128,7 +128,7 @@ def broadcast_model(
         _group().broadcast(data, 0)
         t.data.copy_(data)
 
-# %% ../../nbs/core/05_processes.ipynb #a0d4ed37
+# %% ../../nbs/core/05_processes.ipynb #c57232f1
 _LOST = ('Connection closed by peer', 'Connection reset', 'Broken pipe', 'gloo', 'NCCL', 'ProcessGroup')
 
 def peer_lost(

@@ -177,7 +177,7 @@ def open_store(
     with suppress(OSError): os.utime(folder/'about.json')   # when it was last used
     return store
 
-# %% ../../nbs/core/07_store.ipynb #7f1ba99a
+# %% ../../nbs/core/07_store.ipynb #81367209
 _COLUMNS = ('kind', 'made_from', 'rows', 'mb', 'used', 'folder')
 
 def _describe_store(file) -> dict:

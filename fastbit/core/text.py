@@ -27,7 +27,7 @@ def printable(text:str) -> str:
     "Escape the control characters of a text, but for line breaks and tabs: terminals obey them"
     return ''.join(map(_visible, text))
 
-# %% ../../nbs/core/08_text.ipynb #e5fcbcd6
+# %% ../../nbs/core/08_text.ipynb #f988f0c7
 class ShownOnce:
     "Mixin for results that a call shows and returns: IPython does not display them again as the value of the same cell"
     def _ipython_display_(self):
@@ -60,7 +60,7 @@ def show(
     else: print(printable(str(obj)), flush=True)
     if isinstance(obj, ShownOnce): obj.mark_shown()
 
-# %% ../../nbs/core/08_text.ipynb #ece4a21f
+# %% ../../nbs/core/08_text.ipynb #edb3cc0b
 def track(
     items,           # What to go over
     total:int,       # Number of items
@@ -92,7 +92,7 @@ def warn_data(
     "Warn about the data"
     warnings.warn(msg, DataWarning, stacklevel=stacklevel)
 
-# %% ../../nbs/core/08_text.ipynb #302e8e10
+# %% ../../nbs/core/08_text.ipynb #893a989b
 def first_of(
     items,    # Paths, or anything with a text
     n:int=5,  # How many to show

@@ -84,7 +84,7 @@ def apply_temperature(
     logs = probs.double().clamp_min(torch.finfo(probs.dtype).tiny).log()
     return (logs/temperature).softmax(1).to(probs.dtype)
 
-# %% ../../nbs/metrics/01_calibration.ipynb #80036101
+# %% ../../nbs/metrics/01_calibration.ipynb #0813fc93
 def few_images_words(
     n:int # Images that a temperature was fitted on
 ) -> str: # '' from `FEW_IMAGES` on

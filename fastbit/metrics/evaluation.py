@@ -45,7 +45,7 @@ class Evaluation(ShownOnce):
 
     def _repr_html_(self): return pd.DataFrame([asdict(self)])._repr_html_()
 
-# %% ../../nbs/metrics/02_evaluation.ipynb #3e9630ad
+# %% ../../nbs/metrics/02_evaluation.ipynb #1ac15fc1
 TOP5_FROM = 11  # classes; with ten or fewer, half of all classes are among the top five
 
 def _check_pairs(probs, targs):
