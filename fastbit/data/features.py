@@ -54,7 +54,7 @@ def feature_shape(
     "Find the shape of the output of the stages before `last`"
     training = model.training
     model.eval()
-    side = 32 if last == len(model.stages)-1 else size   # pooled: one number per channel, whatever the size
+    side = 32 if last == len(model.stages)-1 else size   # pooled: one number per channel at any size
     pixels = model.mean.new_zeros(1, 3, side, side)
     try: return tuple(run_stages(model.net, model.stages, model.normalised(pixels), last=last).shape[1:])
     finally: model.train(training)

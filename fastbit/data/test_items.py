@@ -1,4 +1,4 @@
-"""Find images and labels in whatever `dls.test_dl` is given
+"""Find the images and labels that `dls.test_dl` is given
 
 Docs: https://fastbit.github.io/fastbit/data/test_items.html.md"""
 
