@@ -19,7 +19,7 @@ import pandas as pd, torch
 from fastai.callback.core import Callback
 from fastai.torch_core import set_seed
 from fastai.vision.augment import Brightness
-from fastbit import checkpoint
+from fastbit.training import checkpoint
 from fastbit.training import KeepBest, transfer_learner
 from fastbit.data import image_dataloaders
 
@@ -220,7 +220,7 @@ def test_other_micro_batches_go_on_and_say_so(folder, tmp_path, capsys):
     path = tmp_path/'run.safetensors'
     with pytest.raises(KeyboardInterrupt): fit(make(8), checkpoint=path, cbs=Stop(5))
     make(4).fit_hyperrule(**ARGS | dict(show=True), checkpoint=path)
-    assert 'micro-batches of 8: the same numbers but for rounding' in capsys.readouterr().out
+    assert 'micro-batches of 8: the same numbers except for rounding' in capsys.readouterr().out
 
 
 def test_a_checkpoint_runs_no_code_and_is_readable_by_others(dls, tmp_path):
@@ -233,14 +233,14 @@ def test_a_checkpoint_runs_no_code_and_is_readable_by_others(dls, tmp_path):
 
 def test_a_checkpoint_that_cannot_be_written_is_said(dls, tmp_path):
     with pytest.raises(FileNotFoundError, match='no folder'): fit(transfer_learner(dls, **TINY), checkpoint=tmp_path/'nowhere'/'run.safetensors')
-    from fastbit import checkpoint
+    from fastbit.training import checkpoint
     path = tmp_path/'run.safetensors'
     interrupted(dls, path)
     before, save = path.read_bytes(), checkpoint.save_file
     def full(tensors, path, metadata): path.write_bytes(b'half'); raise OSError(28, 'No space left on device')
     checkpoint.save_file = full
     try:
-        with pytest.raises(OSError, match='No space left on device.*the one before it'): fit(transfer_learner(dls, **TINY), checkpoint=path)
+        with pytest.raises(OSError, match='No space left on device.*the previous one'): fit(transfer_learner(dls, **TINY), checkpoint=path)
     finally: checkpoint.save_file = save
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir() if 'run' in p.name] == ['run.safetensors']
 
@@ -315,7 +315,7 @@ def test_one_cycle_goes_on_in_the_middle_of_an_epoch(straight_cycles, tmp_path, 
 
 
 def test_epochs_are_saved_every_half_minute_and_the_last_always(dls, tmp_path, monkeypatch):
-    from fastbit import checkpoint
+    from fastbit.training import checkpoint
     class Seen(Callback):
         order, done = 80, ()
         def after_epoch(self): self.done = (*self.done, read_checkpoint(path, tensors=False)[0]['done'] if path.exists() else 0)
