@@ -247,8 +247,8 @@ def test_running_out_of_memory_halves_and_goes_on(folder, capsys):
         return learn
     halved, small = run(4, 8), run(4, 4)
     assert halved.micro_batch == small.micro_batch == 4 and halved.history.steps.loss.tolist() == small.history.steps.loss.tolist()
-    assert capsys.readouterr().out.count('going on with micro-batches of 4') == 1
-    with pytest.raises(RuntimeError, match='take a smaller size'): run(0.5, 8)
+    assert capsys.readouterr().out.count('continuing with micro-batches of 4') == 1
+    with pytest.raises(RuntimeError, match='Use a smaller size'): run(0.5, 8)
 
 
 def test_memory_running_out_changes_no_number(dls, capsys):
@@ -361,7 +361,7 @@ def test_what_differs_is_said(folder, capsys):
     dls = image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=0, crop=False, flip=False, resize='pad')
     transfer_learner(dls, **TINY).fit_hyperrule(batch_size=16, n_steps=2)
     text = capsys.readouterr().out
-    for word in ('made for BiT', "bn='frozen'", "resize='pad'", 'no random crops', 'no random flips', 'micro-batches of 8', 'changed from 160, 128: size=32'): assert word in text, word
+    for word in ('made for BiT', "bn='frozen'", "resize='pad'", 'no random crops', 'no horizontal flips', 'micro-batches of 8', 'changed from 160, 128: size=32'): assert word in text, word
     assert len([o for o in text.splitlines() if o.split()[0].isdigit()]) == 2 and 'step' in text.splitlines()[-3].split()[0]   # one row an evaluation
 
 

@@ -220,7 +220,7 @@ def test_other_micro_batches_go_on_and_say_so(folder, tmp_path, capsys):
     path = tmp_path/'run.safetensors'
     with pytest.raises(KeyboardInterrupt): fit(make(8), checkpoint=path, cbs=Stop(5))
     make(4).fit_hyperrule(**ARGS | dict(show=True), checkpoint=path)
-    assert 'micro-batches of 8: the same numbers but for rounding' in capsys.readouterr().out
+    assert 'micro-batches of 8: the same numbers except for rounding' in capsys.readouterr().out
 
 
 def test_a_checkpoint_runs_no_code_and_is_readable_by_others(dls, tmp_path):
@@ -240,7 +240,7 @@ def test_a_checkpoint_that_cannot_be_written_is_said(dls, tmp_path):
     def full(tensors, path, metadata): path.write_bytes(b'half'); raise OSError(28, 'No space left on device')
     checkpoint.save_file = full
     try:
-        with pytest.raises(OSError, match='No space left on device.*the one before it'): fit(transfer_learner(dls, **TINY), checkpoint=path)
+        with pytest.raises(OSError, match='No space left on device.*the previous one'): fit(transfer_learner(dls, **TINY), checkpoint=path)
     finally: checkpoint.save_file = save
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir() if 'run' in p.name] == ['run.safetensors']
 

@@ -93,7 +93,7 @@ def test_any_fit_finishes_its_step(dls):
         def after_pred(self):
             if self.training and self.iter == 1: os.kill(os.getpid(), signal.SIGINT)
     learn = learner(dls)
-    with pytest.raises(FitStopped, match='after epoch 0, step 2 of 8; the learner keeps'): quiet(learn, learn.fit_one_cycle, 1, cbs=Press())
+    with pytest.raises(FitStopped, match='after epoch 0, step 2 of 8. Nothing was saved; the learner keeps'): quiet(learn, learn.fit_one_cycle, 1, cbs=Press())
     assert len(learn.history.steps) == 2 and learn.opt is not None
 
 

@@ -1,5 +1,5 @@
 "What makes a training step fast, and leaves its numbers alone"
-import sys, warnings
+import inspect, subprocess, sys, warnings
 from unittest.mock import patch
 
 import pytest, torch
@@ -8,11 +8,12 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgSmoothLoss
 from fastai.optimizer import SGD, Adam
+from fastcore.docments import docments
 
 from conftest import TINY
 from fastbit.training.callbacks import RarelyProgress
 from fastbit.data import image_dataloaders
-from fastbit.training import ForeachSGD, FusedAdam, transfer_learner
+from fastbit.training import ForeachSGD, FusedAdam, History, TransferLearner, transfer_learner
 from fastbit.training.precision import fast_precision
 
 
@@ -147,5 +148,48 @@ def test_checkpointing_changes_no_gradient(dls):
 def test_workers_where_they_help(monkeypatch):
     from fastbit.data import loaders as data
     for cores, device, n, wanted in ((2, 'cpu', 1000, 0), (16, 'cpu', 1000, 16), (2, 'cuda', 1000, 2), (64, 'cuda', 1000, 16), (16, 'cpu', 100, 0)):
-        monkeypatch.setattr(batches.os, 'cpu_count', lambda cores=cores: cores)
-        assert batches.default_workers(n, torch.device(device)) == wanted
+        monkeypatch.setattr(data.os, 'cpu_count', lambda cores=cores: cores)
+        assert data._n_workers(n, torch.device(device)) == wanted
+
+
+METHODS = ('fit_one_cycle', 'fine_tune', 'fit_head', 'fit_hyperrule', 'fit_rule', 'lr_find', 'tta', 'evaluate',
+           'calibrate', 'report', 'export', 'lr_table')
+
+
+def test_any_part_of_training_gives_the_whole_learner():
+    "In a new process for each part: the package's door imports what adds methods to the learner, and none of them is fastai's"
+    code = ('import importlib, sys; importlib.import_module(f"fastbit.training.{sys.argv[1]}"); '
+            'cls = sys.modules["fastbit.training.learner"].TransferLearner; '
+            'foreign = [n for n in sys.argv[2:] if not getattr(cls, n).__module__.startswith("fastbit.training")]; '
+            'assert not foreign, foreign')
+    for part in ('position', 'results'): subprocess.run([sys.executable, '-W', 'ignore', '-c', code, part, *METHODS], check=True)
+
+
+def test_patched_methods_keep_their_signatures():
+    options = dict(inspect.signature(TransferLearner.fit_one_cycle).parameters)
+    assert list(options)[1:4] == ['n_epoch', 'lr_max', 'div'] and {'checkpoint', 'checkpoint_every', 'before'} < set(options) and 'kwargs' not in options
+    assert {'cbs', 'wd', 'moms', 'checkpoint'} < set(inspect.signature(TransferLearner.fine_tune).parameters)
+    assert {'lr', 'wd', 'moms', 'cbs', 'path', 'model_dir'} < set(inspect.signature(transfer_learner).parameters)
+    for f in (TransferLearner.fit_one_cycle, TransferLearner.fine_tune, TransferLearner.fit_hyperrule, transfer_learner):
+        told = docments(f, returns=False)
+        assert all(told.get(n) for n in inspect.signature(f).parameters if n not in ('self', 'start_epoch')), (f, told)
+
+
+def test_a_misspelt_option_of_a_fit_is_named(dls):
+    learn = transfer_learner(dls, **TINY)
+    with pytest.raises(TypeError, match='no argument pct_strt. Did you mean pct_start'): learn.fit_one_cycle(1, pct_strt=.1)
+    with pytest.raises(TypeError, match='no argument wdd'): learn.fine_tune(1, wdd=.1)
+    with pytest.raises(TypeError, match='eval_evry'): learn.fit_hyperrule(eval_evry=3)
+    with pytest.raises(TypeError, match='Did you mean model_dir'): transfer_learner(dls, model_dirs='x', **TINY)
+
+
+def test_a_history_of_version_0_1_0_is_read():
+    "It called the phase of a row its stage"
+    tensors = {k: torch.tensor([.5, .25]) for k in ('loss', 'lr_first', 'lr_last')}
+    values = dict(rows=[dict(stage='head', epoch=0, valid_loss=1., step=2)], stages=['head'])
+    history = History()
+    history.load_checkpoint_state(values, tensors | dict(epoch=torch.zeros(2), stage=torch.zeros(2, dtype=torch.int64)))
+    assert history.epochs.phase.tolist() == ['head'] and history.steps.phase.tolist() == ['head']*2 and history.steps.loss.tolist() == [.5, .25]
+    again = History()
+    again.load_checkpoint_state(*history.checkpoint_state())
+    assert again.rows == history.rows and again.step_rows == history.step_rows
