@@ -152,7 +152,7 @@ def test_predict_says_what_it_cannot_read(run, tmp_path):
     df = pd.read_csv(io.StringIO(got.stdout))
     assert got.returncode == 1 and df.reason[0] == 'not an image that Pillow can read' and pd.isna(df.prediction[0]) and df.prediction[1] in ('blue', 'green', 'red')
     assert 'note: 1 of 2 images have no prediction, e.g. page.jpg' in got.stderr
-    for words, message in ((('predict', out, 'none.png'), "no file or folder 'none.png'"), (('predict', 'nowhere', 'a.png'), 'nowhere is not a fastbit results folder'), (('predict', out, 'a.png', '--bs', '0'), '--bs 0'),
+    for words, message in ((('predict', out, 'none.png'), "no folder or file 'none.png'"), (('predict', 'nowhere', 'a.png'), "no folder 'nowhere'"), (('predict', out, 'a.png', '--bs', '0'), '--bs 0'),
                            (('evaluate', out, 'none'), "no folder or file 'none'"), (('onnx', out, 'net.bin'), 'the name ends in .onnx'), (('predict', 'a.pkl', 'a.png'), 'is a pickle')):
         got = run_fastbit(*words, cwd=tmp_path)
         assert got.returncode == 2 and got.stderr.count('\n') == 1 and message in got.stderr, got.stderr
@@ -164,8 +164,10 @@ def test_evaluate_measures_and_says_what_was_trained_on(run, tmp_path):
     held_out.to_csv(tmp_path/'held_out.csv', index=False)
     got = run_fastbit('evaluate', out, 'held_out.csv', cwd=tmp_path)
     assert got.returncode == 0 and f'the valid split, {res.evaluation.n} images' in got.stdout and str(res.evaluation) in got.stdout and 'note' not in got.stderr
-    got = run_fastbit('evaluate', out, data, '--tta', cwd=tmp_path)
-    assert f'all, 43 images' in got.stdout and f'{43-res.evaluation.n} of these 43 images were in the training set' in got.stderr
+    got = run_fastbit('evaluate', out, data, cwd=tmp_path)   # the images that it was not trained on
+    assert str(res.evaluation) in got.stdout and f'{43-res.evaluation.n} of ' in got.stdout and 'note' not in got.stderr, got.stdout
+    got = run_fastbit('evaluate', out, data, '--tta', '--all', cwd=tmp_path)
+    assert f'all, 43 images' in got.stdout and f'{43-res.evaluation.n} of 43 images were trained on' in got.stderr
     write_folder(tmp_path/'other', dict(blue=2, violet=2))
     got = run_fastbit('evaluate', out, 'other', cwd=tmp_path)
     assert got.returncode == 2 and 'not classes of this model: violet' in got.stderr

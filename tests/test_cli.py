@@ -38,10 +38,11 @@ def test_a_run_writes_its_results(shared):
 def test_what_it_says(shared):
     root, run = shared
     lines = run.stdout.splitlines()
-    assert lines[0].startswith('fastbit ') and any('about' in o and 'from a measured batch' in o for o in lines)
-    assert sum(o.strip().startswith('stage') for o in lines) == 2
+    assert [o.split()[0] for o in lines[:3]] == ['data', 'model', 'time'] and all(len(o) < 80 for o in lines[:3])
+    assert 'about' in lines[2] and '1 skipped' in lines[0] and sum(o.startswith('head:') for o in lines) == 1
+    assert lines[-1].split() == ['report', str(root/'run'/'report.html')]
     last = json.loads((root/'run'/'results.json').read_text())['evaluation']
-    assert f"accuracy {last['accuracy']:.2%}, 95 % interval" in run.stdout and 'on 7 held-out images' in run.stdout
+    assert f"accuracy    {last['accuracy']:.2%} (95% CI" in run.stdout and 'on 7 held-out images' in run.stdout
     assert '\r' not in run.stdout and '\x1b' not in run.stdout and '█' not in run.stdout   # plain lines in a pipe
     assert 'broken.png: not an image' in run.stderr and 'Traceback' not in run.stderr and 'torch.jit' not in run.stderr
 
@@ -87,7 +88,7 @@ def test_without_network_home_or_display(shared, tmp_path):
 
 
 def test_digits_where_the_cache_is_read_only():
-    from fastbit.data import digits_table
+    from fastbit.data import public as datasets
     import unittest.mock as mock
     with mock.patch.dict(os.environ, FASTBIT_CACHE='/dev/null/fastbit'): table = digits_table()
     assert len(table) == 1797 and all(os.path.exists(p) for p in table.path[:3])
@@ -97,21 +98,23 @@ def test_digits_where_the_cache_is_read_only():
     (('baseline', 'nowhere'), "no folder or file 'nowhere'"),
     (('baseline', '.', '--arch', 'resnet50'), 'not a BiT or EfficientNet body'),
     (('baseline', '.', '--arch', 'BiT-L-R50x1'), 'never published'),
-    (('baseline', 'not-even-looked-for', '--arch', 'BiT-M-R50x1'), 'hub does not answer'),
+    (('baseline', '.', '--arch', 'BiT-M-R50x1'), 'hub does not answer'),
     (('baseline', '.', '--weights', 'imagenet'), "'random'"),
     (('baseline', '.', '--weights', 'mine.pth'), 'no such file'),
     (('baseline', '.', '--recipe', 'magic'), 'Choose from onecycle'),
     (('baseline', '.', '--epochs', '0'), '--epochs 0'), (('baseline', '.', '--epochs', 'x'), 'invalid int'),
-    (('baseline', '.', '--bs', '0'), '--bs 0'), (('baseline', '.', '--size', '8'), '32 or more'), (('baseline', '.', '--lr', '-1'), '--lr -1'),
-    (('baseline', '.', '--valid-pct', '20'), 'between 0 and 1'), (('baseline', '.', '--device', 'tpu9'), 'device'), (('baseline', '.', '--device', 'cuda:77'), 'device'),
+    (('baseline', '.', '--bs', '0'), '--batch-size 0'), (('baseline', '.', '--size', '8'), '32 or more'), (('baseline', '.', '--lr', '-1'), '--lr -1'),
+    (('baseline', '.', '--valid-pct', '120'), '--valid-pct must be between 0 and 1 (did you mean 0.2?)'), (('baseline', '.', '--device', 'tpu9'), 'device'), (('baseline', '.', '--device', 'cuda:77'), 'device'),
     (('baseline', '.', '--workers', '-1'), 'workers'), (('baseline', '.', '--out', '/dev/null/out'), 'cannot be written to'),
-    (('baseline', '.', '--steps', '20'), '--steps 20 applies to hyperrule only'), (('baseline', '.', '--recipe', 'hyperrule', '--epochs', '3'), 'Set its length with --steps.'),
+    (('baseline', '.', '--steps', '20'), '--steps applies to the hyperrule recipe only, not to onecycle.'), (('baseline', '.', '--recipe', 'hyperrule', '--epochs', '3'), 'Set its length with --steps.'),
     (('baseline', '.', '--recipe', 'hyperrule', '--steps', '0'), '--steps 0'), (('baseline', '.', '--recipe', 'hyperrule', '--batch-size', '0'), '--batch-size 0'),
     (('baseline', '.', '--recipe', 'hyperrule', '--size', '0'), '32 or more'), (('baseline', '.', '--recipe', 'hyperrule', '--scale', 'x'), 'linear, preset or none'),
     (('baseline', '.', '--recipe', 'hyperrule', '--scale', 'preset', '--batch-size', '64'), 'give neither'), (('baseline', '.', '--recipe', 'hyperrule', '--eval-every', '0'), '--eval-every 0'),
-    (('baseline', '.', '--keep-best', 'f1'), "'accuracy'"), (('baseline', '.', '--patience', '0'), '--patience 0'), (('baseline', '.', '--k-per-class', '0'), '--k-per-class 0'),
+    (('baseline', '.', '--keep-best', 'f1'), "'accuracy'"), (('baseline', '.', '--patience', '0'), '--patience 0'), (('baseline', '.', '--k-per-class', '0'), '--images-per-class 0'),
     (('recipe', 'nowhere'), "no folder or file 'nowhere'"), (('recipe', '.', '--plot', 'x.bmp'), '.png, .svg or .pdf'), (('recipe', '.', '--base-lr', '0'), '--base-lr 0'),
-    (('baseline', '.', '--out', '../run'), 'already contains a finished run'), (('baseline', '.', '--frobnicate'), 'unrecognized'), ((), 'COMMAND'), (('bodies', '*nope*'), 'No body matches')])
+    (('baseline', '.', '--out', '../run'), 'already contains a finished run'), (('baseline', '.', '--frobnicate'), 'unknown option --frobnicate'), (('baseline', '.', '--sise', '3'), 'did you mean --size?'),
+    (('basline',), 'unknown command basline, did you mean baseline?'), (('baseline', 'flowrs'), 'Did you mean flowers?'),
+    (('baseline', '.', '--lr', '1', '--recipe', 'hyperrule', '--base-lr', '1'), 'one follows from the other'), (('bodies', '*nope*'), 'No body matches')])
 def test_errors_are_one_line_and_exit_2(shared, args, message, capsys, monkeypatch):
     from fastbit.cli.command import main
     root, _ = shared
@@ -125,13 +128,13 @@ def test_errors_are_one_line_and_exit_2(shared, args, message, capsys, monkeypat
 
 
 def test_unexpected_errors_say_so(capsys, monkeypatch):
-    from fastbit.baseline import run as baseline
-    from fastbit.cli.command import main
+    import fastbit.baseline.run as baseline
+    import fastbit.cli.command as cli
     def broken(*args, **kwargs): raise ZeroDivisionError('oh')
     monkeypatch.setattr(baseline, 'baseline', broken)
-    assert main(['baseline']) == 2
-    assert capsys.readouterr().err == 'fastbit: error: unexpected ZeroDivisionError: oh (--debug shows where)\n'
-    with pytest.raises(ZeroDivisionError): main(['baseline', '--debug'])
+    assert cli.main(['baseline']) == 2
+    assert capsys.readouterr().err == 'fastbit: error: unexpected ZeroDivisionError: oh (--traceback shows where)\n'
+    with pytest.raises(ZeroDivisionError): cli.main(['baseline', '--debug'])
     def stopped(*args, **kwargs): raise KeyboardInterrupt
     monkeypatch.setattr(baseline, 'baseline', stopped)
     assert main(['baseline']) == 130
@@ -170,7 +173,7 @@ def test_version_and_bodies():
 
 
 def test_the_wilson_interval_is_statsmodels_and_textbooks():
-    from fastbit.metrics import wilson_interval
+    from fastbit.metrics.intervals import wilson_interval
     assert wilson_interval(18, 20) == pytest.approx((.69897, .97213), abs=1e-5)
     assert wilson_interval(0, 10) == pytest.approx((0, .27753), abs=1e-5) and wilson_interval(10, 10)[1] == 1
 
@@ -188,9 +191,9 @@ def test_top5_and_macro_f1():
     with pytest.raises(ValueError): evaluate_probs(probs, targs[:5])
 
 
-def test_recipe_reads_headers_alone_and_says_what_it_leaves_out(shared, tmp_path):
+def test_rule_reads_headers_alone_and_says_what_it_leaves_out(shared, tmp_path):
     root, _ = shared
-    run = run_fastbit('recipe', root/'data', '--batch-size', 64, '--plot', tmp_path/'rate.png', cwd=root)
+    run = run_fastbit('rule', root/'data', '--batch-size', 64, '--plot', tmp_path/'rate.png', cwd=root)
     assert run.returncode == 0 and '36 images, 3 classes; 29 to train, 7 held out' in run.stdout, run.stderr
     assert 'training images of 20 x 24 pixels (small' in run.stdout and '0.003 · 64/512' in run.stdout and 'broken.png' in run.stderr
     with Image.open(tmp_path/'rate.png') as img: assert min(img.size) > 300
@@ -202,5 +205,56 @@ def test_few_images_a_class_and_the_best_kept(shared, tmp_path):
     run = run_fastbit('baseline', root/'data', *QUICK, '--out', tmp_path/'run', '--workers', 0, '--k-per-class', 2, '--keep-best', 'accuracy', '--patience', 1, cwd=root)
     assert run.returncode == 0, run.stderr
     res = json.loads((tmp_path/'run'/'results.json').read_text())
-    assert res['plan']['n_train'] == 6 and '2 training images per class' in run.stdout and 'on these same images: the numbers are a little too good' in run.stdout
+    assert res['plan']['n_train'] == 6 and '6 train' in run.stdout and 'on the same images, so these numbers are slightly optimistic' in run.stdout
     assert res['chosen'].endswith('by accuracy') and res['evaluation']['accuracy'] == pytest.approx(pd.read_csv(tmp_path/'run'/'history.csv').accuracy.max())
+
+
+@pytest.mark.filterwarnings('ignore::fastbit.core.text.DataWarning')
+def test_the_words_of_before_still_work(shared, capsys, monkeypatch):
+    from fastbit.cli.command import main, read_arguments
+    root, _ = shared
+    monkeypatch.chdir(root)
+    assert main(['recipe', 'data', '--scale', 'none']) == 0
+    before = capsys.readouterr().out
+    assert main(['rule', 'data', '--batch-scaling', 'none']) == 0 and capsys.readouterr().out == before
+    read = lambda *words: {k: v for k, v in vars(read_arguments(list(words))).items() if k not in ('began', 'argv')}
+    for old, new in (('compare data --k-per-class 5', 'leaderboard data --images-per-class 5'), ('onnx run net.onnx', 'export run net.onnx'),
+                     ('baseline data --bs 8 --views 2 --no-draft --debug', 'baseline data --batch-size 8 --head-augment 2 --full-decode --traceback'),
+                     ('baseline data --recipe hyperrule --bs 8 --base-lr 0.01', 'baseline data --recipe hyperrule --micro-batch 8 --base-lr 0.01'),
+                     ('baseline data --time-limit 5m --valid-pct 20%', 'baseline data --budget 5m --valid-pct 0.2'), ('baseline --valid-pct 20', 'baseline --valid-pct 0.2')):
+        assert read(*old.split()) == read(*new.split()), old
+
+
+def test_alone_it_prints_its_help(capsys):
+    from fastbit.cli.command import main
+    with pytest.raises(SystemExit) as e: main([])
+    assert e.value.code == 0 and 'COMMAND' in capsys.readouterr().out
+
+
+def test_a_finished_run_is_replaced_when_asked_for(shared, tmp_path):
+    root, _ = shared
+    out = tmp_path/'out'
+    head = ('--recipe', 'head', '--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--epochs', 2, '--out', out)
+    assert run_fastbit('baseline', root/'data', *head, cwd=tmp_path).returncode == 0
+    (out/'mine.txt').write_text('notes')
+    first = (out/'predictions.csv').read_text()
+    again = run_fastbit('baseline', root/'data', *head, '--seed', 5, '--overwrite', '--quiet', cwd=tmp_path)
+    assert again.returncode == 0 and again.stdout == '', again.stderr
+    assert (out/'mine.txt').exists() and (out/'predictions.csv').read_text() != first
+    assert sorted(p.name for p in out.iterdir()) == sorted([*FILES, 'mine.txt'])
+
+
+def test_evaluate_skips_what_was_trained_on(shared, tmp_path):
+    root, _ = shared
+    got = run_fastbit('evaluate', root/'run', root/'data', cwd=tmp_path)
+    assert got.returncode == 0 and '7 images' in got.stdout and '29 of 37 images skipped' in got.stdout, got.stdout + got.stderr
+    every = run_fastbit('evaluate', root/'run', root/'data', '--all', cwd=tmp_path)
+    assert '36 images' in every.stdout and 'trained' in every.stderr, every.stdout + every.stderr
+
+
+def test_a_mistyped_folder_is_answered_at_once(tmp_path):
+    import time
+    (tmp_path/'photos').mkdir()
+    start = time.monotonic()
+    run = start_fastbit('baseline', 'photso', cwd=tmp_path)
+    assert time.monotonic() - start < 1 and run.returncode == 2 and 'Did you mean photos?' in run.stderr

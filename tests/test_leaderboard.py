@@ -3,6 +3,7 @@ import json, os, sys
 
 import pandas as pd, pytest
 
+import fastbit.studies.trials as module
 from fastbit.studies import compare_runs, leaderboard
 from conftest import look_at, run_fastbit
 
@@ -28,7 +29,7 @@ def test_the_board(folder, tmp_path, small_archs):
     assert df.iloc[-1].failed and 'hub' in df.iloc[-1].failed and len(board.failures) == 1 and board.failures[0] in str(board)
     assert pd.read_csv(tmp_path/'board'/'leaderboard.csv').body.tolist() == df.body.tolist()
     if len(good) > 1:
-        runs = [tmp_path/'board'/'runs'/module._slug(r.body, r.recipe) for r in good.itertuples()]
+        runs = [tmp_path/'board'/'runs'/module.run_name(r.body, r.recipe) for r in good.itertuples()]
         assert compare_runs(runs[0], runs[1]).difference == pytest.approx(good.behind.iloc[1])
     seen = look_at(tmp_path/'board'/'leaderboard.html', 390)
     assert (seen['errors'], seen['broken'], seen['requests'], seen['pictures']) == ([], [], [], 1) and seen['too_wide'] <= 0
@@ -40,7 +41,7 @@ def test_again_does_only_what_is_missing(folder, tmp_path, monkeypatch, small_ar
     done = []
     for name in ('_probe_row', '_tune_row'):
         real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, real=real: (done.append(a[1]), real(*a))[1])
+        monkeypatch.setattr(module, name, lambda *a, real=real: (done.append(a[1].name), real(*a))[1])
     again = leaderboard(folder, out=tmp_path/'board', **small_archs)
     assert done == ['tf_efficientnet_b0']   # what failed is tried again
     assert again.rows.equals(first.rows)
@@ -53,27 +54,27 @@ def test_the_test_set_is_shown_for_the_chosen_one_alone(folder, tmp_path, small_
     board = leaderboard(folder, out=tmp_path/'board', **small_archs | dict(archs=['test_efficientnet=random']), test_pct=.2)
     text = str(board)
     tuned = board.rows[board.rows.recipe == 'onecycle'].iloc[0]
-    run = json.loads((tmp_path/'board'/'runs'/module._slug(tuned.body, 'onecycle')/'results.json').read_text())
+    run = json.loads((tmp_path/'board'/'runs'/module.run_name(tuned.body, 'onecycle')/'results.json').read_text())
     assert run['part'] == 'test' and tuned.accuracy == run['validation']['accuracy'] and tuned.test_accuracy == run['evaluation']['accuracy']
     assert text.count('test images') == 1 and f'{board.rows.iloc[0].test_accuracy:.1%}' in text and 'test_accuracy' not in board._table()
 
 
 def test_the_command(folder, tmp_path):
-    args = ('compare', folder, '--arch', 'test_efficientnet=random', '--size', 32, '--top', 1, '--recipe', 'head', '--epochs', 2)
+    args = ('leaderboard', folder, '--arch', 'test_efficientnet=random', '--size', 32, '--top', 1, '--recipe', 'head', '--epochs', 2)
     run = run_fastbit(*args, cwd=tmp_path)
     assert run.returncode == 0 and 'behind the best' in run.stdout, run.stderr
     again = run_fastbit(*args, cwd=tmp_path)
-    assert again.stdout.count('kept from before') == 2 and len(list((tmp_path/'fastbit-runs').iterdir())) == 1
-    wrong = run_fastbit('compare', folder, '--arch', 'resnet50', cwd=tmp_path)
+    assert again.stdout.count('from an earlier call') == 2 and len(list((tmp_path/'fastbit-runs').iterdir())) == 1
+    wrong = run_fastbit('leaderboard', folder, '--arch', 'resnet50', cwd=tmp_path)
     assert wrong.returncode == 2 and 'not a BiT or EfficientNet body' in wrong.stderr
     none = run_fastbit('compare', folder, '--arch', 'tf_efficientnet_b0', '--size', 32, '--out', 'none', cwd=tmp_path)
     assert none.returncode == 2 and 'failed' in none.stdout and 'every run failed' in none.stderr
 
 
 def test_images_are_compared_by_their_contents(folder):
-    from fastbit.studies.leaderboard import _data_digest
+    from fastbit.studies.trials import data_digest
     from fastbit.data import check_images, image_table
-    digest = lambda: _data_digest(image_table(folder), check_images(image_table(folder).path))
+    digest = lambda: data_digest(image_table(folder), check_images(image_table(folder).path))
     before, path = digest(), next(folder.rglob('*.png'))
     os.utime(path)
     assert digest() == before

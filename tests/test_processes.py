@@ -185,11 +185,11 @@ def test_a_killed_process_ends_the_run_and_it_goes_on_with_another_number(data, 
     out, err = p.communicate(timeout=90)   # it ends within seconds; gloo alone would wait for half an hour
     assert p.returncode == 2, err
     last = err.strip().splitlines()[-1]
-    assert f'process {which} of 2 was ended by SIGKILL' in last and 'goes on from the last checkpoint' in last and 'Traceback' not in err, err
+    assert f'process {which} of 2 was ended by SIGKILL' in last and 'resume from the last checkpoint' in last and 'Traceback' not in err, err
     assert all(not Path(f'/proc/{w}').exists() or 'zombie' in Path(f'/proc/{w}/status').read_text() for w in workers)
     resumed = run_forked('baseline', data, *words, '--procs', 3, '--out', tmp_path/'out', cwd=tmp_path, **env)
-    assert resumed.returncode == 0 and 'resumes' in resumed.stdout, resumed.stderr
-    assert np.allclose(straight[recipe], pd.read_csv(tmp_path/'out'/'history.csv').drop(columns=['phase', 'seconds']), rtol=1e-2)
+    assert resumed.returncode == 0 and 'resume from step' in resumed.stdout, resumed.stderr
+    assert np.allclose(straight[recipe], pd.read_csv(tmp_path/'out'/'history.csv').drop(columns=['stage', 'seconds']), rtol=1e-2)
 
 
 @pytest.mark.parametrize('launcher', list(LAUNCHERS))
@@ -202,7 +202,7 @@ def test_a_killed_process_of_another_launcher(data, tmp_path, launcher):
     os.kill(workers[random.SystemRandom().randint(0, 1)], signal.SIGKILL)
     _, err = p.communicate(timeout=90)   # it ends within seconds; gloo alone would wait for half an hour
     assert p.returncode != 0
-    assert 'of 2 waits for another one that is gone' in err and 'goes on from the last checkpoint' in err and 'exitcode: -9' in err, err
+    assert 'of 2 waits for another one that is gone' in err and 'resume from the last checkpoint' in err and 'exitcode: -9' in err, err
     again = launched(launcher, data, tmp_path, *LONG, '--out', 'out')
     if launcher == 'torchrun':
         wait_for_rows(again, tmp_path/'out', 4)

@@ -7,8 +7,8 @@ from fastai.metrics import accuracy
 from fastai.vision.data import ImageDataLoaders
 from fastai.vision.augment import Resize
 
-import fastbit.baseline.run as module
-from fastbit.baseline import baseline
+import fastbit.baseline.result as module
+from fastbit.baseline import baseline, Run
 from fastbit.data import image_dataloaders
 from fastbit.training import transfer_learner, tta_probs
 from conftest import TINY, look_at, picture
@@ -54,16 +54,16 @@ def test_the_test_set_is_what_is_reported(run):
     assert (test.label == test.prediction).mean() == res.evaluation.accuracy
     held = json.loads((out/'results.json').read_text())
     assert held['part'] == 'test' and held['temperature'] == res.temperature and held['validation']['n'] == 8
-    assert 'on the validation images' in str(res) and 'too good' not in str(res)
+    assert 'on the validation images' in str(res) and 'optimistic' not in str(res)
     assert 'these same images' not in (out/'report.html').read_text()
 
 
 def test_the_test_set_is_touched_once(folder, monkeypatch):
     "No image of it is read before the last stage has ended, and the temperature does not know it"
-    calls, trained = [], []
+    calls = []
     monkeypatch.setattr(module, 'tta_probs', lambda learn, dl, *a: (calls.append([str(p) for p in dl.items]), tta_probs(learn, dl, *a))[1])
-    real = module._train
-    monkeypatch.setattr(module, '_train', lambda learn, *a: (trained.append(real(learn, *a)), calls.append('trained'))[0] or trained[-1])
+    real = Run.train
+    monkeypatch.setattr(Run, 'train', lambda run, *a: (real(run, *a), calls.append('trained'))[0])
     fitted = []
     monkeypatch.setattr(module, 'fit_temperature', lambda logits, targs: (fitted.append(logits), 1.5)[1])
     res = baseline(folder, test_pct=.2, **small)
@@ -76,8 +76,8 @@ def test_the_test_set_is_touched_once(folder, monkeypatch):
 
 def test_what_was_chosen_on_the_reported_images_is_said(folder, tmp_path):
     res = baseline(folder, keep_best='valid_loss', out=tmp_path/'run', **small)
-    assert res.part == 'valid' and res.validation is None and 'too good' in str(res)
-    assert 'on these same images, so the numbers are slightly optimistic' in (tmp_path/'run'/'report.html').read_text()
+    assert res.part == 'valid' and res.validation is None and 'slightly optimistic' in str(res)
+    assert 'these same images, so the numbers are a little too good' in (tmp_path/'run'/'report.html').read_text()
     plain = baseline(folder, **small)
     assert 'not used for training or for choosing weights' in plain.report().html
 

@@ -463,7 +463,7 @@ def test_the_command_goes_on_after_sigkill_at_any_moment(folder, tmp_path, words
             run.send_signal(signal.SIGKILL)
         assert run.returncode == -signal.SIGKILL
     resumed = start_fastbit('baseline', folder, *words, cwd=tmp_path)   # without --out: it finds what it had begun, also where Python's hashes are others
-    assert resumed.returncode == 0 and 'resumes' in resumed.stdout, resumed.stdout + resumed.stderr
+    assert resumed.returncode == 0 and 'resume from step' in resumed.stdout, resumed.stdout + resumed.stderr
     out, = (tmp_path/'fastbit-runs').iterdir()
     same = lambda name, drop=(): pd.testing.assert_frame_equal(*(pd.read_csv(o/name).drop(columns=list(drop)) for o in (out, tmp_path/'straight')), check_exact=True)
     same('history.csv', ['seconds']); same('predictions.csv')
@@ -484,7 +484,7 @@ def test_a_command_on_other_data_is_told_what_to_type(folder, tmp_path, monkeypa
     with monkeypatch.context() as m:
         m.setattr(module, 'tta_probs', stop)
         assert main(args) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == 'fastbit: error: The disk is gone; the same command goes on from the last checkpoint'
+    assert capsys.readouterr().err.splitlines()[-1] == 'fastbit: error: The disk is gone. Rerun the same command to resume from the last checkpoint.'
     picture(99, 1).save(folder/'blue'/'new.png')
     assert main(args) == 2
     last = capsys.readouterr().err.splitlines()[-1]

@@ -7,9 +7,10 @@ import pandas as pd, pytest, torch
 from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, RandomSplitter, Resize, get_image_files, parent_label
 
 from fastbit.baseline import baseline, parse_budget
-from fastbit.baseline.run import _command
-from fastbit.core.checks import check_out
-from fastbit.cli.command import _in_shell, main
+from fastbit.baseline.settings import run_command
+from fastbit.core.files import check_out
+from fastbit.cli.command import main
+from fastbit.cli.messages import in_shell
 from fastbit.data import digits_table, image_dataloaders
 from fastbit.studies import compare_runs, few_shot_curve, Leaderboard, leaderboard
 from fastbit.training import transfer_learner
@@ -70,7 +71,7 @@ def _texts():
 
 def test_the_promise_names_its_condition():
     promises = [(where, text[m.start():m.end()+60]) for where, text in _texts() for m in re.finditer(r'same seed gives the same (numbers|results)', text)]
-    assert {w for w, _ in promises} >= {'README.md', 'index.ipynb', '04_run.ipynb', '04_machine.ipynb'}
+    assert {w for w, _ in promises} >= {'README.md', 'index.ipynb', '06_run.ipynb', '04_machine.ipynb'}
     assert not [o for o in promises if 'on the same machine with the same number of threads' not in o[1]]
     assert 'same numbers' not in make_parser().format_help()
 
@@ -144,14 +145,14 @@ def test_a_board_of_failures_has_nobody_ahead():
 
 
 def test_equal_accuracy_is_ranked_by_loss_then_by_the_order_of_the_call(tmp_path):
-    from fastbit.studies.leaderboard import _ranked, _slug
+    from fastbit.studies.trials import rank_rows, run_name
     row = lambda body, loss: dict(body=body, recipe='probe', accuracy=.5, loss=loss, failed='')
     rows = [row('b', .4), row('c', .3), row('a', .3)]
     for r in rows:
-        folder = tmp_path/'runs'/_slug(r['body'], 'probe')
+        folder = tmp_path/'runs'/run_name(r['body'], 'probe')
         folder.mkdir(parents=True)
         pd.DataFrame(dict(path=['1.png', '2.png'], split='valid', label=['x', 'y'], prediction=['x', 'x'])).to_csv(folder/'predictions.csv', index=False)
-    df = _ranked(rows, tmp_path)
+    df = rank_rows(rows, tmp_path)
     assert df.body.tolist() == ['c', 'a', 'b'] and (df.behind == 0).all()
 
 
@@ -168,7 +169,7 @@ def test_runs_with_the_same_predictions_are_called_so(run):
 def test_tta_that_never_ran_is_not_reported(run):
     _, out, res = run
     assert res.tta is None and res.views == ('identity',) and list(res.gain.index) == ['plain']
-    assert 'TTA      not used: flips and crops are disabled for this data' in str(res)
+    assert 'TTA         not used: flips and crops are disabled for this data' in str(res)
     assert json.loads((out/'results.json').read_text())['tta'] is None
     assert 'Test-time augmentation</h3>' not in (out/'report.html').read_text()
 
@@ -284,12 +285,12 @@ def test_pythons_own_prompt_gets_a_line_and_not_every_row(run):
     ('baseline', "valid_pct=20.0: the share lies between 0 and 1, type e.g. valid_pct=0.2.", '--valid-pct 20.0: the share lies between 0 and 1, type e.g. --valid-pct 0.2.'),
     ('baseline', "Take fewer of them: num_workers=1 or 0 (--workers).", 'Take fewer of them: --workers 1 or 0.'),
     ('baseline', "its length is n_steps= (--steps)", 'its length is --steps'),
-    ('baseline', "say flip=False or bn='frozen'", "say --no-flip or bn='frozen'"),   # no option of the command
-    ('compare', "in recipes=['x', 'y'].", "in --recipe ['x', 'y']."),
+    ('baseline', "say flip=False or drop_rate=0.1", "say --no-flip or drop_rate=0.1"),   # no option of the command
+    ('leaderboard', "in recipes=['x', 'y'].", "in --recipe ['x', 'y']."),
     ('check', "weights='my file.pth': no such file", "--weights 'my file.pth': no such file"),
     ('baseline', "no folder '/data/seed=0/x', 'size=3/b' or a/size=3", "no folder '/data/seed=0/x', 'size=3/b' or a/size=3"),
     ('cache', 'seed=0', 'seed=0')])
-def test_the_command_speaks_of_options(command, said, typed): assert _in_shell(said, command) == typed
+def test_the_command_speaks_of_options(command, said, typed): assert in_shell(said, command) == typed
 
 
 def test_without_weights_each_way_on_can_be_typed(run, monkeypatch, capsys):
@@ -301,7 +302,8 @@ def test_without_weights_each_way_on_can_be_typed(run, monkeypatch, capsys):
     assert [w.split()[0] for w in ways] == ['--arch', '--weights', '--weights']
     for w in ways:
         args = make_parser().parse_args(['baseline', str(run[0]), *shlex.split(w)])
-        if 'FILE' not in w: weights_source(args.arch, args.weights)   # finds them
+        asked = dict(arch='tf_efficientnet_b3', weights='auto') | vars(args)
+        if 'FILE' not in w: weights_source(asked['arch'], asked['weights'])   # finds them
 
 
 @pytest.mark.filterwarnings('ignore:load_learner')   # what fastai says of pickles
@@ -328,16 +330,17 @@ def test_what_is_no_time(budget):
 
 def test_the_command_of_a_table_names_a_variable(run):
     settings = dict(run[2].settings, path='DataFrame')
-    assert _command(settings).startswith("baseline(df, arch='test_efficientnet'") and _command(run[2].settings).startswith(f'baseline({str(run[0])!r}, ')
+    assert run_command(settings).startswith("baseline(df, arch='test_efficientnet'") and run_command(run[2].settings).startswith(f'baseline({str(run[0])!r}, ')
     defaults = {'arch', 'weights', 'recipe', 'size', 'epochs', 'flip', 'crop', 'num_workers', 'out'}
-    assert set(re.findall(r'(\w+)=', _command(settings))) == defaults   # and nothing that is the default
+    assert set(re.findall(r'(\w+)=', run_command(settings))) == defaults   # and nothing that is the default
 
 
 @pytest.mark.parametrize('recipe, given, message', [
-    ('hyperrule', dict(epochs=3), 'epochs=3 applies to onecycle and head only, not to hyperrule. Set its length with n_steps=.'),
-    ('hyperrule', dict(lr=.1), 'lr=0.1 applies to onecycle and head only, not to hyperrule. Set its rate with base_lr=.'),
-    ('head', dict(checkpoint_every=3), 'checkpoint_every=3 applies to onecycle and hyperrule only, not to head.'),
-    ('onecycle', dict(mixup=.1), 'mixup=0.1 applies to hyperrule only, not to onecycle.'),
+    ('hyperrule', dict(epochs=3), 'epochs applies to the onecycle and head recipes only, not to hyperrule. Set its length with n_steps.'),
+    ('hyperrule', dict(views=2), 'views applies to the onecycle and head recipes only, not to hyperrule.'),
+    ('onecycle', dict(micro_batch=4), 'micro_batch applies to the hyperrule recipe only, not to onecycle.'),
+    ('head', dict(checkpoint_every=3), 'checkpoint_every applies to the onecycle and hyperrule recipes only, not to head.'),
+    ('onecycle', dict(mixup=.1), 'mixup applies to the hyperrule recipe only, not to onecycle.'),
     ('fine_tune', {}, "unknown recipe 'fine_tune'. Choose from onecycle, head, hyperrule.")])
 def test_an_option_of_another_recipe(run, recipe, given, message):
     with pytest.raises(ValueError) as e: baseline(run[0], recipe=recipe, **given)

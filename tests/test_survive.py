@@ -130,7 +130,7 @@ def test_the_command_stops_gently_and_goes_on(straight, tmp_path, signum, group,
     assert run.returncode == 128+signum, err
     assert 'Traceback' not in err and 'Progress saved in fastbit-runs' in err.splitlines()[-1] and 'run the same command to resume' in err.splitlines()[-1], err
     resumed = run_fastbit('baseline', folder, *words, '--workers', 0, cwd=tmp_path)
-    assert resumed.returncode == 0 and 'resumes' in resumed.stdout, resumed.stderr
+    assert resumed.returncode == 0 and 'resume from step' in resumed.stdout, resumed.stderr
     there, = (tmp_path/'fastbit-runs').iterdir()
     pd.testing.assert_frame_equal(*(pd.read_csv(o/'history.csv').drop(columns='seconds') for o in (there, results(words))), check_exact=True)
     assert (there/'model'/'model.safetensors').read_bytes() == (results(words)/'model'/'model.safetensors').read_bytes()
@@ -142,7 +142,7 @@ def test_what_has_no_checkpoint_keeps_the_network_and_says_what_can_be_done(fold
         run.send_signal(signal.SIGINT)
         _, err = run.communicate(timeout=180)
     last = err.splitlines()[-1]
-    assert run.returncode == 130 and 'Traceback' not in err and 'Stopped after epoch' in last and 'in out/model' in last and 'The same command begins again' in last, err
+    assert run.returncode == 130 and 'Traceback' not in err and 'stopped after epoch' in last and 'in out/model' in last and 'The same command starts again' in last, err
     asked = run_fastbit('predict', 'out', folder/'red', cwd=tmp_path)
     assert asked.returncode == 0 and asked.stdout.count('.png') == 12
     again = run_fastbit('baseline', folder, '--arch', 'test_efficientnet', '--weights', 'out/model/model.safetensors', '--size', '32', '--epochs', '1', '--out', 'again', cwd=tmp_path)
@@ -208,10 +208,10 @@ sys.exit(main(['baseline', *sys.argv[1:]]))
     words = [data, *BY_RULE[:-4], '--checkpoint-every', 5, '--workers', workers, '--no-cache', '--out', tmp_path/'out']
     with Fork(code, *words, cwd=tmp_path) as run: _, err = run.communicate(timeout=300)
     last = err.splitlines()[-1]
-    assert run.returncode == 2 and 'Traceback' not in err and 'No such file or directory' in last and 'put it back' in last and 'goes on from the last checkpoint' in last, err
+    assert run.returncode == 2 and 'Traceback' not in err and 'No such file or directory' in last and 'put it back' in last and 'resume from the last checkpoint' in last, err
     write_folder(data, dict(blue=30, green=30))
     again = run_fastbit('baseline', *words, cwd=tmp_path)
-    assert again.returncode == 0 and 'resumes' in again.stdout, again.stderr
+    assert again.returncode == 0 and 'resume from step' in again.stdout, again.stderr
 
 
 # disks
@@ -232,7 +232,7 @@ def save(*a):
 c.save_checkpoint = save
 sys.exit(main({words!r}))''', cwd=tmp_path) as stop: _, err = stop.communicate(timeout=300)
     last = err.splitlines()[-1]
-    assert stop.returncode == 2 and 'Traceback' not in err and 'could not be written' in last and 'Make room' in last and 'goes on from the last checkpoint' in last, err
+    assert stop.returncode == 2 and 'Traceback' not in err and 'could not be written' in last and 'Make room' in last and 'resume from the last checkpoint' in last, err
     assert read_checkpoint(tmp_path/'out'/'checkpoint.safetensors')[0]['parts']['callback rule_steps']['done'] == 3
     assert [p.name for p in (tmp_path/'out').iterdir() if p.name.endswith('.part')] == []
     again = run_fastbit(*words, cwd=tmp_path)
@@ -301,13 +301,13 @@ def test_a_clock_that_goes_backwards(folder, tmp_path, monkeypatch):
         mp.setattr(time, 'time', back)
         res = baseline(folder, **TINY, size=32, epochs=2, device='cpu', out=tmp_path/'out', verbose=False)
     assert all(v >= 0 for v in res.seconds.values()) and (res.epochs.seconds.dropna() >= 0).all() and torch.equal(res.probs, plain.probs)
-    import fastbit.cli.command as cli
+    import fastbit.cli.runs as cli
     class Stands(cli.datetime):
         @classmethod
         def now(cls): return cls(2026, 10, 25, 2, 30)
     monkeypatch.setattr(cli, 'datetime', Stands); monkeypatch.chdir(tmp_path)
-    first = cli._new_folder('photos'); first.mkdir(parents=True)
-    assert str(cli._new_folder('photos')) == str(first) + '-2'
+    first = cli.new_folder('photos'); first.mkdir(parents=True)
+    assert str(cli.new_folder('photos')) == str(first) + '-2'
 
 
 # divergence

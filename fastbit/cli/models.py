@@ -12,12 +12,11 @@ __all__ = ['shown_path', 'answer_table', 'run_predict', 'unseen_rows', 'skip_tra
 import contextlib, sys
 from pathlib import Path
 
-# %% ../../nbs/cli/06_models.ipynb #5755e0b5
-from .arguments import check_exists
+# %% ../../nbs/cli/06_models.ipynb #591df9d6
 from ..config import TableOptions
 from ..core.text import printable
 
-# %% ../../nbs/cli/06_models.ipynb #36513442
+# %% ../../nbs/cli/06_models.ipynb #7945cd98
 def shown_path(path) -> str:
     "A path on one line of a terminal"
     return printable(path).replace('\n', '\\n').replace('\t', '\\t')
@@ -40,7 +39,6 @@ def run_predict(args) -> int:
     from fastbit.export.inputs import check_no_url, image_items
     from fastbit.export.predict import load_predictor
     for p in args.images: check_no_url(p)
-    for p in args.images: check_exists(p)
     items = image_items(args.images)   # folders without images are found before the model is loaded
     options = dict(tta=args.tta, probs=args.probs, bs=getattr(args, 'bs', None))
     with contextlib.redirect_stdout(sys.stderr):   # a line of progress is not a row

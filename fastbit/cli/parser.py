@@ -39,7 +39,7 @@ def _add_recipe(p, recipes):
     for name, o in _RECIPE.items():
         if recipes_with(name) == recipes: add_option(group, o)
 
-# %% ../../nbs/cli/02_parser.ipynb #595a9efa
+# %% ../../nbs/cli/02_parser.ipynb #6db06d49
 def _add_baseline(p):
     _add_data(p)
     g = p.add_argument_group('training')
@@ -68,11 +68,13 @@ def _add_leaderboard(p):
     _add_data(p, without=('resize', 'draft'))
     g = p.add_argument_group('bodies and recipes')
     _value(g, '--arch', 'NAME[=WEIGHTS]', dest='archs', action='append', default=argparse.SUPPRESS,
-           help='a body, and a weights file or random; repeat it for several (default: bodies whose weights are installed)')
+           help='a body, and a weights file or random; repeat it for several '
+                '(default: bodies whose weights are installed)')
     _value(g, '--recipe', 'RECIPE', dest='recipes', action='append', default=argparse.SUPPRESS,
            help='recipe to fine-tune the best bodies with: onecycle, head or hyperrule; repeat it for several '
                 '(default: onecycle)')
-    _value(g, '--top', 'K', type=int, default=2, help='bodies to fine-tune, the best of the probes; 0: none (default: 2)')
+    _value(g, '--top', 'K', type=int, default=2,
+           help='bodies to fine-tune, the best of the probes; 0: none (default: 2)')
     add_options(g, TrainOptions, only=('size',))
     add_option(g, _RECIPE['epochs'])
     add_options(p.add_argument_group('machine'), LoaderOptions, without=('bs',))
@@ -99,7 +101,7 @@ def _add_rule(p):
     add_options(g, BiTRule, without=('eval_every', 'checkpoint_every', 'micro_batch'))
     _value(g, '--plot', 'FILE', help='plot the learning rate of every step into a .png, .svg or .pdf file')
 
-# %% ../../nbs/cli/02_parser.ipynb #7146e473
+# %% ../../nbs/cli/02_parser.ipynb #37133e2d
 def _add_model(p):
     _value(p, 'model', 'RESULTS', help='results folder of `fastbit baseline`, or a folder of `learn.export`')
 
@@ -119,7 +121,8 @@ def _add_predict(p):
 
 def _add_evaluate(p):
     _add_model(p)
-    _value(p, 'path', 'PATH', help='folder of class folders, folder with test/ or valid/, or CSV file of path and label')
+    _value(p, 'path', 'PATH',
+           help='folder of class folders, folder with test/ or valid/, or CSV file of path and label')
     _add_table(p)
     p.add_argument('--split', choices=['train', 'valid', 'test'],
                    help='part of the data (default: test if there is one, else valid, else everything)')
@@ -174,13 +177,14 @@ class _Completion(argparse.Action):
         print(shtab.complete(parser, shell))
         parser.exit()
 
-# %% ../../nbs/cli/02_parser.ipynb #dea79886
+# %% ../../nbs/cli/02_parser.ipynb #5dc4caf1
 def make_parser() -> Parser:
     "Make the parser of `fastbit`"
     p = Parser(prog='fastbit', description='Strong image-classification baselines in one line.',
                epilog='`fastbit COMMAND --help` shows the options of a command.')
     p.add_argument('--version', action='version', version=f'fastbit {__version__}')
-    _value(p, '--print-completion', 'SHELL', action=_Completion, choices=['bash', 'zsh', 'tcsh'], default=argparse.SUPPRESS,
+    shells = dict(action=_Completion, choices=['bash', 'zsh', 'tcsh'], default=argparse.SUPPRESS)
+    _value(p, '--print-completion', 'SHELL', **shells,
            help='print what bash, zsh or tcsh needs to complete names and options: '
                 'eval "$(fastbit --print-completion bash)"')
     commands = p.add_subparsers(dest='command', metavar='COMMAND', required=True)
@@ -188,5 +192,6 @@ def make_parser() -> Parser:
         c = commands.add_parser(name, help=help, description=description)
         add(c)
         _switch(c, '--traceback', 'show the traceback of an error')
-        c.add_argument('--debug', dest='traceback', action='store_true', default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        hidden = dict(default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        c.add_argument('--debug', dest='traceback', action='store_true', **hidden)
     return p
