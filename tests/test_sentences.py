@@ -8,7 +8,7 @@ from fastai.vision.all import CategoryBlock, DataBlock, ImageBlock, ImageDataLoa
 
 from fastbit.baseline import baseline, parse_budget
 from fastbit.baseline.settings import run_command
-from fastbit.core.files import check_out
+from fastbit.core.checks import check_out
 from fastbit.cli.command import main
 from fastbit.cli.messages import in_shell
 from fastbit.data import digits_table, image_dataloaders

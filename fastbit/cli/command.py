@@ -45,13 +45,13 @@ def _old_names(args):
     if name not in vars(args): setattr(args, name, args.bs)
     del args.bs
 
-# %% ../../nbs/cli/07_command.ipynb #f59c1c97
+# %% ../../nbs/cli/07_command.ipynb #afc3c2e1
 class Terminated(KeyboardInterrupt): signum = signal.SIGTERM
 
 def _terminated(signum, frame):
     "A cluster or a shutdown sends SIGTERM: it counts as Ctrl-C, so that a fit can finish its step and save"
     raise Terminated
-_terminated.yields_to_fit = True   # to fits, which set their own handlers
+_terminated.gives_way = _terminated.yields_to_fit = True   # to fits, which set their own handlers
 
 def _resume_words(args, stopped=False) -> str:
     "How to continue, where something is saved"
