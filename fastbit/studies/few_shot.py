@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 # %% ../../nbs/studies/03_few_shot.ipynb #4bd16063
-from . import __version__
+from .. import __version__
 from ..baseline.recipes import rule_numbers
 from ..bodies.weights import weights_source
 from ..config import BiTRule, BodyOptions, DataOptions, LoaderOptions, TableOptions, with_options

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 # %% ../../nbs/studies/06_leaderboard.ipynb #27ef7568
-from . import __version__
+from .. import __version__
 from ..config import DataOptions, LoaderOptions, TableOptions, recipe_name, with_options
 from ..core.checks import check_share
 from ..core.files import check_out, csv_text, make_out, write_bytes, write_text

@@ -19,7 +19,7 @@ import pandas as pd
 from fastai.torch_core import set_seed
 
 # %% ../../nbs/studies/05_trials.ipynb #3cebe7fb
-from . import __version__
+from .. import __version__
 from ..baseline.run import baseline
 from ..bodies.names import timm_name
 from ..config import DataOptions, LoaderOptions, TableOptions
