@@ -136,7 +136,7 @@ def test_predict_prints_a_table_and_csv(run, tmp_path):
     files = sorted((data/'green').glob('*'))[:3]
     shown = run_fastbit('predict', out, *files, cwd=tmp_path, FASTBIT_CACHE=str(tmp_path))
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.split('\n')[0].split() == ['path', 'prediction', 'probability', 'calibrated'] and shown.stdout.count('\n') == 4
+    assert shown.stdout.split('\n')[0].split() == ['path', 'prediction', 'confidence'] and shown.stdout.count('\n') == 4
     csv = run_fastbit('predict', out, data, '--csv', '--probs', cwd=tmp_path, FASTBIT_CACHE=str(tmp_path))
     df = pd.read_csv(io.StringIO(csv.stdout))
     assert csv.returncode == 0 and len(df) == 43 and list(df) == ['path', 'prediction', 'probability', 'calibrated', 'reason', 'p(blue)', 'p(green)', 'p(red)']

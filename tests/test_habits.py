@@ -19,7 +19,7 @@ def learner(folder, **kwargs): return transfer_learner(image_dataloaders(folder,
 
 def test_a_dry_run_is_the_plan_and_nothing_else(folder, tmp_path, capsys):
     plan = baseline(folder, out=tmp_path/'run', dry_run=True, **small)
-    assert isinstance(plan, Plan) and 'stage 2' in capsys.readouterr().out and not (tmp_path/'run').exists()
+    assert isinstance(plan, Plan) and 'phase 2' in capsys.readouterr().out and not (tmp_path/'run').exists()
     run = run_fastbit('baseline', folder, '--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--dry-run', cwd=tmp_path)
     assert run.returncode == 0 and 'from a measured batch' in run.stdout and 'accuracy' not in run.stdout and not (tmp_path/'fastbit-runs').exists()
 
@@ -95,7 +95,7 @@ def test_the_shell_completes_options_and_names(tmp_path):
     def complete(*words):
         code = f'source complete.sh; COMP_WORDS=(fastbit {" ".join(words)}); COMP_CWORD={len(words)}; _shtab_fastbit "" "{words[-1]}" 2>/dev/null; echo "${{COMPREPLY[@]}}"'
         return subprocess.run(['bash', '-c', code], cwd=tmp_path, capture_output=True, text=True).stdout.split()
-    assert {'baseline', 'check', 'compare', 'bodies'} <= set(complete('""')) or 'baseline' in complete('bas')
+    assert {'baseline', 'check', 'leaderboard', 'bodies'} <= set(complete('""')) or 'baseline' in complete('bas')
     assert '--test-pct' in complete('baseline', '--te') and 'hyperrule' in complete('baseline', '--recipe', 'hy')
     assert 'tf_efficientnet_lite0.in1k' in complete('baseline', '--arch', 'tf_efficientnet_lite0')
     assert run_fastbit('--print-completion', 'fish', cwd=tmp_path).returncode == 2
@@ -105,7 +105,7 @@ def test_results_are_tables_in_a_notebook(folder, capsys):
     res = baseline(folder, verbose=False, **small)
     for obj in (res, res.plan):
         html = obj._repr_html_()
-        assert html.startswith('<table') and 'accuracy' in html or 'stage 2' in html
+        assert html.startswith('<table') and 'accuracy' in html or 'phase 2' in html
         show(obj)
         assert capsys.readouterr().out.strip() == str(obj).strip()   # and text elsewhere
     code = 'import fastcore.imports; fastcore.imports.IN_NOTEBOOK = True; import fastbit.core.text as p, IPython.display as d; d.display = lambda o: print("rich", o); p.show(3)'

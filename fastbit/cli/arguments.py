@@ -41,7 +41,7 @@ def check_exists(
     ask = f' Did you mean {near}?' if near else ''
     raise FileNotFoundError(f"There is no {what} {path!r} (looked in {Path.cwd()}).{ask}")
 
-# %% ../../nbs/cli/04_arguments.ipynb #06f2d797
+# %% ../../nbs/cli/04_arguments.ipynb #1d67c9cc
 COUNTS = ('epochs', 'bs', 'batch_size', 'micro_batch', 'k_per_class', 'patience', 'n_steps', 'stop_after',
           'eval_every', 'checkpoint_every', 'views', 'procs')
 CHOICES = dict(resize=('squash', 'crop', 'pad'), bn=('frozen', 'affine', 'train'), keep_best=('valid_loss', 'accuracy'),
@@ -80,7 +80,8 @@ def _check_files(args):
     path = getattr(args, 'path', None)
     if command == 'evaluate': check_exists(path)
     elif path is not None: check_exists(path, others=PUBLIC_NAMES)
-    if command in ('predict', 'evaluate', 'export') and not args.model.endswith('.pkl'): check_exists(args.model, 'folder')
+    about_model = command in ('predict', 'evaluate', 'export')
+    if about_model and not args.model.endswith('.pkl'): check_exists(args.model, 'folder')
     for p in getattr(args, 'images', ()):
         if '://' not in p: check_exists(p)   # an address has an error of its own
     if command == 'export' and not args.file.endswith('.onnx'):

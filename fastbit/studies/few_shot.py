@@ -93,7 +93,7 @@ def few_shot_curve(
     out:str|Path=None,        # CSV file, replaced after each run, with a page (`.html`) next to it at the end; `None`: none
     verbose:bool=True,        # Print a line for each run?
 ) -> tuple[pd.DataFrame, Figure]: # Columns k ('all' for `None`), repeat, accuracy; a plot with median and range
-    "Train by the BiT-HyperRule on `k` images per class, for several `k` and draws, and evaluate each run on all held-out images"
+    "Train by the BiT-HyperRule on `k` images per class, for several `k` and draws, and evaluate each run"
     _check_draws(ks, repeats)
     if out is not None: _check_table_file(Path(out))
     numbers = rule_numbers(rule)
@@ -165,7 +165,8 @@ def _check_table_file(out):
     "Raise `ValueError` or `OSError`, before hours of runs, for what cannot become a CSV file"
     csv, folder = str(out.with_suffix('.csv')), out.absolute().parent
     if out.suffix.lower() in ('.html', '.htm'):
-        raise ValueError(f"out={str(out)!r} is the page; give the CSV file, {csv!r}, and the page is written next to it.")
+        raise ValueError(f"out={str(out)!r} is the page; give the CSV file, {csv!r}, "
+                         "and the page is written next to it.")
     if out.is_dir():
         raise ValueError(f"out={str(out)!r} is a folder; give a CSV file in it, {str(out/'curve.csv')!r}.")
     if not folder.is_dir() or not os.access(folder, os.W_OK):

@@ -107,7 +107,8 @@ def check_question(
     if not other: return
     changed = f'another {other[0]} ({before.get(other[0])!r}, now {question[other[0]]!r})'
     differs = 'other images' if other[0] == 'images' else changed
-    raise ValueError(f"{out}{os.sep} already contains a comparison with {differs}. Choose another out=, or delete the folder.")
+    raise ValueError(f"{out}{os.sep} already contains a comparison with {differs}. "
+                     "Choose another out=, or delete the folder.")
 
 # %% ../../nbs/studies/05_trials.ipynb #05da0f13
 _NUMBERS = ('accuracy', 'low', 'high', 'loss', 'images_s', 'params_m', 'disk_mb', 'seconds',
@@ -214,7 +215,8 @@ def rank_rows(
     order = dict(ascending=[False, True], kind='stable', na_position='last', ignore_index=True)
     df = df.sort_values(['accuracy', 'loss'], **order)
     behind = [_behind(df.iloc[0], r, out) for _, r in df.iterrows()]
-    return df.assign(behind=[o.difference for o in behind], behind_low=[o.low for o in behind], behind_high=[o.high for o in behind])
+    ends = dict(behind_low=[o.low for o in behind], behind_high=[o.high for o in behind])
+    return df.assign(behind=[o.difference for o in behind], **ends)
 
 class _Behind(NamedTuple):
     difference: float = float('nan')
