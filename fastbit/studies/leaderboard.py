@@ -41,7 +41,7 @@ def _or_blank(values, text) -> list:
 @dataclass(repr=False)
 class Leaderboard(ShownOnce):
     "Bodies and recipes on one data set, the best first; `print` it"
-    rows: pd.DataFrame # the best first: body, recipe, accuracy, low, high, loss, behind, behind_low, behind_high, costs, test accuracy, failed
+    rows: pd.DataFrame # one row per run, the best first: body, recipe, accuracy, loss, behind, costs, test_accuracy, failed
     data: str          # name of the data
     n: int             # validation images
     best: str = ''     # 'body, recipe' of the first row; '': everything failed
@@ -67,7 +67,9 @@ class Leaderboard(ShownOnce):
         return f'{100*row.behind:+.1f} ({100*row.behind_low:+.1f} to {100*row.behind_high:+.1f})' if i else '–'
 
     @property
-    def failures(self) -> list[str]: return [f'{r.body}, {r.recipe} failed: {r.failed}' for r in self.rows.itertuples() if r.failed]
+    def failures(self) -> list[str]:
+        "Runs that failed, with the reason"
+        return [f'{r.body}, {r.recipe} failed: {r.failed}' for r in self.rows.itertuples() if r.failed]
 
     def _others(self) -> pd.DataFrame|None:
         "The rows below the first that have an accuracy; `None` without any"
@@ -92,14 +94,15 @@ class Leaderboard(ShownOnce):
             f'{ranking} The top score is slightly optimistic because it is the best of several.',
             'Behind the best: percentage points, with the 95% interval of the difference on the same images. '
             'If the interval includes 0, the difference is not significant.']
-        if not self.n_test: return notes + ['For a score that nothing was chosen on, hold out a test set: test_pct=0.2 (--test-pct 0.2).']
-        return self._test_note() + notes
+        if self.n_test: return self._test_note() + notes
+        return notes + ['For a score on which nothing was chosen, hold out a test set: test_pct=0.2 (--test-pct 0.2).']
 
     def _test_note(self) -> list[str]:
         first = self.rows.iloc[0]
         if not self.best or first.test_accuracy != first.test_accuracy: return []
         span = f'{first.test_low:.1%} to {first.test_high:.1%}'
-        return [f'{self.best}: {first.test_accuracy:.1%} ({span}) on {self.n_test} test images, on which nothing was chosen.']
+        score = f'{first.test_accuracy:.1%} ({span})'
+        return [f'{self.best}: {score} on {self.n_test} test images, on which nothing was chosen.']
 
     def __str__(self):
         table = self._table()
@@ -108,7 +111,8 @@ class Leaderboard(ShownOnce):
         line = lambda cells: '  '.join(f'{v:{a}{w}}' for v, a, w in zip(cells, align, width)).rstrip()
         rows = [line(r) for r in table.itertuples(index=False)]
         page = [f'leaderboard: {self.out/"leaderboard.html"}'] if self.out else []
-        return '\n'.join([f'{self.data}: {len(self.rows)} rows', line(table.columns), *rows, *self.failures, *self._notes(), *page])
+        head = [f'{self.data}: {len(self.rows)} rows', line(table.columns)]
+        return '\n'.join([*head, *rows, *self.failures, *self._notes(), *page])
 
     def _repr_html_(self):
         notes = ''.join(f'<p>{escape(n)}</p>' for n in [*self.failures, *self._notes()])
@@ -119,7 +123,8 @@ class Leaderboard(ShownOnce):
         words = dict(title=f'{self.data}: {len(self.rows)} rows compared', notes=self._notes(), failures=self.failures)
         first = dict(best=self.best, standing=self.standing(), first=self.rows.iloc[0], n=self.n)
         fig = picture_uri(plot_cost(self.rows)) if self.best else ''
-        return render_page('leaderboard.html', table=self._table(), fig=fig, links=self._links(), version=__version__, **words, **first)
+        parts = dict(table=self._table(), fig=fig, links=self._links(), version=__version__)
+        return render_page('leaderboard.html', **words, **first, **parts)
 
     def _links(self) -> list[str]:
         "The report of each row; '' without one"
@@ -179,7 +184,7 @@ def leaderboard(
     out:str|Path=None,        # Folder for results, reports and what a second call resumes from; `None`: a temporary one
     verbose:bool=True,        # Print a line for each run, and the board?
 ) -> Leaderboard:
-    "Probe bodies on one data set, fine-tune the best, and rank them; a second call with the same `out` does only what is missing"
+    "Probe bodies, fine-tune the best, and rank them; a second call with the same `out` does only what is missing"
     bodies, recipes = _choices(archs, recipes, top)
     check_share(data.valid_pct, data.test_pct)
     loaders = replace(loaders, device=check_device(loaders.device))
@@ -202,10 +207,12 @@ def _choices(archs, recipes, top) -> tuple:
     "(bodies, names of recipes); raise `ValueError` before any work"
     archs = installed_bodies() if archs is None else list(archs)
     recipes = (recipes,) if isinstance(recipes, str) else tuple(recipes)
-    if not archs: raise ValueError("Which bodies? Pass archs=['tf_efficientnet_lite0', …]; no installed package has weights.")
+    if not archs:
+        raise ValueError("Which bodies? Pass archs=['tf_efficientnet_lite0', …]; no installed package has weights.")
     if isinstance(top, bool) or not isinstance(top, int) or top < 0:
         raise ValueError(f"top={top!r}: bodies to fine-tune, 0 or more.")
-    if top and not recipes: raise ValueError("recipes=[]: no recipe to fine-tune the best bodies with. Pass one, or top=0.")
+    if top and not recipes:
+        raise ValueError("recipes=[]: no recipe to fine-tune the best bodies with. Pass one, or top=0.")
     return [as_body(a) for a in archs], [recipe_name(r) for r in recipes]
 
 def _print_plan(name, first, n_bodies, recipes, top):

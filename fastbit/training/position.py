@@ -45,12 +45,12 @@ class Position:
 
     @property
     def evaluation(self) -> str:
-        "Name the evaluation that ends this epoch, as the printed table does"
-        return f'step {self.step}' if self.counts_steps else f'epoch {self.epoch}'
+        "Name the evaluation that ends this epoch, as the printed table does: people count epochs from 1"
+        return f'step {self.step}' if self.counts_steps else f'epoch {self.epoch+1}'
 
     def __str__(self):
         if self.counts_steps: return f'step {self.step} of {self.n_steps}'
-        return f'epoch {self.epoch}, step {self.batch+1} of {self.n_batches}'
+        return f'epoch {self.epoch+1}, step {self.batch+1} of {self.n_batches}'
 
 # %% ../../nbs/training/13_position.ipynb #b70ecc02
 def phase_name(
