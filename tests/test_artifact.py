@@ -63,7 +63,7 @@ def test_timm_opens_what_is_exported(arch, folder, tmp_path):
     theirs.to(memory_format=learn.model.format)   # another layout is another order of additions
     with torch.inference_mode():
         ours = learn.model.eval()(x)
-        assert (theirs(learn.model.normalised(x)) - ours).abs().max() <= 1e-6*ours.abs().max()
+        assert (theirs(learn.model.normalized(x)) - ours).abs().max() <= 1e-6*ours.abs().max()
         assert (load_predictor(tmp_path/'model', 'cpu').model(x) - ours).abs().max() <= 1e-6*ours.abs().max()
     assert theirs.pretrained_cfg['label_names'] == list(dls.vocab)
     cfg = timm.data.resolve_model_data_config(theirs)

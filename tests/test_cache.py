@@ -41,7 +41,7 @@ def live(learn, dl, n=None):
     "The body's output as training by epochs would compute it: unfolded, image by image as validation sees them"
     model, n = learn.model.eval(), len(learn.model.stages)-1 if n is None else n
     xs = torch.cat([b[0] for b in learn.dls.valid.new(dl.dataset, shuffle=False, drop_last=False, after_item=learn.dls.valid.after_item)])
-    with torch.no_grad(): return run_stages(model.net, model.stages, model.normalised(xs), last=n)
+    with torch.no_grad(): return run_stages(model.net, model.stages, model.normalized(xs), last=n)
 
 
 def features(learn, **kwargs): return frozen_features(learn.model, learn.dls.valid.items, learn.dls.preprocess, **kwargs)
@@ -67,14 +67,14 @@ def test_folded_is_unfolded(name):
 @pytest.mark.parametrize('last', [1, 3])
 def test_folded_up_to_a_stage(name, last):
     model, x = model_of(name), torch.rand(2, 3, 64, 64)
-    with torch.no_grad(): a, b = run_stages(model.net, model.stages, model.normalised(x), last=last), FoldedModel(model, last).eval()(x)
+    with torch.no_grad(): a, b = run_stages(model.net, model.stages, model.normalized(x), last=last), FoldedModel(model, last).eval()(x)
     assert (a-b).abs().max() <= FOLD_TOLERANCE*a.abs().max()
 
 
 def test_the_stages_are_the_network():
     for name in BODIES:
         model, x = model_of(name), torch.rand(2, 3, 64, 64)
-        x = model.normalised(x)
+        x = model.normalized(x)
         with torch.no_grad():
             for n in range(len(model.stages)+1): assert torch.equal(run_stages(model.net, model.stages, run_stages(model.net, model.stages, x, last=n), n), model.net(x))
 

@@ -394,7 +394,7 @@ def test_python_takes_the_columns(tmp_path):
     from fastbit.studies import check_data, few_shot_curve, leaderboard
     import inspect
     from fastbit.export import Predictor
-    for f in (baseline, folder_rule, leaderboard, few_shot_curve, check_data, image_dataloaders, image_table, Predictor.evaluate, Predictor.labelled_probs):
+    for f in (baseline, folder_rule, leaderboard, few_shot_curve, check_data, image_dataloaders, image_table, Predictor.evaluate, Predictor.labeled_probs):
         assert {'root', 'path_col', 'label_col', 'split_col', 'suffix'} <= set(inspect.signature(f).parameters), f
     root = write_folder(tmp_path/'data', dict(x=6, y=6))
     df = pd.DataFrame(dict(number=[f'{d}/{i:03d}' for d in 'xy' for i in range(6)], weight=range(12), what=['cat', 'dog']*6))

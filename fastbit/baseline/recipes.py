@@ -19,12 +19,12 @@ import pandas as pd
 from .phases import HeadPhase, OneCyclePhase, RulePhase
 from ..config import BiTRule, DataOptions, Head, LoaderOptions, OneCycle, Options, RecipeOptions
 from ..config import TableOptions, with_options
-from ..core.checks import check_steps
+from ..core.checks import resolve_steps
 from ..core.text import warn_data
 from ..data.check import header_sizes, median_size
 from ..data.filepaths import check_some_exist
 from ..data.public import resolve_source
-from ..data.split import few_shot_table, leave_out_untrained, split_table
+from ..data.split import few_shot_table, drop_untrained, split_table
 from ..data.tables import ImageSet, read_image_set
 from ..hyperrule import BATCH_SIZE, HyperRule
 from ..training.head import HEAD_EPOCHS, check_head_options
@@ -82,7 +82,7 @@ class OneCycleRecipe:
         o = self.options
         _check_batch(o)
         check_head_options(o.views, 'sgd', self.loaders.cache_gb)
-        check_steps('checkpoint_every', o.checkpoint_every, 1)
+        resolve_steps('checkpoint_every', o.checkpoint_every, 1)
         self.phases()
 
     @property
@@ -137,9 +137,9 @@ class RuleRecipe:
         o = self.options
         _check_batch(o)
         HyperRule.for_data(1, 32, **rule_numbers(o))
-        check_steps('micro_batch', o.micro_batch, 1)
-        check_steps('eval_every', o.eval_every, 1)
-        check_steps('checkpoint_every', o.checkpoint_every, 1)
+        resolve_steps('micro_batch', o.micro_batch, 1)
+        resolve_steps('eval_every', o.eval_every, 1)
+        resolve_steps('checkpoint_every', o.checkpoint_every, 1)
 
     def loading(self, size, usual) -> dict:
         "Arguments of `image_dataloaders`: the rule has its own resolution for digits, too"
@@ -192,7 +192,7 @@ def folder_rule(
     found = read_image_set(resolve_source(path)[0], **vars(table))
     sizes = dict(zip(found.table.path, header_sizes(found.table.path)))
     rows = _recognized(found.table, sizes)
-    rows, untrained = leave_out_untrained(split_table(rows, data.valid_pct, data.seed, data.test_pct))
+    rows, untrained = drop_untrained(split_table(rows, data.valid_pct, data.seed, data.test_pct))
     if data.k_per_class is not None: rows = few_shot_table(rows, data.k_per_class, data.seed)
     train = rows.path[rows.split == 'train']
     skipped = pd.concat([found.skipped, untrained], ignore_index=True)

@@ -34,7 +34,7 @@ from ..config import TableOptions, TrainOptions, with_options
 from ..core.checks import check_out, make_out
 from ..core.processes import alone_by_mistake, barrier, is_writer, join_processes, writer_first
 from ..core.text import format_seconds, printable, show, warn_data
-from ..data.batches import check_device
+from ..data.batches import resolve_device
 from ..data.loaders import image_dataloaders
 from ..data.public import resolve_source
 from ..report.findings import Findings
@@ -69,7 +69,7 @@ class Run:
         if words := alone_by_mistake(): warn_data(words)
         if o.output.budget is not None: self.budget = check_budget(o)
         self.source = weights_source(o.body.arch, o.body.weights)
-        self.device = check_device(o.loaders.device)
+        self.device = resolve_device(o.loaders.device)
         self.watch = keep_best_callback(o.train)
         self.recipe.check()
         if self.out is not None and is_writer(): self._check_out()

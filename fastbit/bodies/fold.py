@@ -113,14 +113,14 @@ class FoldedModel(nn.Module):
 
     def _run(self, net, x):
         model = self._source[0]
-        x = model.normalised(x)
+        x = model.normalized(x)
         return net(x) if self.last is None else run_stages(net, model.stages, x, last=self.last)
 
     def _outputs(self, net, x) -> list:
         "Logits and the features before them, because a zero classifier gives everything the same logits; or features"
         model = self._source[0]
         last = len(model.stages)-1 if self.last is None else self.last
-        features = run_stages(net, model.stages, model.normalised(x), last=last)
+        features = run_stages(net, model.stages, model.normalized(x), last=last)
         if self.last is not None: return [features]
         return [features, run_stages(net, model.stages, features, first=last)]
 

@@ -65,7 +65,7 @@ class TransferModel(nn.Module):
         self.to(memory_format=self.format)
         self.freeze_to(0)
 
-    def normalised(self,
+    def normalized(self,
         x # Images, bs x 3 x height x width, uint8 or float in [0, 1]
     ) -> torch.Tensor:
         "Normalize images as in the pretraining"
@@ -75,7 +75,7 @@ class TransferModel(nn.Module):
 
     def forward(self, x): # images, or the output of earlier stages within `starting_at` -> logits, bs x classes
         if self.starts_at: return run_stages(self.net, self.stages, x.as_subclass(torch.Tensor), self.starts_at)
-        return self.net(self.normalised(x))
+        return self.net(self.normalized(x))
 
     @contextmanager
     def starting_at(self,

@@ -76,14 +76,14 @@ def _file_digests(paths) -> list:
     return in_threads(digest, paths, 'comparing with the training images')
 
 def _part_rows(table, split):
-    "The rows that `Predictor.labelled_probs` would measure"
+    "The rows that `Predictor.labeled_probs` would measure"
     part = split or next((s for s in ('test', 'valid') if (table.split == s).any()), None)
     return table[table.split == part] if part else table
 
 def skip_trained_on(
     about,      # `Artifact` of the model
     images,     # `ImageSet`
-    split=None, # Part of the data, as for `Predictor.labelled_probs`
+    split=None, # Part of the data, as for `Predictor.labeled_probs`
 ): # (rows to measure, what was skipped in words)
     "Leave out images that the model was trained on; raise `ValueError` if none is left"
     table = _part_rows(images.table, split)
@@ -108,7 +108,7 @@ def run_evaluate(args) -> int:
     table = images.table
     if not args.all: table, skipped = skip_trained_on(predictor.about, images, args.split)
     if (table.split == '').all(): table = table.drop(columns='split')
-    res = predictor.labelled_probs(table, args.split, args.tta, getattr(args, 'bs', None))
+    res = predictor.labeled_probs(table, args.split, args.tta, getattr(args, 'bs', None))
     part = 'all' if res.part == 'all' else f'the {res.part} split'
     unreadable = f', {len(res.left_out)} unreadable files skipped' if len(res.left_out) else ''
     print(f"{args.path}: {part}, {len(res.targs)} images{unreadable}")

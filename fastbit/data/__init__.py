@@ -4,7 +4,7 @@ from .check import check_images, inspect_image
 from .tables import ImageSet, image_table, read_image_set
 from .split import check_table, few_shot_table, split_table
 from .transforms import ImageFile, square_image, train_image
-from .views import check_views, default_views, view_image
+from .views import resolve_views, default_views, view_image
 from .pixels import PixelCache
 from .features import Features, frozen_features
 from .batches import ImageDL, PathLabel
@@ -16,7 +16,7 @@ from .streams import ImageStream, parquet_stream, tar_stream
 from .stream_dl import stream_dataloaders
 
 __all__ = [
-    'check_images', 'check_table', 'check_views', 'default_views', 'digits_table', 'draw_flower',
+    'check_images', 'check_table', 'resolve_views', 'default_views', 'digits_table', 'draw_flower',
     'drawn_flowers', 'Features', 'few_shot_table', 'FLOWERS', 'frozen_features', 'image_dataloaders',
     'image_table', 'ImageDL', 'ImageFile', 'ImageLoaders', 'ImageSet', 'ImageStream', 'inspect_image',
     'mixup_draw', 'named_table', 'open_image', 'parquet_stream', 'PathLabel', 'PixelCache', 'PUBLIC_SETS',

@@ -56,7 +56,7 @@ def feature_shape(
     model.eval()
     side = 32 if last == len(model.stages)-1 else size   # pooled: one number per channel at any size
     pixels = model.mean.new_zeros(1, 3, side, side)
-    try: return tuple(run_stages(model.net, model.stages, model.normalised(pixels), last=last).shape[1:])
+    try: return tuple(run_stages(model.net, model.stages, model.normalized(pixels), last=last).shape[1:])
     finally: model.train(training)
 
 class _Request(NamedTuple):

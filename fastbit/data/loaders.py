@@ -25,12 +25,12 @@ from ..core.arguments import check_source
 from ..core.checks import check_k_per_class, check_share
 from ..core.fonts import use_fonts_for
 from ..core.text import warn_data
-from .batches import ImageDL, PathLabel, ReadImage, check_device, default_bs, default_workers
+from .batches import ImageDL, PathLabel, ReadImage, resolve_device, default_bs, default_workers
 from .check import depth_words
 from .labels import natural_order
 from .pixels import PixelCache
 from .split import (
-    check_table, drop_unreadable, few_shot_table, leave_out_untrained, split_table, training_size)
+    check_table, drop_unreadable, few_shot_table, drop_untrained, split_table, training_size)
 from .tables import ImageSet, read_image_set
 from .test_items import find_labels, find_test_items
 from .transforms import EvalImage, TrainImage, draft_size
@@ -111,7 +111,7 @@ def table_dataloaders(
     loading:LoaderOptions, # How images reach the device
 ) -> ImageLoaders: # With `image_set`; a test set is the third loader, `dls[2]`
     "Make fastai `DataLoaders` from a split table, without any check"
-    loading = replace(loading, device=check_device(loading.device))
+    loading = replace(loading, device=resolve_device(loading.device))
     return _make_loaders(ImageSet(table=table, preprocess=pp), bs, seed, batch_tfms, loading)
 
 # %% ../../nbs/data/16_loaders.ipynb #4f5c35a7
@@ -145,7 +145,7 @@ def _split_set(images, data, check, cache) -> ImageSet:
     split = _split_words(table, data)
     table = split_table(table, data.valid_pct, data.seed, data.test_pct)
     if data.k_per_class is not None: table = few_shot_table(table, data.k_per_class, data.seed)
-    table, untrained = leave_out_untrained(table)
+    table, untrained = drop_untrained(table)
     check_table(table, None if report is None else dict(zip(report.path, report.digest)))
     skipped = pd.concat([images.skipped, untrained], ignore_index=True)
     return replace(images, table=table, skipped=skipped, left_out=left_out, split=split, report=report)
@@ -167,7 +167,7 @@ def image_dataloaders(
     "Make fastai `DataLoaders` of images in [0, 1], from a folder or a table; raise `ValueError` if it cannot be used"
     check_source(path)
     _check_arguments(size, train_size, bs, data, loading)
-    loading = replace(loading, device=check_device(loading.device))
+    loading = replace(loading, device=resolve_device(loading.device))
     by_rule = 'hyperrule' in (size, train_size)
     size = None if size == 'hyperrule' else size
     preprocess = partial(

@@ -25,7 +25,7 @@ from ..bodies.preprocess import Preprocess, body_preprocess
 from ..config import DataOptions, LoaderOptions, with_options
 from ..core.processes import gather_objects, per_process_rng, rank, rank_range, world
 from ..core.text import warn_data
-from .batches import check_device, default_bs
+from .batches import resolve_device, default_bs
 from .decode import reading, why_unreadable
 from .loaders import ImageSetLoaders
 from .shared import RankBatch
@@ -244,7 +244,7 @@ def stream_dataloaders(
     "Make loaders of streams for `fit_hyperrule`"
     if len(classes) < 2 or len(set(classes)) < len(classes):
         raise ValueError(f"classes={classes!r}: two or more names, each once.")
-    device = check_device(loading.device) or default_device()
+    device = resolve_device(loading.device) or default_device()
     pp = body_preprocess(arch, size, resize=data.resize, crop=data.crop, flip=data.flip, max_value=data.max_value)
     classes = list(map(str, classes))
     bs = loading.bs or default_bs(pp.size, device)

@@ -29,7 +29,7 @@ from ..core.threads import in_threads, read_ahead
 from ..data.decode import reading, why_unreadable
 from ..data.filepaths import check_some_exist
 from ..data.labels import clean_label, whole_numbers
-from ..data.batches import check_device, default_bs
+from ..data.batches import resolve_device, default_bs
 from ..data.tables import read_image_set
 from ..data.views import cut_view, default_views, view_sizes
 from ..data.transforms import draft_size, squares_of
@@ -107,7 +107,7 @@ class Predictor:
 
     def logits(self,
         items:list,           # From `image_items`
-        views=('identity',),  # From `check_views`
+        views=('identity',),  # From `resolve_views`
         bs:int=None,          # Images per batch; `None`: by size and device
     ) -> ViewLogits:
         "Compute the model's output for every view of every image"
@@ -170,7 +170,7 @@ class Predictor:
         return apply_temperature(p, self.about.temperature).max(1).values.tolist()
 
     @delegates(read_image_set)
-    def labelled_probs(self,
+    def labeled_probs(self,
         source,           # Labeled images, as for `image_table`: a folder of class folders, a CSV file, a DataFrame
         split:str=None,   # 'train', 'valid', 'test'; `None`: 'test' if there is one, else 'valid', else all
         tta:bool=False,   # Average over several views of each image?
@@ -223,7 +223,7 @@ class Predictor:
         **kwargs
     ) -> Evaluation:
         "Measure all metrics on labeled images"
-        found = self.labelled_probs(source, split, tta, bs, **kwargs)
+        found = self.labeled_probs(source, split, tta, bs, **kwargs)
         return evaluate_probs(found.probs, found.targs)
 
 # %% ../../nbs/export/03_predict.ipynb #a7cd3e1b
@@ -259,7 +259,7 @@ def load_predictor(
     trust_pickle:bool=False, # Open a `.pkl`, which runs the code in it?
 ) -> Predictor:
     "Open a trained model; raise `ValueError` or `FileNotFoundError` with the reason if it is unsafe or missing"
-    device = check_device(device) or default_device()
+    device = resolve_device(device) or default_device()
     if Path(folder).suffix.lower() == '.pkl':
         if not trust_pickle:
             raise ValueError(f"{folder} is a pickle, and opening one runs the code in it. If you trust its author, "

@@ -26,7 +26,7 @@ def class_activation(
     training = model.training
     model.eval()
     try:
-        features = model.net.forward_features(model.normalised(x))
+        features = model.net.forward_features(model.normalized(x))
         logits = model.net.forward_head(features)
     finally: model.train(training)
     weight = model.net.get_classifier().weight.flatten(1)   # BiT's classifier is a convolution with a 1 x 1 kernel

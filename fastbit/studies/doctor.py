@@ -30,12 +30,12 @@ from ..data.decode import read_image
 from ..data.features import frozen_features
 from ..data.filepaths import check_some_exist
 from ..data.folders import count_reasons, is_odd
-from ..data.batches import check_device
+from ..data.batches import resolve_device
 from ..data.public import resolve_source
-from ..data.split import leave_out_untrained
+from ..data.split import drop_untrained
 from ..data.tables import read_image_set
 from ..report.page import THUMB, Picture, picture_uri, render_page
-from .detect import KINDS, ODD_KINDS, Issue, copy_groups, copy_issues, depth_issues, label_issues
+from .detect import KINDS, ODD_KINDS, Issue, duplicate_groups, copy_issues, depth_issues, label_issues
 from .detect import odd_issues, shape_issues, size_issues
 
 # %% ../../nbs/studies/02_doctor.ipynb #4a8b737d
@@ -182,12 +182,12 @@ def check_data(
     **kwargs
 ) -> DataCheck:
     "Check images, labels and splits for problems; nothing is changed"
-    device = check_device(device)
+    device = resolve_device(device)
     check_max_value(max_value)
     if out is not None: make_out(out)
     data, name, usual = resolve_source(path)
     images = read_image_set(data, **kwargs)
-    table, untrained = leave_out_untrained(images.table)
+    table, untrained = drop_untrained(images.table)
     skipped = [*images.skipped.itertuples(index=False), *untrained.itertuples(index=False)]
     report = check_images(table.path, cache=cache)
     good = table[table.path.map(dict(zip(report.path, report.reason))) == ''].reset_index(drop=True)
@@ -196,7 +196,7 @@ def check_data(
     groups = []
     if len(good):
         digests = good.path.map(dict(zip(report.path, report.digest)))
-        groups = copy_groups(good.path, digests, max_value)
+        groups = duplicate_groups(good.path, digests, max_value)
         issues += _image_issues(good, report, groups, max_value)
     issues, not_listed = _without_usual(issues, len(good))
     ordinary = count_reasons(o for o in skipped if not is_odd(o[1]))

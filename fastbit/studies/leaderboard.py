@@ -25,7 +25,7 @@ from ..core.checks import check_share
 from ..core.checks import check_out, make_out
 from ..core.files import csv_text, write_bytes, write_text
 from ..core.text import ShownOnce, format_seconds, show
-from ..data.batches import check_device
+from ..data.batches import resolve_device
 from ..data.loaders import image_dataloaders
 from ..data.public import resolve_source
 from ..data.tables import source_rows
@@ -187,7 +187,7 @@ def leaderboard(
     "Probe bodies, fine-tune the best, and rank them; a second call with the same `out` does only what is missing"
     bodies, recipes = _choices(archs, recipes, top)
     check_share(data.valid_pct, data.test_pct)
-    loaders = replace(loaders, device=check_device(loaders.device))
+    loaders = replace(loaders, device=resolve_device(loaders.device))
     if out is not None: check_out(out)
     out = make_out(Path(out)/'runs').parent if out is not None else Path(tempfile.mkdtemp(prefix='fastbit-'))
     source, name, usual = resolve_source(path)
