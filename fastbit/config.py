@@ -6,7 +6,7 @@ Docs: https://fastbit.github.io/fastbit/config.html.md"""
 
 # %% auto #0
 __all__ = ['RECIPES', 'Option', 'Options', 'DataOptions', 'TableOptions', 'LoaderOptions', 'BodyOptions', 'TrainOptions',
-           'RunOptions', 'OneCycle', 'Head', 'BiTRule', 'recipe_name', 'recipes_with', 'RecipeOptions',
+           'RunOptions', 'OneCycle', 'HeadOnly', 'BiTRule', 'recipe_name', 'recipes_with', 'RecipeOptions',
            'foreign_option', 'unknown_option', 'with_options']
 
 # %% ../nbs/01_config.ipynb #adc42ef6
@@ -124,7 +124,7 @@ class OneCycle(Options):
     checkpoint_every:int = None # optimizer steps between checkpoints (default: each epoch, at most every 30 s)
 
 @dataclass(frozen=True)
-class Head(Options):
+class HeadOnly(Options):
     "Train the classifier on frozen features by one-cycle"
     epochs:int = 10          # passes over the features
     batch_size:int = 32      # images per optimizer step
@@ -145,7 +145,7 @@ class BiTRule(Options):
     eval_every:int = None    # optimizer steps between evaluations (default: a tenth of the run)
     checkpoint_every:int = None # optimizer steps between checkpoints (default: as eval_every)
 
-RECIPES = dict(onecycle=OneCycle, head=Head, hyperrule=BiTRule)
+RECIPES = dict(onecycle=OneCycle, head=HeadOnly, hyperrule=BiTRule)
 
 # %% ../nbs/01_config.ipynb #95315bd9
 def recipe_name(
@@ -181,7 +181,7 @@ class RecipeOptions(Options):
     def for_recipe(self,
         recipe,      # A name, or a record that has these options already
         spell=str,   # Option's name -> how the user types it
-    ) -> Options: # `OneCycle`, `Head` or `BiTRule`
+    ) -> Options: # `OneCycle`, `HeadOnly` or `BiTRule`
         "The record of a recipe; raise `ValueError` for options of another"
         name = recipe_name(recipe)
         given = {k: v for k, v in self.given.items() if v is not None or k == 'scale'}

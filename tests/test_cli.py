@@ -88,7 +88,7 @@ def test_without_network_home_or_display(shared, tmp_path):
 
 
 def test_digits_where_the_cache_is_read_only():
-    from fastbit.data import public as datasets
+    from fastbit.data import digits_table
     import unittest.mock as mock
     with mock.patch.dict(os.environ, FASTBIT_CACHE='/dev/null/fastbit'): table = digits_table()
     assert len(table) == 1797 and all(os.path.exists(p) for p in table.path[:3])
@@ -137,7 +137,7 @@ def test_unexpected_errors_say_so(capsys, monkeypatch):
     with pytest.raises(ZeroDivisionError): cli.main(['baseline', '--debug'])
     def stopped(*args, **kwargs): raise KeyboardInterrupt
     monkeypatch.setattr(baseline, 'baseline', stopped)
-    assert main(['baseline']) == 130
+    assert cli.main(['baseline']) == 130
 
 
 def test_public_sets_offline_say_what_to_do(monkeypatch, capsys, tmp_path):

@@ -57,7 +57,7 @@ def test_test_pct_draws_a_stratified_seeded_test_set(make_folder):
     assert pd.crosstab(one.split, one.label).to_dict('index') == dict(test=dict(a=5, b=2, lone=0), train=dict(a=35, b=14, lone=1), valid=dict(a=10, b=4, lone=0))
     assert one.equals(split_table(table, .2, seed=1, test_pct=.1))
     assert not (one.path[one.split == 'test'].tolist() == split_table(table, .2, seed=2, test_pct=.1).query("split == 'test'").path.tolist())
-    for shares, message in (((.5, .5), 'nothing to train on'), ((.2, 20), 'test_pct=20')):
+    for shares, message in (((.5, .5), 'leave no images to train on'), ((.2, 20), 'test_pct=20')):
         with pytest.raises(ValueError, match=message): split_table(table, shares[0], test_pct=shares[1])
 
 

@@ -323,7 +323,7 @@ def test_check_and_predict_name_what_they_do_not_use(tmp_path, capsys):
     said = r'2 file\(s\) of .* have no prediction: 1 in HEIC format.*, 1 not an image \(.txt\)'
     with pytest.warns(DataWarning, match=said): assert len(image_items(tmp_path/'train'/'a')) == 3
     (tmp_path/'words').mkdir(); (tmp_path/'words'/'IMG.heic').write_bytes(HEIC)
-    with pytest.raises(FileNotFoundError, match='what is there: 1 in HEIC format'): image_items(tmp_path/'words')
+    with pytest.raises(FileNotFoundError, match='skipped: 1 in HEIC format'): image_items(tmp_path/'words')
 
 
 def test_every_plan_says_what_is_used_and_what_is_not(tmp_path, capsys, monkeypatch):

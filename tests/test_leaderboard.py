@@ -7,7 +7,7 @@ import fastbit.studies.trials as module
 from fastbit.studies import compare_runs, leaderboard
 from conftest import look_at, run_fastbit
 
-module = sys.modules['fastbit.studies.leaderboard']   # in the room, its name is the function's
+module = sys.modules['fastbit.studies.trials']   # in the room, its name is the function's
 
 small = dict(archs=['test_efficientnet=random', 'test_efficientnet_ln=random', 'tf_efficientnet_b0'], size=32, epochs=2, top=1, num_workers=0, verbose=False)
 

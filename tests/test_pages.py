@@ -12,8 +12,8 @@ import pytest, timm, torch
 import fastbit.all as fa
 from fastbit import bodies
 from fastbit.baseline import run as baseline_module
-from fastbit.bodies import weights
-from fastbit.cli import command, options
+from fastbit.bodies import load, weights
+from fastbit.cli import command, parser
 from fastbit.data import PUBLIC_SETS, digits_table, drawn_flowers, image_table, public
 from fastbit.training import TransferLearner
 
@@ -52,7 +52,7 @@ def small(tmp_path, monkeypatch):
             from safetensors.torch import save_model
             save_model(timm.create_model(bodies.timm_name(arch).split('.')[0], pretrained=False), str(file))
         return file
-    monkeypatch.setattr(weights, 'hub_file', hub_file); monkeypatch.setattr(baseline_module, 'hub_file', hub_file)
+    for module in (weights, load, baseline_module): monkeypatch.setattr(module, 'hub_file', hub_file)
     table = lambda name: image_table(photos) if name in PUBLIC_SETS else digits_table()
     monkeypatch.setattr(public, 'named_table', table)
     return dict(named_table=table, untar_data=lambda url: photos)
@@ -92,7 +92,7 @@ def test_commands_on_a_page_run(page, code, small, capsys):
             if not part or part.startswith((*SETUP, *ELSEWHERE)): continue
             words = shlex.split(part)
             assert words[0] == 'fastbit', f'{page}: who runs {part!r}?'
-            takes = {o for a in options.make_parser()._subparsers._group_actions[0].choices[words[1]]._actions for o in a.option_strings}
+            takes = {o for a in parser.make_parser()._subparsers._group_actions[0].choices[words[1]]._actions for o in a.option_strings}
             more = [w for o, v in (('--dry-run', []), ('--size', ['32']), ('--device', ['cpu'])) if o in takes and '--help' not in words for w in (o, *v)]
             if words[1] == 'rule': more = []
             if words[1] == 'leaderboard': more += ['--top', '0']

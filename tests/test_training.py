@@ -146,10 +146,10 @@ def test_checkpointing_changes_no_gradient(dls):
 
 
 def test_workers_where_they_help(monkeypatch):
-    from fastbit.data import loaders as data
+    from fastbit.data import batches
     for cores, device, n, wanted in ((2, 'cpu', 1000, 0), (16, 'cpu', 1000, 16), (2, 'cuda', 1000, 2), (64, 'cuda', 1000, 16), (16, 'cpu', 100, 0)):
-        monkeypatch.setattr(data.os, 'cpu_count', lambda cores=cores: cores)
-        assert data._n_workers(n, torch.device(device)) == wanted
+        monkeypatch.setattr(batches.os, 'cpu_count', lambda cores=cores: cores)
+        assert batches.default_workers(n, torch.device(device)) == wanted
 
 
 METHODS = ('fit_one_cycle', 'fine_tune', 'fit_head', 'fit_hyperrule', 'fit_rule', 'lr_find', 'tta', 'evaluate',

@@ -157,7 +157,7 @@ def test_on_the_command_line(folder, tmp_path, capsys):
     args = ['baseline', str(folder), '--arch', 'test_efficientnet', '--size', '32', '--workers', '0', '--device',
             'cpu', '--dry-run', '--no-cache']
     assert main([*args, '--weights', str(tmp_path/'model_best.pth.tar')]) == 0 and 'model_best.pth.tar' in capsys.readouterr().out
-    assert main([*args, '--weights', str(tmp_path/'gone')]) == 2 and 'no such file or folder' in capsys.readouterr().err
+    assert main([*args, '--weights', str(tmp_path/'gone')]) == 2 and 'gone: no such file' in capsys.readouterr().err
     with pytest.raises(SystemExit): main(['baseline', '--help'])
     assert '.pth.tar' in capsys.readouterr().out
 

@@ -1,5 +1,5 @@
 "One call: from images to a measured baseline"
-from ..config import BiTRule, Head, OneCycle
+from ..config import BiTRule, HeadOnly, OneCycle
 from .budget import TimeLimit, parse_budget
 from .phases import HeadPhase, OneCyclePhase, RulePhase
 from .plan import Plan
@@ -8,6 +8,7 @@ from .result import BaselineResult, Measured
 from .run import Run, baseline
 
 __all__ = [
-    'baseline', 'BaselineResult', 'BiTRule', 'folder_rule', 'Head', 'head_phases', 'HeadPhase', 'Measured', 'OneCycle',
-    'onecycle_phases', 'OneCyclePhase', 'parse_budget', 'Plan', 'RulePhase', 'Run', 'TimeLimit',
+    'baseline', 'BaselineResult', 'BiTRule', 'folder_rule', 'head_phases', 'HeadOnly', 'HeadPhase',
+    'Measured', 'OneCycle', 'onecycle_phases', 'OneCyclePhase', 'parse_budget', 'Plan', 'RulePhase', 'Run',
+    'TimeLimit',
 ]

@@ -17,7 +17,7 @@ import pandas as pd
 
 # %% ../../nbs/baseline/01_recipes.ipynb #98f475a9
 from .phases import HeadPhase, OneCyclePhase, RulePhase
-from ..config import BiTRule, DataOptions, Head, LoaderOptions, OneCycle, Options, RecipeOptions
+from ..config import BiTRule, DataOptions, HeadOnly, LoaderOptions, OneCycle, Options, RecipeOptions
 from ..config import TableOptions, with_options
 from ..core.checks import resolve_steps
 from ..core.text import warn_data
@@ -153,11 +153,11 @@ class RuleRecipe:
     def text(self, learn, phases, found) -> str: return rule_text(learn, phases[0].rule, phases[0].eval_every, found)
 
 def make_recipe(
-    options:Options,       # `OneCycle`, `Head` or `BiTRule`
+    options:Options,       # `OneCycle`, `HeadOnly` or `BiTRule`
     loaders:LoaderOptions, # How features are cached
 ): # `OneCycleRecipe`, `HeadRecipe` or `RuleRecipe`
     "The recipe of some options"
-    kinds = {OneCycle: OneCycleRecipe, Head: HeadRecipe, BiTRule: RuleRecipe}
+    kinds = {OneCycle: OneCycleRecipe, HeadOnly: HeadRecipe, BiTRule: RuleRecipe}
     return kinds[type(options)](options, loaders)
 
 # %% ../../nbs/baseline/01_recipes.ipynb #fa2ae93f
@@ -165,7 +165,7 @@ def recipe_options(
     recipe,                # 'onecycle', 'head', 'hyperrule', or a record such as `OneCycle(epochs=3)`
     given:RecipeOptions,   # Options that were passed by name
     bs:int=None,           # fastai's name of the batch size; `None`: not given
-) -> Options: # `OneCycle`, `Head` or `BiTRule`
+) -> Options: # `OneCycle`, `HeadOnly` or `BiTRule`
     "The options of a recipe; raise `ValueError` for an unknown recipe or an option of another"
     options = given.for_recipe(recipe)
     if bs is None: return options

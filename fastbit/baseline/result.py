@@ -156,7 +156,7 @@ class BaselineResult(ShownOnce):
     @property
     def temperature(self) -> float|None: return self.measured.temperature
     @property
-    def phases(self) -> pd.DataFrame: return self.findings.stages
+    def phases(self) -> pd.DataFrame: return self.findings.phases
     @property
     def left_out(self) -> pd.DataFrame: return self.findings.left_out
     @property

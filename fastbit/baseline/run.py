@@ -29,7 +29,7 @@ from .settings import CHECKPOINT, RunRecord, check_budget, check_overwrite, clea
 from .settings import run_command
 from ..bodies.names import timm_name
 from ..bodies.weights import hub_file, weights_source
-from ..config import BodyOptions, DataOptions, Head, LoaderOptions, OneCycle, Options, RecipeOptions, RunOptions
+from ..config import BodyOptions, DataOptions, HeadOnly, LoaderOptions, OneCycle, Options, RecipeOptions, RunOptions
 from ..config import TableOptions, TrainOptions, with_options
 from ..core.checks import check_out, make_out
 from ..core.processes import alone_by_mistake, barrier, is_writer, join_processes, writer_first
@@ -131,7 +131,7 @@ class Run:
         fitted = fit_to_budget(self.learn, self.make_learner, phases, **limits)
         self.learn, chosen = fitted.learn, fitted.option
         more = dict(lr=o.recipe.lr, views=o.recipe.views, batch_size=o.recipe.batch_size)
-        options = Head(**more) if chosen.recipe == 'head' else OneCycle(epochs=chosen.epochs, **more)
+        options = HeadOnly(**more) if chosen.recipe == 'head' else OneCycle(epochs=chosen.epochs, **more)
         self.recipe = make_recipe(options, o.loaders)
         return fitted.words
 
@@ -201,7 +201,7 @@ class Run:
         return Findings(
             learn=learn, probs=measured.probs, targs=measured.targs, paths=list(images.items), part=measured.part,
             title=self.planned.data, plan=str(self.planned), tta=measured.gain, validation=measured.validation,
-            temperature=measured.temperature, chosen=on_same, stages=phase_times(self.planned, self.took),
+            temperature=measured.temperature, chosen=on_same, phases=phase_times(self.planned, self.took),
             left_out=pd.concat([dls.left_out, dls.skipped], ignore_index=True), curve=learn.rate_curve,
             seed=self.planned.seed, command=run_command(self.settings))
 

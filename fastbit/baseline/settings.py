@@ -31,7 +31,7 @@ class RunRecord:
     "Every option of a run"
     path: object          # folder, CSV file, DataFrame or name of a public set; `None`: scikit-learn's digits
     body: BodyOptions
-    recipe: Options       # `OneCycle`, `Head` or `BiTRule`
+    recipe: Options       # `OneCycle`, `HeadOnly` or `BiTRule`
     train: TrainOptions
     data: DataOptions
     loaders: LoaderOptions
