@@ -92,7 +92,7 @@ class LoaderOptions(Options):
 class BodyOptions(Options):
     "The pretrained body"
     arch:str = 'tf_efficientnet_lite0' # BiT or EfficientNet body; `fastbit bodies` and `list_bodies()` list them
-    weights:str|Path = 'auto'          # auto, bundled, hub, random, a weights file, or a results folder
+    weights:str|Path = 'auto' # auto, bundled, hub, random, a weights file (.safetensors, .pth, .pth.tar, .npz, …), or a results folder
 
 @dataclass(frozen=True)
 class TrainOptions(Options):

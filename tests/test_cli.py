@@ -249,7 +249,7 @@ def test_evaluate_skips_what_was_trained_on(shared, tmp_path):
     got = run_fastbit('evaluate', root/'run', root/'data', cwd=tmp_path)
     assert got.returncode == 0 and '7 images' in got.stdout and '29 of 37 images skipped' in got.stdout, got.stdout + got.stderr
     every = run_fastbit('evaluate', root/'run', root/'data', '--all', cwd=tmp_path)
-    assert '36 images' in every.stdout and 'trained' in every.stderr, every.stdout + every.stderr
+    assert '36 images' in every.stdout and 'of these 36 images were in the training set' in every.stderr, every.stdout + every.stderr
 
 
 def test_a_mistyped_folder_is_answered_at_once(tmp_path):

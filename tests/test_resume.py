@@ -476,7 +476,7 @@ def test_the_command_goes_on_after_sigkill_at_any_moment(folder, tmp_path, words
 
 def test_a_command_on_other_data_is_told_what_to_type(folder, tmp_path, monkeypatch, capsys):
     "and not that it would go on"
-    from fastbit.baseline import run as module
+    from fastbit.baseline import result as module
     from fastbit.cli.command import main
     args = ['baseline', str(folder), *map(str, ONE_CYCLE[:8]), '--epochs', '2', '--workers', '0']
     monkeypatch.chdir(tmp_path)
