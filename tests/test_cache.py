@@ -450,7 +450,7 @@ def test_the_second_run_finds_everything(tmp_path):
     assert texts[0] == texts[1] == texts[2]
     shown = run_fastbit('cache', cwd=tmp_path)
     assert 'features' in shown.stdout and 'pixels' in shown.stdout and '--clear' in shown.stdout
-    assert 'MB removed' in run_fastbit('cache', '--clear', cwd=tmp_path).stdout and 'Nothing is kept' in run_fastbit('cache', cwd=tmp_path).stdout
+    assert 'MB removed' in run_fastbit('cache', '--clear', cwd=tmp_path).stdout and 'Nothing is stored' in run_fastbit('cache', cwd=tmp_path).stdout
     wrong = run_fastbit('baseline', tmp_path/'data', '--cache-gb', -1, cwd=tmp_path)
     assert wrong.returncode == 2 and '--cache-gb -1.0' in wrong.stderr and wrong.stderr.count('\n') == 1
 
@@ -467,10 +467,10 @@ def test_the_head_of_a_bit_body(folder):
 
 def test_the_recipe_head(folder, tmp_path):
     res = baseline(folder, 'test_efficientnet', 'random', 'head', size=32, epochs=3, num_workers=0, verbose=False, out=tmp_path/'run', views=2)
-    assert 'fitted on these same images; only 8, so it is shrunk towards 1' in str(res)
+    assert 'fitted on the same images; only 8, so it is shrunk towards 1' in str(res)
     assert res.epochs.phase.tolist() == ['head']*3 and res.learn.head_features[0].index.shape[1] == 2
     assert res.fold_difference is not None and '"fold_difference"' in (tmp_path/'run'/'results.json').read_text()
-    with pytest.raises(ValueError, match='n_steps=3 applies to the hyperrule recipe only'): baseline(folder, recipe='head', n_steps=3)
+    with pytest.raises(ValueError, match='n_steps applies to the hyperrule recipe only'): baseline(folder, recipe='head', n_steps=3)
 
 
 # Replaced files

@@ -488,7 +488,7 @@ def test_a_command_on_other_data_is_told_what_to_type(folder, tmp_path, monkeypa
     picture(99, 1).save(folder/'blue'/'new.png')
     assert main(args) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert 'training images 32 there, 33 here' in last and last.endswith('Give another file (--out FOLDER), or do again what was done there.')
+    assert 'training images 32 there, 33 here' in last and last.endswith("Choose another file (--out FOLDER), or repeat that run's settings.")
 
 
 def test_two_runs_do_not_write_one_checkpoint(folder, tmp_path, capsys):
