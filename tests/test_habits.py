@@ -36,7 +36,7 @@ def test_a_line_an_epoch_is_on_the_disk_while_it_trains(folder, tmp_path):
     with learn.no_bar(), learn.no_logging():
         learn.fit_one_cycle(2); learn.lr_find(show_plot=False, num_it=20); learn.unfreeze(); learn.fit_one_cycle(1); learn.get_preds()
     rows = [json.loads(line) for line in (tmp_path/'log.jsonl').read_text().splitlines()]
-    assert [(r['phase'], r['epoch']) for r in rows] == [('head', 0), ('head', 1), ('all stages', 0)] and seen[:2] == [1, 2] and 3 in seen
+    assert [(r['phase'], r['epoch']) for r in rows] == [('head', 0), ('head', 1), ('all layers', 0)] and seen[:2] == [1, 2] and 3 in seen
     assert rows[1]['valid_loss'] == learn.history.epochs.valid_loss[1] and set(rows[0]) >= {'train_loss', 'accuracy', 'step', 'lr', 'seconds'}
 
 

@@ -358,5 +358,5 @@ def test_history_keeps_all_stages(learn):
     learn.fit(1); learn.fit(1)
     learn.unfreeze(); learn.fit_one_cycle(2, slice(1e-4, 1e-3))
     learn.evaluate(); learn.tta(show=False); learn.get_preds()
-    assert learn.history.epochs[['phase', 'epoch']].values.tolist() == [['head', 0], ['head', 0], ['all stages', 0], ['all stages', 1]]
+    assert learn.history.epochs[['phase', 'epoch']].values.tolist() == [['head', 0], ['head', 0], ['all layers', 0], ['all layers', 1]]
     assert len(learn.history.steps) == 16 and learn.history.epochs.step.tolist() == [4, 8, 12, 16] and set(learn.history.epochs) >= {'train_loss', 'valid_loss', 'accuracy', 'lr', 'seconds'}

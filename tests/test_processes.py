@@ -58,7 +58,7 @@ def test_the_rule_in_several_processes_gives_the_weights_of_one(data, alone, tmp
     assert one.path.tolist() == many.path.tolist() and np.abs(one.probability - many.probability).max() < 1e-5   # all of them once, in order
     one, many = (json.loads((o/'results.json').read_text())['evaluation'] for o in (alone/'rule', tmp_path/'out'))
     assert one['n'] == many['n'] and one['accuracy'] == many['accuracy']
-    assert done.stdout.count('all stages:') == 1 and done.stdout.count('\naccuracy ') == 1   # one prints
+    assert done.stdout.count('all layers:') == 1 and done.stdout.count('\naccuracy ') == 1   # one prints
     assert len((tmp_path/'out'/'log.jsonl').read_text().splitlines()) == 3                     # one writes
 
 
@@ -86,7 +86,7 @@ def test_other_launchers(data, alone, tmp_path, launcher):
     done = launched(launcher, data, tmp_path, *BY_RULE, '--out', tmp_path/'out')
     out, err = done.communicate(timeout=300)
     assert done.returncode == 0, err[-3000:]
-    assert ', 2 processes' in out and out.count('all stages:') == 1
+    assert ', 2 processes' in out and out.count('all layers:') == 1
     assert far(alone/'rule', tmp_path/'out') <= 1e-5
 
 
@@ -189,7 +189,7 @@ def test_a_killed_process_ends_the_run_and_it_goes_on_with_another_number(data, 
     assert all(not Path(f'/proc/{w}').exists() or 'zombie' in Path(f'/proc/{w}/status').read_text() for w in workers)
     resumed = run_forked('baseline', data, *words, '--procs', 3, '--out', tmp_path/'out', cwd=tmp_path, **env)
     assert resumed.returncode == 0 and 'resume from step' in resumed.stdout, resumed.stderr
-    assert np.allclose(straight[recipe], pd.read_csv(tmp_path/'out'/'history.csv').drop(columns=['stage', 'seconds']), rtol=1e-2)
+    assert np.allclose(straight[recipe], pd.read_csv(tmp_path/'out'/'history.csv').drop(columns=['phase', 'seconds']), rtol=1e-2)
 
 
 @pytest.mark.parametrize('launcher', list(LAUNCHERS))
@@ -208,7 +208,7 @@ def test_a_killed_process_of_another_launcher(data, tmp_path, launcher):
         wait_for_rows(again, tmp_path/'out', 4)
         again.send_signal(signal.SIGTERM)
     out, err = again.communicate(timeout=300)
-    assert 'resumes' in out, err[-3000:]
+    assert 'resume from step' in out, err[-3000:]
     if launcher == 'torchrun': assert err.count('saved in out/checkpoint.safetensors; run the same command to resume') == 1, err
     else: assert again.returncode == 0, err[-3000:]
 
@@ -222,7 +222,7 @@ def test_ctrl_c_stops_all_of_them_after_the_step(data, tmp_path):
 
 
 def test_errors_come_once(data, tmp_path):
-    for words, message in ((('--budget', '10m'), 'it measures one process'), (('--procs', '0'), '--procs 0'), (('--arch', 'resnet50'), 'is not a BiT or EfficientNet body'), (('--bn', 'x'), 'unrecognized')):
+    for words, message in ((('--budget', '10m'), 'it measures one process'), (('--procs', '0'), '--procs 0'), (('--arch', 'resnet50'), 'is not a BiT or EfficientNet body'), (('--bn', 'x'), "it can be 'frozen', 'affine', 'train'")):
         done = run_forked('baseline', data, *BODY[2:], *(() if '--procs' in words else ('--procs', '2')), *words, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count('error:') == 1, done.stderr
 

@@ -74,7 +74,7 @@ def test_one_press_in_one_cycle(dls, tmp_path, at):
         learn.unfreeze()
         return quiet(learn, learn.fit_one_cycle, 3, 1e-2, **kwargs)
     straight, path = fit(), tmp_path/'run.safetensors'
-    with pytest.raises(FitStopped, match=f'Stopped after epoch 1, step {at+1} of 8. Progress saved in .*run.safetensors; run the same command to resume'): fit(checkpoint=path, cbs=Press())
+    with pytest.raises(FitStopped, match=f'Stopped after epoch 2, step {at+1} of 8. Progress saved in .*run.safetensors; run the same command to resume'): fit(checkpoint=path, cbs=Press())
     assert read_checkpoint(path)[0]['done'] == 9+at
     resumed = fit(checkpoint=path)
     assert same_weights(resumed, straight) and resumed.history.steps.equals(straight.history.steps)
@@ -93,7 +93,7 @@ def test_any_fit_finishes_its_step(dls):
         def after_pred(self):
             if self.training and self.iter == 1: os.kill(os.getpid(), signal.SIGINT)
     learn = learner(dls)
-    with pytest.raises(FitStopped, match='after epoch 0, step 2 of 8. Nothing was saved; the learner keeps'): quiet(learn, learn.fit_one_cycle, 1, cbs=Press())
+    with pytest.raises(FitStopped, match='after epoch 1, step 2 of 8. Nothing was saved; the learner keeps'): quiet(learn, learn.fit_one_cycle, 1, cbs=Press())
     assert len(learn.history.steps) == 2 and learn.opt is not None
 
 
@@ -142,7 +142,7 @@ def test_what_has_no_checkpoint_keeps_the_network_and_says_what_can_be_done(fold
         run.send_signal(signal.SIGINT)
         _, err = run.communicate(timeout=180)
     last = err.splitlines()[-1]
-    assert run.returncode == 130 and 'Traceback' not in err and 'stopped after epoch' in last and 'in out/model' in last and 'The same command starts again' in last, err
+    assert run.returncode == 130 and 'Traceback' not in err and 'Stopped after epoch' in last and 'in out/model' in last and 'The same command starts again' in last, err
     asked = run_fastbit('predict', 'out', folder/'red', cwd=tmp_path)
     assert asked.returncode == 0 and asked.stdout.count('.png') == 12
     again = run_fastbit('baseline', folder, '--arch', 'test_efficientnet', '--weights', 'out/model/model.safetensors', '--size', '32', '--epochs', '1', '--out', 'again', cwd=tmp_path)
@@ -245,7 +245,7 @@ def test_no_room_for_the_results(folder, tmp_path, monkeypatch):
                          preexec_fn=limited(2000), env={**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'})
     last = run.stderr.splitlines()[-1]
     assert run.returncode == 2 and 'Traceback' not in run.stderr and 'results could not be written into out' in last and 'accuracy' in run.stdout, run.stderr
-    assert run.stderr.count('The training has ended, and what it found is not thrown away') == 1   # there was no room for a checkpoint either
+    assert run.stderr.count('Training has finished, and its result is still in memory') == 1   # there was no room for a checkpoint either
     assert not (tmp_path/'out'/'results.json').exists() and not list((tmp_path/'out').glob('.*.part'))
 
 
@@ -318,7 +318,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_none(dls, tmp_pat
     class Break(Callback):
         def after_pred(self):
             if self.training and self.rule_steps.done == 5: self.learn.pred = self.learn.pred*float('nan')
-    with pytest.raises(LossNotFinite, match=r'training loss is nan in step 6, at a learning rate of 0\.00.*base_lr \(--base-lr\) to a third or less, so that the learning rate is .* at most; the checkpoint of step 4 is kept in'): quiet(learn, learn.fit_hyperrule, **ARGS, checkpoint=path, cbs=Break())
+    with pytest.raises(LossNotFinite, match=r'training loss is nan in step 6, at a learning rate of 0\.00.*base_lr \(--lr\) to a third or less, so that the learning rate is .* at most; the checkpoint of step 4 is kept in'): quiet(learn, learn.fit_hyperrule, **ARGS, checkpoint=path, cbs=Break())
     assert first_not_finite(learn.model.state_dict()) is None and len(learn.history.steps) == 5
     done, tensors = read_checkpoint(path)
     assert done['parts']['callback rule_steps']['done'] == 4 and first_not_finite(tensors['model']) is None
@@ -375,4 +375,4 @@ def test_the_rate_finder_may_diverge(dls):
 
 def test_the_command_tells_of_a_divergence(folder, tmp_path):
     run = run_fastbit('baseline', folder, *BY_RULE, '--base-lr', '1e25', '--workers', 0, cwd=tmp_path)
-    assert run.returncode == 2 and 'diverged. Set base_lr (--base-lr) to a third' in run.stderr.splitlines()[-1] and 'Traceback' not in run.stderr, run.stderr
+    assert run.returncode == 2 and 'diverged. Set base_lr (--lr) to a third' in run.stderr.splitlines()[-1] and 'Traceback' not in run.stderr, run.stderr

@@ -101,6 +101,9 @@ def _run(args) -> int:
         if not launched_rank(): check_arguments(args)
         return COMMANDS[args.command](args)
     except KeyboardInterrupt as e: return _report_stop(e, args)
+    except BrokenPipeError:   # of `| head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as e:
         if args.traceback: raise
         return _report_error(e, args)

@@ -20,7 +20,8 @@ def read_share(
 ) -> float: # 0.2
     "Read a share; a number above 1 is a percentage"
     percent = word.endswith('%')
-    share = float(word.rstrip('%'))
+    try: share = float(word.rstrip('%'))
+    except ValueError: raise argparse.ArgumentTypeError(f'{word!r} is not a share such as 0.2 or 20%') from None
     return share/100 if percent or 1 < share < 100 else share
 
 def read_scale(word:str) -> str|None:

@@ -101,7 +101,6 @@ def shared_outputs(
     finally: random.setstate(state)
     batches, n = iter(own), len(dl)
     for lo in range(0, n, world()):
-        result = None
-        if lo + rank() < n:
-            with per_process_rng(): result = f(next(batches))   # fastai's batch transforms draw in validation, too
+        with per_process_rng():   # fastai's batch transforms draw in validation, too; all processes draw its seed
+            result = f(next(batches)) if lo + rank() < n else None
         yield from gather_objects(result)[:n-lo]

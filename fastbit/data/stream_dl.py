@@ -150,9 +150,8 @@ class StreamDL:
         pieces = [o.result() for o in now.futures]
         good = [o for o in pieces if not isinstance(o[0], str)]
         reasons = [x for x, _ in pieces if isinstance(x, str)]
-        out = None
-        if good:
-            with per_process_rng(): out = f(self._batch(good))
+        with per_process_rng():   # all processes draw its seed, also without a batch
+            out = f(self._batch(good)) if good else None
         for out, n_good, bad in gather_objects((out, len(good), reasons))[:now.n_batches]:
             self.seen += n_good
             for why in bad: self._skip(why)

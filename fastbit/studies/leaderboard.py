@@ -20,7 +20,7 @@ from matplotlib.ticker import ScalarFormatter
 
 # %% ../../nbs/studies/06_leaderboard.ipynb #27ef7568
 from .. import __version__
-from ..config import DataOptions, LoaderOptions, TableOptions, recipe_name, with_options
+from ..config import DataOptions, LoaderOptions, Options, TableOptions, recipe_name, with_options
 from ..core.checks import check_share
 from ..core.checks import check_out, make_out
 from ..core.files import csv_text, write_bytes, write_text
@@ -206,7 +206,10 @@ def leaderboard(
 def _choices(archs, recipes, top) -> tuple:
     "(bodies, names of recipes); raise `ValueError` before any work"
     archs = installed_bodies() if archs is None else list(archs)
-    recipes = (recipes,) if isinstance(recipes, str) else tuple(recipes)
+    recipes = (recipes,) if isinstance(recipes, (str, Options)) else tuple(recipes)
+    if own := [r for r in recipes if not isinstance(r, str)]:
+        raise TypeError(f"recipes={own[0]!r}: a leaderboard compares recipes by name, with their default options. "
+                        "Pass 'onecycle', 'head' or 'hyperrule', and epochs= for their length.")
     if not archs:
         raise ValueError("Which bodies? Pass archs=['tf_efficientnet_lite0', …]; no installed package has weights.")
     if isinstance(top, bool) or not isinstance(top, int) or top < 0:

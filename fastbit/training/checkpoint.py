@@ -163,7 +163,7 @@ class Checkpoint(Callback):
 
     def _not_finite(self, name) -> LossNotFinite:
         here = self.here
-        rate = 'base_lr (--base-lr)' if here.counts_steps else 'lr (--lr)'
+        rate = 'base_lr (--lr)' if here.counts_steps else 'lr (--lr)'
         kept = f'; {self.kept}' if self.kept else ''
         return LossNotFinite(f"{name} is not finite after step {here.step}: training diverged. "
                              f"Set {rate} to a third or less{kept}.")

@@ -35,7 +35,7 @@ class LossNotFinite(FloatingPointError):
     ):
         "Make the error that says what to change"
         lower = float(f'{peak/3:.2g}')
-        name = 'base_lr (--base-lr)' if by_rule else 'lr (--lr)'
+        name = 'base_lr (--lr)' if by_rule else 'lr (--lr)'
         saved = f'; {kept}' if kept else ''
         return cls(
             f"The {where} loss is {loss} in step {step}, at a learning rate of {lr:.3g}: training diverged. "

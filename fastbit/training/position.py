@@ -56,8 +56,8 @@ class Position:
 def phase_name(
     model:nn.Module # With `stages` and `n_frozen`, as a `TransferModel` has; others have no name
 ) -> str:
-    "Name what `model` trains: 'head', 'all stages' or 'from blocks.5'; '' for a model without stages"
+    "Name what `model` trains: 'head', 'all layers' or 'from blocks.5'; '' for a model without stages"
     stages, n_frozen = getattr(model, 'stages', None), getattr(model, 'n_frozen', 0)
     if stages is None: return ''
-    if n_frozen == 0: return 'all stages'
+    if n_frozen == 0: return 'all layers'
     return 'head' if n_frozen == len(stages)-1 else f'from {stages[n_frozen].name}'
