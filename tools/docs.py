@@ -104,7 +104,7 @@ class ShowDefinitions(exec_show_docs):
     def begin(self):
         super().begin()
         module = next((c.directives_['default_exp'] for c in self.nb.cells if 'default_exp' in c.get('directives_', {})), None)
-        if module: self.k.run_cell(f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom functools import partial\nfrom docs import Page\nfrom fastbit.{module} import *\nshow_doc = partial(show_doc, renderer=Page)')
+        if module: self.k.run_cell(f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom functools import partial\nfrom docs import Page\nfrom importlib import import_module\n_module = import_module("fastbit.{module}")\nglobals().update({{k: v for k, v in vars(_module).items() if not k.startswith("__")}})\nshow_doc = partial(show_doc, renderer=Page)')   # all names: a method may be patched onto a class of another module
 
     def __call__(self, cell):
         if getattr(cell, 'has_sd', False): super().__call__(cell)

@@ -84,7 +84,7 @@ class Box(NamedTuple):
 
 def lines_of(room: Room, width: float) -> list:
     "(class, line) pairs of the text in a box"
-    n = int(width/6.9)
+    n = int(width/7.3)
     words = [('', line) for line in textwrap.wrap(room.words, n)]
     dotted = textwrap.wrap(' '.join(f'{m} ·' for m in room.modules).rstrip(' ·').replace(' ·', '\N{NO-BREAK SPACE}·'), int(n*1.1))
     modules = [('modules', line) for line in dotted]
