@@ -6,7 +6,7 @@ the site are relative, so that it also works from a folder. `_proc` is an ordina
 A warning or a broken link is an error.
 """
 import ast, csv, inspect, os, re, shutil, sys
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import FunctionType
 
@@ -121,6 +121,17 @@ def renamed(text: str) -> str:
 def notebooks(nbs: Path) -> list: return sorted(p for p in nbs.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(nbs).parts))
 
 
+@cache
+def public_names(module: str) -> set:
+    "The names that a module exports, in small letters as in anchors; helpers have no place on a page"
+    path = ROOT/'fastbit'/f"{module.replace('.', '/')}.py"
+    if not path.exists(): return set()
+    tree = ast.parse(path.read_text())
+    names = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == '__all__'), [])
+    patched = {a.annotation.id for n in tree.body if isinstance(n, ast.FunctionDef) for a in n.args.args if isinstance(a.annotation, ast.Name)}
+    return {n.lower() for n in {*names, *patched}}
+
+
 class SiteLinks(Processor):
     "Links between pages are relative, and to the pages' names; nbdev's own are to where the site will be"
     def begin(self):
@@ -129,7 +140,13 @@ class SiteLinks(Processor):
         self.up = '../'*(len(here.relative_to(nbs).parts)-1)
         self.base = re.compile(re.escape(f"{cfg['doc_host']}{cfg['doc_baseurl']}".rstrip('/')) + r'/(?=[\w/]+\.html)')
 
+    def _known(self, link):
+        "A link of nbdev's to a definition, or its text alone where the page does not show that definition"
+        shown = public_names(link[2].replace('/', '.'))
+        return link[0] if link[3].split('.')[0] in shown else link[1]
+
     def _text(self, s):
+        s = re.sub(r'\[(`[^`]+`)\]\(' + self.base.pattern.partition('/(?=')[0] + r'/([\w/]+)\.html#([\w.]+)\)', self._known, s)
         s = re.sub(r'\[\[(`[^`]+`)\]\([^)]*\)\]\(', r'[\1](', self.base.sub(self.up, s))   # nbdev links a name also where it is the text of a link
         return re.sub(r'\]\((?:\.\./|\w+/)*[\w.]+\.ipynb', lambda m: renamed(m[0]), s)
 
@@ -191,7 +208,6 @@ def render(proc: Path) -> list:
     site = Site(load(proc), quiet=True)
     n = site.build()
     docstring_copies(site.out)
-    redirect_old_pages(site.out)
     no_other_hosts(site.out)
     print(f'{n} pages in {site.out}')
     warnings = [*site.project.warnings, *(w for w in site.warnings if w not in site.project.warnings)]
@@ -249,6 +265,7 @@ def no_other_hosts(out: Path):
 
 def main() -> int:
     problems = render(process())
+    redirect_old_pages(ROOT/'_docs')
     for p in problems: print(f'error: {p}', file=sys.stderr)
     return int(bool(problems))
 
