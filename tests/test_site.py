@@ -71,6 +71,13 @@ def test_old_addresses_lead_to_the_new_ones(site, docs):
         assert (site/f'{old}.md').read_text() == (site/f'{new}.md').read_text()
 
 
+def test_every_page_names_an_icon(site, parsed):
+    "A page that names none makes the browser ask for /favicon.ico, which is not there: old addresses too"
+    for page, p in parsed.items():
+        icons = [urljoin(page, link) for link in p.loaded if link.endswith('favicon.svg')]
+        assert len(icons) == 1 and (site/icons[0]).is_file(), page
+
+
 def test_every_link_leads_somewhere_anchors_included(site, parsed):
     wrong = []
     for page, p in parsed.items():

@@ -228,6 +228,7 @@ MOVED = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <title>This page has moved</title>
+<link rel="icon" href="{icon}">
 <link rel="canonical" href="{new}">
 <meta http-equiv="refresh" content="0; url={new}">
 <p>This page has moved to <a href="{new}">{new}</a>.</p>
@@ -248,7 +249,8 @@ def redirect_old_pages(out: Path):
             if not target.is_file(): raise FileNotFoundError(f'tools/redirects.csv: {old} leads to {new}{ending}, which is no page.')
         page = out/old
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(MOVED.format(new='../'*old.count('/') + new))
+        up = '../'*old.count('/')
+        page.write_text(MOVED.format(new=up + new, icon=f'{up}favicon.svg'))   # without an icon, browsers ask for /favicon.ico
         shutil.copy(out/f'{new}.md', out/f'{old}.md')
 
 
