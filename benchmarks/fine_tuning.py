@@ -61,7 +61,7 @@ def main():
     note(args, 'one epoch of training everything, fastai / fastbit', round(paired(times, 'fastai', 'fastbit'), 2), goal,
          seconds=t, range=spread(times['fastai'], times['fastbit']))
     ratio = round(paired(times, 'bare loop', alone), 2)
-    note(args, 'training everything, images a second, fastbit / bare loop', ratio, '0.9',
+    note(args, 'training everything, images per second, fastbit / bare loop', ratio, '0.9',
          range=spread(times['bare loop'], times[alone]), images_a_second=round(n/t[alone], 1))
 
 

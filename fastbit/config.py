@@ -41,14 +41,14 @@ class Options:
     "Base of all records of options"
     @classmethod
     def option_fields(cls) -> dict: # Name -> `Option`
-        "The options of this record"
+        "List the options of this record"
         docs = _comments(cls)
         option = lambda f: Option(name=f.name, type=f.type, default=f.default, doc=docs.get(f.name, ''))
         return {f.name: option(f) for f in fields(cls)}
 
     @classmethod
     def from_given(cls, given:dict):
-        "A record from the options that were given; `None` means the default, unless the type allows it"
+        "Make a record from the options that were given; `None` means the default, unless the type allows it"
         types = {f.name: f.type for f in fields(cls)}
         return cls(**{k: v for k, v in given.items() if v is not None or _allows_none(types[k])})
 
@@ -158,7 +158,7 @@ def recipe_name(
     raise ValueError(f"unknown recipe {recipe!r}. Choose from {', '.join(RECIPES)}.")
 
 def recipes_with(name:str) -> list: # Names of recipes
-    "The recipes that have an option"
+    "List the recipes that have an option"
     return [k for k, cls in RECIPES.items() if name in cls.__dataclass_fields__]
 
 class RecipeOptions(Options):
@@ -169,7 +169,7 @@ class RecipeOptions(Options):
 
     @classmethod
     def option_fields(cls) -> dict: # Name -> `Option`, with `None` for what the recipe decides
-        "The options of all recipes"
+        "List the options of all recipes"
         found = {}
         for recipe in RECIPES.values():
             for name, o in recipe.option_fields().items(): found.setdefault(name, o)
@@ -182,7 +182,7 @@ class RecipeOptions(Options):
         recipe,      # A name, or a record that has these options already
         spell=str,   # Option's name -> how the user types it
     ) -> Options: # `OneCycle`, `HeadOnly` or `BiTRule`
-        "The record of a recipe; raise `ValueError` for options of another"
+        "Make the record of a recipe; raise `ValueError` for options of another"
         name = recipe_name(recipe)
         given = {k: v for k, v in self.given.items() if v is not None or k == 'scale'}
         foreign = next((k for k in given if name not in recipes_with(k)), None)
@@ -203,7 +203,7 @@ def _of_recipes(o:Option) -> str:
     return f'{o.doc} (default: {", ".join(words)})'
 
 def foreign_option(name:str, recipe:str, spell=str) -> str:
-    "What to tell a user who gave an option of another recipe"
+    "Explain an option of another recipe"
     owners = recipes_with(name)
     recipes = f'{" and ".join(owners)} recipe{"s"*(len(owners) > 1)}'
     instead = f' Set its length with {spell("n_steps")}.' if name == 'epochs' else ''
@@ -211,10 +211,10 @@ def foreign_option(name:str, recipe:str, spell=str) -> str:
 
 # %% ../nbs/01_config.ipynb #42bf4911
 def unknown_option(
-    name:str,     # What was typed
+    name:str,     # The name that was given
     known,        # Names of options
 ) -> str: # "unknown option sise, did you mean size?"
-    "What to tell a user who mistyped an option"
+    "Explain an unknown option, with the nearest name"
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=.6)
     return f'unknown option {name}' + (f', did you mean {near[0]}?' if near else '')
 
@@ -271,7 +271,7 @@ def _as_source(f, shown) -> str:
     return '\n'.join([f'def {f.__name__}(', *lines, '): pass'])
 
 def _gathered(records, shown, typed, given) -> dict:
-    "The records that were given whole, and those made from the fields that were typed"
+    "The records that were given whole, and those made from single fields"
     made = {}
     for name, cls in records.items():
         fields = {k: typed[k] for k in shown[name] if k in typed}

@@ -103,7 +103,7 @@ def choose_option(
     n_valid:int,
     n_test:int=0,
 ) -> Choice: # The first that fits, and the ones before it with their seconds
-    "The best option that ends in time; raise `ValueError` if none does"
+    "Choose the best option that ends in time; raise `ValueError` if none does"
     too_slow = []
     for o in choices:
         takes = option_seconds(o, speed, n_train, n_valid, n_test)
@@ -121,7 +121,7 @@ def budget_text(
     budget:float,   # Seconds
     spent:float,    # Seconds of it that are gone before training
 ) -> str:
-    "What was chosen and what more time would buy"
+    "Describe what was chosen, and what more time would bring"
     words = f'{format_seconds(budget)}: {option}'
     if not too_slow:
         return words + '; more time would not improve this recipe, a larger body might (`fastbit leaderboard PATH`)'
@@ -204,7 +204,7 @@ def phase_limit(
     plan,           # A `Plan`
     deadline:float, # `time.perf_counter()` at the end of the budget
 ) -> TimeLimit:
-    "The time that is left for a phase, less the evaluation and the report"
+    "Limit a phase to the time that is left, less the evaluation and the report"
     forward = min(plan.seconds_per_image[0], plan.seconds_per_image[-1]/3)
     after = 2*(plan.n_valid + plan.n_test)*forward + FIXED
     return TimeLimit(max(1., deadline - time.perf_counter() - after), plan.n_valid*forward)
@@ -214,7 +214,7 @@ def late_words(
     phase,           # An `OneCyclePhase`
     n_batches:int,   # Of an epoch
 ) -> str:
-    "What to tell when a phase was shortened"
+    "Report a phase that was shortened"
     total = phase.n_epoch*n_batches
     return (f'Training ran slower than measured, so {phase.name} was shortened to {limit.steps} of {total} steps '
             'to stay within the time limit. The same call may give other numbers on another day.')

@@ -1,4 +1,4 @@
-"""What a run is going to do, and how long it takes
+"""Show what a run will do, and how long it will take
 
 Docs: https://fastbit.github.io/fastbit/baseline/plan.html.md"""
 
@@ -145,7 +145,7 @@ def make_plan(
     phases:list,  # `HeadPhase`, `OneCyclePhase` or `RulePhase`, which are timed
     **told        # Other fields of `Plan`: data, arch, weights, recipe, seed, rule, saved, resumed, budget
 ) -> Plan:
-    "The plan of a run, with the time of a measured batch"
+    "Make the plan of a run, with the time of a measured batch"
     dls = learn.dls
     pp = dls.preprocess
     data = dict(n_train=dls.train.n, n_valid=dls.valid.n, n_test=dls[2].n if len(dls.loaders) > 2 else 0,
@@ -162,7 +162,7 @@ def image_words(
     pp,    # `Preprocess`
     paths, # Files
 ) -> str:
-    "How files become the images that a body gets"
+    "Describe how files become the images that a body gets"
     resized = dict(squash='squashed', crop='cropped', pad='padded')[pp.resize]
     words = [f'{resized} to {pp.size} px ({pp.interpolation})']
     jpegs = any(str(p).lower().endswith(('.jpg', '.jpeg', '.jfif', '.jpe')) for p in paths)

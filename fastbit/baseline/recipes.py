@@ -87,11 +87,11 @@ class OneCycleRecipe:
 
     @property
     def features(self) -> dict:
-        "How the head phase computes features"
+        "Return the options with which the head phase computes features"
         return dict(views=self.options.views, cache=self.loaders.cache, cache_gb=self.loaders.cache_gb)
 
     def loading(self, size, usual) -> dict:
-        "Arguments of `image_dataloaders`: what was asked for, or what is usual for these data"
+        "Return arguments of `image_dataloaders`: those given, or those that are usual for these data"
         return dict(size=usual.get('size') if size is None else size, bs=self.options.batch_size, train_size=None)
 
     def phases(self, learn=None) -> list:
@@ -114,7 +114,7 @@ class HeadRecipe(OneCycleRecipe):
 def rule_numbers(
     options:BiTRule
 ) -> dict: # batch_size, base_lr, scale, n_steps, stop_after, mixup
-    "Arguments of `HyperRule.for_data`"
+    "Return the arguments of `HyperRule.for_data`"
     o = options
     base_lr = o.base_lr
     if o.lr is not None:
@@ -142,7 +142,7 @@ class RuleRecipe:
         resolve_steps('checkpoint_every', o.checkpoint_every, 1)
 
     def loading(self, size, usual) -> dict:
-        "Arguments of `image_dataloaders`: the rule has its own resolution for digits, too"
+        "Return arguments of `image_dataloaders`; the rule's resolution applies to digits, too"
         return dict(size='hyperrule' if size is None else size, bs=self.options.micro_batch, train_size='hyperrule')
 
     def phases(self, learn) -> list:
@@ -156,7 +156,7 @@ def make_recipe(
     options:Options,       # `OneCycle`, `HeadOnly` or `BiTRule`
     loaders:LoaderOptions, # How features are cached
 ): # `OneCycleRecipe`, `HeadRecipe` or `RuleRecipe`
-    "The recipe of some options"
+    "Make the recipe that a record of options belongs to"
     kinds = {OneCycle: OneCycleRecipe, HeadOnly: HeadRecipe, BiTRule: RuleRecipe}
     return kinds[type(options)](options, loaders)
 

@@ -206,7 +206,7 @@ class BaselineResult(ShownOnce):
     def _repr_html_(self): return rows_html(self._rows())
 
     def as_dict(self) -> dict:
-        "Everything but the tables and the learner, for `results.json`"
+        "Return everything but the tables and the learner, for `results.json`"
         plan = asdict(self.plan)
         machine = plan.pop('machine')
         versions = {m: __import__(m).__version__ for m in ('fastai', 'timm', 'torch', 'torchvision')}
@@ -220,7 +220,7 @@ class BaselineResult(ShownOnce):
             seconds=self.seconds, versions=dict(fastbit=__version__, python=platform.python_version(), **versions))
 
     def report(self) -> Report: # Shown inline; `.save('report.html')` writes it
-        "The run on one page"
+        "Make one page of the run"
         return make_report(replace(self.findings, summary=str(self)))
 
 # %% ../../nbs/baseline/04_result.ipynb #7175b151

@@ -224,7 +224,7 @@ class Run:
 
 # %% ../../nbs/baseline/06_run.ipynb #e7249726
 def keep_model(learn, folder, stopped):
-    "Write the model of a run that was stopped and has no checkpoint, and say so in the exception"
+    "Write the model of a run that was stopped and has no checkpoint, and name its folder in the exception"
     learn.export(folder, evaluation=False, overwrite=True)
     where = re.split('[;.] ', str(stopped))[0]
     stopped.saved = folder
@@ -233,7 +233,7 @@ def keep_model(learn, folder, stopped):
                     f"and --weights {weights} starts a run from its body. The same command starts again",)
 
 def head_line(learn, phase, took) -> str:
-    "The head phase on one line"
+    "Describe the head phase on one line"
     features, last = learn.head_features, learn.history.epochs.iloc[-1]
     n, new = len(features[0].index), features[0].computed
     cached = f' ({n*phase.views - new} cached)' if new < n*phase.views else ''
@@ -242,7 +242,7 @@ def head_line(learn, phase, took) -> str:
     return f'{phase.name}: {trained}, {scores}, {format_seconds(took)}'
 
 def phase_times(plan:Plan, took:list) -> pd.DataFrame: # Columns stage, images, took, expected (seconds)
-    "How long each phase took, and how long the plan expected"
+    "Compare the time that each phase took with the planned time"
     rows = [(p.name, p.n_images(plan.n_train), t, e) for p, t, e in zip(plan.phases, took, plan.phase_seconds)]
     return pd.DataFrame(rows, columns=['stage', 'images', 'took', 'expected'])
 

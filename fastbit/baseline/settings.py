@@ -1,4 +1,4 @@
-"""The options of a run: kept, checked and typed again
+"""The options of a run: recorded, checked, and written as a command
 
 Docs: https://fastbit.github.io/fastbit/baseline/settings.html.md"""
 
@@ -40,12 +40,12 @@ class RunRecord:
 
     @property
     def source(self) -> str:
-        "What was trained on, for files"
+        "Return the source of the images, for files"
         if self.path is None: return 'digits'
         return 'DataFrame' if isinstance(self.path, pd.DataFrame) else str(self.path)
 
     def settings(self) -> dict:
-        "All options by name, for `results.json`"
+        "Return all options by name, for `results.json`"
         records = (self.body, self.train, self.data, self.loaders, self.output, self.table)
         options = {k: v for record in records for k, v in asdict(record).items()}
         options |= dict(recipe=recipe_name(self.recipe), **asdict(self.recipe))
@@ -73,7 +73,7 @@ def run_command(
 def default_options(
     recipe:str # 'onecycle', 'head' or 'hyperrule'
 ) -> Options:
-    "The options of a recipe, by its name, that nobody changed"
+    "Return the default options of a recipe"
     return RecipeOptions().for_recipe(recipe)
 
 # %% ../../nbs/baseline/05_settings.ipynb #31a228a9
@@ -101,7 +101,7 @@ def check_budget(
 def keep_best_callback(
     train:TrainOptions
 ) -> KeepBest|None: # `None`: neither `keep_best` nor `patience` was asked for
-    "The callback that goes back to the best weights; raise `ValueError` for what is not measured"
+    "Make the callback that restores the best weights; raise `ValueError` for a metric that is not measured"
     if train.keep_best not in (None, *WATCHED):
         raise ValueError(f"keep_best={train.keep_best!r}; it can be {' or '.join(map(repr, WATCHED))}.")
     if train.keep_best is None and train.patience is None: return None

@@ -34,7 +34,7 @@ def zero_classifier(
 @dataclass(frozen=True)
 class ResolvedBody:
     "A body that was found by name; nothing is loaded"
-    asked: str             # as typed: 'BiT-M-R50x1'
+    asked: str             # the name that was given: 'BiT-M-R50x1'
     name: str              # timm's full name, with its tag: 'resnetv2_50x1_bit.goog_in21k'
     weights: WeightsSource # where its weights come from
     preprocess: Preprocess # that of the pretraining, at its size

@@ -1,4 +1,4 @@
-"""What is wrong with a command, before anything heavy is imported
+"""Find mistakes in a command before anything heavy is imported
 
 Docs: https://fastbit.github.io/fastbit/cli/arguments.html.md"""
 
@@ -23,7 +23,7 @@ def nearest_path(
     path:str,     # That does not exist
     others=(),    # Names besides the files in its folder
 ) -> str: # '': nothing is near
-    "The file or folder, or the name among `others`, that is spelled most alike"
+    "Find the file or folder, or the name among `others`, that is spelled most alike"
     folder, name = os.path.split(os.path.expanduser(path).rstrip(os.sep))
     try: there = os.listdir(folder or '.')
     except OSError: there = []
@@ -83,7 +83,7 @@ def _check_files(args):
     about_model = command in ('predict', 'evaluate', 'export')
     if about_model and not args.model.endswith('.pkl'): check_exists(args.model, 'folder')
     for p in getattr(args, 'images', ()):
-        if '://' not in p: check_exists(p)   # an address has an error of its own
+        if '://' not in p: check_exists(p)   # an address has a separate error
     if command == 'export' and not args.file.endswith('.onnx'):
         raise ValueError(f'{args.file}: the name ends in .onnx.')
     if getattr(args, 'plot', None) and Path(args.plot).suffix not in ('.png', '.svg', '.pdf'):

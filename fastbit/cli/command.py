@@ -26,7 +26,7 @@ COMMANDS = dict(baseline=run_baseline, leaderboard=run_leaderboard, check=run_ch
 OLD_COMMANDS = dict(recipe='rule', compare='leaderboard', onnx='export')
 
 def read_arguments(words:list):
-    "What the parser reads, and the words themselves; exit with status 2 and the nearest name for an unknown command"
+    "Parse the words, and return them too; exit with status 2 and the nearest name for an unknown command"
     began = time.perf_counter()
     parser = make_parser()
     if not words: words = ['--help']
@@ -111,7 +111,7 @@ def _run(args) -> int:
 def main(
     argv:list=None, # Words after `fastbit`; `None`: the command line's
 ) -> int: # Exit status: 0, 1 if `check` found something, 2 for an error, 130 for Ctrl-C
-    "The `fastbit` command"
+    "Run the `fastbit` command"
     args = read_arguments(list(sys.argv[1:] if argv is None else argv))
     _prepare_output()
     with _terminating(), warnings.catch_warnings():

@@ -15,7 +15,7 @@ from typing import NamedTuple
 GRACE = 5.   # seconds that the other processes have to end by themselves when one has died
 
 def unused_port() -> int:
-    "Find a port of this machine that nobody listens to"
+    "Find a port of this machine that no program listens to"
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
@@ -25,7 +25,7 @@ def environment(
     n:int,    # Processes
     port:int, # Of the first one
 ) -> dict:
-    "The environment of a process, with the variables that `torchrun` would set"
+    "Return the environment of a process, with the variables that `torchrun` would set"
     threads = os.environ.get('OMP_NUM_THREADS') or max(1, (os.cpu_count() or 1)//n)
     own = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=n, LOCAL_WORLD_SIZE=n,
                MASTER_ADDR='127.0.0.1', MASTER_PORT=port, OMP_NUM_THREADS=threads)

@@ -18,7 +18,7 @@ from ..core.text import printable
 # %% ../../nbs/cli/03_messages.ipynb #df554dfb
 @cache
 def option_names(command:str) -> dict:
-    "Arguments in Python -> options of a command; those of switches with their value, 'tta=True', 'flip=False'"
+    "Map arguments in Python to options of a command; switches with their value, 'tta=True', 'flip=False'"
     actions = [a for a in make_parser().commands[command]._actions if a.option_strings]
     first = {}
     for a in actions: first.setdefault(a.dest, a)
@@ -35,7 +35,7 @@ def in_shell(
     text:str,    # A message: "valid_pct=0.2"
     command:str, # Whose options are meant: 'baseline'
 ) -> str: # "--valid-pct 0.2"
-    "A message in the words of the command line"
+    "Rewrite a message in the words of the command line"
     names = option_names(command)
     def option(m):
         name, value = m[1], m[2] or ''
@@ -48,7 +48,7 @@ def in_shell(
 
 # %% ../../nbs/cli/03_messages.ipynb #f561ff6a
 def one_line(e:BaseException) -> str:
-    "The message of an exception on one line; its type if there is none"
+    "Put the message of an exception on one line; its type if it has none"
     text = str(e)
     # a worker process of a loader: torch puts the whole traceback into the message
     if 'Original Traceback' in text: text = text.rstrip().splitlines()[-1].partition(': ')[2]

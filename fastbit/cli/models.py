@@ -18,7 +18,7 @@ from ..core.text import printable
 
 # %% ../../nbs/cli/06_models.ipynb #7945cd98
 def shown_path(path) -> str:
-    "A path on one line of a terminal"
+    "Show a path on one line of a terminal"
     return printable(path).replace('\n', '\\n').replace('\t', '\\t')
 
 def answer_table(
@@ -34,7 +34,7 @@ def answer_table(
     return show.to_string(index=False, float_format='{:.4f}'.format, na_rep='')
 
 def run_predict(args) -> int:
-    "`fastbit predict`: 1 if some images have no prediction"
+    "Run `fastbit predict`; return 1 if some images have no prediction"
     from fastbit.core.files import csv_text
     from fastbit.export.inputs import check_no_url, image_items
     from fastbit.export.predict import load_predictor
@@ -58,7 +58,7 @@ def unseen_rows(
     about,   # `Artifact` of the model
     digests, # Of the images' files, hexadecimal
 ) -> list[bool]:
-    "Which images the model was certainly not trained on, if any of them was"
+    "Find the images that the model was certainly not trained on, if it was trained on any of them"
     known = set(about.trained_on['digests'])
     cut = [d[:16] for d in digests]
     if not any(d in known for d in cut): return [True]*len(cut)
@@ -98,7 +98,7 @@ def skip_trained_on(
     return rows, f'{n-left} of {n} images skipped: the model was trained on them (--all measures them, too)'
 
 def run_evaluate(args) -> int:
-    "`fastbit evaluate`"
+    "Run `fastbit evaluate`"
     from fastbit.data.tables import read_image_set, source_rows
     from fastbit.export.predict import load_predictor
     from fastbit.metrics.evaluation import evaluate_probs
@@ -125,7 +125,7 @@ def _calibration_words(res, temperature) -> str:
 
 # %% ../../nbs/cli/06_models.ipynb #adc9cabe
 def run_export(args) -> int:
-    "`fastbit export`"
+    "Run `fastbit export`"
     from fastbit.export.onnx import export_onnx
     from fastbit.export.predict import load_predictor
     difference = export_onnx(load_predictor(args.model, 'cpu'), args.file)
@@ -134,7 +134,7 @@ def run_export(args) -> int:
     return 0
 
 def run_bodies(args) -> int:
-    "`fastbit bodies`"
+    "Run `fastbit bodies`"
     from fastbit.bodies.catalogue import list_bodies
     df = list_bodies(args.pattern)
     if df.empty:
@@ -148,7 +148,7 @@ def run_bodies(args) -> int:
     return 0
 
 def run_cache(args) -> int:
-    "`fastbit cache`"
+    "Run `fastbit cache`"
     from fastbit.core.store import cache_root, clear_stores, list_stores
     df, where = list_stores(), cache_root()
     if args.clear: print(f'{clear_stores():.1f} MB removed from {where}')

@@ -66,7 +66,7 @@ FLAGS = dict(
 HIDDEN = ('bs', 'base_lr')   # `--batch-size`, `--micro-batch` and `--lr` mean the same under every recipe
 
 def option_flag(name:str) -> str:
-    "The spelling of an option, by its name in Python"
+    "Spell an option on the command line, by its name in Python"
     return FLAGS.get(name, Flag()).name or '--' + name.replace('_', '-')
 
 # %% ../../nbs/cli/01_options.ipynb #6c2a5479
@@ -85,7 +85,7 @@ def add_option(
     parser,   # argparse's parser or group
     o:Option, # From `option_fields`
 ):
-    "Add one option; what is not typed is not in the namespace"
+    "Add one option; an option that is not given is not in the namespace"
     flag = FLAGS.get(o.name, Flag())
     how = dict(dest=o.name, default=argparse.SUPPRESS)
     if o.type is bool: how |= dict(action='store_true' if o.default is False else 'store_false')

@@ -1,4 +1,4 @@
-"""The commands and what each of them takes
+"""The commands and their options
 
 Docs: https://fastbit.github.io/fastbit/cli/parser.html.md"""
 

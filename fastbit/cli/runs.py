@@ -24,11 +24,11 @@ _SAME_RUN = ('out', 'num_workers', 'dry_run', 'checkpoint_every', 'verbose', 'ov
 _SAME_BOARD = ('archs', 'recipes', 'top', 'device', 'cache', 'cache_gb')                     # they add to a leaderboard
 
 def given_options(args) -> dict:
-    "The options that were typed, by their names in Python"
+    "Return the options that were given, by their names in Python"
     return {k: v for k, v in vars(args).items() if k not in _COMMAND_ONLY}
 
 def data_label(path) -> str:
-    "What to call the images in the name of a folder"
+    "Name the images in the name of a folder"
     return Path(path).resolve().name if path else 'digits'
 
 def _question(args) -> str:
@@ -41,11 +41,11 @@ def _numbered(stem):
     return (Path('fastbit-runs')/(stem + (f'-{i}' if i > 1 else '')) for i in itertools.count(1))
 
 def new_folder(name:str) -> Path:
-    "A folder with the time in its name, and a number where that exists: clocks are put back"
+    "Name a folder by the time, with a number if that exists: clocks are put back"
     return next(f for f in _numbered(f'{name}-{datetime.now():%Y%m%d-%H%M%S}') if not f.exists())
 
 def run_folder(args) -> Path:
-    "A folder for a baseline: the one that the same command began, unless that is finished"
+    "Choose the folder of a baseline: the one that the same command began, unless that is finished"
     name = data_label(args.path)
     if args.recipe == 'head' or 'budget' in vars(args): return new_folder(name)
     stem = f'{name}-{args.recipe}-{_question(args)}'
@@ -66,7 +66,7 @@ def _in_processes(args) -> int:
     return status
 
 def run_baseline(args) -> int:
-    "`fastbit baseline`"
+    "Run `fastbit baseline`"
     if args.procs == 1 or is_launched(): from fastbit.baseline.run import baseline
     args.out = getattr(args, 'out', None) or run_folder(args)
     if args.procs > 1 and not is_launched(): return _in_processes(args)
@@ -75,7 +75,7 @@ def run_baseline(args) -> int:
     return 0
 
 def run_leaderboard(args) -> int:
-    "`fastbit leaderboard`"
+    "Run `fastbit leaderboard`"
     from fastbit.studies.leaderboard import leaderboard
     options = {k: v for k, v in given_options(args).items() if v is not None}
     out = options.pop('out', None) or leaderboard_folder(args)
@@ -85,12 +85,12 @@ def run_leaderboard(args) -> int:
     return 0
 
 def leaderboard_folder(args) -> Path:
-    "The same folder for the same images and settings: another body or recipe is added to it"
+    "Choose the same folder for the same images and settings: another body or recipe is added to it"
     asked = Namespace(**{k: v for k, v in vars(args).items() if k not in _SAME_BOARD})
     return Path('fastbit-runs')/f'{data_label(args.path)}-leaderboard-{_question(asked)}'
 
 def run_check(args) -> int:
-    "`fastbit check`"
+    "Run `fastbit check`"
     from fastbit.studies.doctor import check_data
     options = given_options(args)
     out = options.pop('out', None) or new_folder(f'{data_label(args.path)}-check')
@@ -106,7 +106,7 @@ def typed_again(given:dict) -> list[str]:
     return words
 
 def run_rule(args) -> int:
-    "`fastbit rule`"
+    "Run `fastbit rule`"
     from fastbit.baseline.recipes import folder_rule
     from fastbit.data.tables import source_rows
     given = given_options(args)

@@ -29,7 +29,7 @@ def is_launched() -> bool:
     return _from_launcher(_SIZES, 1) > 1
 
 def launched_rank() -> int:
-    "The rank that the launcher gave this process, from 0"
+    "Return the rank that the launcher gave this process, from 0"
     return _from_launcher(_RANKS, 0) if is_launched() else 0
 
 def alone_by_mistake() -> str: # '': this process is alone on purpose
@@ -46,7 +46,7 @@ def _group():
     return d if d is not None and d.is_available() and d.is_initialized() else None
 
 def world() -> int:
-    "Number of processes that train together; 1: this process is alone"
+    "Return the number of processes that train together; 1: this process is alone"
     return _group().get_world_size() if _group() else 1
 
 def rank() -> int:

@@ -1,4 +1,4 @@
-"""Try something and leave no trace
+"""Restore attributes, random streams or a whole learner at the end of a block
 
 Docs: https://fastbit.github.io/fastbit/core/restore.html.md"""
 

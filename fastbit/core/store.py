@@ -84,7 +84,7 @@ class RowStore:
 
     @property
     def rows(self) -> np.ndarray:
-        "All rows, mapped into memory: read from the disk when they are used"
+        "Map all rows into memory; they are read from the disk when they are used"
         if self._rows is None and len(self):
             # 'c', copy on write: changes to the array never reach the disk
             self._rows = np.memmap(self.rows_file, self.dtype, 'c', shape=(len(self), *self.shape))
@@ -157,7 +157,7 @@ CACHE_GB = 4.  # GB (2**30 bytes) that all stores together may take
 _VERSION = 2   # of the files' layout and of `file_key`
 
 def cache_root() -> Path:
-    "Where stores are: `FASTBIT_CACHE`, or the system's folder for caches"
+    "Find the folder of all stores: `FASTBIT_CACHE`, or the system's folder for caches"
     return Path(os.environ.get('FASTBIT_CACHE') or platformdirs.user_cache_path('fastbit', appauthor=False))
 
 def open_store(

@@ -1,4 +1,4 @@
-"""What a person reads while fastbit works: progress, results, warnings, durations
+"""Print progress, results, warnings and durations in notebooks, terminals and log files
 
 Docs: https://fastbit.github.io/fastbit/core/text.html.md"""
 

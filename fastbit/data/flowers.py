@@ -117,7 +117,7 @@ def drawn_flowers(
         for i in range(n_per_class):
             path = folder/kind/f'{kind}_{i:03d}.jpg'
             if path.exists(): continue
-            part = path.with_name(f'.{path.name}.part')   # renamed when complete, so that nobody reads half an image
+            part = path.with_name(f'.{path.name}.part')   # renamed when complete, so that no process reads half an image
             draw_flower(kind, i).save(part, format='JPEG', quality=92)
             part.replace(path)
     return folder

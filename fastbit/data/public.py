@@ -34,7 +34,7 @@ def cache_dir() -> Path:
 
 def _write_digit(pixels, path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{os.getpid()}-{path.name}')   # renamed when complete, so that nobody reads half a file
+    part = path.with_name(f'.{os.getpid()}-{path.name}')   # renamed when complete, so that no process reads half a file
     gray = np.round(255 - pixels*255/16).astype(np.uint8)
     Image.fromarray(gray).save(part, format='PNG')
     part.replace(path)
@@ -134,7 +134,7 @@ class Source(NamedTuple):
 def resolve_source(
     path # A folder, a CSV file, a DataFrame, the name of a public set, or `None` for the digits
 ) -> Source:
-    "Find the data for what a user typed; raise `TypeError` for anything else"
+    "Find the data that a user names; raise `TypeError` for anything else"
     if isinstance(path, pd.DataFrame): return Source(path, source_name(path), {})
     if path is None: return Source(named_table('digits'), 'digits', dict(_DIGITS))
     check_source(path)

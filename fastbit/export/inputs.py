@@ -1,4 +1,4 @@
-"""What a predictor accepts as images, and what to give instead of anything else
+"""Accept images in any form, and explain what to pass instead of anything else
 
 Docs: https://fastbit.github.io/fastbit/export/inputs.html.md"""
 
@@ -95,7 +95,7 @@ def _file_bytes(file) -> bytes:
     except TypeError: data = None   # an archive, whose `read` takes a name
     if isinstance(data, (bytes, bytearray)): return bytes(data)
     close = getattr(data, 'close', None)
-    if callable(close): close()   # a coroutine, which would complain that nobody waited for it
+    if callable(close): close()   # a coroutine, which would warn that it was never awaited
     raise TypeError(f"A {kind} is not a file of one image: give its bytes, or {IMAGE_KINDS}.")
 
 # %% ../../nbs/export/02_inputs.ipynb #fb494073

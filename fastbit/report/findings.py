@@ -1,4 +1,4 @@
-"""What there is to report about one evaluation
+"""The record behind a report: a learner, its predictions, and everything known about the run
 
 Docs: https://fastbit.github.io/fastbit/report/findings.html.md"""
 

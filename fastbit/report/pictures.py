@@ -28,14 +28,14 @@ from .page import THUMB, Picture, enlarge, picture_uri, thumbnail
 
 # %% ../../nbs/report/04_pictures.ipynb #98fcc1d2
 def class_samples(f:Findings, most=24) -> list[Picture]:
-    "One training image per class, the first of its folder"
+    "Show one training image per class, the first of its folder"
     first = f.table[f.table.split == 'train'].drop_duplicates('label').head(most)
     about = 'A training image of class'
     return [thumbnail(r.path, f'{about} {r.label}', r.label, max_value=f.max_value) for r in first.itertuples()]
 
 # %% ../../nbs/report/04_pictures.ipynb #e95a4d08
 def highest_loss(f:Findings, most=12) -> list[Picture]:
-    "Images with the highest loss"
+    "Show the images with the highest loss"
     if not f.paths: return []
     pictures = []
     for i in f.losses.argsort(descending=True, stable=True)[:most].tolist():
@@ -57,7 +57,7 @@ class ConfusedPair:
     pictures: list # `Picture`s of some of them
 
 def confused_examples(f:Findings, shown=4) -> list[ConfusedPair]:
-    "The most confused pairs of classes, with examples"
+    "Show the most confused pairs of classes, with examples"
     pairs = []
     for t, p, rows in confused_pairs(f.targs, f.predicted):
         true, predicted = f.classes[t], f.classes[p]
@@ -88,7 +88,7 @@ def _side_by_side(left, right) -> Image.Image:
     return both
 
 def cam_pictures(f:Findings, most=8) -> list[Picture]:
-    "Images next to their class activation maps; empty for other models and loaders than fastbit's"
+    "Show images next to their class activation maps; empty for other models and loaders than fastbit's"
     model, pp = f.learn.model, getattr(f.learn.dls, 'preprocess', None)
     if not (f.paths and pp and isinstance(model, TransferModel)): return []
     rows = _cam_rows(f, most)
@@ -119,7 +119,7 @@ def _undrawn(matrix, classes) -> str:
     return '; ' + ', '.join(f'{shown}: {name}' for shown, name in pairs) if pairs else ''
 
 def confusion_picture(f:Findings) -> Picture:
-    "The confusion matrix"
+    "Draw the confusion matrix"
     classes = f.classes
     matrix = confusion_matrix(f.targs, f.predicted, labels=range(len(classes)))
     n_right = int((f.predicted == f.targs).sum())
@@ -131,7 +131,7 @@ def confusion_picture(f:Findings) -> Picture:
     return _figure(plot_confusion(matrix, classes), alt, caption + _undrawn(matrix, classes))
 
 def reliability_picture(f:Findings) -> Picture:
-    "The reliability diagram"
+    "Draw the reliability diagram"
     bins, scaled = reliability_table(f.probs, f.targs), None
     alt = f'Reliability diagram: calibration error {calibration_error(bins):.3f}'
     if f.temperature:

@@ -121,7 +121,7 @@ class _Draws:
     loaders: LoaderOptions
 
     def table(self, k, repeat) -> pd.DataFrame:
-        "The split with `k` training images per class"
+        "Return the split with `k` training images per class"
         return self.whole.table if k is None else few_shot_table(self.whole.table, k, self.seed + repeat)
 
     def accuracy(self, table, repeat) -> float:

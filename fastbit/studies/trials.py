@@ -60,7 +60,7 @@ class Bench:
     images: str = ''    # `data_digest` of the images
 
     def image_options(self) -> dict:
-        "Arguments of `image_dataloaders` and `baseline`, besides the cache"
+        "Return arguments of `image_dataloaders` and `baseline`, besides the cache"
         o = self.data
         split = dict(seed=o.seed, valid_pct=o.valid_pct, test_pct=o.test_pct, k_per_class=o.k_per_class)
         pixels = dict(size=self.size, flip=o.flip, crop=o.crop, max_value=o.max_value)
@@ -71,7 +71,7 @@ class Bench:
     def caching(self) -> dict: return dict(cache=self.loaders.cache, cache_gb=self.loaders.cache_gb)
 
     def question(self) -> dict:
-        "Everything that the rows depend on, for files; what the columns of a table lead to is in the images' digest"
+        "Return everything that the rows depend on; columns of a table count through the images' digest"
         unimportant = {'num_workers', *vars(self.table)}
         settings = {k: str(v) for k, v in self.image_options().items() if k not in unimportant}
         return dict(version=__version__, epochs=self.epochs, **settings, images=self.images)
@@ -79,7 +79,7 @@ class Bench:
     def folder(self, body, recipe) -> Path: return self.out/'runs'/run_name(body.name, recipe)
 
 def run_name(body:str, recipe:str) -> str:
-    "The folder of a run, from the body's name in the table"
+    "Name the folder of a run, from the body's name in the table"
     return re.sub(r'[^\w.-]+', '_', f'{body}-{recipe}').strip('_')
 
 def data_digest(

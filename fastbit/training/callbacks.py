@@ -270,7 +270,7 @@ class JsonLog(Callback):
     "Write one JSON object per epoch to a file, at once, for programs that follow a run"
     order = 56   # after the History has its row
     def __init__(self,
-        path:str|Path # Written anew by the first fit
+        path:str|Path # Replaced by the first fit
     ): self.file, self.written = Path(path), None
 
     def after_epoch(self):

@@ -174,7 +174,7 @@ class Checkpoint(Callback):
         return '' if self.saved_at is None else f'the checkpoint of step {self.saved_at} is kept in {self.file}'
 
 # %% ../../nbs/training/15_checkpoint.ipynb #9b5e5f48
-SAVE_SECONDS = 30.   # between two saves that nobody asked for
+SAVE_SECONDS = 30.   # between two automatic saves
 
 class EpochCheckpoint(Checkpoint):
     "Save a fit that counts epochs, in the middle of an epoch too; begin from the file if it exists"

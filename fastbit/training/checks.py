@@ -1,4 +1,4 @@
-"""What a learner and its fits refuse, with what to do instead
+"""Refuse loaders and fits that cannot work, and say what to do instead
 
 Docs: https://fastbit.github.io/fastbit/training/checks.html.md"""
 

@@ -56,7 +56,7 @@ def logistic_head(
     n_classes:int,     # Of the classifier; some may not be in `y`
     groups:np.ndarray=None, # Rows of one group stay together in cross-validation; `None`: each is its own
     seed:int=0,        # Of the folds
-    weights:np.ndarray=None, # Of each class, with mean 1; classes of weight 0 are left out. `None`: all count alike
+    weights:np.ndarray=None, # Of each class, with mean 1; classes of weight 0 are ignored. `None`: all count alike
 ) -> LogisticFit:
     "Fit multinomial logistic regression, with C by cross-validation; `ValueError` with fewer than two classes"
     groups = np.arange(len(y)) if groups is None else groups

@@ -1,4 +1,4 @@
-"""Is this the same run? What a run depends on, and how two differ
+"""Describe what the numbers of a run depend on, and list how two runs differ
 
 Docs: https://fastbit.github.io/fastbit/training/identity.html.md"""
 

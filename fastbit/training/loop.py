@@ -51,7 +51,7 @@ class Loop(Learner):
 
     @property
     def position(self) -> Position:
-        "Where the fit is"
+        "Return where the fit is"
         return Position.of(self)
 
     def check_norms(self,

@@ -36,7 +36,7 @@ def clear_minimum(
 
 @patch(as_prop=True)
 def recipe_lr(self:TransferLearner) -> float:
-    "The rate for what trains now: `HEAD_LR` for the classifier alone, `BODY_LR` with stages of the body"
+    "Return the rate for what trains now: `HEAD_LR` for the classifier alone, `BODY_LR` with stages of the body"
     return HEAD_LR if self.model.n_frozen == len(self.model.stages)-1 else BODY_LR
 
 # %% ../../nbs/training/11_rate_finder.ipynb #e2f29677

@@ -88,7 +88,7 @@ def _resume_rows(found, n_steps, micro) -> list[tuple]: # (name, text)
     return [row, ('', f'which was made with micro-batches of {was}: the same numbers except for rounding')]
 
 def default_eval_every(rule:HyperRule) -> int:
-    "A tenth of the run, in steps"
+    "Evaluate after every tenth of the run; return its steps"
     return -(-rule.steps_to_do//10)
 
 # %% ../../nbs/training/17_rule.ipynb #b54de51b
