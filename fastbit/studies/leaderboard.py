@@ -175,9 +175,9 @@ def leaderboard(
     archs:list=None,          # Names of bodies, or 'NAME=WEIGHTS' with a file or 'random'; `None`: those whose weights are installed
     recipes:tuple=('onecycle',), # Recipes to fine-tune the best bodies with
     top:int=2,                # Bodies to fine-tune, the best of the probes; 0: none
+    *,
     size:int=None,            # Side of the images, pixels, for all; `None`: each body's own
     epochs:int=None,          # Epochs of the recipes that have them; `None`: as `baseline`
-    *,
     data:DataOptions,
     loaders:LoaderOptions,
     table:TableOptions,
