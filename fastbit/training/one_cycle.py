@@ -110,7 +110,8 @@ def fit_one_cycle(self:TransferLearner,
     **kwargs               # `before`: what was trained before, in words that a checkpoint has to agree with
 ):
     "fastai's one-cycle, which resumes from a checkpoint; `ValueError` if that belongs to another run"
-    refuse_unknown('learn.fit_one_cycle', set(kwargs) - {'before'}, _parameters(self.fit_one_cycle), {})
+    known = [k for k in _parameters(self.fit_one_cycle) if k != 'before']
+    refuse_unknown('learn.fit_one_cycle', set(kwargs) - {'before'}, known, {})
     cycle = dict(div=div, div_final=div_final, pct_start=pct_start, wd=wd, moms=moms, reset_opt=reset_opt)
     if checkpoint is None:
         _check_no_file(checkpoint_every)
@@ -145,6 +146,8 @@ def fine_tune(self:TransferLearner,
     **kwargs               # Others of `fit_one_cycle`, for both fits
 ):
     "Train the classifier, then all layers, as fastai's `fine_tune` does; resume from a checkpoint"
+    known = _parameters(self.fine_tune)
+    refuse_unknown('learn.fine_tune', [k for k in kwargs if k not in known], known, {})
     if checkpoint is None:
         _check_no_file(checkpoint_every)
         rates = dict(base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start, div=div)
