@@ -13,7 +13,7 @@ RECIPES = dict(head={}, onecycle={}, hyperrule=dict(batch_size=32, scale=None, n
 
 
 def run(args, recipe, seed):
-    return baseline(args.data, args.arch, args.weights, recipe, args.size, seed=seed, verbose=False, **RECIPES[recipe])
+    return baseline(args.data, args.arch, args.weights, recipe, size=args.size, seed=seed, verbose=False, **RECIPES[recipe])
 
 
 def main():

@@ -7,11 +7,12 @@ Docs: https://fastbit.github.io/fastbit/config.html.md"""
 # %% auto #0
 __all__ = ['RECIPES', 'Option', 'Options', 'DataOptions', 'TableOptions', 'LoaderOptions', 'BodyOptions', 'TrainOptions',
            'RunOptions', 'OneCycle', 'HeadOnly', 'BiTRule', 'recipe_name', 'recipes_with', 'RecipeOptions',
-           'foreign_option', 'unknown_option', 'with_options']
+           'foreign_option', 'unknown_option', 'check_positional', 'options_by_name', 'with_options']
 
 # %% ../nbs/01_config.ipynb #adc42ef6
 import difflib, functools, inspect, re
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def _comments(cls) -> dict:
 # %% ../nbs/01_config.ipynb #adc0c53f
 class Options:
     "Base of all records of options"
+    def __post_init__(self):
+        "Raise `TypeError` for a value of another kind than the field's"
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is not None or f.default is not None: _check_kind(f.name, value, f.type)
+
     @classmethod
     def option_fields(cls) -> dict: # Name -> `Option`
         "List the options of this record"
@@ -54,6 +61,15 @@ class Options:
 
 def _allows_none(type) -> bool: return type is Any or 'None' in str(type)
 
+def _is_bool(value) -> bool: return type(value).__name__ in ('bool', 'bool_')   # numpy's, too
+
+def _check_kind(name, value, kind):
+    "Raise `TypeError` unless `value` suits an annotation `float` or `bool`; other kinds have checks of their own"
+    number = isinstance(value, Real) and not _is_bool(value)
+    if kind is float and not number: raise TypeError(f"{name}={value!r} must be a number.")
+    switch = _is_bool(value) or number and value in (0, 1)
+    if kind is bool and not switch: raise TypeError(f"{name}={value!r} must be True or False.")
+
 # %% ../nbs/01_config.ipynb #c4ba4507
 @dataclass(frozen=True)
 class DataOptions(Options):
@@ -67,6 +83,12 @@ class DataOptions(Options):
     flip:bool = None         # train on horizontal flips (default: yes, except for digits and the like)
     draft:bool = True        # decode large JPEGs at a reduced scale, at least twice the size needed
     max_value:int = 65535    # pixel value that becomes white in 16-bit grayscale images, such as 4095 for 12 bits
+
+    def __post_init__(self):
+        super().__post_init__()
+        whole = isinstance(self.seed, Integral) and not _is_bool(self.seed)
+        if not whole or not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed!r} must be a whole number, 0 to {2**32-1}.")
 
 @dataclass(frozen=True)
 class TableOptions(Options):
@@ -163,7 +185,12 @@ def recipes_with(name:str) -> list: # Names of recipes
 
 class RecipeOptions(Options):
     "Options of a recipe that is not known yet"
-    def __init__(self, **given): self.given = given
+    def __init__(self, **given):
+        known = self.option_fields()
+        unknown = next((k for k in given if k not in known), None)
+        if unknown: raise TypeError(f'RecipeOptions(): {unknown_option(unknown, known)}')
+        self.given = given
+
     def __repr__(self): return f'RecipeOptions({", ".join(f"{k}={v!r}" for k, v in self.given.items())})'
     def __eq__(self, other): return isinstance(other, RecipeOptions) and self.given == other.given
 
@@ -218,6 +245,34 @@ def unknown_option(
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=.6)
     return f'unknown option {name}' + (f', did you mean {near[0]}?' if near else '')
 
+def check_positional(
+    function:str,               # Name of the function, as typed
+    signature:inspect.Signature, # What it takes
+    args:tuple,                 # Arguments that were given by position
+):
+    "Raise `TypeError`, with a call that works, for more arguments by position than the function takes"
+    parameters = [p for p in signature.parameters.values() if p.name != 'self']
+    taken = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(args) <= len(taken): return
+    value, by_name = args[len(taken)], [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    suits = [p for p in by_name if p.annotation is type(value)]
+    shown = repr(value) if isinstance(value, (int, float, str)) else '...'
+    call = ', '.join([*taken, f'{(suits or by_name)[0].name}={shown}'])
+    *first, last = taken
+    words = f'{", ".join(first)} and {last}' if first else last
+    raise TypeError(f"{function}() takes {words} by position and its options by name, such as {function}({call}).")
+
+def options_by_name(f):
+    "Decorate a function to raise `TypeError`, with a call that works, for options that are given by position"
+    signature, is_method = inspect.signature(f), 'self' in inspect.signature(f).parameters
+    name = f'learn.{f.__name__}' if is_method else f.__name__
+
+    @functools.wraps(f)
+    def wrapper(*args, **kwargs):
+        check_positional(name, signature, args[1:] if is_method else args)
+        return f(*args, **kwargs)
+    return wrapper
+
 def with_options(
     refuse=None,  # Called with the unknown names before they are refused, to say more
     without=(),   # Options that the function does not have
@@ -236,8 +291,12 @@ def with_options(
             unknown = [k for k in kwargs if k not in signature.parameters]
             if unknown and refuse: refuse(unknown)
             if unknown: raise TypeError(f'{f.__name__}(): {unknown_option(unknown[0], signature.parameters)}')
+            check_positional(f.__name__, signature, args)
             typed = signature.bind_partial(*args, **kwargs).arguments
             plain = {k: v for k, v in typed.items() if k in own.parameters}
+            for k, v in plain.items():
+                if v is not None: _check_kind(k, v, own.parameters[k].annotation)
+            for k, v in given.items(): _check_record(f.__name__, k, v, records[k], shown[k])
             return f(**plain, **_gathered(records, shown, typed, given))
         wrapper.__signature__ = signature
         wrapper.__delwrap__ = _as_source(f, shown)   # where fastcore's `docments` finds the comments
@@ -245,6 +304,12 @@ def with_options(
     return decorate
 
 # %% ../nbs/01_config.ipynb #6c411729
+def _check_record(function, name, value, cls, shown):
+    "Raise `TypeError` for what was given in the place of a whole record"
+    if isinstance(value, cls): return
+    raise TypeError(f"{function}(): {name}={value!r} is not a {cls.__name__}. "
+                    f"Pass its options by name: {', '.join(shown)}.")
+
 def _is_record(annotation) -> bool: return isinstance(annotation, type) and issubclass(annotation, Options)
 
 def _shown(cls, defaults, without) -> dict:

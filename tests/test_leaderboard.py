@@ -4,6 +4,7 @@ import json, os, sys
 import pandas as pd, pytest
 
 import fastbit.studies.trials as module
+from fastbit.config import HeadOnly, OneCycle
 from fastbit.studies import compare_runs, leaderboard
 from conftest import look_at, run_fastbit
 
@@ -82,3 +83,29 @@ def test_images_are_compared_by_their_contents(folder):
     path.write_bytes(other.read_bytes())
     os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
     assert digest() != before
+
+
+def test_recipe_objects_are_honored(folder, tmp_path):
+    args = dict(archs='test_efficientnet=random', size=32, num_workers=0, verbose=False, top=1, out=tmp_path/'board')
+    recipes = [OneCycle(epochs=2, lr=.02), HeadOnly(epochs=3), 'head', HeadOnly()]   # the last two are one
+    board = leaderboard(folder, recipes=recipes, **args)
+    names = {'probe', 'onecycle(epochs=2, lr=0.02)', 'head(epochs=3)', 'head'}
+    assert len(board.rows) == 4 and set(board.rows.recipe) == names and not board.failures
+    run = tmp_path/'board'/'runs'/module.run_name('test_efficientnet (random)', 'onecycle(epochs=2, lr=0.02)')
+    settings = json.loads((run/'results.json').read_text())['settings']
+    assert (settings['recipe'], settings['epochs'], settings['lr']) == ('onecycle', 2, .02)
+    assert leaderboard(folder, recipes=recipes, **args).rows.equals(board.rows)   # found again
+    assert all(f'runs/{p.parent.name}/report.html' in board.html() for p in (tmp_path/'board').glob('runs/*/report.html'))
+
+
+@pytest.mark.parametrize('given, error, words', [
+    (dict(archs=['test_efficientnet=random', 'test_efficientnet=mine.pth']), FileNotFoundError, "archs=['test_efficientnet=mine.pth']: no such file"),
+    (dict(recipes=[OneCycle()], epochs=3), ValueError, 'epochs and a recipe object: pass it to OneCycle()'),
+    (dict(recipes=[OneCycle(epochs=0)]), ValueError, 'epochs=0'), (dict(epochs='x'), ValueError, "epochs='x'"),
+    (dict(recipes=['two_cycle']), ValueError, "unknown recipe 'two_cycle'"),
+    (dict(recipes=3), TypeError, 'recipes=3 must be a list of names'), (dict(archs=3), TypeError, 'archs=3 must be a list of names')])
+def test_what_cannot_run_is_refused_before_the_images_are_read(given, error, words, tmp_path, monkeypatch):
+    opened = sys.modules['fastbit.studies.leaderboard']
+    monkeypatch.setattr(opened, 'image_dataloaders', lambda *a, **k: pytest.fail('images were read'))
+    with pytest.raises(error) as e: leaderboard(tmp_path, out=tmp_path/'board', **{'archs': ['test_efficientnet=random']} | given)
+    assert words in str(e.value) and not (tmp_path/'board').exists()

@@ -70,7 +70,8 @@ class HeadPhase:
     def fit(self, learn, checkpoint=None, cbs=None):
         learn.freeze_to(self.freeze_to)
         with checkpoint_lock(checkpoint):
-            learn.fit_head(self.n_epoch, self.lr, self.views, cache=self.cache, cache_gb=self.cache_gb, find_lr=True)
+            learn.fit_head(
+                self.n_epoch, self.lr, views=self.views, cache=self.cache, cache_gb=self.cache_gb, find_lr=True)
 
 # %% ../../nbs/baseline/00_phases.ipynb #df70e440
 def _trained_batch(learn):

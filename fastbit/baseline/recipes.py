@@ -180,8 +180,8 @@ def recipe_options(
 @with_options(without=('resize', 'crop', 'flip', 'draft', 'max_value'))
 def folder_rule(
     path:str|Path|pd.DataFrame=None, # Folder, CSV file, DataFrame, or the name of a public set; `None`: scikit-learn's digits
-    size:int=None,            # Side of the images, pixels; `None`: the rule's
     *,
+    size:int=None,            # Side of the images, pixels; `None`: the rule's
     data:DataOptions,
     table:TableOptions,
     rule:BiTRule,

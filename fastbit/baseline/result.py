@@ -240,7 +240,7 @@ def save(self:BaselineResult,
     for name, fig in figures.items(): write_bytes(out/f'{name}.png', _png(fig))
     if self.probs.isfinite().all():
         self.report().save(out/'report.html')
-        self.learn.export(out/'model', self.evaluation, self.part, overwrite=True)
+        self.learn.export(out/'model', self.evaluation, part=self.part, overwrite=True)
     write_text(out/'results.json', json.dumps(self.as_dict(), indent=1, default=str) + '\n')
     self.out = out
     return out

@@ -20,6 +20,7 @@ from .load import classifier_names, load_weights, npz_classes
 from .names import timm_name
 from .preprocess import Preprocess, body_preprocess
 from .weights import WeightsSource, weights_source
+from ..config import options_by_name
 
 # %% ../../nbs/bodies/04_build.ipynb #e4dd7f31
 def zero_classifier(
@@ -88,10 +89,12 @@ def resolve_body(
         preprocess=body_preprocess(arch))
 
 # %% ../../nbs/bodies/04_build.ipynb #f89c237c
+@options_by_name
 def build_body(
     arch:str,                # A name that `timm_name` takes
     num_classes:int=None,    # Outputs of the new, zero classifier; 0: none, features; `None`: the pretrained one
     weights:str|Path='auto', # 'auto', 'bundled', 'hub', 'random', a weights file, or the folder of an artifact or results
+    *,
     drop_rate:float=0.,      # Dropout before the classifier, probability
     drop_path_rate:float=0., # Stochastic depth, probability at the last block
 ) -> nn.Module: # A plain timm model in evaluation mode

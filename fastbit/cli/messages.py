@@ -23,6 +23,7 @@ def option_names(command:str) -> dict:
     first = {}
     for a in actions: first.setdefault(a.dest, a)
     names = {k: a.option_strings[0] for k, a in first.items()}
+    if 'batch_size' in names: names['bs'] = names['batch_size']   # `--bs` is hidden
     off = {f'{k}=False': names[k] for k, a in first.items() if a.const is False}
     on = {f'{k}=True': names[k] for k, a in first.items() if a.const is True}
     return names | off | on

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 # %% ../../nbs/cli/05_runs.ipynb #06524fc3
+from .messages import in_shell
 from .options import option_flag
 from ..core.processes import is_launched
 
@@ -115,8 +116,10 @@ def run_rule(args) -> int:
     counts = f'{rule.n_train} to train, {len(table)-rule.n_train} held out'
     print(f"{args.path or 'digits'}: {len(table)} images, {table.label.nunique()} classes; {counts}")
     for name, text in source_rows(images.source, images.skipped): print(f'  {name:10}  {text}')
-    print(rule)
-    if args.plot: rule.plot().figure.savefig(args.plot, dpi=150)
+    print(in_shell(str(rule), 'rule'))
+    if args.plot:
+        Path(args.plot).parent.mkdir(parents=True, exist_ok=True)
+        rule.plot().figure.savefig(args.plot, dpi=150)
     path = [shlex.quote(args.path)] if args.path else []
     words = ['fastbit baseline', *path, '--recipe hyperrule --arch BiT-M-R50x1', *typed_again(given)]
     print('To train by it:', ' '.join(words))

@@ -21,6 +21,7 @@ import numpy as np, PIL, timm, torch
 from ..bodies.fold import FoldedModel
 from ..bodies.model import TransferModel, body_digest, run_stages
 from ..bodies.preprocess import Preprocess
+from ..config import options_by_name
 from ..core.processes import gather_objects, is_writer, rank_range, world, writer_first
 from ..core.store import CACHE_GB, RowStore, file_key, make_room, open_store
 from ..core.text import track, warn_data
@@ -192,10 +193,12 @@ def _open(about, shape, gb):
             f"The cache cannot be used ({e}); this run continues without it. FASTBIT_CACHE=FOLDER names another "
             "place.", 5)
 
+@options_by_name
 def frozen_features(
     model:TransferModel, # Body and head; the stages before `last` are run
     paths,               # Image files
     pp:Preprocess,       # Resizing and augmentation
+    *,
     last:int=None,       # Stage before which the body ends; `None`: the classifier
     views:int=1,         # Views per image: the image as validation sees it, and `views`-1 augmentations
     seed:int=0,          # Random seed of the augmentations

@@ -156,8 +156,8 @@ def image_dataloaders(
     arch:str='tf_efficientnet_lite0', # Body that will see the images: decides size and interpolation
     size:int|str=None,                # Side of the square, pixels; `None`: that of pretraining; 'hyperrule': the BiT authors'
     bs:int=32,                        # Images per batch; for `fit_hyperrule`, per micro-batch; `None`: `default_bs`
-    data:DataOptions=DataOptions(),   # How images are split, resized and augmented
     *,
+    data:DataOptions,                 # How images are split, resized and augmented
     train_size:int|str=None,          # Side to crop from at random, pixels; `None`: size * 512/480; 'hyperrule': the BiT authors'
     check:bool=True,                  # Read every file first and skip unreadable ones?
     batch_tfms:list=None,             # fastai batch transforms to add, such as `aug_transforms()`; no normalization

@@ -235,8 +235,8 @@ def stream_dataloaders(
     classes:list,         # Names of the classes, in the order of the outputs
     arch:str='tf_efficientnet_lite0', # Body that will see the images
     size:int=None,        # Side of the square, pixels; `None`: that of pretraining
-    image_size:tuple=(256, 256), # (height, width) of a typical image, pixels, from which the BiT-HyperRule starts
     *,
+    image_size:tuple=(256, 256), # (height, width) of a typical image, pixels, from which the BiT-HyperRule starts
     loading:LoaderOptions, # Batch size and device
     data:DataOptions,     # How images are resized and augmented
 ) -> ImageSetLoaders: # Two `StreamDL`s

@@ -17,6 +17,9 @@ from pathlib import Path
 # %% ../../nbs/data/22_streams.ipynb #4d8f51b8
 import numpy as np
 
+# %% ../../nbs/data/22_streams.ipynb #5f1c7a2e
+from ..config import options_by_name
+
 # %% ../../nbs/data/22_streams.ipynb #66ada41a
 BUFFER = 1000   # encoded images from which the next one is drawn; shards come in another order in each pass
 
@@ -69,10 +72,12 @@ def _encoded_columns(datasets, source, image_col, label_col):
     is_image = isinstance((source.features or {}).get(image_col), datasets.Image)
     return source.cast_column(image_col, datasets.Image(decode=False)) if is_image else source
 
+@options_by_name
 def parquet_stream(
     source,              # Parquet files, a folder of them, or an `IterableDataset` of Hugging Face `datasets`
     image_col:str='image', # Column of encoded images: bytes, or the struct of bytes and path that `datasets` uses
     label_col:str='label', # Column of class names or numbers
+    *,
     n:int=None,          # Images per pass; `None`: counted in the files' footers
     seed:int=0,          # Random seed of the order
     buffer:int=BUFFER,   # Images from which the next one is drawn; 0: in order
@@ -119,9 +124,11 @@ def _image_and_label(sample, label_key) -> tuple:
         f"{sample['__key__']} in {sample['__url__']} has {files}; an image (.{', .'.join(_TAR_IMAGES[:3])}, …) and a "
         f"label (.{label_key}) are needed.")
 
+@options_by_name
 def tar_stream(
     urls,                # Shards as WebDataset takes them: 'train-{0000..0099}.tar', or a list
     n:int,               # Images per pass
+    *,
     label_key:str='cls', # Extension of the label's file in the shard
     seed:int=0,          # Random seed of the order
     buffer:int=BUFFER,   # Images from which the next one is drawn; 0: in order

@@ -17,6 +17,7 @@ import pandas as pd
 
 # %% ../../nbs/data/09_tables.ipynb #3411884c
 from ..bodies.preprocess import Preprocess
+from ..config import options_by_name
 from ..core.text import warn_data
 from .folders import count_reasons, list_folder, warn_skipped
 from .labels import warn_similar_labels
@@ -100,9 +101,11 @@ def _folder_set(folder) -> ImageSet:
     warn_similar_labels(table.label)
     return ImageSet(table=table, skipped=skipped_frame(found.skipped), source=found.words, name=source_name(folder))
 
+@options_by_name
 def read_image_set(
     source:str|Path|pd.DataFrame, # A folder of class folders, one with train/ and valid/, a table file (CSV), or a DataFrame
     root:str|Path=None,           # Folder in which a table's relative paths start; `None`: the file's folder, or the working directory
+    *,
     path_col:str=None,            # Column of paths; `None`: found by its name and content
     label_col:str=None,           # Column of labels; `None`: found by its name, or the only other column
     split_col:str=None,           # Column of splits; `None`: found by its name, if there is one
@@ -120,13 +123,16 @@ def read_image_set(
     found = table_rows(source, root, path_col, label_col, split_col, suffix)
     return ImageSet(table=found.rows, skipped=found.skipped, source=found.words, name=source_name(source))
 
+@options_by_name
 def image_table(
     source:str|Path|pd.DataFrame, # As for `read_image_set`
     root:str|Path=None,           # As for `read_image_set`
+    *,
     path_col:str=None,            # As for `read_image_set`
     label_col:str=None,           # As for `read_image_set`
     split_col:str=None,           # As for `read_image_set`
     suffix:str=None,              # As for `read_image_set`
 ) -> pd.DataFrame: # Columns path, label, split ('train', 'valid', 'test', or '' if still to be drawn), sorted by path
     "Read one row per image: the table of `read_image_set`"
-    return read_image_set(source, root, path_col, label_col, split_col, suffix).table
+    columns = dict(path_col=path_col, label_col=label_col, split_col=split_col)
+    return read_image_set(source, root, **columns, suffix=suffix).table

@@ -18,6 +18,7 @@ from torch import nn
 
 # %% ../../nbs/export/04_onnx.ipynb #10e0596c
 from ..bodies.fold import fold_net
+from ..core.checks import check_file
 from ..core.files import whole_file
 from .predict import Predictor
 from ..metrics.task import SINGLE_LABEL
@@ -130,10 +131,12 @@ def export_onnx(
 ) -> float: # Largest difference of a probability from PyTorch's
     "Write an ONNX file and compare it with PyTorch; raise `ValueError` if they differ"
     if Path(file).suffix != '.onnx': raise ValueError(f"{str(file)!r}: the file name must end in .onnx.")
+    check_file(file)
     _check_packages()
     import onnx
     about, model = predictor.about, PixelsToProbs(predictor).eval()
     graph = _as_graph(model, about)
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as part:
         onnx.save(graph, part)
         difference = _difference(part, model, about.preprocess.size)

@@ -21,6 +21,7 @@ from .. import __version__
 from ..bodies.build import build_body
 from ..bodies.model import TransferModel
 from ..bodies.preprocess import MAX_16_BIT, body_preprocess, check_max_value
+from ..config import options_by_name
 from ..core.files import csv_text, write_text
 from ..core.checks import make_out
 from ..core.store import CACHE_GB
@@ -166,11 +167,13 @@ def _image_issues(good, report, groups, max_value) -> list[Issue]:
         *copy_issues(good, groups, dict(zip(report.path, report.digest))),
         *odd_issues(good, report, tiny, max_value)]
 
+@options_by_name
 @delegates(read_image_set)
 def check_data(
     path:str|Path|pd.DataFrame=None, # Folder, table or public data set, as for `baseline`
     arch:str='tf_efficientnet_lite0', # Body whose features judge the labels
     weights:str|Path='auto',  # Pretrained weights, as for `transfer_learner`
+    *,
     size:int=None,            # Image side for the body, pixels; `None`: the one of its pretraining, 64 for digits
     labels:bool=True,         # Look for label errors? Takes one pass of the body over the images
     device:str=None,          # 'cpu', 'cuda'; `None`: the GPU if there is one

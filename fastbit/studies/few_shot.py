@@ -83,9 +83,9 @@ def few_shot_curve(
     path:str|Path|pd.DataFrame=None, # Folder, CSV file, DataFrame, or the name of a public set; `None`: scikit-learn's digits
     ks:tuple=(1, 5, 10),      # Training images per class; `None` among them: all
     repeats:int=5,            # Draws for each
-    body:BodyOptions=None,
-    size:int=None,            # Side of the images, pixels; `None`: the rule's
     *,
+    body:BodyOptions,
+    size:int=None,            # Side of the images, pixels; `None`: the rule's
     rule:BiTRule,
     data:DataOptions,         # The first repeat draws and trains with `seed`, each of the others with the next number
     loaders:LoaderOptions,

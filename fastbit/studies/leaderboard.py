@@ -11,6 +11,7 @@ __all__ = ['Leaderboard', 'plot_cost', 'leaderboard']
 import io, tempfile
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import cycle
 from pathlib import Path
 
 # %% ../../nbs/studies/06_leaderboard.ipynb #e3d67a79
@@ -20,7 +21,9 @@ from matplotlib.ticker import ScalarFormatter
 
 # %% ../../nbs/studies/06_leaderboard.ipynb #27ef7568
 from .. import __version__
-from ..config import DataOptions, LoaderOptions, Options, TableOptions, recipe_name, with_options
+from ..baseline.recipes import make_recipe
+from ..bodies.weights import weights_source
+from ..config import DataOptions, LoaderOptions, Options, TableOptions, with_options
 from ..core.checks import check_share
 from ..core.checks import check_out, make_out
 from ..core.files import csv_text, write_bytes, write_text
@@ -31,7 +34,7 @@ from ..data.public import resolve_source
 from ..data.tables import source_rows
 from ..report.page import picture_uri, render_page
 from .probe import installed_bodies
-from .trials import Bench, as_body, check_question, data_digest, fine_tuned, probed, rank_rows, run_name
+from .trials import Bench, as_body, as_tuning, check_question, data_digest, fine_tuned, probed, rank_rows, run_name
 
 # %% ../../nbs/studies/06_leaderboard.ipynb #b5b1d9b0
 def _or_blank(values, text) -> list:
@@ -152,7 +155,7 @@ def plot_cost(
     ax = fig.add_subplot()
     good = rows[rows.failed == '']
     colors = {b: f'C{i}' for i, b in enumerate(dict.fromkeys(good.body))}
-    markers = dict(zip(dict.fromkeys(good.recipe), 'osD^v'))
+    markers = dict(zip(dict.fromkeys(good.recipe), cycle('osD^v<>P')))
     for r in good.itertuples():
         shift = 1 + .03*list(markers).index(r.recipe)   # next to each other, not on top
         x = 1000/r.images_s*shift
@@ -173,11 +176,11 @@ def plot_cost(
 def leaderboard(
     path:str|Path|pd.DataFrame=None, # Folder, CSV file, DataFrame, or the name of a public set; `None`: scikit-learn's digits
     archs:list=None,          # Names of bodies, or 'NAME=WEIGHTS' with a file or 'random'; `None`: those whose weights are installed
-    recipes:tuple=('onecycle',), # Recipes to fine-tune the best bodies with
+    recipes:tuple=('onecycle',), # Recipes to fine-tune the best bodies with: names, or objects such as `OneCycle(epochs=3)`
     top:int=2,                # Bodies to fine-tune, the best of the probes; 0: none
+    *,
     size:int=None,            # Side of the images, pixels, for all; `None`: each body's own
     epochs:int=None,          # Epochs of the recipes that have them; `None`: as `baseline`
-    *,
     data:DataOptions,
     loaders:LoaderOptions,
     table:TableOptions,
@@ -185,7 +188,8 @@ def leaderboard(
     verbose:bool=True,        # Print a line for each run, and the board?
 ) -> Leaderboard:
     "Probe bodies, fine-tune the best, and rank them; a second call with the same `out` does only what is missing"
-    bodies, recipes = _choices(archs, recipes, top)
+    bodies, tunings = _choices(archs, recipes, top, epochs)
+    for tuning in tunings: make_recipe(tuning.options, loaders).check()
     check_share(data.valid_pct, data.test_pct)
     loaders = replace(loaders, device=resolve_device(loaders.device))
     if out is not None: check_out(out)
@@ -198,41 +202,54 @@ def leaderboard(
     first = image_dataloaders(source, bodies[0].arch, **bench.image_options(), cache=False)
     bench = replace(bench, images=data_digest(first.table, first.report))
     check_question(out, bench.question())
-    if verbose: _print_plan(name, first, len(bodies), recipes, top)
-    board = _finished(rank_rows(_all_rows(bench, bodies, recipes, top), out), name, first, out)
+    if verbose: _print_plan(name, first, len(bodies), tunings, top)
+    board = _finished(rank_rows(_all_rows(bench, bodies, tunings, top), out), name, first, out)
     if verbose: show(board)
     return board
 
-def _choices(archs, recipes, top) -> tuple:
-    "(bodies, names of recipes); raise `ValueError` before any work"
-    archs = installed_bodies() if archs is None else list(archs)
-    recipes = (recipes,) if isinstance(recipes, (str, Options)) else tuple(recipes)
-    if own := [r for r in recipes if not isinstance(r, str)]:
-        raise TypeError(f"recipes={own[0]!r}: a leaderboard compares recipes by name, with their default options. "
-                        "Pass 'onecycle', 'head' or 'hyperrule', and epochs= for their length.")
+def _choices(archs, recipes, top, epochs) -> tuple:
+    "(bodies, recipes); raise an error before any work"
+    archs = installed_bodies() if archs is None else _as_list('archs', archs)
+    recipes = _as_list('recipes', recipes)
     if not archs:
         raise ValueError("Which bodies? Pass archs=['tf_efficientnet_lite0', …]; no installed package has weights.")
     if isinstance(top, bool) or not isinstance(top, int) or top < 0:
         raise ValueError(f"top={top!r}: bodies to fine-tune, 0 or more.")
     if top and not recipes:
         raise ValueError("recipes=[]: no recipe to fine-tune the best bodies with. Pass one, or top=0.")
-    return [as_body(a) for a in archs], [recipe_name(r) for r in recipes]
+    bodies = [as_body(a) for a in archs]
+    for body in bodies: _check_weights(body)
+    return bodies, list(dict.fromkeys(as_tuning(r, epochs) for r in recipes))
 
-def _print_plan(name, first, n_bodies, recipes, top):
+def _as_list(name, value) -> list:
+    "The list that was meant by one name; raise `TypeError` for what is not a list"
+    if isinstance(value, (str, Options)): return [value]
+    if isinstance(value, (list, tuple)): return list(value)
+    raise TypeError(f"{name}={value!r} must be a list of names.")
+
+def _check_weights(body):
+    "Raise `FileNotFoundError` or `ValueError` for weights that were asked for and are not there"
+    if body.weights == 'auto': return   # the hub may have them: a body without is a row that failed
+    try: weights_source(body.arch, body.weights)
+    except (OSError, ValueError) as e:
+        typed = f"archs=['{body.arch}={body.weights}']"
+        raise type(e)(str(e).replace(f'weights={body.weights!r}', typed)) from e
+
+def _print_plan(name, first, n_bodies, tunings, top):
     "What will be compared"
     n_test = int((first.table.split == 'test').sum())
     test = f', {n_test} test' if n_test else ''
-    best = f'the best {min(top, n_bodies)} to fine-tune by {", ".join(recipes)}'
+    best = f'the best {min(top, n_bodies)} to fine-tune by {", ".join(t.name for t in tunings)}'
     print(f'{name}: {len(first.table)} images, {len(first.vocab)} classes; {first.train.n} train, '
           f'{first.valid.n} valid{test}; {n_bodies} bodies to probe, {best}', flush=True)
     for key, text in source_rows(first.source, first.skipped): print(f'  {key:10}  {text}', flush=True)
 
-def _all_rows(bench, bodies, recipes, top) -> list:
+def _all_rows(bench, bodies, tunings, top) -> list:
     "A row for each probe, and for each recipe of the best bodies"
     rows = [probed(bench, b) for b in bodies]
     by_name = {b.name: b for b in bodies}
     good = sorted((r for r in rows if not r['failed']), key=lambda r: (-r['accuracy'], r['loss']))
-    return rows + [fine_tuned(bench, by_name[r['body']], recipe, r) for r in good[:top] for recipe in recipes]
+    return rows + [fine_tuned(bench, by_name[r['body']], tuning, r) for r in good[:top] for tuning in tunings]
 
 def _finished(rows, name, first, out) -> Leaderboard:
     "The board of some rows, with its files"

@@ -105,7 +105,7 @@ def check_norms(
     alone = _count_single_numbers(learn)
     if not alone: return
     sizes = () if by_step else (*range(bs-1, 1, -1), *range(bs+1, n+1))
-    remedy = next((f'bs={b} (--bs {b})' for b in sizes if n % b != 1), 'larger batches')
+    remedy = next((f'bs={b}' for b in sizes if n % b != 1), 'larger batches')
     last = f'a last batch of one image ({n} training images, bs={bs})'
     batch = 'batches of one image' if by_step or bs == 1 else last
     raise ValueError(f"bn='train' and {batch}: {alone} BatchNorm layers would see one number per channel, "

@@ -28,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 
 # %% ../../nbs/training/10_head.ipynb #4b9afb0e
 from ..bodies.fold import FoldedModel
+from ..config import options_by_name
 from ..core.restore import temp_attrs
 from ..core.store import CACHE_GB
 from ..core.text import warn_data
@@ -107,7 +108,7 @@ def _features(learn, n, views, cache, gb) -> tuple: # ((training, validation) fe
     if known and not transforms:
         def get(dl, views):
             return frozen_features(
-                learn.model, dl.items, dls.preprocess, n, views=views, seed=dl.seed, bs=max(dl.bs, 32),
+                learn.model, dl.items, dls.preprocess, last=n, views=views, seed=dl.seed, bs=max(dl.bs, 32),
                 cache=cache, cache_gb=gb, pixels=dl.pixels)
         return (get(dls.train, views), get(dls.valid, 1)), tuple(map(_labels, dls.loaders[:2]))
     if views > 1:
@@ -186,9 +187,11 @@ def _check_lbfgs(learn, head_only, given):
                          "or use solver='sgd'.")
 
 @patch
+@options_by_name
 def fit_head(self:TransferLearner,
     n_epoch:int=HEAD_EPOCHS, # Epochs over the features; of 'sgd'
     lr:float=None,    # Peak learning rate; `None`: the recipe's for what trains
+    *,
     views:int=1,      # Of each training image: 1: as validation sees it, k: and k-1 augmentations, drawn once
     solver:str='sgd', # 'sgd': one-cycle; 'lbfgs': logistic regression at its optimum, with the loss's class weights
     cbs=None,         # fastai callbacks; of 'sgd'

@@ -30,6 +30,7 @@ from ..bodies.model import TransferModel
 from ..bodies.names import timm_name
 from ..bodies.preprocess import body_preprocess
 from ..bodies.weights import WeightsSource
+from ..config import options_by_name
 from ..core.arguments import LEARNER_HABITS, refuse_unknown
 from ..core.fonts import use_fonts_for
 from ..core.text import is_interactive, warn_data
@@ -149,12 +150,14 @@ def _rates(learn, lr) -> list[float]:
     finally: learn.opt.hypers = L(hypers)
 
 # %% ../../nbs/training/09_learner.ipynb #6d888053
+@options_by_name
 @delegates(TransferLearner.__init__)
 def transfer_learner(
     dls:DataLoaders,         # Images in [0, 1] or uint8, not normalized: from `image_dataloaders`, or any of fastai's
     arch:str='tf_efficientnet_lite0', # A BiT or EfficientNet name; `list_bodies()` has all
     weights:str|Path='auto', # 'auto', 'bundled', 'hub', 'random', or a weights file or folder, as `weights_file` takes them
     metrics=accuracy,        # fastai metrics
+    *,
     bn:str='frozen',         # BatchNorm of stages that train: 'frozen', 'affine' (weight and bias learn), 'train'
     drop_rate:float=0.,      # Dropout before the classifier, probability
     drop_path_rate:float=0., # Stochastic depth, probability at the last block

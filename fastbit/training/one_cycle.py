@@ -21,6 +21,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 
 # %% ../../nbs/training/16_one_cycle.ipynb #8ee74c2c
+from ..config import options_by_name
 from ..core.arguments import refuse_unknown
 from ..core.checks import resolve_steps
 from ..core.processes import is_writer
@@ -90,6 +91,7 @@ def _check_no_file(checkpoint_every):
     raise ValueError(f"checkpoint_every={checkpoint_every}: into which file? Pass checkpoint='run.safetensors'.")
 
 @patch
+@options_by_name
 @delegates(TransferLearner.cycle_checkpoint)
 def fit_one_cycle(self:TransferLearner,
     n_epoch:int,           # Epochs
@@ -102,12 +104,14 @@ def fit_one_cycle(self:TransferLearner,
     cbs=None,              # fastai callbacks
     reset_opt:bool=False,  # Reset the optimizer's averages of earlier fits?
     start_epoch:int=0,     # As for fastai's fits
+    *,
     checkpoint:str|Path=None, # A `.safetensors` file to save to, and to resume from if it exists; `None`: none
     checkpoint_every:int=None, # Optimizer steps between two saves; `None`: after an epoch, half a minute or more after the last
     **kwargs               # `before`: what was trained before, in words that a checkpoint has to agree with
 ):
     "fastai's one-cycle, which resumes from a checkpoint; `ValueError` if that belongs to another run"
-    refuse_unknown('learn.fit_one_cycle', set(kwargs) - {'before'}, _parameters(self.fit_one_cycle), {})
+    known = [k for k in _parameters(self.fit_one_cycle) if k != 'before']
+    refuse_unknown('learn.fit_one_cycle', set(kwargs) - {'before'}, known, {})
     cycle = dict(div=div, div_final=div_final, pct_start=pct_start, wd=wd, moms=moms, reset_opt=reset_opt)
     if checkpoint is None:
         _check_no_file(checkpoint_every)
@@ -127,6 +131,7 @@ def _parameters(method) -> list[str]: return list(inspect.signature(method).para
 
 # %% ../../nbs/training/16_one_cycle.ipynb #f6e0543a
 @patch
+@options_by_name
 @delegates(TransferLearner.fit_one_cycle, but=['lr_max', 'before'])
 def fine_tune(self:TransferLearner,
     epochs:int,            # Epochs with everything unfrozen
@@ -135,11 +140,14 @@ def fine_tune(self:TransferLearner,
     lr_mult:float=100,     # The first stage's rate is the classifier's divided by this
     pct_start:float=.3,    # As in `fit_one_cycle`, when everything trains
     div:float=5.,          # The same
+    *,
     checkpoint:str|Path=None, # As in `fit_one_cycle`, when everything trains
     checkpoint_every:int=None, # As in `fit_one_cycle`
     **kwargs               # Others of `fit_one_cycle`, for both fits
 ):
     "Train the classifier, then all layers, as fastai's `fine_tune` does; resume from a checkpoint"
+    known = _parameters(self.fine_tune)
+    refuse_unknown('learn.fine_tune', [k for k in kwargs if k not in known], known, {})
     if checkpoint is None:
         _check_no_file(checkpoint_every)
         rates = dict(base_lr=base_lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult, pct_start=pct_start, div=div)

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 # %% ../../nbs/training/13_results.ipynb #0b37e210
 from ..bodies.names import timm_name
 from ..bodies.preprocess import Preprocess
+from ..config import options_by_name
 from ..core.text import show as show_it
 from ..data.views import default_views
 from ..export.artifact import check_target, save_artifact
@@ -103,9 +104,11 @@ def _about(learn, pp) -> Artifact:
         weights_from='' if source.kind == 'random' else f'{timm_name(learn.arch)}, {source}')
 
 @patch
+@options_by_name
 def export(self:TransferLearner,
     folder:str|Path,         # Made; `FileExistsError` if there is something
     evaluation:Evaluation|bool=None, # From `learn.evaluate` on `part`; `None`: measured now, on validation; `False`: none
+    *,
     part:str='valid',        # What `evaluation` was measured on
     preprocess:Preprocess=None, # How a file becomes pixels; `None`: as the loaders do, which have to be fastbit's
     overwrite:bool=False,    # Replace an artifact that is there?

@@ -20,6 +20,7 @@ from fastcore.foundation import L
 
 # %% ../../nbs/training/17_rule.ipynb #3d753fcb
 from ..bodies.build import zero_classifier
+from ..config import options_by_name
 from ..core.checks import resolve_steps
 from ..core.processes import is_writer
 from ..core.text import warn_data
@@ -137,9 +138,11 @@ def _size_of_images(dls) -> tuple: # (height, width)
     return tuple(dls.valid.one_batch()[0].shape[-2:])
 
 @patch
+@options_by_name
 def hyperrule(self:TransferLearner,
     batch_size:int=BATCH_SIZE, # Images in an optimizer step
     base_lr:float=BASE_LR,  # Learning rate of a batch of 512
+    *,
     scale:str='linear',     # 'linear': rate, steps and milestones scale with the batch; `None`: nothing does; 'preset': 128 at rate 0.001
     n_steps:int=None,       # Length of the schedule; warm-up and milestones scale with it; `None`: the rule's
     stop_after:int=None,    # Stop after so many steps of it
@@ -166,9 +169,11 @@ def rule_checkpoint(self:TransferLearner,
     return Resume(run, check_checkpoint(checkpoint, run))
 
 @patch
+@options_by_name
 def fit_rule(self:TransferLearner,
     rule:HyperRule,         # To follow
     eval_every:int=None,    # Steps between two evaluations; `None`: a tenth of the run
+    *,
     cbs=None,               # fastai callbacks
     zero_head:bool=True,    # Begin with a classifier of zeros, as the authors do?
     checkpoint:str|Path=None, # A `.safetensors` file to save to, and to resume from if it exists; `None`: none
@@ -220,9 +225,11 @@ def _fit_steps(learn, steps, cbs):
         learn.first_epoch, learn.step_share = 0, 0.
 
 @patch
+@options_by_name
 def fit_hyperrule(self:TransferLearner,
     batch_size:int=BATCH_SIZE, # Images in an optimizer step; the loader's `bs` is the micro-batch
     base_lr:float=BASE_LR,  # Learning rate of a batch of 512
+    *,
     scale:str='linear',     # 'linear': rate, steps and milestones scale with the batch; `None`: nothing does; 'preset': 128 at rate 0.001
     n_steps:int=None,       # Length of the schedule; warm-up and milestones scale with it; `None`: the rule's
     stop_after:int=None,    # Stop after so many steps of it
@@ -235,6 +242,8 @@ def fit_hyperrule(self:TransferLearner,
     show:bool=True,         # Print the rule first?
 ):
     "Fine-tune all layers by the BiT-HyperRule"
-    rule = self.hyperrule(batch_size, base_lr, scale, n_steps=n_steps, stop_after=stop_after, mixup=mixup)
+    rule = self.hyperrule(
+        batch_size, base_lr, scale=scale, n_steps=n_steps, stop_after=stop_after, mixup=mixup)
     self.fit_rule(
-        rule, eval_every, cbs, zero_head, checkpoint=checkpoint, checkpoint_every=checkpoint_every, show=show)
+        rule, eval_every, cbs=cbs, zero_head=zero_head, checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every, show=show)
