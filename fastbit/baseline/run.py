@@ -177,7 +177,7 @@ class Run:
         limit = None if self.budget is None else phase_limit(self.planned, self.began + self.budget)
         with ContextManagers([learn.no_logging(), learn.no_bar()] if quiet else []):
             phase.fit(learn, self.checkpoint, cbs=limit)
-        if limit and limit.shortened: warn_data(late_words(limit, phase, self._n_batches()), 6)
+        if limit and limit.shortened: warn_data(late_words(limit, phase, self._n_batches()))
         took = time.perf_counter() - start
         if short: print(head_line(learn, phase, took), flush=True)
         return took

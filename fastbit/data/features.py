@@ -137,7 +137,7 @@ def _compute_alone(r, missing, keys, store, gb) -> _Computed:
             except OSError as e:
                 warn_data(
                     f"The cache could not be written to ({e}); what it has is whole, and this run continues in "
-                    "memory.", 5)
+                    "memory.")
                 memory, store, where = _rows_in(store, keys), None, ''
         memory |= zip(group, rows)
     return _Computed(memory=memory, store=store, folded=folded, where=where)
@@ -190,7 +190,7 @@ def _open(about, shape, gb):
     except OSError as e:
         warn_data(
             f"The cache cannot be used ({e}); this run continues without it. FASTBIT_CACHE=FOLDER names another "
-            "place.", 5)
+            "place.")
 
 def frozen_features(
     model:TransferModel, # Body and head; the stages before `last` are run
@@ -220,7 +220,7 @@ def frozen_features(
         if store is None or store.folder.exists(): raise
         warn_data(
             f"The cache in {store.folder} was removed while it was read; this run computes the features again and "
-            "continues without it.", 4)
+            "continues without it.")
         return _find_or_compute(request, paths, None, cache_gb)
 
 # %% ../../nbs/data/19_features.ipynb #139a9945

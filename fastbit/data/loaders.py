@@ -141,7 +141,7 @@ def _split_set(images, data, check, cache) -> ImageSet:
     table, left_out, report = images.table, images.left_out, None
     if check:
         table, left_out, report = drop_unreadable(table, cache=cache)
-        for words in depth_words(report, data.max_value): warn_data(words, 5)
+        for words in depth_words(report, data.max_value): warn_data(words)
     split = _split_words(table, data)
     table = split_table(table, data.valid_pct, data.seed, data.test_pct)
     if data.k_per_class is not None: table = few_shot_table(table, data.k_per_class, data.seed)

@@ -132,7 +132,7 @@ class Predictor:
         views = default_views(self.about.preprocess) if tta else ('identity',)
         if tta and views == ('identity',):
             warn_data('tta=True changes nothing here: the model was trained without flips and crops, '
-                      'so there are no other views.', 4)
+                      'so there are no other views.')
         return views
 
     def _views(self, x, views, sizes) -> torch.Tensor: # n x views x classes
@@ -212,7 +212,7 @@ class Predictor:
         if not known.count: return
         least = '' if known.complete else 'At least '
         warn_data(f"{least}{known.count} of these {len(paths)} images were in the training set, so the accuracy is "
-                  "optimistic. Evaluate on unseen images.", 4)
+                  "optimistic. Evaluate on unseen images.")
 
     @delegates(read_image_set)
     def evaluate(self,

@@ -87,7 +87,7 @@ class Loop(Learner):
         is_graph = lambda cb: isinstance(cb, ShowGraphCallback) or cb is ShowGraphCallback
         if hasattr(self, 'progress') or not any(map(is_graph, [*cbs, *self.cbs])): return cbs, []
         warn_data("ShowGraphCallback draws into a progress bar, and there is none: it is ignored. "
-                  "learn.recorder.plot_loss() draws the losses.", 5)
+                  "learn.recorder.plot_loss() draws the losses.")
         return cbs.filter(lambda cb: not is_graph(cb)), self.cbs.filter(is_graph)
 
     @contextmanager
