@@ -1,11 +1,11 @@
 "Files that no good camera writes: what is wrong with them, and what has to come of them"
-import io, os, random, socket, struct, warnings, zlib
+import io, os, random, socket, struct, zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 SIZE = (96, 72)
 BAD, GOOD, ANY = 'bad', 'good', 'any'   # has to be refused with a reason; has to be seen as the picture that it is; either, but no third thing
@@ -43,7 +43,7 @@ FORMATS = dict(png='PNG', jpg='JPEG', gif='GIF', bmp='BMP', tif='TIFF', webp='WE
 
 def damaged() -> list:
     "Every format, cut short, zeroed, turned over, and under another format's name"
-    cases, dice, n = [], random.Random(0), 0
+    cases, dice = [], random.Random(0)
     for ext, fmt in FORMATS.items():
         try: data = encoded(art(), fmt)
         except Exception: continue   # a Pillow without it
@@ -73,7 +73,7 @@ def not_images() -> list:
 
 
 def absurd() -> list:
-    big = 60_000
+    big, wide = 60_000, 9600   # Pillow refuses the first, and warns about the second: it has more than 89 megapixels
     jpg = bytearray(encoded(art(), 'JPEG'))
     sof = jpg.index(b'\xff\xc0')
     jpg[sof+5:sof+9] = struct.pack('>HH', 65_000, 65_000)
@@ -86,7 +86,7 @@ def absurd() -> list:
     return [Case('bomb_60000.png', png(big, big), BAD), Case('bomb_32_bit.png', png(2**31-1, 2**31-1), BAD), Case('no_width.png', png(0, 10), BAD), Case('no_height.png', png(10, 0), BAD), Case('beyond.png', png(2**32-1, 5), BAD),
             Case('bomb.jpg', bytes(jpg), BAD), Case('bomb.gif', bytes(gif), BAD), Case('bomb.tif', tif.getvalue(), BAD), Case('bomb_in_a_text.png', text, ANY),
             Case('one_pixel.png', encoded(Image.new('RGB', (1, 1)), 'PNG'), ANY), Case('a_line.png', encoded(Image.new('RGB', (20_000, 1)), 'PNG'), ANY), Case('a_column.png', encoded(Image.new('L', (1, 20_000)), 'PNG'), ANY),
-            Case('flat_170_megapixels.png', png(13_000, 13_000, bytes(13_000*(13_000*3+1))), ANY), Case('bits_16_wrong_kind.png', png(4, 4, bytes(100), bits=16, kind=3), BAD), Case('bits_7.png', png(4, 4, bytes(100), bits=7), BAD)]
+            Case('flat_92_megapixels.png', png(wide, wide, bytes(wide*(wide*3+1))), ANY), Case('bits_16_wrong_kind.png', png(4, 4, bytes(100), bits=16, kind=3), BAD), Case('bits_7.png', png(4, 4, bytes(100), bits=7), BAD)]
 
 
 def unusual() -> list:
@@ -123,7 +123,7 @@ def _turned(img, orientation) -> bytes:
 
 
 def oddly_named() -> list:
-    data, x = encoded(art(), 'PNG'), 'x'*40
+    data = encoded(art(), 'PNG')
     names = ['new\nline.png', 'tab\there.png', 'carriage\rreturn.png', 'bell\x07.png', '\x1b[2J\x1b[31mclear.png', '-rf.png', '--csv.png', '=1+1.png', '=HYPERLINK("http:example").png', '@SUM(1).png', '+1.png', 'a,b;c.png', 'quote"s.png', "apostrophe's.png", '<img src=x onerror=alert(1)>.png', '<script>alert(1)<', '&amp;.png', '%2e%2e%2f.png',
              '..png', '...png', ' .png', ' leading.png', 'trailing .png', '日本語.png', '🐈‍⬛😀.png', 'é.png', 'e\u0301.png', '\u202egnp.exe.png', '\u200b.png', 'ＦＵＬＬ.png', 'CON.png', 'nul.png', '$(touch ran).png', '`touch ran`.png', '; touch ran.png', '|touch ran.png', '*.png', '?.png', '[a-z].png', '~.png', '{a,b}.png', 'back\\slash.png', '#.png', '%s%n.png',
              '{0.__class__}.png', 'x'*251 + '.png', '🐈'*62 + '.png', 'a.jpg.png', 'Thumbs.db.png', os.fsdecode(b'latin1-caf\xe9.png'), os.fsdecode(b'\xff\xfe.png'), 'label.png.', 'nul\\0.png', 'nan.png', 'None.png', '\\n.png']

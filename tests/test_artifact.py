@@ -167,7 +167,7 @@ def test_evaluate_measures_and_says_what_was_trained_on(run, tmp_path):
     got = run_fastbit('evaluate', out, data, cwd=tmp_path)   # the images that it was not trained on
     assert str(res.evaluation) in got.stdout and f'{43-res.evaluation.n} of ' in got.stdout and 'note' not in got.stderr, got.stdout
     got = run_fastbit('evaluate', out, data, '--tta', '--all', cwd=tmp_path)
-    assert f'all, 43 images' in got.stdout and f'{43-res.evaluation.n} of these 43 images were in the training set' in got.stderr
+    assert 'all, 43 images' in got.stdout and f'{43-res.evaluation.n} of these 43 images were in the training set' in got.stderr
     write_folder(tmp_path/'other', dict(blue=2, violet=2))
     got = run_fastbit('evaluate', out, 'other', cwd=tmp_path)
     assert got.returncode == 2 and 'not classes of this model: violet' in got.stderr

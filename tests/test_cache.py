@@ -1,5 +1,5 @@
 "What is computed once: equal to what is computed live, noticed when it is out of date, whole whatever happens"
-import os, shutil, signal, subprocess, sys, time
+import os, shutil, signal, subprocess, time
 from pathlib import Path
 from unittest.mock import patch
 

@@ -2,11 +2,14 @@
 import os, shutil, warnings
 
 import numpy as np, pandas as pd, pytest, torch
+from fastai.callback.progress import ShowGraphCallback
 from PIL import Image
 
+from fastbit.baseline import baseline
 from fastbit.data import image_dataloaders, image_table, split_table
 from fastbit.data.folders import find_images
 from fastbit.core.text import DataWarning
+from fastbit.training import transfer_learner
 from conftest import TINY, picture
 
 small = dict(arch='test_efficientnet', size=32, num_workers=0)
@@ -219,3 +222,28 @@ def test_exif_orientation(tmp_path, orientation):
     stored.save(tmp_path/'x.png', exif=exif)
     assert read_image(tmp_path/'x.png').size == (40, 24)
     assert np.array_equal(np.asarray(read_image(tmp_path/'x.png')), np.asarray(img))
+
+
+def _warned_from(f) -> set:
+    "Files that the data warnings of a call name"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        f()
+    return {w.filename for w in caught if issubclass(w.category, DataWarning)}
+
+
+def test_warnings_name_the_line_that_called_fastbit(make_folder, tmp_path):
+    "However many calls lie between: of fastbit, of its `with_options`, of fastai's loop and its callbacks"
+    root = make_folder(dict(a=11, b=10))
+    (root/'empty').mkdir()
+    (root/'b'/'broken.png').write_bytes(b'hello')
+    common = dict(size=32, num_workers=0)
+    learn = transfer_learner(image_dataloaders(make_folder(dict(a=6, b=6), 'fine'), bs=4, **small), **TINY)
+    learn.add_cb(ShowGraphCallback())
+    calls = [lambda: image_table(root),
+             lambda: image_dataloaders(root, bs=4, **small),
+             lambda: baseline(root, **TINY, **common, bs=4, epochs=1, verbose=False),
+             lambda: baseline(root, **TINY, **common, bs=4, recipe='head', dry_run=True, verbose=False),
+             lambda: learn.fit_one_cycle(1)]
+    with learn.no_logging(), learn.no_bar():
+        assert [_warned_from(call) for call in calls] == [{__file__}]*len(calls)

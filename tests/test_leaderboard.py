@@ -3,7 +3,6 @@ import json, os, sys
 
 import pandas as pd, pytest
 
-import fastbit.studies.trials as module
 from fastbit.config import HeadOnly, OneCycle
 from fastbit.studies import compare_runs, leaderboard
 from conftest import look_at, run_fastbit

@@ -331,7 +331,7 @@ def test_a_baseline_says_and_keeps_the_scale(tmp_path, capsys, monkeypatch):
 
 def test_two_images_are_not_an_image_with_its_label(elsewhere):
     dls, new = elsewhere
-    a, b, *_ = files = sorted(new.rglob('*.png'))
+    a, b, *_ = sorted(new.rglob('*.png'))
     data, px = b.read_bytes(), np.zeros((8, 8, 3), np.uint8)
     for pair in ([a, b], (str(a), str(b)), (a, data), (a, px), (a, picture(0, 0)), [a, b, b], (a, 'gone.png')):
         with pytest.raises(TypeError, match='one flat list'): dls.test_dl([pair])

@@ -1,7 +1,7 @@
 "Callbacks beside one another: no names that the learner has, and loggers that are put back, whoever else logs"
 import csv
 
-import pytest, torch
+import pytest
 from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
 from fastai.learner import Recorder

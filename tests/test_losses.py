@@ -14,11 +14,9 @@ from fastai.losses import (BCELossFlat, BCEWithLogitsLossFlat, CrossEntropyLossF
                            LabelSmoothingCrossEntropy, LabelSmoothingCrossEntropyFlat, MSELossFlat)
 from fastai.vision.augment import Resize
 from fastai.vision.data import BBoxBlock, BBoxLblBlock, ImageBlock, MaskBlock, PointBlock
-from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
-from fastbit.training.identity import describe_run
 from fastbit.data import image_dataloaders
 from fastbit.training import logistic_head, transfer_learner
 from fastbit.export import load_predictor

@@ -7,7 +7,7 @@ import ast, inspect, json, re, shlex
 from functools import wraps
 from pathlib import Path
 
-import pytest, timm, torch
+import pytest, timm
 
 import fastbit.all as fa
 from fastbit import bodies
@@ -73,7 +73,6 @@ def shrunk(f, **numbers):
 def test_python_on_a_page_runs(page, code, small, monkeypatch):
     for name, numbers in (('fit_hyperrule', dict(batch_size=8, n_steps=1, eval_every=1)), ('fit_one_cycle', dict(n_epoch=1)), ('fit_head', dict(n_epoch=1)), ('lr_find', dict(num_it=20))):
         monkeypatch.setattr(TransferLearner, name, shrunk(getattr(TransferLearner, name), **numbers))
-    made = [p for p in Path().iterdir()]
     ours = dict(image_dataloaders=shrunk(fa.image_dataloaders, size=32, bs=8), baseline=shrunk(fa.baseline, size=32, epochs=2),
                 few_shot_curve=shrunk(fa.few_shot_curve, size=32, ks=(1,), repeats=1, n_steps=1, batch_size=8, scale=None), **small)
     for k, v in ours.items(): monkeypatch.setattr(fa, k, v)

@@ -1,6 +1,5 @@
 "Data sets that do not fit: read by their own libraries, split by process, resumed at the image, in constant memory"
-import io, json, os, subprocess, sys, tarfile, time
-from pathlib import Path
+import io, json, tarfile, time
 
 import pytest, torch
 

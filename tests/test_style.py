@@ -14,6 +14,7 @@ WIDTH, WIDE = 120, 140              # columns; of a docment or an address
 POSITIONAL = 6                      # arguments of a call without a name
 PARAMETERS = 12                     # of a public function, besides those that it delegates
 MEDIAN = 55                         # characters of the median code line
+DECODING = {'argmax', 'softmax', 'log_softmax', 'sigmoid', 'Softmax', 'LogSoftmax', 'Sigmoid'}
 FLOORS = 10                         # rooms above one another
 ROOMS = dict(hyperrule=0, core=0, metrics=1, config=1, bodies=2, data=3, report=4, export=4, training=5, baseline=6, studies=7, cli=8, all=8, __main__=9)
 
@@ -126,6 +127,18 @@ def private(s: Source) -> list:
             if n.startswith('_') and n != '__version__' and a.module.split('.')[0] != s.room]
 
 
+def decodes(s: Source) -> list:
+    "Calls that turn outputs into probabilities or answers above the room metrics, where `Task` does"
+    found = []
+    for n in ast.walk(s.tree):
+        if not isinstance(n, ast.Call) or s.room == 'metrics': continue
+        name = getattr(n.func, 'attr', getattr(n.func, 'id', ''))
+        dims = [o for o in n.args if isinstance(o, (ast.Constant, ast.UnaryOp))] + [o for o in n.keywords if o.arg in ('dim', 'axis')]
+        best = name in ('max', 'topk') and isinstance(n.func, ast.Attribute) and dims   # the builtin `max` is no decoding
+        if name in DECODING or best: found.append(f'{s.name}:{n.lineno}: {ast.unparse(n.func)}; use SINGLE_LABEL')
+    return found
+
+
 def exported(s: Source) -> list:
     node = next((n for n in s.tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == '__all__'), None)
     return [] if node is None or s.name == 'all' else ast.literal_eval(node.value)
@@ -154,7 +167,7 @@ def floors() -> int:
     return max(map(depth, list(below)))
 
 
-@pytest.mark.parametrize('check', [too_wide, crowded_calls, many_parameters, upward, private], ids=lambda f: f.__name__)
+@pytest.mark.parametrize('check', [too_wide, crowded_calls, many_parameters, upward, private, decodes], ids=lambda f: f.__name__)
 def test_style(check):
     found = [line for s in SOURCES for line in check(s)]
     assert not found, '\n'.join([f'{len(found)}:', *found[:20]])
@@ -185,12 +198,15 @@ def test_the_measures_see_what_they_are_for(tmp_path):
     bad = Source('data.loaders', text, ast.parse(text))
     assert all(len(check(bad)) == 1 for check in (too_wide, crowded_calls, many_parameters, upward, private))
     assert len(code_lines(bad)) == 4
+    text = 'a = p.max(1).values, p.max(-1), p.max(dim=1), p.argmax(1), F.softmax(p, 1), torch.max(p, 1), p.topk(5)\n'
+    text += 'b = p.max(), max(1, 2), max(p, key=len), np.abs(p).max()\n'
+    assert len(decodes(Source('data.loaders', text, ast.parse(text)))) == 7 and not decodes(Source('metrics.task', text, ast.parse(text)))
 
 
 def report(rooms):
     "The figures of some rooms, and what is over them"
     chosen = [s for s in SOURCES if not rooms or s.room in rooms]
-    for check in (too_wide, crowded_calls, many_parameters, upward, private):
+    for check in (too_wide, crowded_calls, many_parameters, upward, private, decodes):
         found = [line for s in chosen for line in check(s)]
         print(f'{check.__name__}: {len(found)}', *found, sep='\n  ')
     lengths = {s.name: (len(s.lines), statistics.median([len(x) for x in code_lines(s)] or [0])) for s in chosen}

@@ -5,6 +5,7 @@ OSError, ValueError or SyntaxError, `load_artifact` with ValueError or OSError. 
 input that caused it, which is written into the working directory, and the exit status is 1.
 """
 import argparse, json, os, shutil, struct, subprocess, sys, tempfile, warnings
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -12,6 +13,8 @@ TESTS = ROOT/'tests'
 sys.path.insert(0, str(TESTS))
 SHARES = dict(image=.5, config=.25, weights=.25)   # of the time, by target
 SMALL = 20_000   # bytes of an image to begin with, and of an input
+PLUGINS = [f'PIL.{o}ImagePlugin' for o in ('Jpeg', 'Png', 'Tiff', 'Gif')]
+INSTRUMENTED = ['PIL.Image', *PLUGINS, 'fastbit.data.decode', 'fastbit.export.artifact']
 
 
 def golden() -> Path:
@@ -74,8 +77,7 @@ def one_artifact(target):
 def fuzz(target, seconds, folder):
     import atheris
     with atheris.instrument_imports(include=['PIL', 'fastbit.data.decode', 'fastbit.export.artifact']):
-        import PIL.Image, PIL.JpegImagePlugin, PIL.PngImagePlugin, PIL.TiffImagePlugin, PIL.GifImagePlugin   # noqa
-        import fastbit.data.decode, fastbit.export.artifact   # noqa
+        for name in INSTRUMENTED: import_module(name)
     options = [f'-max_total_time={seconds}', f'-max_len={SMALL}', '-rss_limit_mb=4000', '-timeout=20',
                '-verbosity=0', '-print_final_stats=1']
     test = one_image() if target == 'image' else one_artifact(target)

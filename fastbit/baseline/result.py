@@ -23,8 +23,9 @@ from ..core.files import csv_text, write_bytes, write_text
 from ..core.text import ShownOnce, format_seconds, rows_html
 from ..data.batches import PathLabel
 from ..data.views import default_views
-from ..metrics.calibration import apply_temperature, few_images_words, fit_temperature
-from ..metrics.evaluation import Evaluation, evaluate_probs
+from ..metrics.calibration import few_images_words, fit_temperature
+from ..metrics.evaluation import Evaluation
+from ..metrics.task import SINGLE_LABEL
 from ..report.figures import plot_losses, plot_rates
 from ..report.page import Report
 from ..report.findings import Findings
@@ -64,31 +65,35 @@ def measure(
     tta = held_out[part]
     finite = valid.plain.isfinite().all()
     temperature = fit_temperature(_log(valid.plain), valid[1]) if finite else None
-    calibrated = evaluate_probs(apply_temperature(tta.plain, temperature), tta[1]) if temperature else None
+    scaled = SINGLE_LABEL.apply_temperature(tta.plain, temperature) if temperature else None
+    calibrated = None if scaled is None else SINGLE_LABEL.evaluate(scaled, tta[1])
     return Measured(
         part=part,
-        evaluation=evaluate_probs(tta.plain, tta[1]),
-        tta=evaluate_probs(*tta) if views != ('identity',) else None,
+        evaluation=SINGLE_LABEL.evaluate(tta.plain, tta[1]),
+        tta=SINGLE_LABEL.evaluate(*tta) if views != ('identity',) else None,
         views=views,
         probs=tta.plain,
         targs=tta[1],
         gain=tta.report,
         temperature=temperature,
         calibrated=calibrated,
-        validation=evaluate_probs(valid.plain, valid[1]) if part == 'test' else None,
+        validation=SINGLE_LABEL.evaluate(valid.plain, valid[1]) if part == 'test' else None,
         predictions=_predictions(dls, held_out, temperature),
         seconds=seconds)
 
 def _predictions(dls, held_out, temperature) -> pd.DataFrame:
-    label = PathLabel(dls.table)
+    label, confidence = PathLabel(dls.table), SINGLE_LABEL.confidence
     parts = []
     for (part, tta), dl in zip(held_out.items(), dls.loaders[1:]):
-        best, calibrated = tta.plain.max(1), float('nan')
-        if temperature: calibrated = apply_temperature(tta.plain, temperature).max(1).values.tolist()
-        rows = dict(path=[str(p) for p in dl.items], split=part, label=[label(p) for p in dl.items],
-                    prediction=[dls.vocab[i] for i in best.indices], probability=best.values.tolist(),
-                    calibrated=calibrated)
-        parts.append(pd.DataFrame(rows))
+        calibrated = float('nan')
+        if temperature: calibrated = confidence(SINGLE_LABEL.apply_temperature(tta.plain, temperature)).tolist()
+        parts.append(pd.DataFrame(dict(
+            path=[str(p) for p in dl.items],
+            split=part,
+            label=[label(p) for p in dl.items],
+            prediction=[dls.vocab[i] for i in SINGLE_LABEL.decode(tta.plain)],
+            probability=confidence(tta.plain).tolist(),
+            calibrated=calibrated)))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/baseline/04_result.ipynb #df6f30b7

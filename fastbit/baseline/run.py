@@ -15,7 +15,6 @@ from pathlib import Path
 
 # %% ../../nbs/baseline/06_run.ipynb #34c83702
 import pandas as pd
-from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from fastcore.xtras import ContextManagers
 
@@ -27,8 +26,8 @@ from .recipes import make_recipe, recipe_options
 from .result import BaselineResult, measure
 from .settings import CHECKPOINT, RunRecord, check_budget, check_overwrite, clear_run, keep_best_callback
 from .settings import run_command
-from ..bodies.names import timm_name
-from ..bodies.weights import hub_file, weights_source
+from ..bodies.build import resolve_body
+from ..bodies.weights import hub_file
 from ..config import BodyOptions, DataOptions, HeadOnly, LoaderOptions, OneCycle, Options, RecipeOptions, RunOptions
 from ..config import TableOptions, TrainOptions, with_options
 from ..core.checks import check_out, make_out
@@ -37,6 +36,7 @@ from ..core.text import format_seconds, printable, show, warn_data
 from ..data.batches import resolve_device
 from ..data.loaders import image_dataloaders
 from ..data.public import resolve_source
+from ..metrics.task import SINGLE_LABEL
 from ..report.findings import Findings
 from ..training.callbacks import JsonLog
 from ..training.guards import FitStopped
@@ -68,14 +68,14 @@ class Run:
         join_processes(o.loaders.device)
         if words := alone_by_mistake(): warn_data(words)
         if o.output.budget is not None: self.budget = check_budget(o)
-        self.source = weights_source(o.body.arch, o.body.weights)
+        self.body = resolve_body(o.body.arch, o.body.weights)
         self.device = resolve_device(o.loaders.device)
         self.watch = keep_best_callback(o.train)
         self.recipe.check()
         if self.out is not None and is_writer(): self._check_out()
         barrier()   # an error of the writer's is everybody's
         # a missing connection is found now, not after the data are checked
-        if self.source.kind == 'hub': hub_file(o.body.arch)
+        if self.body.weights.kind == 'hub': hub_file(o.body.arch)
         self.data, self.name, self.usual = resolve_source(o.path)
 
     def _check_out(self):
@@ -98,7 +98,7 @@ class Run:
             dls = image_dataloaders(self.data, o.body.arch, **options)
         set_seed(o.data.seed)
         training = dict(bn=o.train.bn, precision=o.train.precision)
-        return transfer_learner(dls, o.body.arch, o.body.weights, metrics=accuracy, **training)
+        return transfer_learner(dls, o.body.arch, o.body.weights, metrics=SINGLE_LABEL.metrics, **training)
 
     def plan(self) -> Plan:
         "Read the data, make the learner, and time a batch"
@@ -110,8 +110,8 @@ class Run:
         found = self.checkpoint and self.phases[-1].find_checkpoint(self.learn, self.checkpoint)
         rule = self.recipe.text(self.learn, self.phases, found)
         words = dict(rule=rule, saved=self._saved_words(found), resumed=self._resumed_words(found), budget=within)
-        arch = o.body.arch if o.body.arch.startswith('BiT') else timm_name(o.body.arch)
-        body = dict(arch=arch, weights=str(self.source))
+        arch = self.body.asked if self.body.asked.startswith('BiT') else self.body.name
+        body = dict(arch=arch, weights=str(self.body.weights))
         known = dict(data=self.name, recipe=self.recipe.name, seed=o.data.seed)
         self.planned = make_plan(self.learn, self.phases, **known, **body, **words)
         return self.planned
@@ -177,7 +177,7 @@ class Run:
         limit = None if self.budget is None else phase_limit(self.planned, self.began + self.budget)
         with ContextManagers([learn.no_logging(), learn.no_bar()] if quiet else []):
             phase.fit(learn, self.checkpoint, cbs=limit)
-        if limit and limit.shortened: warn_data(late_words(limit, phase, self._n_batches()), 6)
+        if limit and limit.shortened: warn_data(late_words(limit, phase, self._n_batches()))
         took = time.perf_counter() - start
         if short: print(head_line(learn, phase, took), flush=True)
         return took

@@ -134,7 +134,7 @@ class FoldedModel(nn.Module):
         self.difference = max(_relative_difference(a, b) for a, b in pairs)
         if self.difference <= FOLD_TOLERANCE: return
         warn_data(f"Folded, {model.net.pretrained_cfg['architecture']} differs from itself by {self.difference:.1e}, "
-                  f"more than {FOLD_TOLERANCE:g}: the unfolded model is used.", 5)
+                  f"more than {FOLD_TOLERANCE:g}: the unfolded model is used.")
         self.net = model.net
 
     def forward(self, x): # As `TransferModel` takes them

@@ -85,12 +85,21 @@ def track(
 class DataWarning(UserWarning):
     "Something about the data that a person should know; training continues"
 
+# packages that may stand between a warning and the user's line: callbacks, contexts and cached properties are theirs
+_INTERNAL = ('fastbit', 'fastai', 'fastcore', 'torch', 'contextlib', 'functools')
+
+def _stacklevel() -> int:
+    "Count the calls from `warn_data` to the first line outside of these packages"
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get('__name__', '').partition('.')[0] in _INTERNAL:
+        frame, level = frame.f_back, level+1
+    return level
+
 def warn_data(
-    msg:str,          # One or more sentences
-    stacklevel:int=3, # Calls between this one and the line to name
+    msg:str # One or more sentences
 ):
-    "Warn about the data"
-    warnings.warn(msg, DataWarning, stacklevel=stacklevel)
+    "Warn about the data; the warning names the line that called fastbit"
+    warnings.warn(msg, DataWarning, stacklevel=_stacklevel())
 
 # %% ../../nbs/core/08_text.ipynb #893a989b
 def first_of(

@@ -96,7 +96,7 @@ def decode_text(
         words = [w for w in re.findall(r'[^\W\d_]+', text) if not w.isascii()]
         example = f", e.g. {words[0]!r}" if words else ''
         warn_data(
-            f"{path} is not in UTF-8 and was read as Windows-1252{example}. If that is wrong, save it as UTF-8.", 6)
+            f"{path} is not in UTF-8 and was read as Windows-1252{example}. If that is wrong, save it as UTF-8.")
     return text.replace('\r\n', '\n').replace('\r', '\n')
 
 # %% ../../nbs/data/02_csvfile.ipynb #cc79c7ab

@@ -138,7 +138,7 @@ def _compute_alone(r, missing, keys, store, gb) -> _Computed:
             except OSError as e:
                 warn_data(
                     f"The cache could not be written to ({e}); what it has is whole, and this run continues in "
-                    "memory.", 5)
+                    "memory.")
                 memory, store, where = _rows_in(store, keys), None, ''
         memory |= zip(group, rows)
     return _Computed(memory=memory, store=store, folded=folded, where=where)
@@ -191,7 +191,7 @@ def _open(about, shape, gb):
     except OSError as e:
         warn_data(
             f"The cache cannot be used ({e}); this run continues without it. FASTBIT_CACHE=FOLDER names another "
-            "place.", 5)
+            "place.")
 
 @options_by_name
 def frozen_features(
@@ -223,7 +223,7 @@ def frozen_features(
         if store is None or store.folder.exists(): raise
         warn_data(
             f"The cache in {store.folder} was removed while it was read; this run computes the features again and "
-            "continues without it.", 4)
+            "continues without it.")
         return _find_or_compute(request, paths, None, cache_gb)
 
 # %% ../../nbs/data/19_features.ipynb #139a9945

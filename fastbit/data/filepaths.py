@@ -250,6 +250,6 @@ def one_row_per_file(
     _check_agree(twice, key[twice.index], 'split', 'The same file in two splits', 'Take it out of one of them.')
     warn_data(
         f"{again.sum()} of {len(df)} rows name a file that another row names, with the same "
-        f"label, and are skipped, e.g. {df.path[again].iloc[0]}", 6)
+        f"label, and are skipped, e.g. {df.path[again].iloc[0]}")
     skipped = pd.DataFrame(dict(path=df.path[again].tolist(), reason='listed more than once'))
     return UniqueRows(df[~again].reset_index(drop=True), skipped)

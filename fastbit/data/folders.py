@@ -149,4 +149,4 @@ def warn_skipped(
     if not odd: return
     examples = first_of(p for p, _ in odd)
     reasons = count_reasons(odd)
-    warn_data(f"{len(odd)} file(s) or folder(s) of {where} are not used: {reasons}. For example:{examples}", 5)
+    warn_data(f"{len(odd)} file(s) or folder(s) of {where} are not used: {reasons}. For example:{examples}")

@@ -81,12 +81,12 @@ def warn_similar_labels(
         more = ', …' if len(similar) > 5 else ''
         warn_data(
             "Labels that differ only in case, blanks, hyphens or leading zeros, and equal numbers, are separate "
-            f"classes: {', '.join(similar[:5])}{more}. Write them alike if they mean one class.", 6)
+            f"classes: {', '.join(similar[:5])}{more}. Write them alike if they mean one class.")
     missing = next((o for o in _MISSING if o in counts), None)
     if missing:
         warn_data(
             f"A class is called {missing!r} (number of images: {counts[missing]}), which is how pandas writes "
-            "a missing value.", 6)
+            "a missing value.")
 
 # %% ../../nbs/data/05_labels.ipynb #cc79c7ab
 _ONE_LABEL = ("fastbit trains one label per image, and several labels per image are not supported yet: "
@@ -165,7 +165,7 @@ def _check_lists(names, column):
         if _stand_alone(names, combined, sep):
             warn_data(
                 f"{len(combined)} of {len(names)} classes look like several labels in a cell, e.g. {combined[0]!r}, "
-                "and each is trained as a class by itself.", 7)
+                "and each is trained as a class by itself.")
 
 _COMMA_FORMS = (   # 1,234.5 and 1.234,5; what marks the thousands, and the fraction
     (re.compile(r'[+-]?\d{1,3}(,\d{3})*(\.\d+)?', re.ASCII), ',', '.'),
@@ -194,7 +194,7 @@ def _check_numbers(counts, column):
     if not whole or (5*len(names) > n and not numbered and many):
         warn_data(
             f"{what}: each is trained as a class by itself. If they are a quantity (regression), fastbit is not "
-            "made for it.", 7)
+            "made for it.")
 
 def one_label(
     cells:list,  # Texts

@@ -111,12 +111,12 @@ def _warn_split_names(top, folders):
     if named:
         warn_data(
             f"{_and(named)} of {top.path} {_is(named)} used as a class, because images lie directly in it, as in the "
-            "other class folders. If it is a split, put class folders into it.", 7)
+            "other class folders. If it is a split, put class folders into it.")
     inside = [f'{f.name}/{s.name}' for f in folders for s in f.class_folders if split_word(s.name)]
     if inside:
         warn_data(
             f"{_and(inside)} of {top.path} {_is(inside)} named like a split, and used as a part of the class. To split "
-            "the data, put such folders into each class, or class folders into train, valid and test.", 7)
+            "the data, put such folders into each class, or class folders into train, valid and test.")
 
 def _class_layout(top, classes) -> Layout:
     folders = classes.folders

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 import fastai.vision.data  # registers how batches of images are shown
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
-from fastai.data.transforms import Categorize, IntToFloatTensor, ToTensor
+from fastai.data.transforms import IntToFloatTensor, ToTensor
 
 # %% ../../nbs/data/16_loaders.ipynb #c873f567
 from ..bodies.preprocess import Preprocess, body_preprocess
@@ -35,6 +35,7 @@ from .tables import ImageSet, read_image_set
 from .test_items import find_labels, find_test_items
 from .transforms import EvalImage, TrainImage, draft_size
 from ..hyperrule import HyperRule
+from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/data/16_loaders.ipynb #ad4f1c05
 class ImageSetLoaders(DataLoaders):
@@ -86,7 +87,7 @@ def _make_loaders(images:ImageSet, bs, seed, batch_tfms, loading) -> ImageLoader
     splits = [np.flatnonzero(table.split == s).tolist() for s in ('train', 'valid')]
     vocab = natural_order(table.label)
     use_fonts_for(vocab)
-    label = [PathLabel(table), Categorize(vocab=vocab, sort=False)]
+    label = [PathLabel(table), SINGLE_LABEL.target(vocab)]
     dsets = Datasets([Path(p) for p in table.path], [[ReadImage(draft_size(pp), pp.max_value)], label], splits=splits)
     workers = default_workers(len(table), loading.device) if loading.num_workers is None else loading.num_workers
     made = dsets.dataloaders(
@@ -141,7 +142,7 @@ def _split_set(images, data, check, cache) -> ImageSet:
     table, left_out, report = images.table, images.left_out, None
     if check:
         table, left_out, report = drop_unreadable(table, cache=cache)
-        for words in depth_words(report, data.max_value): warn_data(words, 5)
+        for words in depth_words(report, data.max_value): warn_data(words)
     split = _split_words(table, data)
     table = split_table(table, data.valid_pct, data.seed, data.test_pct)
     if data.k_per_class is not None: table = few_shot_table(table, data.k_per_class, data.seed)

@@ -53,7 +53,7 @@ class PixelCache:
             self.stores = {}
             warn_data(
                 f"The cache cannot be used ({e}); images are decoded in every epoch. FASTBIT_CACHE=FOLDER names "
-                "another place.", 5)
+                "another place.")
         else: self._divide(n_images, gb)
 
     def _open(self, size, folder, gb) -> RowStore:

@@ -63,7 +63,7 @@ def _warn_held_out(df, column, splits):
     if 2*n > len(splits) and _is_flag(_distinct(df, column)):
         warn_data(
             f"Column {str(column)!r} holds out {n} of {len(splits)} rows for validation. If it is not a split, "
-            "rename it, or choose another column with split_col=.", 5)
+            "rename it, or choose another column with split_col=.")
 
 def _merged(found, columns, lines) -> list[str]:
     "Merge columns of yes and no such as is_valid and is_test; raise `ValueError` for a row in two splits"

@@ -78,7 +78,7 @@ def few_shot_table(
     if short:
         warn_data(
             f"{len(short)} class(es) have fewer than {k_per_class} training images and keep all: "
-            f"{', '.join(short[:10])}", 4)
+            f"{', '.join(short[:10])}")
     return table[(table.split != 'train') | table.index.isin(drawn)].reset_index(drop=True)
 
 # %% ../../nbs/data/10_split.ipynb #4b847b9a
@@ -100,7 +100,7 @@ def drop_untrained(
         classes = ', '.join(sorted(set(rows.label))[:5])
         warn_data(
             f"{len(rows)} of {(table.split == split).sum()} images in the {name} are not used: their classes have no "
-            f"training images ({classes}). If they are unlabeled, classify them with `fastbit predict`.", 4)
+            f"training images ({classes}). If they are unlabeled, classify them with `fastbit predict`.")
     reasons = [f'of the class {label}, which has no training images' for label in table.label[unknown]]
     return TrainedRows(table[~unknown].reset_index(drop=True), skipped_frame(zip(table.path[unknown], reasons)))
 
@@ -123,7 +123,7 @@ def drop_unreadable(
     if len(bad) == len(table):
         check_some_exist(table.path)
         raise ValueError(f"None of the {len(table)} images can be read:{first_of(reasons)}")
-    warn_data(f"{len(bad)} of {len(table)} images cannot be read and are skipped:{first_of(reasons, 10)}", 4)
+    warn_data(f"{len(bad)} of {len(table)} images cannot be read and are skipped:{first_of(reasons, 10)}")
     good = table[~table.path.isin(bad.path)].reset_index(drop=True)
     return ReadableRows(table=good, left_out=bad, report=report)
 
@@ -141,12 +141,12 @@ def check_table(
             "too low?")
     for part, name in ((train, 'training'), (valid, 'validation')):
         if part.empty: raise ValueError(f"There are no {name} images.")
-    if len(train) < n_classes: warn_data(f"Fewer training images ({len(train)}) than classes ({n_classes}).", 4)
+    if len(train) < n_classes: warn_data(f"Fewer training images ({len(train)}) than classes ({n_classes}).")
     untested = sorted(set(train.label) - set(valid.label))
     if untested:
         warn_data(
             f"{len(untested)} class(es) have no validation image, so the accuracy does not cover them: "
-            f"{', '.join(untested[:10])}", 4)
+            f"{', '.join(untested[:10])}")
     if not digests: return
     _warn_duplicates(train, valid, 'validation images are byte for byte in training too', digests)
     _warn_duplicates(train, test, 'test images are byte for byte in training too', digests)
@@ -155,7 +155,7 @@ def check_table(
 def _warn_duplicates(seen, part, which, digests):
     paths = {digests[p]: p for p in seen.path if digests.get(p)}
     pairs = [f'{paths[digests[p]]} = {p}' for p in part.path if digests.get(p) in paths]
-    if pairs: warn_data(f"{len(pairs)} of {len(part)} {which}, so the accuracy is too high:{first_of(pairs)}", 5)
+    if pairs: warn_data(f"{len(pairs)} of {len(part)} {which}, so the accuracy is too high:{first_of(pairs)}")
 
 # %% ../../nbs/data/10_split.ipynb #9d733b1e
 def training_size(

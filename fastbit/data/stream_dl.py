@@ -216,7 +216,7 @@ class StreamDL:
         if self.left_out > 1: return
         warn_data(
             f"{self.stream.made_from}: an image cannot be read ({why}) and is skipped; `dls.train.left_out` counts "
-            "them.", 2)
+            "them.")
 
     def _batch(self, some) -> tuple:
         return torch.from_numpy(np.stack([x for x, _ in some])), torch.tensor([y for _, y in some])

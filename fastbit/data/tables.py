@@ -89,7 +89,7 @@ def read_folder(
     skipped = [*layout.skipped, *top.all_skipped]
     if empty := _empty_classes(top, layout):
         warn_data(
-            f"{len(empty)} class folder(s) of {folder} have no images and are not classes: {', '.join(empty[:10])}", 4)
+            f"{len(empty)} class folder(s) of {folder} have no images and are not classes: {', '.join(empty[:10])}")
     warn_skipped(skipped, folder)
     rows = pd.concat([o for p in layout.parts for o in _part_rows(p)], ignore_index=True)
     return FolderRows(rows=rows, skipped=skipped, words=f'{top.name}/: {layout.words}')

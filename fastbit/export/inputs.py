@@ -71,7 +71,7 @@ def _folder_images(folder) -> list[str]:
     if not found.all_images:
         there = f'; skipped: {reasons}' if reasons else ''
         raise FileNotFoundError(f"No images in {folder}{there}.")
-    if skipped: warn_data(f"{len(skipped)} file(s) of {folder} have no prediction: {reasons}.", 4)
+    if skipped: warn_data(f"{len(skipped)} file(s) of {folder} have no prediction: {reasons}.")
     return found.all_images
 
 def _path_items(path) -> list:

@@ -36,8 +36,8 @@ from ..data.transforms import draft_size, squares_of
 from .artifact import load_artifact
 from .inputs import image_items
 from .record import Artifact, count_trained_on
-from ..metrics.calibration import apply_temperature
-from ..metrics.evaluation import Evaluation, evaluate_probs, mean_probs
+from ..metrics.evaluation import Evaluation
+from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/export/03_predict.ipynb #16a1c45b
 def flat_squares(
@@ -132,7 +132,7 @@ class Predictor:
         views = default_views(self.about.preprocess) if tta else ('identity',)
         if tta and views == ('identity',):
             warn_data('tta=True changes nothing here: the model was trained without flips and crops, '
-                      'so there are no other views.', 4)
+                      'so there are no other views.')
         return views
 
     def _views(self, x, views, sizes) -> torch.Tensor: # n x views x classes
@@ -150,15 +150,14 @@ class Predictor:
         items = image_items(items)
         views = self._views_for(tta)
         found = self.logits(items, views, bs)
-        p = mean_probs(found.logits)
+        p = SINGLE_LABEL.mean_probs(found.logits)
         finite = p.isfinite().all(1).tolist()
         reasons = [r or ('' if ok else 'the model gives no finite numbers for it')
                    for r, ok in zip(found.reasons, finite)]
-        probability, best = p.max(1)
         df = pd.DataFrame(dict(
             path=[utf8(o) if isinstance(o, str) else '' for o in items],
-            prediction=[None if r else self.classes[i] for r, i in zip(reasons, best.tolist())],
-            probability=probability.tolist(),
+            prediction=[None if r else self.classes[i] for r, i in zip(reasons, SINGLE_LABEL.decode(p).tolist())],
+            probability=SINGLE_LABEL.confidence(p).tolist(),
             calibrated=self._calibrated(p),
             reason=reasons))
         if not probs: return df
@@ -167,7 +166,7 @@ class Predictor:
     def _calibrated(self, p) -> list[float]:
         "Compute the confidence with temperature scaling; NaN without a temperature"
         if not self.about.temperature: return [float('nan')]*len(p)
-        return apply_temperature(p, self.about.temperature).max(1).values.tolist()
+        return SINGLE_LABEL.confidence(SINGLE_LABEL.apply_temperature(p, self.about.temperature)).tolist()
 
     @delegates(read_image_set)
     def labeled_probs(self,
@@ -197,7 +196,7 @@ class Predictor:
                       f"e.g. {left_out.path[0]}: {left_out.reason[0]}")
         self._warn_trained_on(table.path[~bad].tolist())
         return LabeledProbs(
-            probs=mean_probs(logits[~bad]),
+            probs=SINGLE_LABEL.mean_probs(logits[~bad]),
             targs=torch.tensor([numbers[label] for label in table.label[~bad]]),
             part=part,
             left_out=left_out,
@@ -212,7 +211,7 @@ class Predictor:
         if not known.count: return
         least = '' if known.complete else 'At least '
         warn_data(f"{least}{known.count} of these {len(paths)} images were in the training set, so the accuracy is "
-                  "optimistic. Evaluate on unseen images.", 4)
+                  "optimistic. Evaluate on unseen images.")
 
     @delegates(read_image_set)
     def evaluate(self,
@@ -224,7 +223,7 @@ class Predictor:
     ) -> Evaluation:
         "Measure all metrics on labeled images"
         found = self.labeled_probs(source, split, tta, bs, **kwargs)
-        return evaluate_probs(found.probs, found.targs)
+        return SINGLE_LABEL.evaluate(found.probs, found.targs)
 
 # %% ../../nbs/export/03_predict.ipynb #a7cd3e1b
 def confidence_table(

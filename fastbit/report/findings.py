@@ -19,8 +19,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 # %% ../../nbs/report/03_findings.ipynb #88429999
 from ..bodies.preprocess import MAX_16_BIT
-from ..metrics.calibration import apply_temperature
-from ..metrics.evaluation import Evaluation, evaluate_probs
+from ..metrics.evaluation import Evaluation
 from ..metrics.intervals import wilson_interval
 from ..metrics.task import SINGLE_LABEL
 
@@ -117,20 +116,20 @@ class Findings:
     def predicted(self) -> torch.Tensor: return SINGLE_LABEL.decode(self.probs) # n class numbers
 
     @cached_property
-    def confidence(self) -> torch.Tensor: return self.probs.max(1).values # n, in [0, 1]
+    def confidence(self) -> torch.Tensor: return SINGLE_LABEL.confidence(self.probs) # n, in [0, 1]
 
     @cached_property
-    def evaluation(self) -> Evaluation: return evaluate_probs(self.probs, self.targs)
+    def evaluation(self) -> Evaluation: return SINGLE_LABEL.evaluate(self.probs, self.targs)
 
     @cached_property
     def scaled_probs(self) -> torch.Tensor|None: # n x classes
         "Probabilities with temperature scaling; `None` without a temperature"
-        return apply_temperature(self.probs, self.temperature) if self.temperature else None
+        return SINGLE_LABEL.apply_temperature(self.probs, self.temperature) if self.temperature else None
 
     @cached_property
     def calibrated(self) -> Evaluation|None:
         "Metrics with temperature scaling; `None` without a temperature"
-        return None if self.scaled_probs is None else evaluate_probs(self.scaled_probs, self.targs)
+        return None if self.scaled_probs is None else SINGLE_LABEL.evaluate(self.scaled_probs, self.targs)
 
     @cached_property
     def losses(self) -> torch.Tensor: # n, nats

@@ -20,7 +20,6 @@ from ..bodies.names import timm_name
 from ..bodies.weights import bundled_file
 from ..core.store import CACHE_GB
 from ..data.features import view_pixels
-from ..metrics.evaluation import evaluate_probs
 from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/studies/04_probe.ipynb #07dd3e55
@@ -65,8 +64,11 @@ def probe(
         logits = learn.model(rows.to(learn.model.mean.device)).float()
         probs = SINGLE_LABEL.activation(logits).cpu()
     targs = torch.tensor([int(dls.valid.dataset.tls[1][i]) for i in range(dls.valid.n)])
-    best = probs.max(1)
     names = lambda numbers: [dls.vocab[i] for i in numbers]
-    frame = pd.DataFrame(dict(path=[str(p) for p in dls.valid.items], split='valid', label=names(targs),
-                              prediction=names(best.indices), probability=best.values.tolist()))
-    return Probe(frame, evaluate_probs(probs, targs).loss)
+    frame = pd.DataFrame(dict(
+        path=[str(p) for p in dls.valid.items],
+        split='valid',
+        label=names(targs),
+        prediction=names(SINGLE_LABEL.decode(probs)),
+        probability=SINGLE_LABEL.confidence(probs).tolist()))
+    return Probe(frame, SINGLE_LABEL.evaluate(probs, targs).loss)

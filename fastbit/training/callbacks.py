@@ -281,7 +281,7 @@ class JsonLog(Callback):
         try:
             with open(self.file, 'w' if first else 'a', encoding='utf-8') as f: f.writelines(map(self._line, new))
         except OSError as e:
-            warn_data(f'{self.file} could not be written ({e.strerror}); training continues without it.', 4)
+            warn_data(f'{self.file} could not be written ({e.strerror}); training continues without it.')
             self.run = False
         self.written = len(rows)
 

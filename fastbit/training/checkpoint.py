@@ -152,7 +152,7 @@ class Checkpoint(Callback):
             if self._due(): self.save()
             return
         try: self.save()
-        except OSError as e: warn_data(f'{e} Training has finished, and its result is still in memory.', 4)
+        except OSError as e: warn_data(f'{e} Training has finished, and its result is still in memory.')
 
     def save(self):
         "Write the file; `LossNotFinite` instead of a checkpoint of NaN weights"

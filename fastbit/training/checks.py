@@ -20,8 +20,8 @@ from fastcore.foundation import L
 
 # %% ../../nbs/training/07_checks.ipynb #ed730b72
 from ..core.restore import preserved_rng
-from ..metrics.task import check_targets
 from ..metrics.losses import no_image_losses
+from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/training/07_checks.ipynb #066f1699
 def check_loaders(
@@ -51,7 +51,7 @@ def check_images_in(
     with preserved_rng(dls): b = (dls.valid if validates else dls.train).one_batch()
     n_inp = getattr(dls, 'n_inp', 1 if len(b) == 1 else len(b)-1)   # as fastai's `Learner` divides a batch
     if n_inp != 1: raise ValueError(f"The DataLoaders give {n_inp} inputs per item; fastbit classifies single images.")
-    check_targets(tuple(b[1:]))
+    SINGLE_LABEL.check_targets(tuple(b[1:]))
     for dl in dls.loaders: _check_transforms(dl)
     _check_pixels(b[0])
 

@@ -117,7 +117,7 @@ def _features(learn, n, views, cache, gb) -> tuple: # ((training, validation) fe
     names = ', '.join(type(f).__name__ for f in transforms)
     what = f'batch transforms: {names}' if known else type(dls.train).__name__
     warn_data(f"These loaders are not only fastbit's ({what}): images are taken as validation sees them, "
-              "and their features are kept for this fit only.", 4)
+              "and their features are kept for this fit only.")
     return tuple(zip(*(_loader_features(learn, dl, n, gb) for dl in dls.loaders[:2])))
 
 def _labels(dl) -> torch.Tensor: return torch.tensor([int(dl.dataset.tls[1][i]) for i in range(dl.n)])

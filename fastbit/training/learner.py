@@ -25,17 +25,14 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 
 # %% ../../nbs/training/09_learner.ipynb #47d4fb7b
-from ..bodies.build import build_body
+from ..bodies.build import resolve_body
 from ..bodies.model import TransferModel
-from ..bodies.names import timm_name
-from ..bodies.preprocess import body_preprocess
 from ..bodies.weights import WeightsSource
 from ..config import options_by_name
 from ..core.arguments import LEARNER_HABITS, refuse_unknown
 from ..core.fonts import use_fonts_for
 from ..core.text import is_interactive, warn_data
-from ..metrics.task import check_metrics
-from ..metrics.losses import resolve_loss
+from ..metrics.task import SINGLE_LABEL
 from .callbacks import CurveRecorder, History, PlainLog, RarelyProgress
 from .checks import check_images_in, check_loaders
 from .guards import FiniteLoss
@@ -97,7 +94,7 @@ class TransferLearner(Loop):
     def loss_func(self, loss):
         # within a fit callbacks such as MixUp replace it, for as long as they need it
         device = next(self.model.parameters()).device
-        self.__dict__['loss_func'] = loss if self.in_fit else resolve_loss(loss, self.n_out, device)
+        self.__dict__['loss_func'] = loss if self.in_fit else SINGLE_LABEL.resolve_loss(loss, self.n_out, device)
 
     def freeze_to(self,
         n:int # Stage; negative counts from the classifier, -1 trains it alone; 0 trains everything
@@ -173,17 +170,17 @@ def transfer_learner(
     refuse_unknown('transfer_learner', [k for k in kwargs if k not in known], known, LEARNER_HABITS)
     # every error that needs no body, before it is built
     check_loaders(dls)
-    timm_name(arch)
+    body = resolve_body(arch, weights)
     check_precision(precision)
     check_images_in(dls)
     n_out = _n_classes(dls, n_out)
     device = getattr(dls, 'device', None)
-    check_metrics(metrics, n_out)
-    loss_func = resolve_loss(loss_func, n_out, device or 'cpu')
+    SINGLE_LABEL.check_metrics(metrics, n_out)
+    loss_func = SINGLE_LABEL.resolve_loss(loss_func, n_out, device or 'cpu')
 
     use_fonts_for(getattr(dls, 'vocab', None) or ())
-    net = build_body(arch, n_out, weights, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
-    pp, own = getattr(dls, 'preprocess', None), body_preprocess(arch)
+    net = body.build(n_out, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+    pp, own = getattr(dls, 'preprocess', None), body.preprocess
     if pp and pp.interpolation != own.interpolation:
         warn_data(f"The data is resized by {pp.interpolation} interpolation, and {arch} was trained on "
                   f"{own.interpolation}: give image_dataloaders the same arch.")
@@ -192,9 +189,9 @@ def transfer_learner(
     if grad_checkpointing: net.set_grad_checkpointing(True)
     learn.precision = fast_precision(model.mean.device) if precision == 'auto' else precision
     if learn.precision != 'float32': learn.add_cb(DevicePrecision(learn.precision))
-    learn.arch, learn.weights_source = arch, net.weights_source
+    learn.arch, learn.weights_source = arch, body.weights
     learn.body_settings = dict(
-        arch=timm_name(arch), classes=n_out, bn=bn, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
+        arch=body.name, classes=n_out, bn=bn, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
         precision=learn.precision)
     learn.freeze()
     return learn

@@ -27,7 +27,7 @@ from ..data.features import FeatureDL
 from ..data.batches import ImageDL
 from ..data.shared import RankBatch, rank_loader, shared_outputs
 from ..data.steps import StepBatch
-from ..metrics.task import check_metrics
+from ..metrics.task import SINGLE_LABEL
 from .accumulate import accumulate_step, check_accumulation
 from .checks import check_batches, check_mixing, check_norms
 from .guards import interruptible
@@ -67,7 +67,7 @@ class Loop(Learner):
         check_batches(self.dls.train)
         self.check_norms()
         self.loss_func = self.loss_func   # class weights go where the model has gone since
-        check_metrics(self.metrics, self.n_out)
+        SINGLE_LABEL.check_metrics(self.metrics, self.n_out)
         check_mixing(self, cbs)
         self.run_fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
 
@@ -87,7 +87,7 @@ class Loop(Learner):
         is_graph = lambda cb: isinstance(cb, ShowGraphCallback) or cb is ShowGraphCallback
         if hasattr(self, 'progress') or not any(map(is_graph, [*cbs, *self.cbs])): return cbs, []
         warn_data("ShowGraphCallback draws into a progress bar, and there is none: it is ignored. "
-                  "learn.recorder.plot_loss() draws the losses.", 5)
+                  "learn.recorder.plot_loss() draws the losses.")
         return cbs.filter(lambda cb: not is_graph(cb)), self.cbs.filter(is_graph)
 
     @contextmanager

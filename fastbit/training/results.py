@@ -23,7 +23,8 @@ from ..data.views import default_views
 from ..export.artifact import check_target, save_artifact
 from ..export.record import Artifact, digest_sketch, made_with
 from ..metrics.calibration import fit_temperature
-from ..metrics.evaluation import Evaluation, evaluate_probs, mean_probs
+from ..metrics.evaluation import Evaluation
+from ..metrics.task import SINGLE_LABEL
 from ..report.page import Report
 from ..report.findings import Findings, data_name
 from ..report.sections import make_report
@@ -50,7 +51,7 @@ def evaluate(self:TransferLearner,
 ) -> Evaluation:
     "Measure all metrics over the whole set, with n and interval"
     logits, targs = _plain_logits(self, ds_idx, dl)
-    res = evaluate_probs(mean_probs(logits), targs)
+    res = SINGLE_LABEL.evaluate(SINGLE_LABEL.mean_probs(logits), targs)
     if show: show_it(res)
     return res
 

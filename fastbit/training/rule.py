@@ -210,7 +210,7 @@ def _unfreeze_for(learn, rule, cbs):
 
 def _zero_head(learn):
     if any(p.any() for p in learn.model.stage_params()[-1]):
-        warn_data("The trained classifier was reset: the rule starts from zeros. Pass zero_head=False to keep it.", 5)
+        warn_data("The trained classifier was reset: the rule starts from zeros. Pass zero_head=False to keep it.")
     zero_classifier(learn.model.net)
 
 def _fit_steps(learn, steps, cbs):

@@ -28,8 +28,8 @@ from ..core.restore import temp_attrs
 from ..core.text import ShownOnce
 from ..data.batches import ImageDL
 from ..data.views import SquaresImage, resolve_views, cut_view, default_views, view_sizes
-from ..metrics.evaluation import evaluate_probs, mean_probs
 from ..metrics.losses import NoLoss
+from ..metrics.task import SINGLE_LABEL
 from .learner import TransferLearner
 
 # %% ../../nbs/training/12_tta.ipynb #4def3645
@@ -96,10 +96,10 @@ def tta_probs(
     "Average the probabilities of named views, and compare with plain prediction"
     views, start = resolve_views(default_views(pp) if views is None else views, pp), time.perf_counter()
     logits, targs, seconds = view_logits(learn, dl, views, pp)
-    total, probs = time.perf_counter()-start, mean_probs(logits)
+    total, probs = time.perf_counter()-start, SINGLE_LABEL.mean_probs(logits)
     res = TTAResult((probs, targs))
     i = views.index('identity') if 'identity' in views else None
-    if i is not None: res.plain = mean_probs(logits[:, i:i+1])
+    if i is not None: res.plain = SINGLE_LABEL.mean_probs(logits[:, i:i+1])
     if targs is None: return res
     rows = []
     if i is not None: rows.append(_row('plain', 1, res.plain, targs, total-seconds.sum()+seconds[i]))
@@ -108,7 +108,7 @@ def tta_probs(
     return res
 
 def _row(what, n_views, probs, targs, seconds) -> dict:
-    return dict(what=what, views=n_views, **asdict(evaluate_probs(probs, targs)), seconds=seconds)
+    return dict(what=what, views=n_views, **asdict(SINGLE_LABEL.evaluate(probs, targs)), seconds=seconds)
 
 # %% ../../nbs/training/12_tta.ipynb #efc5212a
 def find_loader(
