@@ -38,7 +38,21 @@ def _comments(cls) -> dict:
 
 # %% ../nbs/01_config.ipynb #adc0c53f
 class Options:
-    "Base of all records of options"
+    "Base of all records of options; `given` has those that were passed, also at their defaults"
+    __slots__ = ('given',)   # next to the fields, so that `vars` and `asdict` do not have it
+
+    def __new__(cls, *args, **kwargs):
+        self = object.__new__(cls)
+        named = dict(zip(getattr(cls, '__dataclass_fields__', ()), args))
+        object.__setattr__(self, 'given', named | kwargs)   # records are frozen
+        return self
+
+    def __reduce__(self): return functools.partial(type(self), **self.given), ()
+
+    def changed(self, **options):
+        "The record with some options changed; unlike `dataclasses.replace` it knows which were given"
+        return type(self)(**self.given | options)
+
     @classmethod
     def option_fields(cls) -> dict: # Name -> `Option`
         "The options of this record"
@@ -163,7 +177,7 @@ def recipes_with(name:str) -> list: # Names of recipes
 
 class RecipeOptions(Options):
     "Options of a recipe that is not known yet"
-    def __init__(self, **given): self.given = given
+    def __init__(self, **given): pass   # they are in `given`
     def __repr__(self): return f'RecipeOptions({", ".join(f"{k}={v!r}" for k, v in self.given.items())})'
     def __eq__(self, other): return isinstance(other, RecipeOptions) and self.given == other.given
 
