@@ -25,7 +25,7 @@ from .phases import HeadPhase
 from .plan import Plan, make_plan
 from .recipes import make_recipe, recipe_options
 from .result import BaselineResult, measure
-from .settings import CHECKPOINT, RunRecord, check_budget, check_checkpoints, check_overwrite, clear_run
+from .settings import CHECKPOINT, RunRecord, check_budget, check_pairs, check_overwrite, clear_run
 from .settings import keep_best_callback, run_command
 from ..bodies.names import timm_name
 from ..bodies.weights import hub_file, weights_source
@@ -73,7 +73,7 @@ class Run:
         self.device = resolve_device(o.loaders.device)
         self.watch = keep_best_callback(o.train)
         self.recipe.check()
-        check_checkpoints(o)
+        check_pairs(o)
         if self.out is not None and is_writer(): self._check_out()
         barrier()   # an error of the writer's is everybody's
         # a missing connection is found now, not after the data are checked

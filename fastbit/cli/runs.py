@@ -81,7 +81,8 @@ def run_baseline(args) -> int:
     if args.procs == 1 or is_launched(): from fastbit.baseline.run import baseline
     args.out = getattr(args, 'out', None) or run_folder(args)
     if args.procs > 1 and not is_launched(): return _in_processes(args)
-    baseline(args.path, budget_from=args.began, **given_options(args))
+    began = dict(budget_from=args.began) if 'budget' in vars(args) else {}
+    baseline(args.path, **began, **given_options(args))
     if args.open: open_page(Path(args.out)/'report.html')
     return 0
 
