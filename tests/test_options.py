@@ -1,9 +1,9 @@
 "Options: none is declared and not read, and where two say one thing, none wins silently"
-import functools, inspect, itertools, json, os, stat, sys
+import functools, inspect, itertools, os, sys
 from argparse import Namespace
 from pathlib import Path
 
-import pandas as pd, pytest, torch
+import pandas as pd, pytest
 
 from fastbit.baseline import baseline, folder_rule
 from fastbit.baseline.recipes import rule_numbers
@@ -12,7 +12,6 @@ from fastbit.cli.parser import make_parser
 from fastbit.cli.runs import leaderboard_folder, run_folder
 from fastbit.config import BiTRule, HeadOnly, OneCycle, Options, RECIPES
 from fastbit.data import image_dataloaders, table_dataloaders
-from fastbit.data.stream_dl import stream_dataloaders
 from fastbit.studies import few_shot_curve, leaderboard
 from conftest import TINY, run_fastbit
 
@@ -199,3 +198,182 @@ def test_every_option_is_read(folder, table, name, tmp_path, capsys):
     f(**how | place())   # as it is it ends well
     unread = [k for k in names if not reads(lambda **one: f(**how | place() | one), k)]
     assert unread == []
+
+
+def test_the_rule_has_no_options_of_training(folder):
+    for option in ('micro_batch', 'eval_every', 'checkpoint_every'):
+        with pytest.raises(TypeError, match=f'unknown option {option}'): folder_rule(folder, **{option: 1})
+
+
+@pytest.mark.parametrize('typed, words', [(dict(checkpoint_every=5), 'checkpoint_every=5 without out='), (dict(budget_from=1.), 'budget_from=1.0 without budget=')])
+def test_an_option_without_the_one_that_it_is_about(folder, typed, words):
+    with pytest.raises(ValueError, match=words): baseline(folder, **small, **typed)
+
+
+class Watched(Namespace):
+    "Notes which options a command looks at"
+    def __getattribute__(self, name):
+        own = object.__getattribute__(self, '__dict__')
+        if name == '__dict__': own['looked_at'].update(own)   # given_options passes all of them on; the function refuses what it does not have
+        elif name in own: own['looked_at'].add(name)
+        return object.__getattribute__(self, name)
+
+
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory):
+    "Images, and a finished run of the head on them"
+    from conftest import write_folder
+    root = tmp_path_factory.mktemp('options')
+    folder = write_folder(root/'data', dict(blue=12, green=12, red=12))
+    baseline(folder, recipe='head', epochs=1, out=root/'run', **small)
+    files = [f.relative_to(folder).with_suffix('') for f in sorted(folder.rglob('*.png'))]
+    pd.DataFrame(dict(file=files, breed=[f.parent.name for f in files], part='valid')).to_csv(root/'table.csv', index=False)
+    return root
+
+
+@pytest.mark.filterwarnings('ignore::fastbit.core.text.DataWarning')
+@pytest.mark.parametrize('words', ['predict run data/blue/000.png --tta --bs 4 --device cpu --probs', 'predict run data/blue/000.png --csv --spreadsheet',
+                                   'evaluate run table.csv --root data --path-col file --label-col breed --split-col part --suffix .png --split valid --all --tta --bs 4 --device cpu',
+                                   'evaluate run data', 'bodies *lite*', 'cache --clear'])
+def test_every_option_of_the_other_commands_is_looked_at(shared, monkeypatch, capsys, words):
+    from fastbit.cli.command import COMMANDS
+    monkeypatch.chdir(shared)
+    args = Watched(looked_at=set())
+    typed = read_arguments(words.split())
+    for k, v in vars(typed).items(): setattr(args, k, v)
+    args.looked_at.clear()
+    assert COMMANDS[typed.command](args) == 0
+    about_it = {'command', 'traceback', 'began', 'argv'}
+    assert set(vars(typed)) - about_it - object.__getattribute__(args, '__dict__')['looked_at'] == set()
+
+
+# --- the folder of a command
+
+@pytest.mark.parametrize('typed', ['--epochs 8', '--batch-size 32', '--bs 32', '--lr 0.01', '--arch tf_efficientnet_lite0 --weights auto', '--valid-pct 20', '--seed 0 --resize squash',
+                                   '--cache-gb 4', '--recipe onecycle --bn frozen --precision float32', '--workers 2 --quiet --checkpoint-every 7'])
+def test_a_default_that_is_typed_is_the_same_folder(typed):
+    folder = lambda words: run_folder(read_arguments(f'baseline photos {words}'.split()))
+    assert folder(typed) == folder('')
+
+
+def test_another_value_is_another_folder():
+    words = ['', '--epochs 10', '--batch-size 16', '--lr 0.1', '--seed 1', '--valid-pct 30', '--no-flip', '--recipe hyperrule', '--recipe hyperrule --batch-size 32', '--recipe hyperrule --lr 0.01',
+             '--recipe hyperrule --batch-scaling none', '--size 64', '--images-per-class 3', '--weights random', '--label-col breed']
+    folders = [run_folder(read_arguments(f'baseline photos {w}'.split())) for w in words]
+    assert len({*folders}) == len(words)
+    default = run_folder(read_arguments('baseline photos --recipe hyperrule --batch-size 512 --base-lr 0.003 --batch-scaling linear'.split()))
+    assert default == run_folder(read_arguments('baseline photos --recipe hyperrule'.split()))
+
+
+def test_the_leaderboards_folder():
+    folder = lambda words: leaderboard_folder(read_arguments(f'leaderboard photos {words}'.split()))
+    assert folder('--valid-pct 20 --seed 0 --top 3') == folder('') != folder('--epochs 8') != folder('--epochs 9')
+
+
+# --- overwriting
+
+def test_nothing_of_before_is_next_to_a_run_that_is_not_finished(shared, tmp_path, monkeypatch):
+    import shutil
+    from fastbit.baseline.run import Run
+    out = tmp_path/'run'
+    shutil.copytree(shared/'run', out)
+    (out/'mine.txt').write_text('notes')
+    again = dict(recipe='head', epochs=1, out=out, overwrite=True, **small)
+    with pytest.raises(ValueError, match='lr=-1'): baseline(shared/'data', **again, lr=-1)
+    with pytest.raises(ValueError, match='0 and 1'): baseline(shared/'data', **again, valid_pct=2.)
+    baseline(shared/'data', **again, dry_run=True)
+    assert sorted(p.name for p in out.rglob('*')) == sorted(['mine.txt', *(p.name for p in (shared/'run').rglob('*'))])   # refused, or a plan: all stays
+    seen = []
+    def stop(self, *args):
+        seen.extend(p.name for p in out.iterdir())
+        raise OSError('the disk is gone')
+    monkeypatch.setattr(Run, '_train_phase', stop)
+    with pytest.raises(OSError, match='the disk is gone'): baseline(shared/'data', **again)
+    assert seen == ['mine.txt']
+
+
+def test_a_run_may_start_from_the_model_that_it_replaces(shared, tmp_path):
+    import shutil
+    out = tmp_path/'run'
+    shutil.copytree(shared/'run', out)
+    how = dict(recipe='head', epochs=1, arch='test_efficientnet', size=32, num_workers=0, verbose=False)
+    elsewhere = baseline(shared/'data', weights=out, **how)
+    assert elsewhere.predictions.equals(baseline(shared/'data', weights=out, out=out, overwrite=True, **how).predictions)
+    assert (out/'model'/'model.safetensors').exists()
+
+
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_other_files_where_the_model_goes_are_found_before_the_work(shared, tmp_path, overwrite):
+    (tmp_path/'model').mkdir()
+    (tmp_path/'model'/'mine.txt').write_text('notes')
+    with pytest.raises(FileExistsError, match='mine.txt'): baseline(shared/'data', out=tmp_path, overwrite=overwrite, dry_run=True, **small)
+
+
+# --- the browser
+
+@pytest.fixture
+def browser(tmp_path, monkeypatch):
+    "A program that writes down what it is to open"
+    program, opened = tmp_path/'browser.sh', tmp_path/'opened.txt'
+    program.write_text(f'#!/bin/sh\necho "$1" >> {opened}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv('BROWSER', str(program))
+    return lambda: opened.read_text().splitlines() if opened.exists() else []
+
+
+QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--workers', 0)
+
+@pytest.mark.skipif(os.name != 'posix', reason='the browser is a shell script')
+@pytest.mark.parametrize('words, page', [
+    (('baseline', 'data', '--recipe', 'head', '--epochs', 1, *QUICK), 'report.html'),
+    (('leaderboard', 'data', '--arch', 'test_efficientnet=random', '--top', 0, '--size', 32, '--workers', 0), 'leaderboard.html'),
+    (('check', 'data', '--no-labels'), 'check.html')])
+def test_the_page_reaches_the_browser(shared, tmp_path, browser, words, page):
+    out = tmp_path/'a folder with ä'
+    words = [shared/'data' if w == 'data' else w for w in words]
+    if page == 'check.html':   # the quickest: nothing is opened that was not asked for
+        assert run_fastbit(*words, '--out', out, cwd=tmp_path).returncode == 0 and browser() == []
+    run = run_fastbit(*words, '--out', out, '--open', cwd=tmp_path)
+    assert browser() == [(out/page).as_uri()], run.stderr
+
+
+def test_of_several_processes_one_opens_the_page(tmp_path, monkeypatch):
+    from fastbit.cli.runs import open_page
+    opened = []
+    monkeypatch.setattr('webbrowser.open', lambda url: opened.append(url) or True)
+    (tmp_path/'report.html').touch()
+    for rank in '01':
+        for k, v in dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE='2').items(): monkeypatch.setenv(k, v)
+        open_page(tmp_path/'report.html')
+    assert opened == [(tmp_path/'report.html').as_uri()]
+
+
+def test_without_a_browser_the_page_is_named(tmp_path, monkeypatch, capsys):
+    from fastbit.cli.runs import open_page
+    monkeypatch.setattr('webbrowser.open', lambda url: False)
+    (tmp_path/'report.html').touch()
+    open_page(tmp_path/'report.html')
+    assert f'no browser opened {tmp_path}/report.html' in capsys.readouterr().err
+
+
+# --- what to install
+
+def test_messages_name_extras_that_exist():
+    import re
+    root = Path(__file__).parents[1]
+    have = re.findall(r'^(\w+)_requirements', (root/'settings.ini').read_text(), re.M)
+    named = {m for f in (root/'fastbit').rglob('*.py') for m in re.findall(r'pip install \\?"fastbit\[(\w+)\]', f.read_text())}
+    assert named == {'onnx', 'distributed', 'streaming'} and named <= {*have}
+
+
+@pytest.mark.parametrize('package, extra', [('pyarrow', 'streaming'), ('webdataset', 'streaming')])
+def test_a_missing_package_of_streams(package, extra, monkeypatch):
+    from fastbit.data.streams import _import
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf'needs {package}. Run: pip install "fastbit\[{extra}\]"'): _import(package)
+
+
+def test_processes_without_accelerate(shared, monkeypatch, capsys):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    assert main(['baseline', str(shared/'data'), '--procs', '2', '--out', str(shared/'procs')]) == 2
+    assert 'Run: pip install "fastbit[distributed]"' in capsys.readouterr().err

@@ -64,7 +64,7 @@ def open_page(page:Path):
     "Open a page in the browser, if it was written; of several processes the first one does"
     if launched_rank() or not page.exists(): return
     opened = webbrowser.open(page.resolve().as_uri())
-    if not opened: print(f'fastbit: note: no browser opened {printable(page)}', file=sys.stderr)
+    if not opened: print(f'fastbit: note: no browser opened {printable(str(page))}', file=sys.stderr)
 
 # %% ../../nbs/cli/05_runs.ipynb #a86def3d
 def _in_processes(args) -> int:
