@@ -10,7 +10,6 @@ __all__ = ['LR_SPREAD', 'head_phases', 'onecycle_phases', 'OneCycleRecipe', 'Hea
 
 # %% ../../nbs/baseline/01_recipes.ipynb #9af1e12a
 from dataclasses import asdict, dataclass, replace
-from math import isclose
 from pathlib import Path
 
 # %% ../../nbs/baseline/01_recipes.ipynb #ef34381d
@@ -120,9 +119,9 @@ def rule_numbers(
     base_lr = o.base_lr
     if o.lr is not None:
         if not 0 < o.lr < float('inf'): raise ValueError(f"lr={o.lr!r}: a learning rate above 0.")
+        if 'base_lr' in o.given:
+            raise ValueError(f"lr={o.lr:g} and base_lr={base_lr:g}: one follows from the other. Pass one of them.")
         base_lr = o.lr*BATCH_SIZE/o.batch_size if o.scale == 'linear' else o.lr
-        if 'base_lr' in o.given and not isclose(base_lr, o.base_lr):
-            raise ValueError(f"lr={o.lr:g} and base_lr={o.base_lr:g}: one follows from the other. Pass one of them.")
     rates = dict(batch_size=o.batch_size, base_lr=base_lr, scale=o.scale)
     return dict(**rates, n_steps=o.n_steps, stop_after=o.stop_after, mixup=o.mixup)
 

@@ -108,7 +108,8 @@ def _add_model(p):
 
 def _add_batches(p):
     _switch(p, '--tta', 'test-time augmentation: average over horizontal flips, or over crops where flips are disabled')
-    p.add_argument('--batch-size', '--bs', dest='bs', type=int, metavar='N', default=argparse.SUPPRESS, action=OneSpelling,
+    p.add_argument('--batch-size', '--bs', dest='bs', type=int, metavar='N', action=OneSpelling,
+                   default=argparse.SUPPRESS,
                    help='images that go through the model at once (default: by size and device)')
     add_options(p, LoaderOptions, only=('device',))
 
