@@ -39,7 +39,21 @@ def _comments(cls) -> dict:
 
 # %% ../nbs/01_config.ipynb #adc0c53f
 class Options:
-    "Base of all records of options"
+    "Base of all records of options; `given` has those that were passed, also at their defaults"
+    __slots__ = ('given',)   # next to the fields, so that `vars` and `asdict` do not have it
+
+    def __new__(cls, *args, **kwargs):
+        self = object.__new__(cls)
+        named = dict(zip(getattr(cls, '__dataclass_fields__', ()), args))
+        object.__setattr__(self, 'given', named | kwargs)   # records are frozen
+        return self
+
+    def __reduce__(self): return functools.partial(type(self), **self.given), ()
+
+    def changed(self, **options):
+        "The record with some options changed; unlike `dataclasses.replace` it knows which were given"
+        return type(self)(**self.given | options)
+
     def __post_init__(self):
         "Raise `TypeError` for a value of another kind than the field's"
         for f in fields(self):
@@ -188,8 +202,7 @@ class RecipeOptions(Options):
     def __init__(self, **given):
         known = self.option_fields()
         unknown = next((k for k in given if k not in known), None)
-        if unknown: raise TypeError(f'RecipeOptions(): {unknown_option(unknown, known)}')
-        self.given = given
+        if unknown: raise TypeError(f'RecipeOptions(): {unknown_option(unknown, known)}')   # they are in `given`
 
     def __repr__(self): return f'RecipeOptions({", ".join(f"{k}={v!r}" for k, v in self.given.items())})'
     def __eq__(self, other): return isinstance(other, RecipeOptions) and self.given == other.given

@@ -6,10 +6,10 @@ Docs: https://fastbit.github.io/fastbit/baseline/recipes.html.md"""
 
 # %% auto #0
 __all__ = ['LR_SPREAD', 'head_phases', 'onecycle_phases', 'OneCycleRecipe', 'HeadRecipe', 'rule_numbers', 'RuleRecipe',
-           'make_recipe', 'recipe_options', 'folder_rule']
+           'make_recipe', 'recipe_options', 'with_bs', 'folder_rule']
 
 # %% ../../nbs/baseline/01_recipes.ipynb #9af1e12a
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 # %% ../../nbs/baseline/01_recipes.ipynb #ef34381d
@@ -119,7 +119,7 @@ def rule_numbers(
     base_lr = o.base_lr
     if o.lr is not None:
         if not 0 < o.lr < float('inf'): raise ValueError(f"lr={o.lr!r}: a learning rate above 0.")
-        if base_lr != BiTRule.base_lr:
+        if 'base_lr' in o.given:
             raise ValueError(f"lr={o.lr:g} and base_lr={base_lr:g}: one follows from the other. Pass one of them.")
         base_lr = o.lr*BATCH_SIZE/o.batch_size if o.scale == 'linear' else o.lr
     rates = dict(batch_size=o.batch_size, base_lr=base_lr, scale=o.scale)
@@ -167,17 +167,26 @@ def recipe_options(
     bs:int=None,           # fastai's name of the batch size; `None`: not given
 ) -> Options: # `OneCycle`, `HeadOnly` or `BiTRule`
     "The options of a recipe; raise `ValueError` for an unknown recipe or an option of another"
-    options = given.for_recipe(recipe)
+    return with_bs(given.for_recipe(recipe), bs)
+
+def with_bs(
+    options:Options,       # `OneCycle`, `HeadOnly` or `BiTRule`
+    bs:int|None,           # fastai's name of the batch size; `None`: not given
+) -> Options: # The same kind
+    "Set the batch size, or the rule's micro-batch; raise `ValueError` for two different ones"
     if bs is None: return options
     name = 'micro_batch' if isinstance(options, BiTRule) else 'batch_size'
-    if given.given.get(name) is not None:
-        raise ValueError(f"bs={bs} and {name}={given.given[name]}: two names of one number. Pass {name}.")
     if isinstance(bs, bool) or not isinstance(bs, int) or bs < 1:
         raise ValueError(f"bs={bs!r}: a batch has one image or more.")
-    return replace(options, **{name: bs})
+    other = options.given.get(name)
+    if other not in (None, bs):
+        raise ValueError(f"bs={bs} and {name}={other}: two names of one number. Pass {name}.")
+    return options.changed(**{name: bs})
 
 # %% ../../nbs/baseline/01_recipes.ipynb #3eb99448
-@with_options(without=('resize', 'crop', 'flip', 'draft', 'max_value'))
+_OF_TRAINING = ('resize', 'crop', 'flip', 'draft', 'max_value', 'micro_batch', 'eval_every', 'checkpoint_every')
+
+@with_options(without=_OF_TRAINING)
 def folder_rule(
     path:str|Path|pd.DataFrame=None, # Folder, CSV file, DataFrame, or the name of a public set; `None`: scikit-learn's digits
     *,
@@ -189,7 +198,7 @@ def folder_rule(
     "Find the BiT-HyperRule for a data set, from names and headers alone: what the recipe `hyperrule` trains by"
     numbers = dict(rule_numbers(rule), size=size)
     HyperRule.for_data(1, 32, **numbers)   # for its errors, before the data is looked at
-    found = read_image_set(resolve_source(path)[0], **vars(table))
+    found = read_image_set(resolve_source(path)[0], **asdict(table))
     sizes = dict(zip(found.table.path, header_sizes(found.table.path)))
     rows = _recognized(found.table, sizes)
     rows, untrained = drop_untrained(split_table(rows, data.valid_pct, data.seed, data.test_pct))

@@ -24,8 +24,8 @@ from .phases import HeadPhase
 from .plan import Plan, make_plan
 from .recipes import make_recipe, recipe_options
 from .result import BaselineResult, measure
-from .settings import CHECKPOINT, RunRecord, check_budget, check_overwrite, clear_run, keep_best_callback
-from .settings import run_command
+from .settings import CHECKPOINT, RunRecord, check_budget, check_pairs, check_overwrite, clear_run
+from .settings import keep_best_callback, run_command
 from ..bodies.build import resolve_body
 from ..bodies.weights import hub_file
 from ..config import BodyOptions, DataOptions, HeadOnly, LoaderOptions, OneCycle, Options, RecipeOptions, RunOptions
@@ -36,6 +36,7 @@ from ..core.text import format_seconds, printable, show, warn_data
 from ..data.batches import resolve_device
 from ..data.loaders import image_dataloaders
 from ..data.public import resolve_source
+from ..export.artifact import check_target
 from ..metrics.task import SINGLE_LABEL
 from ..report.findings import Findings
 from ..training.callbacks import JsonLog
@@ -72,6 +73,7 @@ class Run:
         self.device = resolve_device(o.loaders.device)
         self.watch = keep_best_callback(o.train)
         self.recipe.check()
+        check_pairs(o)
         if self.out is not None and is_writer(): self._check_out()
         barrier()   # an error of the writer's is everybody's
         # a missing connection is found now, not after the data are checked
@@ -84,6 +86,7 @@ class Run:
             # of a table the settings have no more than the type
             comparable = not isinstance(self.options.path, pd.DataFrame)
             check_out(self.out, self.settings if comparable else None)
+        check_target(self.out/'model', overwrite=True)
 
     def make_learner(self, size):
         "Loaders and learner at one size, in a fixed state of the random generators"
@@ -163,6 +166,7 @@ class Run:
 
     def _open_out(self):
         "Make the folder of the results, with a log that is written while the run trains"
+        barrier()   # until all have read the weights, which may be those in the folder
         if self.out is not None and is_writer():
             if self.options.output.overwrite: clear_run(self.out)
             self.learn.add_cb(JsonLog(make_out(self.out)/'log.jsonl'))

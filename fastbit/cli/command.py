@@ -15,6 +15,7 @@ from pathlib import Path
 from .arguments import check_arguments
 from .messages import in_shell, one_line, show_warning
 from .models import run_bodies, run_cache, run_evaluate, run_export, run_predict
+from .options import option_flag, two_spellings
 from .parser import make_parser
 from .runs import run_baseline, run_check, run_leaderboard, run_rule
 from ..config import unknown_option
@@ -34,15 +35,17 @@ def read_arguments(words:list):
     if not first.startswith('-') and first not in COMMANDS:
         parser.error(unknown_option(first, COMMANDS).replace('option', 'command'))
     args = parser.parse_args([first, *words[1:]])
-    if args.command == 'baseline': _old_names(args)
+    if args.command == 'baseline': _old_names(args, parser.commands['baseline'])
     args.began, args.argv = began, [first, *words[1:]]
     return args
 
-def _old_names(args):
+def _old_names(args, parser):
     "`--bs` was the batch size of onecycle and head, and the micro-batch of hyperrule"
     if 'bs' not in vars(args): return
     name = 'micro_batch' if args.recipe == 'hyperrule' else 'batch_size'
-    if name not in vars(args): setattr(args, name, args.bs)
+    other = getattr(args, name, args.bs)
+    if other != args.bs: parser.error(two_spellings('--bs', args.bs, option_flag(name), other))
+    setattr(args, name, args.bs)
     del args.bs
 
 # %% ../../nbs/cli/07_command.ipynb #afc3c2e1

@@ -12,7 +12,7 @@ import argparse
 
 # %% ../../nbs/cli/02_parser.ipynb #f62c027b
 from .. import __version__
-from .options import Parser, add_option, add_options
+from .options import OneSpelling, Parser, add_option, add_options
 from ..config import BiTRule, BodyOptions, DataOptions, LoaderOptions, RecipeOptions, RunOptions
 from ..config import TableOptions, TrainOptions, recipes_with
 
@@ -60,8 +60,9 @@ def _add_baseline(p):
     add_options(g, RunOptions, without=('verbose', 'budget_from'))
     p.set_defaults(verbose=1)
     how = dict(dest='verbose', action='store_const')
-    g.add_argument('--quiet', const=0, help='print nothing but warnings and errors', **how)
-    g.add_argument('-v', '--verbose', const=2, help='print every detail of the plan and the training', **how)
+    one = g.add_mutually_exclusive_group()
+    one.add_argument('--quiet', const=0, help='print nothing but warnings and errors', **how)
+    one.add_argument('-v', '--verbose', const=2, help='print every detail of the plan and the training', **how)
     _switch(g, '--open', 'open the report in the browser when the run has finished')
 
 def _add_leaderboard(p):
@@ -107,7 +108,8 @@ def _add_model(p):
 
 def _add_batches(p):
     _switch(p, '--tta', 'test-time augmentation: average over horizontal flips, or over crops where flips are disabled')
-    p.add_argument('--batch-size', '--bs', dest='bs', type=int, metavar='N', default=argparse.SUPPRESS,
+    p.add_argument('--batch-size', '--bs', dest='bs', type=int, metavar='N', action=OneSpelling,
+                   default=argparse.SUPPRESS,
                    help='images that go through the model at once (default: by size and device)')
     add_options(p, LoaderOptions, only=('device',))
 

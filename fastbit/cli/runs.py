@@ -9,7 +9,7 @@ __all__ = ['given_options', 'data_label', 'new_folder', 'run_folder', 'open_page
            'leaderboard_folder', 'run_check', 'typed_again', 'run_rule']
 
 # %% ../../nbs/cli/05_runs.ipynb #3f6bf916
-import hashlib, importlib.util, itertools, json, shlex, webbrowser
+import hashlib, importlib.util, itertools, json, shlex, sys, webbrowser
 from argparse import Namespace
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,9 @@ from pathlib import Path
 # %% ../../nbs/cli/05_runs.ipynb #06524fc3
 from .messages import in_shell
 from .options import option_flag
-from ..core.processes import is_launched
+from ..config import RECIPES, BodyOptions, DataOptions, LoaderOptions, TableOptions, TrainOptions
+from ..core.processes import is_launched, launched_rank
+from ..core.text import printable
 
 # %% ../../nbs/cli/05_runs.ipynb #77629597
 _COMMAND_ONLY = ('command', 'path', 'traceback', 'began', 'argv', 'open', 'procs', 'no_labels', 'plot')
@@ -32,9 +34,16 @@ def data_label(path) -> str:
     "Name the images in the name of a folder"
     return Path(path).resolve().name if path else 'digits'
 
+def _defaults(args) -> dict:
+    "What the options of a command are where they are not typed"
+    records = [DataOptions, TableOptions, LoaderOptions]
+    if args.command == 'baseline': records += [BodyOptions, TrainOptions, RECIPES[args.recipe]]
+    return {name: o.default for record in records for name, o in record.option_fields().items()}
+
 def _question(args) -> str:
-    "A digest of what a command asks for"
-    what = {k: v for k, v in given_options(args).items() if k not in _SAME_RUN}
+    "A digest of what a command asks for; an option typed at its default asks for nothing else"
+    usual = _defaults(args)
+    what = {k: v for k, v in given_options(args).items() if k not in _SAME_RUN and (k not in usual or v != usual[k])}
     what['path'] = str(Path(args.path).resolve()) if args.path else ''
     return hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=4).hexdigest()
 
@@ -53,15 +62,17 @@ def run_folder(args) -> Path:
     return next(f for f in _numbered(stem) if not (f/'results.json').exists())
 
 def open_page(page:Path):
-    "Open a page in the browser, if it was written"
-    if page.exists(): webbrowser.open(page.resolve().as_uri())
+    "Open a page in the browser, if it was written; of several processes the first one does"
+    if launched_rank() or not page.exists(): return
+    opened = webbrowser.open(page.resolve().as_uri())
+    if not opened: print(f'fastbit: note: no browser opened {printable(str(page))}', file=sys.stderr)
 
 # %% ../../nbs/cli/05_runs.ipynb #a86def3d
 def _in_processes(args) -> int:
     "Start this command several times; its folder is chosen once"
     from fastbit.cli.launch import launch
     if importlib.util.find_spec('accelerate') is None:
-        raise ImportError('--procs needs Accelerate. Run pip install accelerate.')
+        raise ImportError('--procs needs Accelerate. Run: pip install "fastbit[distributed]"')
     status, error = launch([*args.argv, '--out', str(args.out)], args.procs)
     if error: raise OSError(error)
     return status
@@ -71,7 +82,8 @@ def run_baseline(args) -> int:
     if args.procs == 1 or is_launched(): from fastbit.baseline.run import baseline
     args.out = getattr(args, 'out', None) or run_folder(args)
     if args.procs > 1 and not is_launched(): return _in_processes(args)
-    baseline(args.path, budget_from=args.began, **given_options(args))
+    began = dict(budget_from=args.began) if 'budget' in vars(args) else {}
+    baseline(args.path, **began, **given_options(args))
     if args.open: open_page(Path(args.out)/'report.html')
     return 0
 

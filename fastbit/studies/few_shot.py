@@ -21,7 +21,7 @@ from matplotlib.ticker import PercentFormatter
 
 # %% ../../nbs/studies/03_few_shot.ipynb #4bd16063
 from .. import __version__
-from ..baseline.recipes import rule_numbers
+from ..baseline.recipes import make_recipe, rule_numbers, with_bs
 from ..bodies.weights import weights_source
 from ..config import BiTRule, BodyOptions, DataOptions, LoaderOptions, TableOptions, with_options
 from ..core.files import csv_text, write_text
@@ -30,7 +30,6 @@ from ..data.loaders import image_dataloaders, table_dataloaders
 from ..data.public import resolve_source
 from ..data.split import few_shot_table
 from ..data.tables import source_rows
-from ..hyperrule import HyperRule
 from ..metrics.intervals import wilson_interval
 from ..report.page import Report, picture_uri, render_page
 from ..training.learner import transfer_learner
@@ -96,18 +95,18 @@ def few_shot_curve(
     "Train by the BiT-HyperRule on `k` images per class, for several `k` and draws, and evaluate each run"
     _check_draws(ks, repeats)
     if out is not None: _check_table_file(Path(out))
-    numbers = rule_numbers(rule)
-    HyperRule.for_data(1, 32, **numbers)   # for its errors, before the data is looked at
+    rule = with_bs(rule, loaders.bs)
+    make_recipe(rule, loaders).check()   # before the data is looked at
     weights_source(body.arch, body.weights)
     source, name, usual = resolve_source(path)
     data = replace(data, crop=usual.get('crop', True) if data.crop is None else data.crop,
                    flip=usual.get('flip', True) if data.flip is None else data.flip)
-    loading = vars(loaders) | dict(bs=loaders.bs or rule.micro_batch)
-    sizes = dict(size=size or 'hyperrule', train_size='hyperrule')
+    loading = vars(loaders) | dict(bs=rule.micro_batch)
+    sizes = dict(size='hyperrule' if size is None else size, train_size='hyperrule')
     whole = image_dataloaders(source, body.arch, **sizes, **vars(data), **loading, **vars(table))
     if verbose:
         for key, text in source_rows(whole.source, whole.skipped): print(f'  {key:10}  {text}', flush=True)
-    df = _all_draws(_Draws(whole, body, numbers, data.seed, loaders), ks, repeats, out, verbose)
+    df = _all_draws(_Draws(whole, body, rule_numbers(rule), data.seed, loaders), ks, repeats, out, verbose)
     if out is not None: few_shot_page(df, whole.valid.n, name, body.arch).save(Path(out).with_suffix('.html'))
     return df, plot_few_shot(df, whole.valid.n)
 
