@@ -81,8 +81,8 @@ def _check_kind(name, value, kind):
     "Raise `TypeError` unless `value` suits an annotation `float` or `bool`; other kinds have checks of their own"
     number = isinstance(value, Real) and not _is_bool(value)
     if kind is float and not number: raise TypeError(f"{name}={value!r} must be a number.")
-    switch = _is_bool(value) or number and value in (0, 1)
-    if kind is bool and not switch: raise TypeError(f"{name}={value!r} must be True or False.")
+    if kind is not bool or _is_bool(value): return
+    if not (number and value in (0, 1)): raise TypeError(f"{name}={value!r} must be True or False.")
 
 # %% ../nbs/01_config.ipynb #c4ba4507
 @dataclass(frozen=True)
