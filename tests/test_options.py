@@ -11,7 +11,8 @@ from fastbit.baseline.recipes import rule_numbers
 from fastbit.cli.command import main, read_arguments
 from fastbit.cli.parser import make_parser
 from fastbit.cli.runs import leaderboard_folder, run_folder
-from fastbit.config import BiTRule, HeadOnly, OneCycle, Options, RECIPES
+from fastbit.config import BiTRule, HeadOnly, OneCycle, RECIPES
+from fastbit.core.options import Options
 from fastbit.data import image_dataloaders, table_dataloaders
 from fastbit.data.stream_dl import stream_dataloaders
 from fastbit.data.streams import ImageStream

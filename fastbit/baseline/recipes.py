@@ -17,8 +17,10 @@ import pandas as pd
 
 # %% ../../nbs/baseline/01_recipes.ipynb #98f475a9
 from .phases import HeadPhase, OneCyclePhase, RulePhase
-from ..config import BiTRule, DataOptions, HeadOnly, LoaderOptions, OneCycle, Options, RecipeOptions
-from ..config import TableOptions, with_options
+from ..config import BiTRule, DataOptions, HeadOnly, LoaderOptions, OneCycle, RecipeOptions
+from ..core.options import Options
+from ..config import TableOptions
+from ..core.options import with_options
 from ..core.checks import resolve_steps
 from ..core.text import warn_data
 from ..data.check import header_sizes, median_size

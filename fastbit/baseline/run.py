@@ -28,8 +28,10 @@ from .settings import CHECKPOINT, RunRecord, check_budget, check_pairs, check_ov
 from .settings import keep_best_callback, run_command
 from ..bodies.build import resolve_body
 from ..bodies.weights import hub_file
-from ..config import BodyOptions, DataOptions, HeadOnly, LoaderOptions, OneCycle, Options, RecipeOptions, RunOptions
-from ..config import TableOptions, TrainOptions, with_options
+from ..config import BodyOptions, DataOptions, HeadOnly, LoaderOptions, OneCycle, RecipeOptions, RunOptions
+from ..core.options import Options
+from ..config import TableOptions, TrainOptions
+from ..core.options import with_options
 from ..core.checks import check_out, make_out
 from ..core.processes import alone_by_mistake, barrier, is_writer, join_processes, writer_first
 from ..core.text import format_seconds, printable, show, warn_data

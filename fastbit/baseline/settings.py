@@ -19,7 +19,8 @@ import pandas as pd
 # %% ../../nbs/baseline/05_settings.ipynb #36294f23
 from .budget import parse_budget
 from .result import RESULT_FILES
-from ..config import BodyOptions, DataOptions, LoaderOptions, Options, RecipeOptions, RunOptions
+from ..config import BodyOptions, DataOptions, LoaderOptions, RecipeOptions, RunOptions
+from ..core.options import Options
 from ..config import TableOptions, TrainOptions, recipe_name
 from ..core.checks import check_out
 from ..core.processes import world

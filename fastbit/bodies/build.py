@@ -20,7 +20,7 @@ from .load import classifier_names, load_weights, npz_classes
 from .names import timm_name
 from .preprocess import Preprocess, body_preprocess
 from .weights import WeightsSource, weights_source
-from ..config import options_by_name
+from ..core.options import options_by_name
 
 # %% ../../nbs/bodies/04_build.ipynb #e4dd7f31
 def zero_classifier(

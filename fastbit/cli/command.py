@@ -18,7 +18,7 @@ from .models import run_bodies, run_cache, run_evaluate, run_export, run_predict
 from .options import option_flag, two_spellings
 from .parser import make_parser
 from .runs import run_baseline, run_check, run_leaderboard, run_rule
-from ..config import unknown_option
+from ..core.options import unknown_option
 from ..core.processes import launched_rank, leave_processes, peer_lost
 
 # %% ../../nbs/cli/07_command.ipynb #aa97f985

@@ -13,7 +13,7 @@ import argparse
 from typing import Any, NamedTuple
 
 # %% ../../nbs/cli/01_options.ipynb #cdd3631c
-from ..config import Option, unknown_option
+from ..core.options import Option, unknown_option
 
 # %% ../../nbs/cli/01_options.ipynb #5fe16c6e
 def read_share(

@@ -21,7 +21,7 @@ import numpy as np, PIL, timm, torch
 from ..bodies.fold import FoldedModel
 from ..bodies.model import TransferModel, body_digest, run_stages
 from ..bodies.preprocess import Preprocess
-from ..config import options_by_name
+from ..core.options import options_by_name
 from ..core.processes import gather_objects, is_writer, rank_range, world, writer_first
 from ..core.store import CACHE_GB, RowStore, file_key, make_room, open_store
 from ..core.text import track, warn_data

@@ -20,7 +20,8 @@ from fastai.data.transforms import IntToFloatTensor, ToTensor
 
 # %% ../../nbs/data/16_loaders.ipynb #c873f567
 from ..bodies.preprocess import Preprocess, body_preprocess
-from ..config import DataOptions, LoaderOptions, TableOptions, with_options
+from ..config import DataOptions, LoaderOptions, TableOptions
+from ..core.options import with_options
 from ..core.arguments import check_source
 from ..core.checks import check_k_per_class, check_share
 from ..core.fonts import use_fonts_for

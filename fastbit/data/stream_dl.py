@@ -22,7 +22,8 @@ from fastai.torch_core import default_device
 
 # %% ../../nbs/data/23_stream_dl.ipynb #abd04710
 from ..bodies.preprocess import Preprocess, body_preprocess
-from ..config import DataOptions, LoaderOptions, with_options
+from ..config import DataOptions, LoaderOptions
+from ..core.options import with_options
 from ..core.processes import gather_objects, per_process_rng, rank, rank_range, world
 from ..core.text import warn_data
 from .batches import resolve_device, default_bs

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 # %% ../../nbs/data/22_streams.ipynb #5f1c7a2e
-from ..config import options_by_name
+from ..core.options import options_by_name
 
 # %% ../../nbs/data/22_streams.ipynb #66ada41a
 BUFFER = 1000   # encoded images from which the next one is drawn; shards come in another order in each pass

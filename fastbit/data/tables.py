@@ -17,7 +17,7 @@ import pandas as pd
 
 # %% ../../nbs/data/09_tables.ipynb #3411884c
 from ..bodies.preprocess import Preprocess
-from ..config import options_by_name
+from ..core.options import options_by_name
 from ..core.text import warn_data
 from .folders import count_reasons, list_folder, warn_skipped
 from .labels import warn_similar_labels

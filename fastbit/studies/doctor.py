@@ -21,7 +21,7 @@ from .. import __version__
 from ..bodies.build import build_body
 from ..bodies.model import TransferModel
 from ..bodies.preprocess import MAX_16_BIT, body_preprocess, check_max_value
-from ..config import options_by_name
+from ..core.options import options_by_name
 from ..core.files import csv_text, write_text
 from ..core.checks import make_out
 from ..core.store import CACHE_GB

@@ -23,7 +23,8 @@ from matplotlib.ticker import PercentFormatter
 from .. import __version__
 from ..baseline.recipes import make_recipe, rule_numbers, with_bs
 from ..bodies.weights import weights_source
-from ..config import BiTRule, BodyOptions, DataOptions, LoaderOptions, TableOptions, with_options
+from ..config import BiTRule, BodyOptions, DataOptions, LoaderOptions, TableOptions
+from ..core.options import with_options
 from ..core.files import csv_text, write_text
 from ..core.text import format_seconds
 from ..data.loaders import image_dataloaders, table_dataloaders

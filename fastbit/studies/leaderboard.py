@@ -23,7 +23,8 @@ from matplotlib.ticker import ScalarFormatter
 from .. import __version__
 from ..baseline.recipes import make_recipe
 from ..bodies.weights import weights_source
-from ..config import DataOptions, LoaderOptions, Options, TableOptions, with_options
+from ..config import DataOptions, LoaderOptions, TableOptions
+from ..core.options import Options, with_options
 from ..core.checks import check_share
 from ..core.checks import check_out, make_out
 from ..core.files import csv_text, write_bytes, write_text

@@ -23,7 +23,8 @@ from fastai.torch_core import set_seed
 from .. import __version__
 from ..baseline.run import baseline
 from ..bodies.names import timm_name
-from ..config import DataOptions, LoaderOptions, Options, RecipeOptions, TableOptions, recipe_name, recipes_with
+from ..config import DataOptions, LoaderOptions, RecipeOptions, TableOptions, recipe_name, recipes_with
+from ..core.options import Options
 from ..core.files import csv_text, write_text
 from ..data.loaders import image_dataloaders
 from ..metrics.intervals import wilson_interval

@@ -28,7 +28,7 @@ from sklearn.preprocessing import StandardScaler
 
 # %% ../../nbs/training/10_head.ipynb #4b9afb0e
 from ..bodies.fold import FoldedModel
-from ..config import options_by_name
+from ..core.options import options_by_name
 from ..core.restore import temp_attrs
 from ..core.store import CACHE_GB
 from ..core.text import warn_data

@@ -28,7 +28,7 @@ from fastcore.meta import delegates
 from ..bodies.build import resolve_body
 from ..bodies.model import TransferModel
 from ..bodies.weights import WeightsSource
-from ..config import options_by_name
+from ..core.options import options_by_name
 from ..core.arguments import LEARNER_HABITS, refuse_unknown
 from ..core.fonts import use_fonts_for
 from ..core.text import is_interactive, warn_data

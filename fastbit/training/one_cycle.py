@@ -21,7 +21,7 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 
 # %% ../../nbs/training/16_one_cycle.ipynb #8ee74c2c
-from ..config import options_by_name
+from ..core.options import options_by_name
 from ..core.arguments import refuse_unknown
 from ..core.checks import resolve_steps
 from ..core.processes import is_writer

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 # %% ../../nbs/training/13_results.ipynb #0b37e210
 from ..bodies.names import timm_name
 from ..bodies.preprocess import Preprocess
-from ..config import options_by_name
+from ..core.options import options_by_name
 from ..core.text import show as show_it
 from ..data.views import default_views
 from ..export.artifact import check_target, save_artifact

@@ -20,7 +20,7 @@ from fastcore.foundation import L
 
 # %% ../../nbs/training/17_rule.ipynb #3d753fcb
 from ..bodies.build import zero_classifier
-from ..config import options_by_name
+from ..core.options import options_by_name
 from ..core.checks import resolve_steps
 from ..core.processes import is_writer
 from ..core.text import warn_data
