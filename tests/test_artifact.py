@@ -152,7 +152,7 @@ def test_predict_says_what_it_cannot_read(run, tmp_path):
     df = pd.read_csv(io.StringIO(got.stdout))
     assert got.returncode == 1 and df.reason[0] == 'not an image that Pillow can read' and pd.isna(df.prediction[0]) and df.prediction[1] in ('blue', 'green', 'red')
     assert 'note: 1 of 2 images have no prediction, e.g. page.jpg' in got.stderr
-    for words, message in ((('predict', out, 'none.png'), "no folder or file 'none.png'"), (('predict', 'nowhere', 'a.png'), "no folder 'nowhere'"), (('predict', out, 'a.png', '--bs', '0'), '--bs 0'),
+    for words, message in ((('predict', out, 'none.png'), "no folder or file 'none.png'"), (('predict', 'nowhere', 'a.png'), "no folder 'nowhere'"), (('predict', out, 'a.png', '--batch-size', '0'), '--batch-size 0'),
                            (('evaluate', out, 'none'), "no folder or file 'none'"), (('onnx', out, 'net.bin'), 'the name ends in .onnx'), (('predict', 'a.pkl', 'a.png'), 'is a pickle')):
         got = run_fastbit(*words, cwd=tmp_path)
         assert got.returncode == 2 and got.stderr.count('\n') == 1 and message in got.stderr, got.stderr
