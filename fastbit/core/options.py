@@ -147,7 +147,7 @@ def with_options(
 
 # %% ../../nbs/core/10_options.ipynb #6c411729
 def _check_record(function, name, value, cls, shown):
-    "Raise `TypeError` for what was given in the place of a whole record"
+    "Raise `TypeError` for a value that is not the whole record"
     if isinstance(value, cls): return
     raise TypeError(f"{function}(): {name}={value!r} is not a {cls.__name__}. "
                     f"Pass its options by name: {', '.join(shown)}.")
