@@ -134,7 +134,7 @@ def decodes(s: Source) -> list:
         if not isinstance(n, ast.Call) or s.room == 'metrics': continue
         name = getattr(n.func, 'attr', getattr(n.func, 'id', ''))
         dims = [o for o in n.args if isinstance(o, (ast.Constant, ast.UnaryOp))] + [o for o in n.keywords if o.arg in ('dim', 'axis')]
-        best = name in ('max', 'topk') and isinstance(n.func, ast.Attribute) and dims   # the builtin `max` is no decoding
+        best = name in ('max', 'topk') and isinstance(n.func, ast.Attribute) and dims   # the builtin `max` does not decode
         if name in DECODING or best: found.append(f'{s.name}:{n.lineno}: {ast.unparse(n.func)}; use SINGLE_LABEL')
     return found
 
