@@ -7,6 +7,8 @@ from fastai.callback.core import Callback
 from fastbit.baseline import baseline
 from fastbit.training import FitStopped, LossNotFinite, read_checkpoint, transfer_learner
 from fastbit.data import image_dataloaders
+from fastbit.cli import command
+from fastbit.core import processes
 from fastbit.training.checkpoint import first_not_finite
 from fastbit.core.text import DataWarning
 from conftest import TINY, run_fastbit, wait_for_rows, write_folder
@@ -376,3 +378,28 @@ def test_the_rate_finder_may_diverge(dls):
 def test_the_command_tells_of_a_divergence(folder, tmp_path):
     run = run_fastbit('baseline', folder, *BY_RULE, '--base-lr', '1e25', '--workers', 0, cwd=tmp_path)
     assert run.returncode == 2 and 'diverged. Set base_lr (--lr) to a third' in run.stderr.splitlines()[-1] and 'Traceback' not in run.stderr, run.stderr
+
+
+GLOO = '[gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:36739: Connection reset by peer.'
+
+def _lost(*_): raise RuntimeError(GLOO)
+
+def _lost_then_stopped(*_):
+    "torchrun notices the death as well, and its SIGTERM comes while the error of gloo unwinds"
+    try: _lost()
+    finally: os.kill(os.getpid(), signal.SIGTERM)
+
+@pytest.mark.parametrize('run, late', [(_lost, True), (_lost, False), (_lost_then_stopped, False)])
+def test_a_launcher_that_ends_the_others_does_not_hide_why(monkeypatch, capfd, run, late):
+    "SIGTERM came while the message was being made, and a traceback was printed in its place (CI, torchrun)"
+    def in_shell(text, name):
+        if late: os.kill(os.getpid(), signal.SIGTERM)
+        return text
+    monkeypatch.setitem(command.COMMANDS, 'bodies', run)
+    monkeypatch.setattr(command, 'in_shell', in_shell)
+    monkeypatch.setattr(processes, 'world', lambda: 2)
+    before = signal.getsignal(signal.SIGTERM)
+    assert command.main(['bodies']) == 2
+    err = capfd.readouterr().err
+    assert 'of 2 waits for another one that is gone' in err and err.count('\n') == 1, err
+    assert signal.getsignal(signal.SIGTERM) is before

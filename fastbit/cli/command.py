@@ -83,15 +83,32 @@ def _report_error(e, args) -> int:
     return 2
 
 # %% ../../nbs/cli/07_command.ipynb #97e076db
+def _in_main_thread() -> bool: return threading.current_thread() is threading.main_thread()
+
 @contextlib.contextmanager
 def _terminating():
     "SIGTERM stops a run as Ctrl-C does"
-    main_thread = threading.current_thread() is threading.main_thread()
-    old = signal.signal(signal.SIGTERM, _terminated) if main_thread else None
+    old = signal.signal(signal.SIGTERM, _terminated) if _in_main_thread() else None
     try: yield
     finally:
-        leave_processes()
+        with _uninterrupted(): leave_processes()
         if old is not None: signal.signal(signal.SIGTERM, old)
+
+@contextlib.contextmanager
+def _uninterrupted():
+    "Ignore signals for a moment: launchers send SIGTERM while a process reports that another one is gone"
+    old = {}
+    if _in_main_thread(): old = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM)}
+    try: yield
+    finally:
+        for s, handler in old.items(): signal.signal(s, handler)
+
+def _lost_before(e) -> OSError|None:
+    "Find the loss of another process that was being handled when the signal came"
+    while e is not None:
+        if lost := peer_lost(e): return lost
+        e = e.__context__
+    return None
 
 def _prepare_output():
     "One of several processes prints, and names that a terminal's encoding does not have are escaped"
@@ -103,13 +120,16 @@ def _run(args) -> int:
     try:
         if not launched_rank(): check_arguments(args)
         return COMMANDS[args.command](args)
-    except KeyboardInterrupt as e: return _report_stop(e, args)
+    except KeyboardInterrupt as e:
+        with _uninterrupted():
+            lost = _lost_before(e)
+            return _report_error(lost, args) if lost else _report_stop(e, args)
     except BrokenPipeError:   # of `| head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception as e:
         if args.traceback: raise
-        return _report_error(e, args)
+        with _uninterrupted(): return _report_error(e, args)
 
 def main(
     argv:list=None, # Words after `fastbit`; `None`: the command line's
