@@ -195,7 +195,7 @@ def test_batchnorm_that_trains_on_more_is_fine(make_folder):
 
 def test_a_baseline_is_refused_before_anything_is_trained(make_folder):
     with pytest.raises(ValueError, match='a last batch of one image'):
-        baseline(make_folder(dict(a=11, b=10)), size=32, bs=4, bn='train', num_workers=0, epochs=2, verbose=False,
+        baseline(make_folder(dict(a=11, b=10)), size=32, bs=4, bn='train', num_workers=0, recipe='onecycle', epochs=2, verbose=False,
                 dry_run=True, **TINY)
 
 

@@ -46,7 +46,7 @@ def run(tmp_path_factory):
     os.environ['FASTBIT_CACHE'] = str(root/'cache')
     data = write_folder(root/'data', dict(blue=14, green=14, red=12))
     for i in range(3): picture(100+i, 1, (70, 50)).save(data/'green'/f'photo{i}.jpg')
-    res = baseline(data, **TINY, size=32, epochs=3, bs=8, device='cpu', out=root/'out', verbose=False)
+    res = baseline(data, **TINY, recipe='onecycle', size=32, epochs=3, bs=8, device='cpu', out=root/'out', verbose=False)
     return root/'out', data, res
 
 

@@ -27,14 +27,14 @@ def test_the_ladder():
 def test_it_ends_in_time_and_says_what_it_chose(folder, tmp_path, capsys):
     res = baseline(folder, budget='2m', out=tmp_path/'run', **small | dict(verbose=True))
     text = capsys.readouterr().out
-    assert '2 min 00 s: onecycle at 32 px, 8 epochs; more time would not improve this recipe' in res.plan.budget and res.plan.budget in str(res.plan) and text.count('of 2 min 00 s') == 2
+    assert '2 min 00 s: auto at 32 px, 300 steps; more time would not improve this recipe' in res.plan.budget and res.plan.budget in str(res.plan) and text.count('of 2 min 00 s') == 2
     assert json.loads((tmp_path/'run'/'results.json').read_text())['plan']['budget'] == res.plan.budget
-    fixed = baseline(folder, epochs=8, **small)   # the same without a clock
+    fixed = baseline(folder, **small)   # the same without a clock
     assert fixed.predictions.equals(res.predictions)
 
 
 def test_what_is_no_budget(folder):
-    for asked, message in ((dict(budget='soon'), 'a time such as'), (dict(budget='5m', epochs=3), 'Pass one of them'), (dict(budget='5m', recipe='hyperrule'), 'n_steps'), (dict(budget=1), r'(?s)leaves.*or more')):
+    for asked, message in ((dict(budget='soon'), 'a time such as'), (dict(budget='5m', recipe='onecycle', epochs=3), 'Pass one of them'), (dict(budget='5m', recipe='hyperrule'), 'n_steps'), (dict(budget=1), r'(?s)leaves.*or more')):
         with pytest.raises(ValueError, match=message): baseline(folder, **small | asked)
 
 

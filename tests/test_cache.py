@@ -470,7 +470,7 @@ def test_the_recipe_head(folder, tmp_path):
     assert 'fitted on the same images; only 8, so it is shrunk towards 1' in str(res)
     assert res.epochs.phase.tolist() == ['head']*3 and res.learn.head_features[0].index.shape[1] == 2
     assert res.fold_difference is not None and '"fold_difference"' in (tmp_path/'run'/'results.json').read_text()
-    with pytest.raises(ValueError, match='n_steps applies to the hyperrule recipe only'): baseline(folder, recipe='head', n_steps=3)
+    with pytest.raises(ValueError, match='n_steps applies to the auto and hyperrule recipes only'): baseline(folder, recipe='head', n_steps=3)
 
 
 # Replaced files

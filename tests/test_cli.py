@@ -6,7 +6,7 @@ from PIL import Image
 
 from conftest import run_fastbit, start_fastbit, write_folder
 
-QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--epochs', 2, '--bs', 8)
+QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--recipe', 'onecycle', '--epochs', 2, '--bs', 8)
 FILES = ['history.csv', 'left_out.csv', 'log.jsonl', 'loss.png', 'model', 'predictions.csv', 'rate.png', 'report.html', 'results.json']
 
 
@@ -101,12 +101,12 @@ def test_digits_where_the_cache_is_read_only():
     (('baseline', '.', '--arch', 'BiT-M-R50x1'), 'hub does not answer'),
     (('baseline', '.', '--weights', 'imagenet'), "'random'"),
     (('baseline', '.', '--weights', 'mine.pth'), 'no such file'),
-    (('baseline', '.', '--recipe', 'magic'), 'Choose from onecycle'),
+    (('baseline', '.', '--recipe', 'magic'), 'Choose from auto'),
     (('baseline', '.', '--epochs', '0'), '--epochs 0'), (('baseline', '.', '--epochs', 'x'), 'invalid int'),
     (('baseline', '.', '--bs', '0'), '--batch-size 0'), (('baseline', '.', '--size', '8'), '32 or more'), (('baseline', '.', '--lr', '-1'), '--lr -1'),
     (('baseline', '.', '--valid-pct', '120'), '--valid-pct must be between 0 and 1 (did you mean 0.2?)'), (('baseline', '.', '--device', 'tpu9'), 'device'), (('baseline', '.', '--device', 'cuda:77'), 'device'),
     (('baseline', '.', '--workers', '-1'), 'workers'), (('baseline', '.', '--out', '/dev/null/out'), 'cannot be written to'),
-    (('baseline', '.', '--steps', '20'), '--steps applies to the hyperrule recipe only, not to onecycle.'), (('baseline', '.', '--recipe', 'hyperrule', '--epochs', '3'), 'Set its length with --steps.'),
+    (('baseline', '.', '--recipe', 'onecycle', '--steps', '20'), '--steps applies to the auto and hyperrule recipes only, not to onecycle.'), (('baseline', '.', '--recipe', 'hyperrule', '--epochs', '3'), 'Set its length with --steps.'),
     (('baseline', '.', '--recipe', 'hyperrule', '--steps', '0'), '--steps 0'), (('baseline', '.', '--recipe', 'hyperrule', '--batch-size', '0'), '--batch-size 0'),
     (('baseline', '.', '--recipe', 'hyperrule', '--size', '0'), '32 or more'), (('baseline', '.', '--recipe', 'hyperrule', '--scale', 'x'), 'linear, preset or none'),
     (('baseline', '.', '--recipe', 'hyperrule', '--scale', 'preset', '--batch-size', '64'), 'give neither'), (('baseline', '.', '--recipe', 'hyperrule', '--eval-every', '0'), '--eval-every 0'),
@@ -158,7 +158,7 @@ def test_a_public_set_by_name(monkeypatch, shared, capsys):
     from fastbit.baseline import baseline
     root, _ = shared
     monkeypatch.setattr(external, 'untar_data', lambda url, **kwargs: root/'data')
-    with pytest.warns(UserWarning, match='skipped'): res = baseline('imagenette', arch='test_efficientnet', weights='random', size=32, epochs=1, verbose=False, num_workers=0)
+    with pytest.warns(UserWarning, match='skipped'): res = baseline('imagenette', arch='test_efficientnet', weights='random', size=32, recipe='head', epochs=1, verbose=False, num_workers=0)
     assert res.plan.data == 'imagenette' and res.evaluation.n == 7
     assert capsys.readouterr().out == ''   # verbose=False
 

@@ -242,7 +242,7 @@ def test_warnings_name_the_line_that_called_fastbit(make_folder, tmp_path):
     learn.add_cb(ShowGraphCallback())
     calls = [lambda: image_table(root),
              lambda: image_dataloaders(root, bs=4, **small),
-             lambda: baseline(root, **TINY, **common, bs=4, epochs=1, verbose=False),
+             lambda: baseline(root, **TINY, **common, recipe='head', bs=4, epochs=1, verbose=False),
              lambda: baseline(root, **TINY, **common, bs=4, recipe='head', dry_run=True, verbose=False),
              lambda: learn.fit_one_cycle(1)]
     with learn.no_logging(), learn.no_bar():

@@ -26,7 +26,8 @@ WRONG = {   # words after `fastbit` -> what the error says
     'baseline --checkpoint-every 0': '--checkpoint-every 0', 'baseline --max-value 0': '--max-value 0', 'baseline --procs 0': '--procs 0',
     'baseline --bn x': "--bn x; it can be 'frozen'", 'baseline --precision half': '--precision half', 'baseline --resize x': '--resize x',
     'baseline --keep-best f1': '--keep-best f1', 'baseline --recipe magic': "unknown recipe 'magic'",
-    'baseline --steps 3': '--steps applies to the hyperrule recipe only', 'baseline --weights mine.pth': 'no such file',
+    'baseline --recipe onecycle --steps 3': '--steps applies to the auto and hyperrule recipes only', 'baseline --label-smoothing 1': '--label-smoothing 1',
+    'baseline --epochs 3': 'not to auto. Set its length with --steps.', 'baseline --steps 0': '--steps 0', 'baseline --weights mine.pth': 'no such file',
     'baseline nowhere': "no folder or file 'nowhere'", 'baseline --recipe hyperrule --steps 0': '--steps 0',
     'baseline --recipe hyperrule --mixup -1': '--mixup -1', 'baseline --recipe hyperrule --base-lr 0': '--base-lr 0',
     'baseline --recipe hyperrule --micro-batch 0': '--micro-batch 0', 'baseline --recipe hyperrule --eval-every 0': '--eval-every 0',
@@ -65,12 +66,12 @@ for words in sys.stdin.read().splitlines():
 EARLY = [   # a call, and what its error says
     (lambda p: baseline(p, train=3), TypeError, 'train=3 is not a TrainOptions. Pass its options by name: size, bn'),
     (lambda p: baseline(p, body='x'), TypeError, "body='x' is not a BodyOptions. Pass its options by name: arch, weights."),
-    (lambda p: baseline(p, of_recipe=dict(epochs=3)), TypeError, 'Pass its options by name: epochs, batch_size'),
+    (lambda p: baseline(p, of_recipe=dict(epochs=3)), TypeError, 'Pass its options by name: batch_size, lr'),
     (lambda p: baseline(p, lr='a'), TypeError, "lr='a' must be a number."), (lambda p: baseline(p, recipe=OneCycle(lr='a')), TypeError, "lr='a' must be a number."),
     (lambda p: baseline(p, cache_gb='a'), TypeError, "cache_gb='a' must be a number."), (lambda p: baseline(p, flip='no'), TypeError, "flip='no' must be True or False."),
     (lambda p: baseline(p, recipe='hyperrule', mixup='a'), TypeError, "mixup='a' must be a number."),
     (lambda p: baseline(p, seed=-1), ValueError, 'seed=-1 must be a whole number'), (lambda p: baseline(p, seed=1.5), ValueError, 'seed=1.5 must be'),
-    (lambda p: baseline(p, 'test_efficientnet', 'random', 'head', 3), TypeError, 'baseline(path, arch, weights, recipe, epochs=3)'),
+    (lambda p: baseline(p, 'test_efficientnet', 'random', 'head', 3), TypeError, 'baseline(path, arch, weights, recipe, batch_size=3)'),
     (lambda p: image_dataloaders(p, 'test_efficientnet', 32, 8, .2), TypeError, 'image_dataloaders(path, arch, size, bs, valid_pct=0.2)'),
     (lambda p: image_dataloaders(p, draft=512), TypeError, 'draft=512 must be True or False.'), (lambda p: image_dataloaders(p, valid_pct='a'), TypeError, "valid_pct='a' must be a number."),
     (lambda p: image_dataloaders(p, check='no'), TypeError, "check='no' must be True or False."),
@@ -103,7 +104,7 @@ def test_methods_take_their_options_by_name(folder):
 
 def test_records_may_be_given_whole():
     with pytest.raises(ValueError, match='size=8'): image_dataloaders('.', size=8)
-    with pytest.raises(TypeError, match='lr=None must be a number'): HeadOnly(lr=None)
+    with pytest.raises(TypeError, match='lr=None must be a number'): OneCycle(lr=None)
     with pytest.raises(FileNotFoundError): baseline('nowhere', train=TrainOptions(size=64), **TINY)
 
 

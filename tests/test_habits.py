@@ -11,7 +11,7 @@ from fastbit.studies import few_shot_curve
 from fastbit.core.text import show
 from conftest import TINY, look_at, run_fastbit
 
-small = dict(TINY, size=32, num_workers=0, epochs=2)
+small = dict(TINY, size=32, num_workers=0, recipe='onecycle', epochs=2)
 
 
 def learner(folder, **kwargs): return transfer_learner(image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=0), **TINY, metrics=accuracy, **kwargs)

@@ -66,7 +66,7 @@ from fastbit.data.decode import IMAGE_EXTENSIONS as ALL
 def trained(hostile, tmp_path_factory):
     data, cases = hostile
     cwd = tmp_path_factory.mktemp('trained')
-    return cwd, Run('baseline', data, *QUICK, '--epochs', 2, '--out', 'out', cwd=cwd, FASTBIT_CACHE=str(cwd/'cache'))
+    return cwd, Run('baseline', data, *QUICK, '--recipe', 'head', '--epochs', 2, '--out', 'out', cwd=cwd, FASTBIT_CACHE=str(cwd/'cache'))
 
 
 def test_there_are_enough():

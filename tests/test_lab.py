@@ -32,20 +32,21 @@ def case(lab, pictures): return lab.cases.Case(pictures, 8, 0, 32, 'test_efficie
 def test_draws_do_not_overlap_and_depend_on_the_seed_alone(lab, pictures):
     make = lambda k, seed: lab.cases.Case(pictures, k, seed, 32, 'test_efficientnet', 'random')
     a, b, c = make(8, 0), make(8, 0), make(8, 1)
-    train, valid = a.part('train'), a.part('valid')
-    assert not set(train.path) & set(valid.path) and len(train) + len(valid) == 60
+    train, valid, test = map(a.part, ('train', 'valid', 'test'))
+    assert len({*train.path, *valid.path, *test.path}) == len(train) + len(valid) + len(test) == 60
+    assert len(valid) == len(train)//4 == 6   # a fifth of the images that a run has
     assert train.label.value_counts().to_dict() == dict(blue=8, green=8, red=8)
     assert a.table.equals(b.table) and not a.table.equals(c.table)
     assert make(0, 0).part('train').label.value_counts().to_dict() == dict(blue=16, green=16, red=16)
-    assert [a.classes[i] for i in a.targets('valid')] == list(valid.label)
+    assert [a.classes[i] for i in a.targets('test')] == list(test.label)
 
 
 def test_pixels_are_those_that_fastbit_trains_on(case):
     "fastai's loaders of fastbit give validation images, which are not augmented, in the same order"
-    x, y = zip(*case.learner().dls.valid)
+    x, y = zip(*case.learner().dls[2])
     pixels = torch.cat(x).mul(255).round().as_subclass(torch.Tensor)
-    assert torch.equal(pixels, case.pixels('valid').float())
-    assert torch.cat(y).tolist() == case.targets('valid').tolist()
+    assert torch.equal(pixels, case.pixels('test').float())
+    assert torch.cat(y).tolist() == case.targets('test').tolist()
     assert case.pixels('train', larger=True).shape[-1] == case.preprocess.train_size > 32
 
 
@@ -88,15 +89,15 @@ def test_the_schedule_warms_up_and_ends_at_zero(lab):
     assert rates[:3] == [0, .5, 1] and max(rates) == 1 and rates[-1] == pytest.approx(0) and rates[11] == pytest.approx(.5)
 
 
-@pytest.mark.parametrize('name', ['onecycle', 'logistic', 'tuned', 'upper', 'fastai', 'autogluon', 'timm', 'linear_probe'])
+@pytest.mark.parametrize('name', ['onecycle', 'logistic', 'tuned', 'upper', 'auto', 'fastai', 'autogluon', 'timm', 'linear_probe'])
 def test_recipes_train_and_are_measured_on_the_same_images(lab, case, name):
-    short = dict(tuned=lab.recipes.tuned(4), upper=lab.recipes.tuned(4, freeze_to=2, spread=1, views=2), fastai=lab.others.fastai(2),
+    short = dict(tuned=lab.recipes.tuned(4), upper=lab.recipes.upper(2, n_steps=4, views=2), auto=lab.recipes.auto(n_steps=4), fastai=lab.others.fastai(2),
                  autogluon=lab.others.autogluon(1), timm=lab.others.timm_usual(1))
     recipe = short.get(name) or (lab.recipes.RECIPES | lab.others.PEERS)[name]
     outcome = recipe(case)
-    assert outcome.probs.shape == (36, 3) and torch.allclose(outcome.probs.sum(1), torch.ones(36, dtype=outcome.probs.dtype), atol=1e-4)
-    found = outcome.scores(case.targets('valid'))
-    assert found['n'] == 36 and 0 <= found['accuracy'] <= 1 and found['loss'] > 0 and found['seconds'] > 0
+    assert outcome.probs.shape == (30, 3) and torch.allclose(outcome.probs.sum(1), torch.ones(30, dtype=outcome.probs.dtype), atol=1e-4)
+    found = outcome.scores(case.targets('test'))
+    assert found['n'] == 30 and 0 <= found['accuracy'] <= 1 and found['loss'] > 0 and found['seconds'] > 0
 
 
 def test_a_row_is_run_once(lab, pictures, tmp_path, capsys, monkeypatch):
@@ -106,7 +107,7 @@ def test_a_row_is_run_once(lab, pictures, tmp_path, capsys, monkeypatch):
     work('logistic')
     work('logistic', 'linear_probe')
     rows = lab.lab.read(options['results'])
-    assert [r['recipe'] for r in rows] == ['logistic', 'linear_probe'] and rows[0]['n'] == 48
+    assert [r['recipe'] for r in rows] == ['logistic', 'linear_probe'] and rows[0]['n'] == 45
     monkeypatch.setitem(lab.recipes.RECIPES, 'head', lambda case: 1/0)
     work('head')   # a failure is told and not written
     assert len(lab.lab.read(options['results'])) == 2 and 'ZeroDivisionError' in capsys.readouterr().out

@@ -9,7 +9,7 @@ from conftest import look_at, run_fastbit
 
 module = sys.modules['fastbit.studies.trials']   # in the room, its name is the function's
 
-small = dict(archs=['test_efficientnet=random', 'test_efficientnet_ln=random', 'tf_efficientnet_b0'], size=32, epochs=2, top=1, num_workers=0, verbose=False)
+small = dict(archs=['test_efficientnet=random', 'test_efficientnet_ln=random', 'tf_efficientnet_b0'], size=32, recipes='onecycle', epochs=2, top=1, num_workers=0, verbose=False)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_recipe_objects_are_honored(folder, tmp_path):
 @pytest.mark.parametrize('given, error, words', [
     (dict(archs=['test_efficientnet=random', 'test_efficientnet=mine.pth']), FileNotFoundError, "archs=['test_efficientnet=mine.pth']: no such file"),
     (dict(recipes=[OneCycle()], epochs=3), ValueError, 'epochs and a recipe object: pass it to OneCycle()'),
-    (dict(recipes=[OneCycle(epochs=0)]), ValueError, 'epochs=0'), (dict(epochs='x'), ValueError, "epochs='x'"),
+    (dict(recipes=[OneCycle(epochs=0)]), ValueError, 'epochs=0'), (dict(epochs='x', recipes='onecycle'), ValueError, "epochs='x'"), (dict(epochs=3), ValueError, 'not to auto'),
     (dict(recipes=['two_cycle']), ValueError, "unknown recipe 'two_cycle'"),
     (dict(recipes=3), TypeError, 'recipes=3 must be a list of names'), (dict(archs=3), TypeError, 'archs=3 must be a list of names')])
 def test_what_cannot_run_is_refused_before_the_images_are_read(given, error, words, tmp_path, monkeypatch):

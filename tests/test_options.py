@@ -28,7 +28,7 @@ small = dict(TINY, size=32, num_workers=0, verbose=False)
                                            (OneCycle(epochs=8), {}), (OneCycle(8), {}), (HeadOnly(epochs=10), {})])
 def test_epochs_and_a_budget_are_refused_also_at_the_default(folder, recipe, typed):
     epochs = typed.get('epochs') or recipe.epochs
-    with pytest.raises(ValueError, match=f"epochs={epochs} and budget='5m': the budget chooses the epochs"): baseline(folder, recipe=recipe, budget='5m', **typed, **small)
+    with pytest.raises(ValueError, match=f"epochs={epochs} and budget='5m': the budget chooses the length"): baseline(folder, recipe=recipe, budget='5m', **typed, **small)
 
 
 def test_a_recipe_without_epochs_takes_a_budget(folder):
@@ -42,7 +42,7 @@ def test_lr_and_base_lr():
 
 
 @pytest.mark.parametrize('words, message', [
-    ('--budget 5m --epochs 8', '--epochs 8 and --budget 5m: the budget chooses'),
+    ('--recipe onecycle --budget 5m --epochs 8', '--epochs 8 and --budget 5m: the budget chooses'),
     ('--recipe head --time-limit 5m --epochs 10', '--epochs 10 and --budget 5m'),
     ('--budget 5m --checkpoint-every 9', '--checkpoint-every 9 and --budget 5m'),
     ('--recipe hyperrule --lr 0.01 --base-lr 0.003', '--lr 0.01 and --base-lr 0.003')])
@@ -191,8 +191,8 @@ def ways(folder, df):
     stream = ImageStream(lambda *where: iter(data), len(data), 'a list')
     yield 'stream_dataloaders', batches(stream_dataloaders), dict(train=stream, valid=stream, classes=['blue', 'green', 'red'], arch='test_efficientnet', size=32)
     yield 'few_shot_curve', few_shot_curve, dict(path=csv, ks=(1,), repeats=1, n_steps=2, batch_size=8, scale=None, **small)
-    yield 'leaderboard', leaderboard, dict(path=csv, archs=['test_efficientnet=random'], top=1, epochs=1, size=32, verbose=False, **few)
-    for recipe, how in (('onecycle', dict(epochs=2)), ('head', dict(epochs=1)), ('hyperrule', dict(n_steps=2, batch_size=8, micro_batch=4))):
+    yield 'leaderboard', leaderboard, dict(path=csv, archs=['test_efficientnet=random'], top=1, recipes='onecycle', epochs=1, size=32, verbose=False, **few)
+    for recipe, how in (('auto', dict(n_steps=2, views=2)), ('onecycle', dict(epochs=2)), ('head', dict(epochs=1)), ('hyperrule', dict(n_steps=2, batch_size=8, micro_batch=4))):
         yield f'baseline, {recipe}', baseline, dict(path=csv, recipe=recipe, **how, **small)
 
 
@@ -266,15 +266,15 @@ def test_every_option_of_the_other_commands_is_looked_at(shared, monkeypatch, ca
 
 # --- the folder of a command
 
-@pytest.mark.parametrize('typed', ['--epochs 8', '--batch-size 32', '--bs 32', '--lr 0.01', '--arch tf_efficientnet_lite0 --weights auto', '--valid-pct 20', '--seed 0 --resize squash',
-                                   '--cache-gb 4', '--recipe onecycle --bn frozen --precision float32', '--workers 2 --quiet --checkpoint-every 7'])
+@pytest.mark.parametrize('typed', ['--recipe auto', '--batch-size 32', '--bs 32', '--test-pct 0', '--arch tf_efficientnet_lite0 --weights auto', '--valid-pct 20', '--seed 0 --resize squash',
+                                   '--cache-gb 4', '--recipe auto --precision float32', '--workers 2 --quiet --checkpoint-every 7'])
 def test_a_default_that_is_typed_is_the_same_folder(typed):
     folder = lambda words: run_folder(read_arguments(f'baseline photos {words}'.split()))
     assert folder(typed) == folder('')
 
 
 def test_another_value_is_another_folder():
-    words = ['', '--epochs 10', '--batch-size 16', '--lr 0.1', '--seed 1', '--valid-pct 30', '--no-flip', '--recipe hyperrule', '--recipe hyperrule --batch-size 32', '--recipe hyperrule --lr 0.01',
+    words = ['', '--recipe onecycle --epochs 10', '--steps 10', '--batch-size 16', '--lr 0.1', '--seed 1', '--valid-pct 30', '--no-flip', '--recipe hyperrule', '--recipe hyperrule --batch-size 32', '--recipe hyperrule --lr 0.01',
              '--recipe hyperrule --batch-scaling none', '--size 64', '--images-per-class 3', '--weights random', '--label-col breed']
     folders = [run_folder(read_arguments(f'baseline photos {w}'.split())) for w in words]
     assert len({*folders}) == len(words)

@@ -15,6 +15,7 @@ from fastbit.baseline import run as baseline_module
 from fastbit.bodies import load, weights
 from fastbit.cli import command, parser
 from fastbit.data import PUBLIC_SETS, digits_table, drawn_flowers, image_table, public
+from fastbit.config import recipes_with
 from fastbit.training import TransferLearner
 
 NBS = Path(__file__).parents[1]/'nbs'
@@ -64,16 +65,19 @@ def shrunk(f, **numbers):
     @wraps(f)
     def call(*args, **kwargs):
         bound = sig.bind(*args, **kwargs)
-        bound.arguments.update({k: v for k, v in numbers.items() if k in sig.parameters and not (k == 'epochs' and bound.arguments.get('recipe') == 'hyperrule')})
+        recipe = bound.arguments.get('recipe', 'auto' if 'recipe' in sig.parameters else None)
+        foreign = [k for k in ('epochs', 'n_steps') if isinstance(recipe, str) and recipe not in recipes_with(k)]
+        if bound.arguments.get('solver') == 'lbfgs': foreign.append('n_epoch')
+        bound.arguments.update({k: v for k, v in numbers.items() if k in sig.parameters and k not in foreign})
         return f(*bound.args, **bound.kwargs)
     return call
 
 
 @pytest.mark.parametrize('page, code', blocks('python'), ids=lambda v: v if v.endswith('.ipynb') else '')
 def test_python_on_a_page_runs(page, code, small, monkeypatch):
-    for name, numbers in (('fit_hyperrule', dict(batch_size=8, n_steps=1, eval_every=1)), ('fit_one_cycle', dict(n_epoch=1)), ('fit_head', dict(n_epoch=1)), ('lr_find', dict(num_it=20))):
+    for name, numbers in (('fit_hyperrule', dict(batch_size=8, n_steps=1, eval_every=1)), ('fit_one_cycle', dict(n_epoch=1)), ('fit_head', dict(n_epoch=1)), ('fit_upper', dict(n_steps=4)), ('lr_find', dict(num_it=20))):
         monkeypatch.setattr(TransferLearner, name, shrunk(getattr(TransferLearner, name), **numbers))
-    ours = dict(image_dataloaders=shrunk(fa.image_dataloaders, size=32, bs=8), baseline=shrunk(fa.baseline, size=32, epochs=2),
+    ours = dict(image_dataloaders=shrunk(fa.image_dataloaders, size=32, bs=8), baseline=shrunk(fa.baseline, size=32, epochs=2, n_steps=4),
                 few_shot_curve=shrunk(fa.few_shot_curve, size=32, ks=(1,), repeats=1, n_steps=1, batch_size=8, scale=None), **small)
     for k, v in ours.items(): monkeypatch.setattr(fa, k, v)
     names = {}

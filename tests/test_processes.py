@@ -12,6 +12,7 @@ from forks import COMMAND, LAUNCH, Fork
 accelerate = pytest.importorskip('accelerate', reason='pip install accelerate')
 pytestmark = pytest.mark.slow   # `make test-slow`
 BODY = ('--arch', 'test_efficientnet_gn', '--weights', 'random', '--size', '32', '--device', 'cpu')
+NORMS = ('--arch', 'test_efficientnet', *BODY[2:])
 BY_RULE = ('--recipe', 'hyperrule', *BODY, '--bs', '4', '--batch-size', '13', '--steps', '20', '--eval-every', '7', '--mixup', '.3', '--workers', '0')
 
 
@@ -43,7 +44,8 @@ def far(a, b) -> float:
 def alone(data, tmp_path_factory):
     root = tmp_path_factory.mktemp('alone')
     run(data, root/'rule', *BY_RULE)
-    run(data, root/'onecycle', *BODY, '--epochs', '3', '--bs', '9')
+    run(data, root/'onecycle', *BODY, '--recipe', 'onecycle', '--epochs', '3', '--bs', '9')
+    run(data, root/'auto', *NORMS, '--steps', '20', '--bs', '9')
     return root
 
 
@@ -62,8 +64,16 @@ def test_the_rule_in_several_processes_gives_the_weights_of_one(data, alone, tmp
     assert len((tmp_path/'out'/'log.jsonl').read_text().splitlines()) == 3                     # one writes
 
 
+def test_auto_in_two_processes(data, alone, tmp_path):
+    "Each has all activations, trains alike, and keeps the same of two phases"
+    run(data, tmp_path/'out', *NORMS, '--steps', '20', '--bs', '9', '--procs', '2', how=run_forked)
+    assert far(alone/'auto', tmp_path/'out') <= 1e-4
+    one, many = (json.loads((o/'results.json').read_text()) for o in (alone/'auto', tmp_path/'out'))
+    assert one['chosen'] == many['chosen'] and ' rather than ' in one['chosen']
+
+
 def test_onecycle_and_the_features_in_two_processes(data, alone, tmp_path):
-    run(data, tmp_path/'out', *BODY, '--epochs', '3', '--bs', '9', '--procs', '2', how=run_forked)
+    run(data, tmp_path/'out', *BODY, '--recipe', 'onecycle', '--epochs', '3', '--bs', '9', '--procs', '2', how=run_forked)
     assert far(alone/'onecycle', tmp_path/'out') <= 1e-4   # Adam divides by what may be tiny
     one, many = (pd.read_csv(o/'predictions.csv') for o in (alone/'onecycle', tmp_path/'out'))
     assert one.path.tolist() == many.path.tolist() and np.abs(one.probability - many.probability).max() < 1e-4
@@ -162,7 +172,7 @@ def begun(words, cwd, **env):
 
 
 LONG = [w for k, v in {**dict(zip(BY_RULE[::2], BY_RULE[1::2])), '--steps': '240', '--eval-every': '30'}.items() for w in (k, v)] + ['--checkpoint-every', '5']
-LONG_CYCLE = [*BODY, '--bs', '9', '--epochs', '41', '--checkpoint-every', '5', '--workers', '0']   # ten rows of the head, 40 of everything
+LONG_CYCLE = [*BODY, '--recipe', 'onecycle', '--bs', '9', '--epochs', '41', '--checkpoint-every', '5', '--workers', '0']   # ten rows of the head, 40 of everything
 
 
 @pytest.fixture(scope='module')

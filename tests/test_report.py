@@ -13,7 +13,7 @@ from fastbit.data import image_dataloaders
 from fastbit.training import transfer_learner, tta_probs
 from conftest import TINY, look_at, picture
 
-small = dict(TINY, size=32, num_workers=0, epochs=2, verbose=False)
+small = dict(TINY, size=32, num_workers=0, recipe='onecycle', epochs=2, verbose=False)
 
 
 @pytest.fixture(scope='module')

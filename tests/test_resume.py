@@ -449,7 +449,7 @@ BY_RULE = ('--recipe', 'hyperrule', '--arch', 'test_efficientnet', '--weights', 
            '--checkpoint-every', 3, '--mixup', '.3', '--workers', 0)
 
 
-ONE_CYCLE = (*BY_RULE[2:10], '--epochs', 16, '--checkpoint-every', 3, '--workers', 0)   # ten rows of the head, 15 of everything
+ONE_CYCLE = (*BY_RULE[2:10], '--recipe', 'onecycle', '--epochs', 16, '--checkpoint-every', 3, '--workers', 0)   # ten rows of the head, 15 of everything
 
 
 @pytest.mark.parametrize('words, head', [(BY_RULE, 0), (ONE_CYCLE, 10)])
@@ -470,7 +470,7 @@ def test_the_command_goes_on_after_sigkill_at_any_moment(folder, tmp_path, words
     assert len(pd.read_csv(out/'history.csv')) == head+15
     assert (out/'model'/'model.safetensors').read_bytes() == (tmp_path/'straight'/'model'/'model.safetensors').read_bytes()
     assert not (out/'checkpoint.safetensors').exists()   # what it was for is there
-    run_fastbit('baseline', folder, *(BY_RULE[:12] + ('--steps', 2) if not head else (*ONE_CYCLE[:8], '--epochs', 2)), cwd=tmp_path)
+    run_fastbit('baseline', folder, *(BY_RULE[:12] + ('--steps', 2) if not head else (*ONE_CYCLE[:10], '--epochs', 2)), cwd=tmp_path)
     assert len(list((tmp_path/'fastbit-runs').iterdir())) == 2   # another command, another folder
 
 
@@ -478,7 +478,7 @@ def test_a_command_on_other_data_is_told_what_to_type(folder, tmp_path, monkeypa
     "and not that it would go on"
     from fastbit.baseline import result as module
     from fastbit.cli.command import main
-    args = ['baseline', str(folder), *map(str, ONE_CYCLE[:8]), '--epochs', '2', '--workers', '0']
+    args = ['baseline', str(folder), *map(str, ONE_CYCLE[:10]), '--epochs', '2', '--workers', '0']
     monkeypatch.chdir(tmp_path)
     def stop(*_): raise OSError('The disk is gone.')
     with monkeypatch.context() as m:

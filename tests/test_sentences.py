@@ -71,7 +71,7 @@ def _texts():
 
 def test_the_promise_names_its_condition():
     promises = [(where, text[m.start():m.end()+60]) for where, text in _texts() for m in re.finditer(r'same seed gives the same (numbers|results)', text)]
-    assert {w for w, _ in promises} >= {'README.md', 'index.ipynb', '06_run.ipynb', '04_machine.ipynb'}
+    assert {w for w, _ in promises} >= {'README.md', 'index.ipynb', '07_run.ipynb', '04_machine.ipynb'}
     assert not [o for o in promises if 'on the same machine with the same number of threads' not in o[1]]
     assert 'same numbers' not in make_parser().format_help()
 
@@ -337,11 +337,11 @@ def test_the_command_of_a_table_names_a_variable(run):
 
 @pytest.mark.parametrize('recipe, given, message', [
     ('hyperrule', dict(epochs=3), 'epochs applies to the onecycle and head recipes only, not to hyperrule. Set its length with n_steps.'),
-    ('hyperrule', dict(views=2), 'views applies to the onecycle and head recipes only, not to hyperrule.'),
+    ('hyperrule', dict(views=2), 'views applies to the auto, onecycle and head recipes only, not to hyperrule.'),
     ('onecycle', dict(micro_batch=4), 'micro_batch applies to the hyperrule recipe only, not to onecycle.'),
-    ('head', dict(checkpoint_every=3), 'checkpoint_every applies to the onecycle and hyperrule recipes only, not to head.'),
+    ('head', dict(checkpoint_every=3), 'checkpoint_every applies to the auto, onecycle and hyperrule recipes only, not to head.'),
     ('onecycle', dict(mixup=.1), 'mixup applies to the hyperrule recipe only, not to onecycle.'),
-    ('fine_tune', {}, "unknown recipe 'fine_tune'. Choose from onecycle, head, hyperrule.")])
+    ('fine_tune', {}, "unknown recipe 'fine_tune'. Choose from auto, onecycle, head, hyperrule.")])
 def test_an_option_of_another_recipe(run, recipe, given, message):
     with pytest.raises(ValueError) as e: baseline(run[0], recipe=recipe, **given)
     assert str(e.value) == message

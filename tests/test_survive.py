@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow   # `make test-slow`
 ARGS = dict(batch_size=12, n_steps=8, base_lr=.3, eval_every=2, show=False)
 BY_RULE = ('--recipe', 'hyperrule', '--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--bs', 4, '--batch-size', 10, '--steps', 60, '--eval-every', 4,
            '--checkpoint-every', 50, '--mixup', '.3')
-ONE_CYCLE = (*BY_RULE[2:10], '--epochs', 16)   # ten rows of the head, 15 of everything
+ONE_CYCLE = (*BY_RULE[2:10], '--recipe', 'onecycle', '--epochs', 16)   # ten rows of the head, 15 of everything
+AUTO = (*BY_RULE[2:10], '--recipe', 'auto', '--steps', 480, '--checkpoint-every', 7)   # a row of the head, ten of the upper stages
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def straight(tmp_path_factory):
     return data, results
 
 
-@pytest.mark.parametrize('signum, group, words, head', [(signal.SIGINT, True, BY_RULE, 0), (signal.SIGTERM, False, BY_RULE, 0), (signal.SIGINT, True, ONE_CYCLE, 10)])
+@pytest.mark.parametrize('signum, group, words, head', [(signal.SIGINT, True, BY_RULE, 0), (signal.SIGTERM, False, BY_RULE, 0), (signal.SIGINT, True, ONE_CYCLE, 10), (signal.SIGTERM, False, AUTO, 1)])
 def test_the_command_stops_gently_and_goes_on(straight, tmp_path, signum, group, words, head):
     "A terminal sends Ctrl-C to all of its processes, loaders too"
     folder, results = straight
@@ -147,7 +148,7 @@ def test_what_has_no_checkpoint_keeps_the_network_and_says_what_can_be_done(fold
     assert run.returncode == 130 and 'Traceback' not in err and 'Stopped after epoch' in last and 'in out/model' in last and 'The same command starts again' in last, err
     asked = run_fastbit('predict', 'out', folder/'red', cwd=tmp_path)
     assert asked.returncode == 0 and asked.stdout.count('.png') == 12
-    again = run_fastbit('baseline', folder, '--arch', 'test_efficientnet', '--weights', 'out/model/model.safetensors', '--size', '32', '--epochs', '1', '--out', 'again', cwd=tmp_path)
+    again = run_fastbit('baseline', folder, '--arch', 'test_efficientnet', '--weights', 'out/model/model.safetensors', '--size', '32', '--recipe', 'head', '--epochs', '1', '--out', 'again', cwd=tmp_path)
     assert again.returncode == 0, again.stderr
 
 
@@ -243,7 +244,7 @@ sys.exit(main({words!r}))''', cwd=tmp_path) as stop: _, err = stop.communicate(t
 
 def test_no_room_for_the_results(folder, tmp_path, monkeypatch):
     "The numbers are printed, and the error says where they did not go"
-    run = subprocess.run([sys.executable, '-m', 'fastbit', 'baseline', str(folder), '--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--epochs', '2', '--out', 'out'], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    run = subprocess.run([sys.executable, '-m', 'fastbit', 'baseline', str(folder), '--arch', 'test_efficientnet', '--weights', 'random', '--size', '32', '--recipe', 'onecycle', '--epochs', '2', '--out', 'out'], cwd=tmp_path, capture_output=True, text=True, timeout=300,
                          preexec_fn=limited(2000), env={**os.environ, 'PYTHONDONTWRITEBYTECODE': '1'})
     last = run.stderr.splitlines()[-1]
     assert run.returncode == 2 and 'Traceback' not in run.stderr and 'results could not be written into out' in last and 'accuracy' in run.stdout, run.stderr
@@ -278,7 +279,7 @@ def test_no_permission(folder, tmp_path):
     "Files, folders, results and cache that may not be read or written"
     secret, closed = folder/'blue'/'000.png', tmp_path/'closed'
     secret.chmod(0); closed.mkdir(0o500)
-    quick = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--epochs', 1, '--device', 'cpu')
+    quick = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--recipe', 'head', '--epochs', 1, '--device', 'cpu')
     try:
         if run_plainly(cwd=tmp_path, code=f'open({str(secret)!r})').returncode == 0: pytest.skip('permissions do not hold here')
         ok = run_plainly('baseline', folder, *quick, '--out', 'out', cwd=tmp_path)
@@ -298,10 +299,10 @@ def test_a_clock_that_goes_backwards(folder, tmp_path, monkeypatch):
     "Durations stay what they are, and nothing is written over"
     now = [2e9]
     def back(): now[0] -= 3600; return now[0]
-    plain = baseline(folder, **TINY, size=32, epochs=2, device='cpu', verbose=False)
+    plain = baseline(folder, **TINY, recipe='onecycle', size=32, epochs=2, device='cpu', verbose=False)
     with monkeypatch.context() as mp:
         mp.setattr(time, 'time', back)
-        res = baseline(folder, **TINY, size=32, epochs=2, device='cpu', out=tmp_path/'out', verbose=False)
+        res = baseline(folder, **TINY, recipe='onecycle', size=32, epochs=2, device='cpu', out=tmp_path/'out', verbose=False)
     assert all(v >= 0 for v in res.seconds.values()) and (res.epochs.seconds.dropna() >= 0).all() and torch.equal(res.probs, plain.probs)
     import fastbit.cli.runs as cli
     class Stands(cli.datetime):

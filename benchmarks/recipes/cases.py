@@ -33,14 +33,18 @@ class Case:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        "Training images drawn class by class; up to `MEASURED` of the others are 'valid' and are never trained on"
+        "Training images drawn class by class; of the others some are 'valid', for choices, and up to `MEASURED` 'test'"
         found = image_table(self.folder)
         draw = lambda rows: rows.sample(min(int(.8*len(rows)), self.k or len(rows)), random_state=self.seed).index
         train = [i for _, rows in found.groupby('label') for i in draw(rows)]
-        valid = found.drop(train).sample(frac=1, random_state=self.seed).index[:MEASURED]
-        found['split'] = 'valid'
-        found.loc[train, 'split'] = 'train'
-        return found.loc[sorted([*train, *valid])].reset_index(drop=True)
+        others = found.drop(train).sample(frac=1, random_state=self.seed)
+        n_train = found.loc[train].label.value_counts()
+        # as many as a split of 80/20 has, if there are enough
+        n_valid = lambda rows, label: min(max(1, n_train[label]//4), len(rows)//2)
+        valid = [i for label, rows in others.groupby('label') for i in rows.index[:n_valid(rows, label)]]
+        test = others.index.difference(valid, sort=False)[:MEASURED]
+        for part, rows in dict(train=train, valid=valid, test=test).items(): found.loc[rows, 'split'] = part
+        return found.loc[sorted([*train, *valid, *test])].reset_index(drop=True)
 
     @cached_property
     def classes(self) -> list: return sorted(self.table.label.unique())

@@ -4,9 +4,10 @@
     python benchmarks/recipes/lab.py FOLDER --sets clipart oxygen --recipes onecycle tuned fastai --seeds 100 101
     python benchmarks/recipes/lab.py --show [--against onecycle]
 
-A seed draws the training images, up to `--k` per class, and everything that is random in training; up to 700 of the
-other images are measured. Seeds from 100 on are for choosing a recipe, those below for reporting one. A row is written
-when a run ends, and a run that has a row is not repeated, so a night of it can be stopped at any time.
+A seed draws the training images, up to `--k` per class, and everything that is random in training. Of the other images
+a quarter as many are for choices (early stopping, the better of two), and up to 700 are measured. Seeds from 100 on
+are for choosing a recipe, those below for reporting one. A row is written when a run ends, and a run that has a row is
+not repeated, so a night of it can be stopped at any time.
 """
 import argparse, json, os, platform, sys, traceback, warnings
 from pathlib import Path
@@ -41,7 +42,7 @@ def machine() -> dict:
 
 def run(case, about, recipe) -> dict:
     "The row of one run; one that fails says why, and is tried again next time"
-    try: return about | recipe(case).scores(case.targets('valid')) | machine()
+    try: return about | recipe(case).scores(case.targets('test')) | machine()
     except Exception as e:
         traceback.print_exc()
         return about | dict(error=f'{type(e).__name__}: {e}'[:200])

@@ -2,8 +2,8 @@
 
 fastai's `fine_tune`; AutoGluon's settings, as published with AutoMM 1.5 for image classification: AdamW 1e-4, weight
 decay 1e-3, layer decay 0.9, cosine with 10 % warm-up, gradients clipped at 1, 20 epochs with patience 10,
-TrivialAugment, batches of 128, a greedy soup of the three best epochs, chosen on a fifth of the training images; timm's
-usual fine-tuning: AdamW, cosine, RandAugment, label smoothing, random erasing; a linear probe.
+TrivialAugment, batches of 128, a greedy soup of the three best epochs, chosen on the validation images; timm's usual
+fine-tuning: AdamW, cosine, RandAugment, label smoothing, random erasing; a linear probe.
 """
 from copy import deepcopy
 from math import cos, pi
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastai.vision.all import (CategoryBlock, ColReader, ColSplitter, DataBlock, ImageBlock, Normalize, Resize,
                                accuracy, aug_transforms, set_seed, vision_learner)
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, train_test_split
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from timm.data import create_transform
@@ -33,7 +33,8 @@ def fastai(epochs, tta=False):
         def train():
             set_seed(case.seed)
             pp = case.preprocess
-            table = case.table.assign(is_valid=case.table.split == 'valid')
+            table = case.table[case.table.split != 'valid']   # it chooses nothing
+            table = table.assign(is_valid=table.split == 'test')
             block = DataBlock(
                 (ImageBlock, CategoryBlock(vocab=case.classes)),
                 get_x=ColReader('path'),
@@ -73,7 +74,7 @@ class Plain:
         self.net.eval()
         return torch.cat([self.net(self.normalized(b)).softmax(1) for b in x.split(128)])
 
-    def predict(self): return self.probs(self.case.pixels('valid'))
+    def predict(self): return self.probs(self.case.pixels('test'))
 
 
 def _cosine(step, total, warm_up) -> float:
@@ -105,11 +106,11 @@ def _train(plain, ids, opt, epochs, bs, augment, clip=None, smoothing=0., after_
 
 class Soup:
     "The best epochs, and the greedy soup of them: a state joins while the mean does not lose"
-    def __init__(self, plain, ids, keep=3, patience=10):
-        self.plain, self.ids, self.keep, self.patience = plain, ids, keep, patience
+    def __init__(self, plain, x, y, keep=3, patience=10):
+        self.plain, self.x, self.y, self.keep, self.patience = plain, x, y, keep, patience
         self.best, self.since = [], 0
 
-    def score(self): return accuracy(self.plain.probs(self.plain.x[self.ids]), self.plain.y[self.ids]).item()
+    def score(self): return accuracy(self.plain.probs(self.x), self.y).item()
 
     def after_epoch(self) -> bool:
         found = self.score()
@@ -138,15 +139,11 @@ def autogluon(epochs=20):
     def recipe(case):
         def train():
             plain = Plain(case)
-            ids = torch.arange(len(plain.y))
-            rare = min(plain.y.bincount(minlength=len(case.classes))) < 2
-            fit, held = train_test_split(ids, test_size=max(.2, len(case.classes)/len(ids)), random_state=case.seed,
-                                         stratify=None if rare else plain.y)
             opt = create_optimizer_v2(plain.net, 'adamw', lr=1e-4, weight_decay=1e-3, layer_decay=.9)
             for group in opt.param_groups: group['lr'] *= group.get('lr_scale', 1.)
-            soup = Soup(plain, held)
+            soup = Soup(plain, case.pixels('valid'), case.targets('valid'))
             augment = lambda x: torch.stack([trivial(o) for o in x])
-            _train(plain, fit, opt, epochs, 128, augment, clip=1., after_epoch=soup.after_epoch)
+            _train(plain, torch.arange(len(plain.y)), opt, epochs, 128, augment, clip=1., after_epoch=soup.after_epoch)
             soup.cook()
             return plain.predict
         return timed(train)
@@ -183,7 +180,7 @@ def linear_probe(case):
         strengths = dict(logisticregression__C=[1e-4, 1e-3, 1e-2, .1, 1.])
         probe = GridSearchCV(model, strengths, cv=3, scoring='neg_log_loss')
         probe.fit(features(plain.x), plain.y.numpy())
-        return lambda: torch.from_numpy(probe.predict_proba(features(case.pixels('valid'))))
+        return lambda: torch.from_numpy(probe.predict_proba(features(case.pixels('test'))))
     return timed(train)
 
 

@@ -7,14 +7,17 @@ from dataclasses import replace
 from math import ceil
 
 from fastai.losses import LabelSmoothingCrossEntropyFlat
+from fastai.metrics import accuracy
 
 from cases import timed
-from fastbit.baseline import head_phases, onecycle_phases
+from fastbit.baseline import Auto, head_phases, onecycle_phases
+from fastbit.baseline.recipes import make_recipe
+from fastbit.config import LoaderOptions
 
 
 def _probs(learn):
     def predict():
-        with learn.no_bar(): return learn.get_preds()[0]
+        with learn.no_bar(): return learn.get_preds(dl=learn.dls[2])[0]
     return predict
 
 
@@ -31,16 +34,16 @@ def phases_of(case, phases, **kwargs):
 def _uncached(phases): return [replace(p, cache=False) if hasattr(p, 'cache') else p for p in phases]
 
 def onecycle(case):
-    "The recipe `onecycle`: the head by one-cycle, then everything at low rates, BatchNorm frozen"
+    "The recipe `onecycle`, once the default: the head by one-cycle, then everything at low rates, BatchNorm frozen"
     return phases_of(case, _uncached(onecycle_phases()))
 
 def head(case):
-    "The recipe `head`: ten epochs of one-cycle on features"
-    return phases_of(case, _uncached(head_phases()))
+    "What `head` was before: ten epochs of one-cycle on features"
+    return phases_of(case, _uncached(head_phases(10)))
 
 
 def logistic(views=1):
-    "Logistic regression on standardized features, its strength by cross-validation on the training images"
+    "The recipe `head`: logistic regression on features, its strength by cross-validation on the training images"
     def recipe(case):
         def train():
             learn = case.learner()
@@ -67,7 +70,32 @@ def tuned(steps=300, lr=4e-3, spread=10, bn='train', smoothing=.1, freeze_to=0, 
     return recipe
 
 
+def auto(**options):
+    "The recipe `auto`, which keeps the better of two on the validation images"
+    def recipe(case):
+        def train():
+            learn = case.learner(metrics=accuracy)
+            made = make_recipe(Auto(**options), LoaderOptions(cache=False))
+            with learn.no_bar(), learn.no_logging():
+                for phase in made.phases(learn): phase.fit(learn)
+            return _probs(learn)
+        return timed(train)
+    return recipe
+
+
+def upper(freeze_to=4, **how):
+    "The upper stages on cached activations of augmented images"
+    def recipe(case):
+        def train():
+            learn = case.learner()
+            with learn.no_bar(), learn.no_logging(): learn.fit_upper(freeze_to, cache=False, **how)
+            return _probs(learn)
+        return timed(train)
+    return recipe
+
+
 RECIPES = dict(
+    auto=auto(),
     onecycle=onecycle,
     head=head,
     logistic=logistic(),
@@ -78,6 +106,11 @@ RECIPES = dict(
     tuned_frozen_norm=tuned(bn='frozen'),
     tuned_after_head=tuned(head_first=True),
     tuned_hard=tuned(smoothing=0.),
-    upper=tuned(freeze_to=4, spread=1, views=8),
-    upper_3=tuned(freeze_to=3, spread=1, views=8),
+    upper=upper(),
+    upper_3=upper(3),
+    upper_5=upper(5),
+    upper_2e3=upper(lr=2e-3),
+    upper_8e3=upper(lr=8e-3),
+    upper_600=upper(n_steps=600),
+    upper_150=upper(n_steps=150),
 )

@@ -51,6 +51,7 @@ WEIGHTS = ('auto', 'bundled', 'hub', 'random')
 RANGES = dict(   # name -> (smallest, largest, in words)
     size=(32, math.inf, 'a whole number of pixels, 32 or more'),
     max_value=(1, 65535, 'a whole number, 1 to 65535; 4095 for 12 bits'),
+    label_smoothing=(0, .999, 'a share of the target, from 0 to below 1'),
     num_workers=(0, math.inf, '0 loads in this process, 1 or more in others'),
     cache_gb=(0, math.inf, 'GB that the cache may take, 0 or more'),
     top=(0, math.inf, 'bodies to fine-tune, 0 or more'))

@@ -13,7 +13,7 @@ import argparse
 # %% ../../nbs/cli/02_parser.ipynb #f62c027b
 from .. import __version__
 from .options import OneSpelling, Parser, add_option, add_options
-from ..config import BiTRule, BodyOptions, DataOptions, LoaderOptions, RecipeOptions, RunOptions
+from ..config import RECIPES, BiTRule, BodyOptions, DataOptions, LoaderOptions, RecipeOptions, RunOptions
 from ..config import TableOptions, TrainOptions, recipes_with
 
 # %% ../../nbs/cli/02_parser.ipynb #0866eb45
@@ -35,7 +35,8 @@ def _add_table(p): add_options(p.add_argument_group('where PATH is a table (CSV)
 
 def _add_recipe(p, recipes):
     "The options that exactly these recipes have"
-    group = p.add_argument_group(f'with --recipe {" or ".join(recipes)}')
+    *first, last = recipes
+    group = p.add_argument_group(f'with --recipe {", ".join(first) + " or " + last if first else last}')
     for name, o in _RECIPE.items():
         if recipes_with(name) == recipes: add_option(group, o)
 
@@ -44,11 +45,13 @@ def _add_baseline(p):
     _add_data(p)
     g = p.add_argument_group('training')
     add_options(g, BodyOptions)
-    _value(g, '--recipe', 'RECIPE', default='onecycle',
-           help="onecycle: the classifier, then all layers; head: the classifier alone; hyperrule: all layers, "
-                "by the BiT authors' rule (default: onecycle)")
+    _value(g, '--recipe', 'RECIPE', default='auto',
+           help="auto: the classifier, then the upper layers if the data allow it; onecycle: the classifier, then all "
+                "layers; head: the classifier alone; hyperrule: all layers, by the BiT authors' rule (default: auto)")
     for name in ('batch_size', 'lr', 'checkpoint_every'): add_option(g, _RECIPE[name])
     add_options(g, TrainOptions)
+    _add_recipe(p, ['auto', 'hyperrule'])
+    _add_recipe(p, ['auto', 'onecycle', 'head'])
     _add_recipe(p, ['onecycle', 'head'])
     _add_recipe(p, ['hyperrule'])
     g = p.add_argument_group('machine')
@@ -72,8 +75,8 @@ def _add_leaderboard(p):
            help='a body, and a weights file or random; repeat it for several '
                 '(default: bodies whose weights are installed)')
     _value(g, '--recipe', 'RECIPE', dest='recipes', action='append', default=argparse.SUPPRESS,
-           help='recipe to fine-tune the best bodies with: onecycle, head or hyperrule; repeat it for several '
-                '(default: onecycle)')
+           help='recipe to fine-tune the best bodies with: auto, onecycle, head or hyperrule; repeat it for '
+                'several (default: auto)')
     _value(g, '--top', 'K', type=int, default=2,
            help='bodies to fine-tune, the best of the probes; 0: none (default: 2)')
     add_options(g, TrainOptions, only=('size',))
@@ -170,7 +173,7 @@ class _Completion(argparse.Action):
     def __call__(self, parser, args, shell, option=None):
         import shtab
         from fastbit.bodies.catalogue import list_bodies
-        choices = dict(arch=sorted(list_bodies().name), recipe=['onecycle', 'head', 'hyperrule'],
+        choices = dict(arch=sorted(list_bodies().name), recipe=list(RECIPES),
                        precision=['float32', 'bf16', 'fp16', 'auto'], keep_best=['valid_loss', 'accuracy'],
                        weights=shtab.FILE, path=shtab.FILE, out=shtab.DIRECTORY, plot=shtab.FILE)
         for a in (a for p in parser.commands.values() for a in p._actions if a.dest in choices):

@@ -45,6 +45,15 @@ class ImageDL(TfmdDL):
         # else torch draws from the global generator whenever a loader starts, and a resumed run starts one more
         self.fake_l.generator = _StatelessGenerator()
 
+    def order_state(self): return self.rng.getstate()
+
+    def set_order_state(self,
+        state # From `order_state`; also as JSON gives it back, with lists for tuples
+    ):
+        "Draw the next orders and augmentations as after `state`"
+        version, numbers, gauss = state
+        self.rng.setstate((version, tuple(numbers), gauss))
+
     def get_idxs(self): return super().get_idxs()[self.first*self.bs:] if self.first else super().get_idxs()
 
     def wif(self):

@@ -232,6 +232,7 @@ IN_MEMORY = 2**30  # bytes of features that are held in memory, on the device; m
 class FeatureDL:
     "Batches of features and class numbers, for a fastai `Learner`"
     drop_last = False
+    first = 0   # batch with which an epoch begins: a resumed one has had those before
     def __init__(self,
         features:Features,  # From `frozen_features`
         targs:torch.Tensor, # Class numbers, one per image
@@ -239,8 +240,11 @@ class FeatureDL:
         shuffle:bool=False, # Draw a new order and one of the views of each image in every epoch? Else in order, view 0
         seed:int=0,         # Random seed of the order
         device='cpu',       # Where batches go
+        repeat:int=1,       # Passes over the images in each epoch
+        even:bool=False,    # Batches of equal size, within one image? Else the last one has what is left
     ):
         self.rows, self.index, self.targs = features.rows, features.index, targs
+        self.repeat, self.even = repeat, even
         self.bs, self.shuffle, self.seed = bs, shuffle, seed
         self.device = torch.device(device)
         self.n, self.passes = len(targs), 0
@@ -252,8 +256,13 @@ class FeatureDL:
         self.index = np.arange(self.index.size).reshape(self.index.shape)
         self.targs = self.targs.to(self.device)
 
-    def __len__(self): return -(-self.n//self.bs)
+    @property
+    def batches_per_pass(self) -> int: return -(-self.n//self.bs)
+    def __len__(self): return self.repeat*self.batches_per_pass
     def to(self, device): return self
+
+    def order_state(self) -> int: return self.passes
+    def set_order_state(self, state): self.passes = state
 
     def _order(self):
         "Draw the images and the view of each"
@@ -266,9 +275,14 @@ class FeatureDL:
         if isinstance(self.rows, torch.Tensor): return self.rows[torch.from_numpy(at)]
         return torch.from_numpy(self.rows[at]).to(self.device)
 
-    def __iter__(self):
+    def _pass(self) -> list: # (images, view of each) of each batch
+        "Draw the batches of one pass over the images"
         order, views = self._order()
-        for lo in range(0, self.n, self.bs):
-            i = order[lo:lo+self.bs]
-            at = self.index[i, views[lo:lo+self.bs]]
-            yield self._rows(at), self.targs[torch.from_numpy(i)].to(self.device)
+        n = self.batches_per_pass
+        starts = [k*self.n//n for k in range(n)] if self.even else list(range(0, self.n, self.bs))
+        return [(order[a:b], views[a:b]) for a, b in zip(starts, [*starts[1:], self.n])]
+
+    def __iter__(self):
+        batches = [b for _ in range(self.repeat) for b in self._pass()]
+        for i, views in batches[self.first:]:
+            yield self._rows(self.index[i, views]), self.targs[torch.from_numpy(i)].to(self.device)

@@ -32,6 +32,13 @@ def _axes(width=7., height=3.6):
     ax.spines[['top', 'right']].set_visible(False)
     return fig, ax
 
+def _no_steps() -> Figure:
+    "Say why there is no curve"
+    fig, ax = _axes()
+    ax.text(.5, .5, 'no optimizer steps: logistic regression is solved at once', ha='center', va='center')
+    ax.set_axis_off()
+    return fig
+
 def _log_ticks(axis):
     "Write powers of ten as 1e-03 where `text.parse_math` is off, as class names with a dollar need it"
     if rcParams['text.parse_math']: return
@@ -51,6 +58,7 @@ def plot_losses(
     loss:str='cross-entropy, nats', # Name of the loss, the label of its axis
 ) -> Figure:
     "Plot the training loss per step, raw and smoothed, and validation loss and accuracy per epoch"
+    if steps.empty: return _no_steps()
     fig, ax = _axes()
     x = steps.index + 1
     smooth = steps.loss.ewm(halflife=max(1, len(steps)/60)).mean()
@@ -72,6 +80,7 @@ def plot_rates(
     steps:pd.DataFrame, # From `History.steps`
 ) -> Figure:
     "Plot the learning rate of the classifier, and of the first stage where it differs"
+    if steps.empty: return _no_steps()
     fig, ax = _axes()
     x = steps.index + 1
     first = steps.lr_first.where(steps.lr_first != steps.lr_last)

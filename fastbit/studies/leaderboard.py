@@ -24,6 +24,7 @@ from .. import __version__
 from ..baseline.recipes import make_recipe
 from ..bodies.weights import weights_source
 from ..config import DataOptions, LoaderOptions, TableOptions
+from ..config import foreign_option, recipe_name, recipes_with
 from ..core.options import Options, with_options
 from ..core.checks import check_share
 from ..core.checks import check_out, make_out
@@ -177,7 +178,7 @@ def plot_cost(
 def leaderboard(
     path:str|Path|pd.DataFrame=None, # Folder, CSV file, DataFrame, or the name of a public set; `None`: scikit-learn's digits
     archs:list=None,          # Names of bodies, or 'NAME=WEIGHTS' with a file or 'random'; `None`: those whose weights are installed
-    recipes:tuple=('onecycle',), # Recipes to fine-tune the best bodies with: names, or objects such as `OneCycle(epochs=3)`
+    recipes:tuple=('auto',), # Recipes to fine-tune the best bodies with: names, or objects such as `OneCycle(epochs=3)`
     top:int=2,                # Bodies to fine-tune, the best of the probes; 0: none
     *,
     size:int=None,            # Side of the images, pixels, for all; `None`: each body's own
@@ -220,6 +221,9 @@ def _choices(archs, recipes, top, epochs) -> tuple:
         raise ValueError("recipes=[]: no recipe to fine-tune the best bodies with. Pass one, or top=0.")
     bodies = [as_body(a) for a in archs]
     for body in bodies: _check_weights(body)
+    named = [recipe_name(r) for r in recipes]
+    if epochs is not None and named and not set(named) & set(recipes_with('epochs')):
+        raise ValueError(foreign_option('epochs', named[0]))
     return bodies, list(dict.fromkeys(as_tuning(r, epochs) for r in recipes))
 
 def _as_list(name, value) -> list:

@@ -6,7 +6,7 @@ from .checkpoint import Checkpoint, read_checkpoint
 from .guards import FitStopped, LossNotFinite
 from .optim import ForeachSGD, FusedAdam
 from .learner import TransferLearner, transfer_learner
-from . import results, one_cycle   # these modules and those below add methods to the learner
+from . import results, one_cycle, upper   # these modules and those below add methods to the learner
 from .tta import TTAResult, tta_probs, view_logits
 from .rate_finder import RateCurve
 from .head import logistic_head

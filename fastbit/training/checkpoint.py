@@ -194,7 +194,7 @@ class EpochCheckpoint(Checkpoint):
         if self.every is not None: return super()._due()
         return self.batches == 0 and time.monotonic() - self.saved_time >= SAVE_SECONDS or self.stopping
 
-    def before_epoch(self): self.began = self.dls.train.rng.getstate()
+    def before_epoch(self): self.began = self.dls.train.order_state()
 
     def before_train(self):
         # a sum of small numbers, which fastai computes again for each epoch
@@ -205,7 +205,7 @@ class EpochCheckpoint(Checkpoint):
         super().after_batch()
 
     def after_epoch(self):
-        self.batches, self.began = 0, self.dls.train.rng.getstate()
+        self.batches, self.began = 0, self.dls.train.order_state()
         super().after_epoch()
 
     def save(self):
@@ -219,8 +219,7 @@ class EpochCheckpoint(Checkpoint):
         return values, {}
 
     def load_checkpoint_state(self, values, tensors):
-        version, numbers, gauss = values['began']
-        self.dls.train.rng.setstate((version, tuple(numbers), gauss))
+        self.dls.train.set_order_state(values['began'])
         self.batches = self.learn.first_batch = values['batches']
         self.learn.train_iter = values['done']
         self.pct = values['pct'] if self.batches else None

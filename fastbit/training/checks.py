@@ -101,6 +101,7 @@ def check_norms(
     n, bs = getattr(dl, 'n', None), getattr(dl, 'bs', None)
     if not by_step and not (n and bs) or learn.model.bn != 'train': return
     n_last = by_step or (bs if getattr(dl, 'drop_last', False) else n % bs or bs)
+    if getattr(dl, 'even', False): n_last = n//-(-n//bs)
     if n_last != 1: return
     alone = _count_single_numbers(learn)
     if not alone: return

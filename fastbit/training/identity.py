@@ -61,6 +61,8 @@ def describe_run(
     body = dict(learn.body_settings, weights=str(source), weights_digest=weights_digest(source), shapes=shapes)
     watched = [cb for cb in (*learn.cbs, *cbs) if isinstance(cb, KeepBest)]
     keep_best = [f'{cb.monitor}, patience {cb.patience}' for cb in watched]
+    described = [cb.description for cb in (*learn.cbs, *cbs) if getattr(type(cb), 'description', None)]
+    if described: training['callbacks'] = described
     training = dict(loss=describe_loss(learn.loss_func), keep_best=keep_best, fastbit=__version__, **training)
     run = dict(data=describe_data(learn.dls), body=body, **how, training=training)
     return json.loads(json.dumps(run))   # as it is read from a file

@@ -1,0 +1,233 @@
+"The recipe `auto`: what it decides, that cached training is live training, that it resumes, and that it never ends below its head"
+import numpy as np, pandas as pd, pytest, torch
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.metrics import accuracy
+from safetensors.torch import load_file
+
+from fastbit.baseline import Auto, OneCyclePhase, UpperPhase, baseline
+from fastbit.baseline.phases import HeadPhase
+from fastbit.core.restore import temp_attrs
+from fastbit.data import image_dataloaders, image_table
+from fastbit.data.features import FeatureDL, Features, view_pixels
+from fastbit.training import logistic_head, transfer_learner
+from fastbit.training.upper import SmoothLabels, distinct_views, norms_as, upper_length
+from conftest import TINY, write_folder
+
+FROM = 3   # of the 6 stages of the tiny body
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory): return write_folder(tmp_path_factory.mktemp('auto')/'data', dict(blue=14, green=14, red=12))
+
+
+def learner(data, bs=8, **kwargs):
+    torch.manual_seed(0)
+    dls = image_dataloaders(data, TINY['arch'], size=32, bs=bs, num_workers=0, device='cpu')
+    return transfer_learner(dls, **TINY, metrics=accuracy, **kwargs)
+
+
+def quiet(learn, f, *args, **kwargs):
+    with learn.no_logging(), learn.no_bar(): f(*args, **kwargs)
+    return learn
+
+
+def state(learn): return {k: v.clone() for k, v in learn.model.state_dict().items()}
+
+
+def same(a, b): return all(torch.equal(a[k], b[k]) for k in a)
+
+
+# the fit
+
+class StepLosses(Callback):
+    "The loss of every step"
+    def before_fit(self): self.seen = []
+    def after_batch(self):
+        if self.training: self.seen.append(self.loss.item())
+
+
+def live_fit(learn, length, views, bn):
+    "What `fit_upper` does, with pixels in the place of activations: every stage runs in every step"
+    dls = learn.dls
+    def pixels(dl, k):
+        rows = np.stack([view_pixels(p, v, dls.preprocess, dl.seed) for p in dl.items for v in range(k)])
+        return Features(rows, np.arange(len(rows)).reshape(-1, k), len(rows), 0., None, '')
+    labels = [torch.tensor([int(dl.dataset.tls[1][i]) for i in range(dl.n)]) for dl in dls.loaders]
+    train = FeatureDL(pixels(dls.train, views), labels[0], dls.bs, shuffle=True, seed=dls.train.seed, repeat=length.repeat, even=bn == 'train')
+    valid = FeatureDL(pixels(dls.valid, 1), labels[1], dls.bs)
+    learn.freeze_to(FROM)
+    losses = StepLosses()
+    with temp_attrs(learn, dls=DataLoaders(train, valid, device='cpu')), norms_as(learn.model, bn):
+        learn.fit_one_cycle(length.n_epoch, 4e-3, cbs=[losses, SmoothLabels(.1)])
+    return losses.seen
+
+
+@pytest.mark.parametrize('bn, views', [('train', 4), ('frozen', 1)])
+def test_cached_training_is_live_training_step_for_step(data, bn, views):
+    cached, live, losses = learner(data), learner(data), StepLosses()
+    before = state(cached)
+    length = upper_length(cached.dls.train.n, 8, 24)
+    quiet(cached, cached.fit_upper, FROM, 24, 4e-3, views=views, bn=bn, cbs=losses)
+    with live.no_logging(), live.no_bar(): seen = live_fit(live, length, views, bn)
+    assert len(seen) == len(losses.seen) == length.n_steps
+    torch.testing.assert_close(torch.tensor(losses.seen), torch.tensor(seen), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(cached.get_preds()[0], live.get_preds()[0], rtol=1e-2, atol=1e-3)
+    lower = [n for s in cached.model.stages[:FROM] for n in s.modules]
+    frozen = [k for k in before if k.startswith('net.') and k[4:].rpartition('.')[0] in lower]
+    assert frozen and all(torch.equal(before[k], cached.model.state_dict()[k]) for k in frozen)
+    moved = {k for k, v in cached.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert any('running_mean' in k for k in moved) == (bn == 'train') and cached.model.bn == 'frozen'
+
+
+class Stop(Callback):
+    def __init__(self, at): self.at = at
+    def after_step(self):
+        if self.learn.train_iter == self.at: raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('at', [3, 8, 11])   # 4 batches a pass, 2 passes an epoch: in a pass, at the end of an epoch, later
+def test_it_resumes_bit_for_bit(data, tmp_path, at):
+    how = dict(freeze_to=FROM, n_steps=64, views=3)
+    straight, file = learner(data), tmp_path/'run.safetensors'
+    quiet(straight, straight.fit_upper, **how)
+    assert upper_length(straight.dls.train.n, 8, 64).repeat == 2
+    broken = learner(data)
+    with pytest.raises(KeyboardInterrupt): quiet(broken, broken.fit_upper, **how, checkpoint=file, checkpoint_every=1, cbs=Stop(at))
+    again = learner(data)
+    quiet(again, again.fit_upper, **how, checkpoint=file, checkpoint_every=1)
+    assert same(state(straight), state(again))
+    columns = ['phase', 'epoch', 'train_loss', 'valid_loss', 'accuracy']
+    pd.testing.assert_frame_equal(straight.history.epochs[columns], again.history.epochs[columns])
+    assert len(again.history.steps) == 64 and again.first_batch == 0
+    other = learner(data)
+    with pytest.raises(ValueError, match='upper: views 3 there, 2 here'): other.fit_upper(FROM, 64, views=2, checkpoint=file)
+
+
+def test_batches_of_a_pass_are_even_and_every_image_comes_once(data):
+    features = Features(np.arange(10, dtype=np.float32)[:, None], np.arange(10)[:, None], 10, 0., None, '')
+    dl = FeatureDL(features, torch.arange(10), 4, shuffle=True, repeat=2, even=True)
+    batches = [y.tolist() for _, y in dl]
+    assert len(dl) == len(batches) == 6 and {len(b) for b in batches} == {3, 4}
+    assert sorted(sum(batches[:3], [])) == sorted(sum(batches[3:], [])) == list(range(10)) and batches[:3] != batches[3:]
+    dl.set_order_state(0)
+    dl.first = 4
+    assert [y.tolist() for _, y in dl] == batches[4:]
+
+
+def test_validation_measures_the_plain_loss(data):
+    smooth, plain = learner(data), learner(data)
+    quiet(smooth, smooth.fit_upper, FROM, 8, label_smoothing=.3)
+    loss, _ = smooth.validate()
+    row = smooth.history.rows[-1]
+    assert row['valid_loss'] == pytest.approx(loss, rel=1e-4)
+    quiet(plain, plain.fit_upper, FROM, 8, label_smoothing=0.)
+    assert not same(state(smooth), state(plain))
+    for bad in (-.1, 1.):
+        with pytest.raises(ValueError, match='label_smoothing'): plain.fit_upper(FROM, 8, label_smoothing=bad)
+    with pytest.raises(ValueError, match='nothing would be frozen'): plain.fit_upper(0)
+    with pytest.raises(ValueError, match="bn='x'"): plain.fit_upper(FROM, bn='x')
+    with pytest.warns(UserWarning, match='was reset'): quiet(plain, plain.fit_upper, FROM, 4)
+
+
+def test_views_that_are_all_the_same_are_computed_once(data):
+    dls = image_dataloaders(data, TINY['arch'], size=32, bs=8, num_workers=0, device='cpu', crop=False, flip=False)
+    assert distinct_views(dls, 8) == 1
+    learn = transfer_learner(dls, **TINY)
+    quiet(learn, learn.fit_upper, FROM, 4)
+    assert learn.head_features[0].index.shape[1] == 1
+
+
+# the better one
+
+def upper(learn, **how):
+    length = upper_length(learn.dls.train.n, 8, 8)
+    return UpperPhase(**dict(name='from blocks.2', freeze_to=FROM, length=length, views=2) | how)
+
+
+def test_a_second_phase_that_ends_below_its_head_is_taken_back(data):
+    "Its rate is far too high"
+    for spoiled in (lambda l: upper(l, lr=8.), lambda l: OneCyclePhase('all layers', 1, 0, 5., 5., keep_better=True)):
+        learn = learner(data)
+        quiet(learn, HeadPhase().fit, learn)
+        head = state(learn)
+        words = []
+        quiet(learn, lambda: words.append(spoiled(learn).fit(learn)))
+        assert words[0].startswith('head rather than'), words
+        assert same(head, state(learn)) and learn.model.n_frozen == len(learn.model.stages)-1
+
+
+def test_a_second_phase_that_is_better_stays(data):
+    learn = learner(data)
+    quiet(learn, HeadPhase().fit, learn)
+    learn.history.rows[-1].update(accuracy=0., valid_loss=9.)   # what the head is said to have reached
+    head, words = state(learn), []
+    quiet(learn, lambda: words.append(upper(learn).fit(learn)))
+    assert words[0].startswith('from blocks.2 rather than head') and not same(head, state(learn))
+
+
+# the recipe
+
+def test_auto_says_what_it_decided_and_what_it_kept(data, tmp_path, capsys):
+    plan = baseline(data, **TINY, size=32, dry_run=True, verbose=False)
+    assert plan.recipe == 'auto' and [type(p) for p in plan.phases] == [HeadPhase, UpperPhase]
+    assert 'because' in str(plan) and 'activations of' in str(plan) and 'logistic regression' in str(plan)
+    result = baseline(data, **TINY, size=32, n_steps=12, out=tmp_path/'out', verbose=False)
+    assert ' rather than ' in result.chosen and 'slightly optimistic' in str(result)
+    assert result.epochs.phase.iloc[0] == 'head' and result.epochs.phase.iloc[-1].startswith('from ')
+    again = baseline(data, **TINY, recipe=Auto(n_steps=12), size=32, out=tmp_path/'again', verbose=False)
+    a, b = (load_file(tmp_path/o/'model'/'model.safetensors') for o in ('out', 'again'))
+    assert same(a, b) and again.evaluation == result.evaluation
+    assert 'rather than' in (tmp_path/'out'/'report.html').read_text()
+
+
+def test_bodies_without_batch_norm_train_all_layers_on_images(data):
+    plan = baseline(data, 'test_efficientnet_gn', 'random', size=32, dry_run=True, verbose=False)
+    assert [type(p) for p in plan.phases] == [HeadPhase, OneCyclePhase] and 'without BatchNorm' in plan.why
+    assert plan.phases[1].keep_better and plan.phases[1].n_epoch == 7
+    plan = baseline(data, 'test_efficientnet_gn', 'random', size=32, n_steps=8, dry_run=True, verbose=False)
+    assert plan.phases[1].n_epoch == 8//1   # one batch a pass
+
+
+def test_nothing_is_read_from_the_test_set(data, tmp_path):
+    "Other pictures and other labels to test on: the same weights"
+    table = image_table(data)
+    table['split'] = ['train', 'valid', 'train', 'test']*(len(table)//4)
+    other = table.copy()
+    test = other.split == 'test'
+    other.loc[test, 'label'] = other.loc[test, 'label'].sample(frac=1, random_state=1).to_numpy()
+    other = other.drop(other.index[test][:3])
+    for name, t in dict(a=table, b=other).items():
+        baseline(t, **TINY, size=32, n_steps=8, out=tmp_path/name, verbose=False)
+    a, b = (load_file(tmp_path/o/'model'/'model.safetensors') for o in 'ab')
+    assert same(a, b)
+
+
+def test_options_of_auto():
+    for bad, words in ((dict(n_steps=0), 'n_steps=0'), (dict(lr=20.), 'lr=20'), (dict(views=0), 'views=0'), (dict(label_smoothing=1.), 'label_smoothing=1'),
+                       (dict(epochs=3), 'epochs applies to the onecycle and head recipes only, not to auto. Set its length with n_steps'),
+                       (dict(n_steps=9, budget='5m'), 'n_steps=9 and budget'), (dict(recipe='head', label_smoothing=.1), 'label_smoothing=0.1')):
+        with pytest.raises(ValueError) as e: baseline(**TINY, **bad, verbose=False)
+        assert words in str(e.value), e.value
+
+
+# the head
+
+def test_the_head_is_never_worse_than_guessing_on_noise():
+    "Labels that say nothing about the features"
+    rng = np.random.default_rng(0)
+    for n, k in ((20, 2), (40, 4), (100, 10)):
+        x, y = np.abs(rng.normal(size=(n, 300))), np.arange(n) % k
+        fit = logistic_head(x, y, k)
+        new = np.abs(rng.normal(size=(500, 300)))@fit.weight.T + fit.bias
+        loss = torch.nn.functional.cross_entropy(torch.tensor(new), torch.tensor(np.arange(500) % k)).item()
+        assert loss < np.log(k) + .25, (n, k, loss)
+
+
+def test_a_channel_that_is_hardly_ever_active_does_not_weigh_as_much_as_the_others():
+    "Why features are not fully standardized"
+    from fastbit.training.head import FeatureScaler
+    x = np.random.default_rng(0).normal(size=(50, 3))*[1., 1., .01]
+    scaled = FeatureScaler().fit_transform(x)
+    assert scaled.mean(0) == pytest.approx(0, abs=1e-12) and scaled[:, 2].std() < .2*scaled[:, 0].std()
+    assert np.isfinite(FeatureScaler().fit_transform(np.ones((4, 2)))).all()
