@@ -67,8 +67,8 @@ class BodyOptions(Options):
 class TrainOptions(Options):
     "Training options that every recipe has"
     size:int = None          # side of the images, pixels (default: the body's; 64 for digits; the rule's for hyperrule)
-    bn:str = None            # BatchNorm of stages that train: frozen, affine or train (default: train for auto, else frozen)
-    label_smoothing:float = None # share of the target that is spread over all classes, such as 0.1 (default: 0.1 for auto, else 0)
+    bn:str = None            # BatchNorm of stages that train: frozen, affine or train (default: train in auto's upper stages, else frozen)
+    label_smoothing:float = None # share of the target spread over all classes, such as 0.1 (default: 0.1 in auto's upper stages, else 0)
     precision:str = 'float32' # training precision: float32, bf16, fp16 or auto
     keep_best:str = None     # keep the weights from the best epoch by valid_loss or accuracy (default: the last epoch's)
     patience:int = None      # stop after this many evaluations without improvement (default: never)

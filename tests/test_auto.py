@@ -211,6 +211,46 @@ def test_options_of_auto():
         assert words in str(e.value), e.value
 
 
+def test_options_without_an_effect_are_said(data):
+    few = dict(size=32, k_per_class=3, dry_run=True, verbose=False)
+    with pytest.warns(UserWarning, match='auto trains the classifier alone here, so these options have no effect: lr=0.001, keep_best='):
+        plan = baseline(data, **TINY, **few, lr=1e-3, keep_best='accuracy')
+    assert len(plan.phases) == 1 and '3 images per class: the classifier alone' in plan.why
+    with pytest.warns(UserWarning, match='all layers on images here, so these options have no effect: views=4'):
+        baseline(data, 'test_efficientnet_gn', 'random', size=32, views=4, dry_run=True, verbose=False)
+    with pytest.raises(ValueError, match="patience=2: logistic regression has no epochs"): baseline(data, **TINY, **few, recipe='head', patience=2)
+
+
+def test_a_rate_means_the_same_with_a_budget(data):
+    how = dict(size=32, lr=4e-4, dry_run=True, verbose=False)
+    plans = [baseline(data, 'test_efficientnet_gn', 'random', **how, **more) for more in ({}, dict(budget='30m'))]
+    assert plans[0].phases[1].lr == pytest.approx(plans[1].phases[1].lr) == pytest.approx(4e-4)
+
+
+def test_the_best_weights_by_what_was_asked_for(data):
+    for monitor in ('valid_loss', 'accuracy'):
+        result = baseline(data, **TINY, size=32, n_steps=12, keep_best=monitor, verbose=False)
+        by_head = result.chosen.startswith('head rather than')
+        assert by_head or f'by {monitor}; from' in result.chosen, result.chosen
+        if monitor == 'valid_loss': assert 'by validation loss' in result.chosen
+
+
+def test_what_cannot_be_trained_leaves_the_classifier_as_it_was(data):
+    from fastai.callback.mixup import MixUp
+    from fastai.vision.augment import Brightness
+    learn = learner(data)
+    quiet(learn, learn.fit_head, solver='lbfgs')
+    head = state(learn)
+    for how, words in ((dict(cache_gb=0), 'cache_gb=0'), (dict(cbs=MixUp()), 'remove MixUp'), (dict(checkpoint_every=3), 'into which file'),
+                       (dict(checkpoint='x.safetensors', checkpoint_every=0), 'checkpoint_every=0')):
+        with pytest.raises(ValueError, match=words): quiet(learn, learn.fit_upper, FROM, 4, **how)
+        assert same(head, state(learn))
+    dls = image_dataloaders(data, TINY['arch'], size=32, bs=8, num_workers=0, device='cpu', batch_tfms=[Brightness()])
+    other = transfer_learner(dls, **TINY)
+    with pytest.warns(UserWarning, match='taken as validation sees them'): quiet(other, other.fit_upper, FROM, 4)   # one view
+    with pytest.raises(ValueError, match='Pass views=1'): quiet(other, other.fit_upper, FROM, 4, views=3)
+
+
 # the head
 
 def test_the_head_is_never_worse_than_guessing_on_noise():

@@ -16,7 +16,7 @@ import numpy as np
 # %% ../../nbs/baseline/01_auto.ipynb #122b74f6
 from ..data.features import feature_shape
 from ..training.learner import TransferLearner
-from ..training.upper import UPPER_FROM, UPPER_VIEWS, UpperLength, distinct_views, upper_length
+from ..training.upper import UPPER_FROM, UpperLength, distinct_views, upper_length
 
 # %% ../../nbs/baseline/01_auto.ipynb #2e2ed074
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Situation:
             batch_norm=bool(model._batchnorms()),
             row_bytes=(0, *(4*int(np.prod(feature_shape(model, size, i))) for i in inner)),
             stage_names=tuple(s.name for s in model.stages),
-            views=distinct_views(dls, views or UPPER_VIEWS), cache_gb=cache_gb)
+            views=distinct_views(dls, views), cache_gb=cache_gb)
 
     @property
     def per_class(self) -> float: return self.n_train/self.n_classes

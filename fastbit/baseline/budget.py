@@ -197,12 +197,14 @@ class TimeLimit(Callback):
         seconds:float, # From the first batch to the end of the last evaluation
         evaluation:float=0., # Seconds that an evaluation is expected to take; after the first one, what that took
         now=time.monotonic,  # The clock
+        began:float=None,    # When the time began, by `now`; `None`: with the fit
     ):
         self.allowed, self.validating, self.now = seconds, evaluation, now
         self.steps, self.shortened = 0, False
+        self.began = began
 
     def before_fit(self):
-        self.start, self.steps = self.now(), 0
+        self.start, self.steps = self.now() if self.began is None else self.began, 0
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
 
     @property
@@ -235,7 +237,8 @@ def phase_limit(
     "Limit a phase to the time that is left, less the evaluation and the report"
     forward = min(plan.seconds_per_image[0], plan.seconds_per_image[-1]/3)
     after = 2*(plan.n_valid + plan.n_test)*forward + FIXED
-    return TimeLimit(max(1., deadline - time.perf_counter() - after), plan.n_valid*forward)
+    # from now on: activations are computed before the first step, and count
+    return TimeLimit(max(1., deadline - time.perf_counter() - after), plan.n_valid*forward, began=time.monotonic())
 
 def late_words(
     limit:TimeLimit,

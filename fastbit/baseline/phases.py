@@ -20,6 +20,7 @@ from fastcore.foundation import L
 # %% ../../nbs/baseline/00_phases.ipynb #d1f304d7
 from ..bodies.build import zero_classifier
 from ..bodies.fold import FoldedModel
+from ..core.processes import broadcast_model
 from ..core.restore import preserved
 from ..core.store import CACHE_GB
 from ..hyperrule import HyperRule
@@ -170,7 +171,8 @@ class Scores(NamedTuple):
 
 class Kept:
     "What a phase kept"
-    words = '' # the better of two sets of weights, and why
+    words = ''   # the better of two sets of weights, and why
+    head = False # was it the classifier's?
 
 @contextmanager
 def kept_better(
@@ -180,15 +182,19 @@ def kept_better(
     "Return to the classifier's weights on exit where these are better on the validation images"
     head, weights, kept = Scores.of(learn), {k: v.clone() for k, v in learn.model.state_dict().items()}, Kept()
     yield kept
-    trained = Scores.of(learn)
-    if head.beats(trained):
+    trained, watched = Scores.of(learn), getattr(learn, 'keep_best', None)
+    by_loss = watched is not None and watched.monitor == 'valid_loss'
+    kept.head = head.loss < trained.loss if by_loss else head.beats(trained)
+    if kept.head:
         learn.model.load_state_dict(weights)
         learn.freeze()
-        kept.words = f'head rather than {name}, by {_compared(head, trained)}'
-    else: kept.words = f'{name} rather than head, by {_compared(trained, head)}'
+        if watched is not None: watched.where = None   # its weights are not these
+        kept.words = f'head rather than {name}, by {_compared(head, trained, by_loss)}'
+    else: kept.words = f'{name} rather than head, by {_compared(trained, head, by_loss)}'
+    broadcast_model(learn.model)   # several processes go on with the same weights
 
-def _compared(a, b) -> str:
-    if a.accuracy == b.accuracy: return f'validation loss ({a.loss:.3f} and {b.loss:.3f})'
+def _compared(a, b, by_loss=False) -> str:
+    if by_loss or a.accuracy == b.accuracy: return f'validation loss ({a.loss:.3f} and {b.loss:.3f})'
     return f'validation accuracy ({a.accuracy:.2%} and {b.accuracy:.2%})'
 
 @dataclass(frozen=True)

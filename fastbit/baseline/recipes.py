@@ -117,6 +117,7 @@ class OneCycleRecipe:
 
     def text(self, learn, phases, found) -> str: return ''
     def why(self, learn) -> str: return ''
+    def unused(self, learn) -> str: return ''
 
 class HeadRecipe(OneCycleRecipe):
     "Train the classifier alone"
@@ -127,6 +128,11 @@ class HeadRecipe(OneCycleRecipe):
         smoothing, (phase,) = self.train.label_smoothing, self.phases()
         if smoothing:
             raise ValueError(f"label_smoothing={smoothing:g}: the head is regularized by other means. Leave it out.")
+        for name in ('keep_best', 'patience'):
+            value = getattr(self.train, name)
+            if value is None or phase.n_epoch is not None: continue
+            raise ValueError(f"{name}={value!r}: logistic regression has no epochs to choose from. "
+                             "Pass epochs=, or leave it out.")
 
     def phases(self, learn=None) -> list: return head_phases(self.options.epochs, self.options.lr, **self.features)
 
@@ -148,6 +154,17 @@ class AutoRecipe(OneCycleRecipe):
         return decide(Situation.of(learn, o.batch_size, o.views, self.loaders.cache_gb), o.n_steps)
 
     def why(self, learn) -> str: return self.decide(learn).why
+
+    def unused(self, learn) -> str:
+        "Name the options that were given and that the decision has no use for; '' where there are none"
+        chosen, given = self.decide(learn), {**self.options.given, **self.train.given}
+        names = [] if chosen.second == 'upper' else ['views']
+        if not chosen.second: names += ['lr', 'checkpoint_every', 'bn', 'label_smoothing', 'keep_best', 'patience']
+        unused = [f'{k}={given[k]!r}' for k in names if given.get(k) is not None]
+        if not unused: return ''
+        what = 'all layers on images' if chosen.second else 'the classifier alone'
+        return (f"auto trains {what} here, so these options have no effect: {', '.join(unused)}. "
+                "Leave them out, or choose a recipe that has them.")
 
     def phases(self, learn) -> list:
         chosen, caching = self.decide(learn), dict(cache=self.loaders.cache, cache_gb=self.loaders.cache_gb)
@@ -214,6 +231,7 @@ class RuleRecipe:
         return [RulePhase(rule, eval_every, saving, label_smoothing=_smoothing(self.train))]
 
     def why(self, learn) -> str: return ''
+    def unused(self, learn) -> str: return ''
     def text(self, learn, phases, found) -> str: return rule_text(learn, phases[0].rule, phases[0].eval_every, found)
 
 def make_recipe(

@@ -43,7 +43,7 @@ from ..metrics.task import SINGLE_LABEL
 from ..report.findings import Findings
 from ..training.callbacks import JsonLog
 from ..training.guards import FitStopped
-from ..training.learner import transfer_learner
+from ..training.learner import BODY_LR, HEAD_LR, transfer_learner
 from ..training.precision import check_precision
 
 # %% ../../nbs/baseline/07_run.ipynb #6168595f
@@ -112,6 +112,7 @@ class Run:
         if self.budget is not None: within = self._fit_budget()
         if self.watch: self.learn.add_cb(self.watch)
         self.phases = self.recipe.phases(self.learn)
+        if words := self.recipe.unused(self.learn): warn_data(words)
         found = self.checkpoint and self.phases[-1].find_checkpoint(self.learn, self.checkpoint)
         rule = self.recipe.text(self.learn, self.phases, found)
         words = dict(rule=rule, saved=self._saved_words(found), resumed=self._resumed_words(found), budget=within)
@@ -145,17 +146,25 @@ class Run:
         if own and own.second == 'upper':
             lengths = shorter_lengths(own.length, self.learn.dls.train.n, o.recipe.batch_size)
             return 'auto', self.recipe.phases(self.learn), lengths
-        given = {k: v for k, v in o.recipe.given.items() if k in ('lr', 'views')}
-        phases = make_recipe(OneCycle.from_given(dict(epochs=2, **given)), o.loaders).phases()
+        phases = make_recipe(OneCycle.from_given(dict(self._one_cycle_options(), epochs=2)), o.loaders).phases()
         head_only = self.recipe.name == 'head' or own and not own.second
         return 'head' if head_only else 'onecycle', phases, ()
+
+    def _one_cycle_options(self) -> dict:
+        "The options given to this recipe, as `OneCycle` has them"
+        own = self.options.recipe
+        given = {k: v for k, v in own.given.items() if k in ('lr', 'views', 'batch_size')}
+        # the rate of `auto` is that of all layers, of which `onecycle` has a ratio
+        if isinstance(own, Auto) and own.lr is not None: given['lr'] = own.lr*HEAD_LR/BODY_LR
+        return given
 
     def _within_budget(self, chosen) -> Options:
         "Return the options of a recipe that a budget chose"
         own = self.options.recipe
         if chosen.recipe == 'auto': return own.changed(n_steps=chosen.length.n_steps)
+        if chosen.recipe == 'onecycle':
+            return OneCycle.from_given(dict(self._one_cycle_options(), epochs=chosen.epochs))
         given = {k: v for k, v in own.given.items() if k in ('lr', 'views', 'batch_size')}
-        if chosen.recipe == 'onecycle': return OneCycle.from_given(dict(given, epochs=chosen.epochs))
         # the rate and the views of `auto` are not the head's
         if isinstance(own, Auto): given = {k: v for k, v in given.items() if k == 'batch_size'}
         return HeadOnly.from_given(given)

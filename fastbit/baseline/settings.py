@@ -93,7 +93,8 @@ def check_budget(
     "Raise `ValueError` for options that a budget decides itself"
     budget, recipe = options.output.budget, options.recipe
     if world() > 1:
-        raise ValueError(f"budget={budget!r}: it measures one process, and there are {world()}. Pass epochs.")
+        length = 'n_steps' if recipe_name(recipe) == 'auto' else 'epochs'
+        raise ValueError(f"budget={budget!r}: it measures one process, and there are {world()}. Pass {length}=.")
     if recipe_name(recipe) == 'hyperrule':
         raise ValueError("budget applies to the auto, onecycle and head recipes only. "
                          "Set the length of hyperrule with n_steps= (--steps).")

@@ -6,7 +6,7 @@ Docs: https://fastbit.github.io/fastbit/training/head.html.md"""
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'USUAL_STRENGTH', 'FOLDS', 'SOLVERS', 'HEAD_EPOCHS', 'FeatureScaler', 'LogisticFit', 'logistic_head',
-           'check_head_options']
+           'can_draw_views', 'check_head_options']
 
 # %% ../../nbs/training/10_head.ipynb #83756b94
 from contextlib import contextmanager, nullcontext
@@ -118,13 +118,23 @@ def _weighted_score(estimator, x, y, weights) -> float:
     return -log_loss(y, estimator.predict_proba(x), sample_weight=weights[y], labels=estimator.classes_)
 
 # %% ../../nbs/training/10_head.ipynb #d059c76b
+def _batch_transforms(dls) -> list:
+    return [f for f in getattr(dls.train.after_batch, 'fs', []) if not isinstance(f, IntToFloatTensor)]
+
+def can_draw_views(
+    dls # Of a learner
+) -> bool:
+    "Can augmentations of these images be drawn again? Those of fastbit's loaders without batch transforms"
+    known = all(isinstance(dl, ImageDL) for dl in dls.loaders[:2]) and getattr(dls, 'preprocess', None)
+    return bool(known) and not _batch_transforms(dls)
+
 def _features(learn, n, views, cache, gb) -> tuple: # ((training, validation) features, their class numbers)
     "Compute the features after the first `n` stages"
     if learn.opt is None: learn.create_opt()
     dls = learn.dls
     known = all(isinstance(dl, ImageDL) for dl in dls.loaders[:2]) and getattr(dls, 'preprocess', None)
-    transforms = [f for f in getattr(dls.train.after_batch, 'fs', []) if not isinstance(f, IntToFloatTensor)]
-    if known and not transforms:
+    transforms = _batch_transforms(dls)
+    if can_draw_views(dls):
         def get(dl, views):
             return frozen_features(
                 learn.model, dl.items, dls.preprocess, last=n, views=views, seed=dl.seed, bs=max(dl.bs, 32),
@@ -132,7 +142,7 @@ def _features(learn, n, views, cache, gb) -> tuple: # ((training, validation) fe
         return (get(dls.train, views), get(dls.valid, 1)), tuple(map(_labels, dls.loaders[:2]))
     if views > 1:
         raise ValueError(f"views={views}: only images that fastbit loads itself, without batch transforms, have views "
-                         "that can be drawn again. Omit views.")
+                         "that can be drawn again. Pass views=1.")
     names = ', '.join(type(f).__name__ for f in transforms)
     what = f'batch transforms: {names}' if known else type(dls.train).__name__
     warn_data(f"These loaders are not only fastbit's ({what}): images are taken as validation sees them, "

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 # %% ../../nbs/training/18_upper.ipynb #3c5261cb
 from fastai.callback.core import Callback
+from fastai.callback.mixup import CutMix, MixHandler, MixUp
 from fastai.imports import noop  # not fastcore's of the same name: the one that `no_logging` sets
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
@@ -31,7 +32,7 @@ from ..core.processes import is_writer
 from ..core.store import CACHE_GB
 from ..core.text import warn_data
 from .checkpoint import EpochCheckpoint, Resume, check_checkpoint, checkpoint_lock
-from .head import _features, _on_features, _print_features, check_head_options
+from .head import _features, _on_features, _print_features, can_draw_views, check_head_options
 from .identity import describe_run
 from .learner import TransferLearner
 from .one_cycle import check_resumable, progress_of
@@ -109,12 +110,14 @@ def norms_as(
     finally: use(own)
 
 def distinct_views(
-    dls,       # With the `preprocess` that fastbit's loaders have
-    views:int, # Of each image
+    dls,            # fastbit's loaders have a `preprocess`
+    views:int=None, # Of each image; `None`: `UPPER_VIEWS`, or 1 where the loaders cannot draw them
 ) -> int: # 1 where the data allow neither crops nor flips
     "Return how many views of an image differ"
     pp = getattr(dls, 'preprocess', None)
-    return views if pp is None or pp.crop or pp.flip else 1
+    if pp is not None and not (pp.crop or pp.flip): return 1
+    if views is not None: return views
+    return UPPER_VIEWS if pp is not None and can_draw_views(dls) else 1
 
 def _smoothing(learn, asked) -> float:
     if asked is None: return SMOOTHING if type(learn.loss_func) is CrossEntropyLossFlat else 0.
@@ -128,7 +131,7 @@ def upper_checkpoint(self:TransferLearner,
     *,
     freeze_to:int,
     lr:float,
-    views:int,
+    views:int|None,
     label_smoothing:float=None,
     bn:str='train',
     cbs=(),
@@ -149,7 +152,7 @@ def fit_upper(self:TransferLearner,
     n_steps:int=None,    # Optimizer steps; `None`: 300, or 5 passes over the images if these are more
     lr:float=UPPER_LR,   # Peak learning rate of all stages that train
     *,
-    views:int=UPPER_VIEWS, # Of each training image: 1: as validation sees it, k: and k-1 augmentations, drawn once
+    views:int=None,      # Of each training image: 1: as validation sees it, k: and k-1 augmentations; `None`: 8 where they can be drawn
     label_smoothing:float=None, # Share of the target that is spread over all classes; `None`: 0.1, or 0 for another loss than cross-entropy
     bn:str='train',      # BatchNorm of the stages that train: 'frozen', 'affine' or 'train'
     cbs=None,            # fastai callbacks
@@ -160,7 +163,13 @@ def fit_upper(self:TransferLearner,
     before:str='',       # What was trained before, in words that a checkpoint has to agree with
 ):
     "Train the stages from `freeze_to` on by one-cycle, on activations of the stages below, computed once"
-    check_head_options(views, 'sgd', cache_gb)
+    check_head_options(1 if views is None else views, 'sgd', cache_gb)
+    if checkpoint is None and checkpoint_every is not None:
+        raise ValueError(f"checkpoint_every={checkpoint_every}: into which file? Pass checkpoint='run.safetensors'.")
+    if checkpoint_every is not None: resolve_steps('checkpoint_every', checkpoint_every, 1)
+    if any(isinstance(cb, MixHandler) or cb in (MixUp, CutMix) for cb in [*L(cbs), *self.cbs]):
+        raise ValueError("fit_upper smooths labels and trains on activations: remove MixUp and CutMix, or use "
+                         "learn.fit_one_cycle().")
     if bn not in BN_MODES: raise ValueError(f"bn={bn!r}; it can be {', '.join(map(repr, BN_MODES))}.")
     if n_steps is not None: resolve_steps('n_steps', n_steps, 1)
     smoothing, views = _smoothing(self, label_smoothing), distinct_views(self.dls, views)
@@ -176,8 +185,8 @@ def fit_upper(self:TransferLearner,
             run, found = self.upper_checkpoint(checkpoint, length, cbs=cbs or (), **how)
             if found and self.logger is not noop and is_writer(): print(progress_of(found, length.n_steps), flush=True)
             saving = [EpochCheckpoint(checkpoint, checkpoint_every, run)]
-        _zero_head(self)
         self.head_features, labels = _features(self, n, views, cache, cache_gb)
+        _zero_head(self)   # after what may fail
         if self.logger is not noop: _print_features(self.head_features)
         own = [SmoothLabels(smoothing)] if smoothing else []
         with _on_features(self, n, self.head_features, labels, repeat=length.repeat, even=bn == 'train'):
