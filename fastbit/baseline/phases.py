@@ -191,7 +191,7 @@ def kept_better(
         if watched is not None: watched.where = None   # its weights are not these
         kept.words = f'head rather than {name}, by {_compared(head, trained, by_loss)}'
     else: kept.words = f'{name} rather than head, by {_compared(trained, head, by_loss)}'
-    broadcast_model(learn.model)   # several processes go on with the same weights
+    broadcast_model(learn.model)   # several processes continue with the same weights
 
 def _compared(a, b, by_loss=False) -> str:
     if by_loss or a.accuracy == b.accuracy: return f'validation loss ({a.loss:.3f} and {b.loss:.3f})'
