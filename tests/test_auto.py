@@ -48,7 +48,7 @@ class StepLosses(Callback):
 
 
 def live_fit(learn, length, views, bn):
-    "What `fit_upper` does, with pixels in the place of activations: every stage runs in every step"
+    "What `fit_upper` does, with pixels instead of activations: every stage runs in every step"
     dls = learn.dls
     def pixels(dl, k):
         rows = np.stack([view_pixels(p, v, dls.preprocess, dl.seed) for p in dl.items for v in range(k)])
@@ -65,9 +65,9 @@ def live_fit(learn, length, views, bn):
 
 @pytest.mark.parametrize('bn, views', [('train', 4), ('frozen', 1)])
 def test_cached_training_is_live_training_step_for_step(data, bn, views):
-    cached, live, losses = learner(data), learner(data), StepLosses()
+    cached, live, losses = learner(data, 9), learner(data, 9), StepLosses()   # 32 images: batches of 8, or of 9 and a last one of 5
     before = state(cached)
-    length = upper_length(cached.dls.train.n, 8, 24)
+    length = upper_length(cached.dls.train.n, 9, 24)
     quiet(cached, cached.fit_upper, FROM, 24, 4e-3, views=views, bn=bn, cbs=losses)
     with live.no_logging(), live.no_bar(): seen = live_fit(live, length, views, bn)
     assert len(seen) == len(losses.seen) == length.n_steps
