@@ -28,6 +28,8 @@ class DataOptions(Options):
     resize:str = 'squash'    # how images become squares: squash, crop or pad
     crop:bool = None         # train on random crops (default: yes, except for digits)
     flip:bool = None         # train on horizontal flips (default: yes, except for digits and the like)
+    augment:str|list = 'light' # random changes of training images: none, light, strong, or a list of transforms
+    jitter:bool = True       # let strong augmentation change brightness and colors
     draft:bool = True        # decode large JPEGs at a reduced scale, at least twice the size needed
     max_value:int = 65535    # pixel value that becomes white in 16-bit grayscale images, such as 4095 for 12 bits
 
@@ -88,17 +90,17 @@ class RunOptions(Options):
 class Auto(Options):
     "Logistic regression on frozen features, then the upper stages on cached activations, as far as the data allow"
     batch_size:int = 32      # images per optimizer step
-    lr:float = None          # peak learning rate (default: 0.004 for auto, 0.01 for onecycle, by the batch size for hyperrule)
+    lr:float = None          # peak learning rate (default: 0.004 for auto, 0.0005 for onecycle, by the batch size for hyperrule)
     views:int = None         # views per training image: the image, and augmentations of it (default: up to 8 for auto, else 1)
     n_steps:int = None       # optimizer steps (default: by the number of images for auto, the rule's for hyperrule)
     checkpoint_every:int = None # optimizer steps between checkpoints (default: each epoch, at most every 30 s)
 
 @dataclass(frozen=True)
 class OneCycle(Options):
-    "Train the classifier on frozen features, then fine-tune all layers with discriminative rates, both by one-cycle"
-    epochs:int = 8           # passes over the training images, the head phase included
+    "Logistic regression on frozen features, then one-cycle for all layers with discriminative rates"
+    epochs:int = 8           # passes over the training images; the head phase counts as one
     batch_size:int = 32      # images per optimizer step
-    lr:float = .01           # peak learning rate; of the classifier for onecycle, whose second phase keeps its ratio to it
+    lr:float = 5e-4          # peak learning rate of the classifier in the second phase; the stem's is a tenth of it
     views:int = 1            # views per training image for the head phase: the image, and augmentations of it
     checkpoint_every:int = None # optimizer steps between checkpoints (default: each epoch, at most every 30 s)
 

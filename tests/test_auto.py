@@ -237,7 +237,8 @@ def test_the_best_weights_by_what_was_asked_for(data):
 
 def test_what_cannot_be_trained_leaves_the_classifier_as_it_was(data):
     from fastai.callback.mixup import MixUp
-    from fastai.vision.augment import Brightness
+    from fastai.vision.augment import Brightness, Resize
+    from fastai.vision.data import ImageDataLoaders
     learn = learner(data)
     quiet(learn, learn.fit_head, solver='lbfgs')
     head = state(learn)
@@ -247,6 +248,9 @@ def test_what_cannot_be_trained_leaves_the_classifier_as_it_was(data):
         assert same(head, state(learn))
     dls = image_dataloaders(data, TINY['arch'], size=32, bs=8, num_workers=0, device='cpu', batch_tfms=[Brightness()])
     other = transfer_learner(dls, **TINY)
+    with pytest.warns(UserWarning, match='taken as validation sees them'): quiet(other, other.fit_upper, FROM, 4, views=1)
+    theirs = ImageDataLoaders.from_folder(data, valid_pct=.2, item_tfms=Resize(32), num_workers=0, bs=8)
+    other = transfer_learner(theirs, **TINY)
     with pytest.warns(UserWarning, match='taken as validation sees them'): quiet(other, other.fit_upper, FROM, 4)   # one view
     with pytest.raises(ValueError, match='Pass views=1'): quiet(other, other.fit_upper, FROM, 4, views=3)
 

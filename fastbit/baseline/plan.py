@@ -158,12 +158,13 @@ def make_plan(
     half = f', {learn.precision}' if learn.precision != 'float32' else ''
     machine = dict(device=f'{dls.device}{half}', processes=world(), machine=this_machine(dls.device))
     body = dict(n_params=sum(p.numel() for p in learn.model.parameters()), size=pp.size,
-                images=image_words(pp, dls.table.path), bs=dls.bs)
+                images=image_words(pp, dls.table.path, dls.augment), bs=dls.bs)
     return Plan(**data, **body, **machine, **told, phases=phases, seconds_per_image=measure_phases(learn, phases))
 
 def image_words(
-    pp,    # `Preprocess`
-    paths, # Files
+    pp,      # `Preprocess`
+    paths,   # Files
+    augment, # `Augment`
 ) -> str:
     "Describe how files become the images that a body gets"
     resized = dict(squash='squashed', crop='cropped', pad='padded')[pp.resize]
@@ -171,6 +172,4 @@ def image_words(
     jpegs = any(str(p).lower().endswith(('.jpg', '.jpeg', '.jfif', '.jpe')) for p in paths)
     if pp.draft and jpegs: words.append('large JPEGs decoded at a reduced scale')
     if pp.max_value != MAX_16_BIT: words.append(f'16-bit values of 0 to {pp.max_value} scaled to 0 to 255')
-    random = [f'random crops from {pp.train_size} px']*pp.crop + ['random horizontal flips']*pp.flip
-    words.append(f'training on {" and ".join(random)}' if random else 'no augmentation')
-    return ', '.join(words)
+    return ', '.join([*words, augment.words(pp)])

@@ -38,10 +38,12 @@ from ..training.upper import SMOOTHING, UPPER_LR
 # %% ../../nbs/baseline/02_recipes.ipynb #99df6283
 LR_SPREAD = 10   # the classifier's rate over the stem's when everything trains
 
-def _check_head(epochs, lr):
+def _check_epochs(epochs):
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"epochs={epochs!r}: one or more.")
-    if not 0 < lr < 10: raise ValueError(f"lr={lr!r}: a rate lies between 0 and 10; the recipe's is {HEAD_LR:g}.")
+
+def _check_lr(lr, usual):
+    if not 0 < lr < 10: raise ValueError(f"lr={lr!r}: a rate lies between 0 and 10; the recipe's is {usual:g}.")
 
 def head_phases(
     epochs:int=None,     # Passes over the features by one-cycle, 1 or more; `None`: logistic regression, unless `lr` is given
@@ -51,24 +53,25 @@ def head_phases(
     "Train the classifier on the frozen body"
     if epochs is None and lr is None: return [HeadPhase(**how)]
     epochs, lr = HEAD_EPOCHS if epochs is None else epochs, HEAD_LR if lr is None else lr
-    _check_head(epochs, lr)
+    _check_epochs(epochs)
+    _check_lr(lr, HEAD_LR)
     return [HeadPhase(epochs, lr, **how)]
 
 def onecycle_phases(
-    epochs:int=8,        # Passes over the training images, 1 or more; the head phase is one of them
-    lr:float=HEAD_LR,    # Peak learning rate of the head phase; a twentieth of it in the second
+    epochs:int=8,        # Passes over the training images, 1 or more; the head phase counts as one of them
+    lr:float=BODY_LR,    # Peak learning rate of the classifier in the second phase; the stem's is a tenth of it
     checkpoint_every:int=None, # Optimizer steps between checkpoints of the second phase; `None`: after an epoch
     label_smoothing:float=0., # Of the second phase: share of the target that is spread over all classes
     **how                # views, cache, cache_gb of the first phase, as for `HeadPhase`
 ) -> list:
-    "Train the classifier on the frozen body, then fine-tune all layers with discriminative rates"
-    _check_head(epochs, lr)
-    head = HeadPhase(HEAD_EPOCHS, lr, **how)
+    "Fit logistic regression on the frozen body's features, then fine-tune all layers with discriminative rates"
+    _check_epochs(epochs)
+    _check_lr(lr, BODY_LR)
+    head = HeadPhase(**how)
     if epochs == 1: return [head]
-    body = lr*BODY_LR/HEAD_LR
-    rates = dict(lr=body, lr_first=body/LR_SPREAD)
-    everything = OneCyclePhase(name='all layers', n_epoch=epochs-1, freeze_to=0, **rates,
-                               before=head.history, checkpoint_every=checkpoint_every, label_smoothing=label_smoothing)
+    everything = OneCyclePhase(
+        name='all layers', n_epoch=epochs-1, freeze_to=0, lr=lr, lr_first=lr/LR_SPREAD, before=head.history,
+        checkpoint_every=checkpoint_every, label_smoothing=label_smoothing)
     return [head, everything]
 
 # %% ../../nbs/baseline/02_recipes.ipynb #e9c2a308
@@ -145,7 +148,7 @@ class AutoRecipe(OneCycleRecipe):
         _check_batch(o)
         check_head_options(1 if o.views is None else o.views, 'sgd', self.loaders.cache_gb)
         for name in ('n_steps', 'checkpoint_every'): resolve_steps(name, getattr(o, name), 1)
-        if o.lr is not None: _check_head(1, o.lr)
+        if o.lr is not None: _check_lr(o.lr, UPPER_LR)
         _smoothing(self.train)
 
     def decide(self, learn) -> Decision:
@@ -267,7 +270,9 @@ def with_bs(
     return options.changed(**{name: bs})
 
 # %% ../../nbs/baseline/02_recipes.ipynb #3eb99448
-_OF_TRAINING = ('resize', 'crop', 'flip', 'draft', 'max_value', 'micro_batch', 'eval_every', 'checkpoint_every')
+_OF_TRAINING = (
+    'resize', 'crop', 'flip', 'augment', 'jitter', 'draft', 'max_value',
+    'micro_batch', 'eval_every', 'checkpoint_every')
 
 @with_options(without=_OF_TRAINING)
 def folder_rule(

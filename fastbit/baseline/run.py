@@ -35,6 +35,7 @@ from ..core.options import with_options
 from ..core.checks import check_out, make_out
 from ..core.processes import alone_by_mistake, barrier, is_writer, join_processes, writer_first
 from ..core.text import format_seconds, printable, show, warn_data
+from ..data.augment import read_level
 from ..data.batches import resolve_device
 from ..data.loaders import image_dataloaders
 from ..data.public import resolve_source
@@ -43,7 +44,7 @@ from ..metrics.task import SINGLE_LABEL
 from ..report.findings import Findings
 from ..training.callbacks import JsonLog
 from ..training.guards import FitStopped
-from ..training.learner import BODY_LR, HEAD_LR, transfer_learner
+from ..training.learner import transfer_learner
 from ..training.precision import check_precision
 
 # %% ../../nbs/baseline/07_run.ipynb #6168595f
@@ -74,6 +75,7 @@ class Run:
         self.body = resolve_body(o.body.arch, o.body.weights)
         self.device = resolve_device(o.loaders.device)
         self.watch = keep_best_callback(o.train)
+        read_level(o.data.augment)
         self.recipe.check()
         check_pairs(o)
         if self.out is not None and is_writer(): self._check_out()
@@ -153,10 +155,8 @@ class Run:
     def _one_cycle_options(self) -> dict:
         "The options given to this recipe, as `OneCycle` has them"
         own = self.options.recipe
-        given = {k: v for k, v in own.given.items() if k in ('lr', 'views', 'batch_size')}
-        # the rate of `auto` is that of all layers, of which `onecycle` has a ratio
-        if isinstance(own, Auto) and own.lr is not None: given['lr'] = own.lr*HEAD_LR/BODY_LR
-        return given
+        kept = ('views', 'batch_size') if isinstance(own, HeadOnly) else ('lr', 'views', 'batch_size')
+        return {k: v for k, v in own.given.items() if k in kept and v is not None}
 
     def _within_budget(self, chosen) -> Options:
         "Return the options of a recipe that a budget chose"
@@ -164,10 +164,10 @@ class Run:
         if chosen.recipe == 'auto': return own.changed(n_steps=chosen.length.n_steps)
         if chosen.recipe == 'onecycle':
             return OneCycle.from_given(dict(self._one_cycle_options(), epochs=chosen.epochs))
-        given = {k: v for k, v in own.given.items() if k in ('lr', 'views', 'batch_size')}
-        # the rate and the views of `auto` are not the head's
-        if isinstance(own, Auto): given = {k: v for k, v in given.items() if k == 'batch_size'}
-        return HeadOnly.from_given(given)
+        if isinstance(own, HeadOnly): return own
+        # their rates are of other phases, and auto's views of other features
+        kept = ('batch_size',) if isinstance(own, Auto) else ('views', 'batch_size')
+        return HeadOnly.from_given({k: v for k, v in own.given.items() if k in kept})
 
     def _n_batches(self) -> int: return len(self.learn.dls.train)
 

@@ -45,8 +45,12 @@ def check_exists(
 # %% ../../nbs/cli/04_arguments.ipynb #1d67c9cc
 COUNTS = ('epochs', 'bs', 'batch_size', 'micro_batch', 'k_per_class', 'patience', 'n_steps', 'stop_after',
           'eval_every', 'checkpoint_every', 'views', 'procs')
-CHOICES = dict(resize=('squash', 'crop', 'pad'), bn=('frozen', 'affine', 'train'), keep_best=('valid_loss', 'accuracy'),
-               precision=('float32', 'bf16', 'fp16', 'auto'))
+CHOICES = dict(
+    resize=('squash', 'crop', 'pad'),
+    augment=('none', 'light', 'strong'),
+    bn=('frozen', 'affine', 'train'),
+    keep_best=('valid_loss', 'accuracy'),
+    precision=('float32', 'bf16', 'fp16', 'auto'))
 WEIGHTS = ('auto', 'bundled', 'hub', 'random')
 RANGES = dict(   # name -> (smallest, largest, in words)
     size=(32, math.inf, 'a whole number of pixels, 32 or more'),

@@ -99,7 +99,7 @@ def _add_check(p):
     _switch(p, '--open', 'open the page in the browser')
 
 def _add_rule(p):
-    _add_data(p, without=('resize', 'crop', 'flip', 'draft', 'max_value'))
+    _add_data(p, without=('resize', 'crop', 'flip', 'augment', 'jitter', 'draft', 'max_value'))
     g = p.add_argument_group('rule')
     add_options(g, TrainOptions, only=('size',))
     add_options(g, BiTRule, without=('eval_every', 'checkpoint_every', 'micro_batch'))

@@ -19,6 +19,7 @@ import pandas as pd
 from ..bodies.preprocess import Preprocess
 from ..core.options import options_by_name
 from ..core.text import warn_data
+from .augment import Augment
 from .folders import count_reasons, list_folder, warn_skipped
 from .labels import warn_similar_labels
 from .layouts import find_layout
@@ -43,7 +44,8 @@ class ImageSet:
     left_out: pd.DataFrame = field(default_factory=skipped_frame) # columns path, reason: unreadable images
     split: str = ''             # how it is split, in words
     report: pd.DataFrame = None # what `check_images` found; `None`: the files were not checked
-    preprocess: Preprocess = None # resizing and augmentation; `None`: not decided yet
+    preprocess: Preprocess = None # resizing, and whether crops and flips are allowed; `None`: not decided yet
+    augment: Augment = Augment() # what happens to training images
     image_size: tuple = None    # (height, width) of the training image with the median area, pixels; `None`: not measured yet
 
 def source_name(

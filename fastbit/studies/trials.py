@@ -85,6 +85,8 @@ class Bench:
         o = self.data
         split = dict(seed=o.seed, valid_pct=o.valid_pct, test_pct=o.test_pct, k_per_class=o.k_per_class)
         pixels = dict(size=self.size, flip=o.flip, crop=o.crop, max_value=o.max_value)
+        # older boards have no such settings
+        pixels |= {k: getattr(o, k) for k in ('augment', 'jitter') if getattr(o, k) != getattr(DataOptions, k)}
         machine = dict(num_workers=self.loaders.num_workers, device=self.loaders.device)
         return split | pixels | machine | vars(self.table)
 

@@ -9,6 +9,7 @@ __all__ = ['STRENGTHS', 'USUAL_STRENGTH', 'FOLDS', 'SOLVERS', 'HEAD_EPOCHS', 'Fe
            'can_draw_views', 'check_head_options']
 
 # %% ../../nbs/training/10_head.ipynb #83756b94
+import time
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from fastai.callback.mixup import CutMix
 from fastai.data.core import DataLoaders
 from fastai.data.transforms import IntToFloatTensor
 from fastai.imports import noop  # not fastcore's of the same name: the one that `no_logging` sets
+from fastai.torch_core import set_seed
 from fastcore.basics import patch
 from fastcore.foundation import L
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -31,7 +33,7 @@ from threadpoolctl import threadpool_limits
 # %% ../../nbs/training/10_head.ipynb #4b9afb0e
 from ..bodies.fold import FoldedModel
 from ..core.options import options_by_name
-from ..core.restore import temp_attrs
+from ..core.restore import preserved_rng, temp_attrs
 from ..core.store import CACHE_GB
 from ..core.text import warn_data
 from ..data.features import FeatureDL, Features, feature_shape, frozen_features
@@ -124,51 +126,61 @@ def _batch_transforms(dls) -> list:
 def can_draw_views(
     dls # Of a learner
 ) -> bool:
-    "Can augmentations of these images be drawn again? Those of fastbit's loaders without batch transforms"
-    known = all(isinstance(dl, ImageDL) for dl in dls.loaders[:2]) and getattr(dls, 'preprocess', None)
-    return bool(known) and not _batch_transforms(dls)
+    "Can augmentations of these images be drawn again? Those of fastbit's loaders"
+    return all(isinstance(dl, ImageDL) for dl in dls.loaders[:2]) and getattr(dls, 'preprocess', None) is not None
 
 def _features(learn, n, views, cache, gb) -> tuple: # ((training, validation) features, their class numbers)
     "Compute the features after the first `n` stages"
     if learn.opt is None: learn.create_opt()
-    dls = learn.dls
-    known = all(isinstance(dl, ImageDL) for dl in dls.loaders[:2]) and getattr(dls, 'preprocess', None)
-    transforms = _batch_transforms(dls)
-    if can_draw_views(dls):
+    dls, known, transforms = learn.dls, can_draw_views(learn.dls), _batch_transforms(learn.dls)
+    if known and not transforms:
         def get(dl, views):
             return frozen_features(
                 learn.model, dl.items, dls.preprocess, last=n, views=views, seed=dl.seed, bs=max(dl.bs, 32),
-                cache=cache, cache_gb=gb, pixels=dl.pixels)
+                cache=cache, cache_gb=gb, pixels=dl.pixels, augment=dls.augment)
         return (get(dls.train, views), get(dls.valid, 1)), tuple(map(_labels, dls.loaders[:2]))
-    if views > 1:
-        raise ValueError(f"views={views}: only images that fastbit loads itself, without batch transforms, have views "
-                         "that can be drawn again. Pass views=1.")
-    names = ', '.join(type(f).__name__ for f in transforms)
-    what = f'batch transforms: {names}' if known else type(dls.train).__name__
-    warn_data(f"These loaders are not only fastbit's ({what}): images are taken as validation sees them, "
-              "and their features are kept for this fit only.")
-    return tuple(zip(*(_loader_features(learn, dl, n, gb) for dl in dls.loaders[:2])))
+    if views > 1 and not known:
+        raise ValueError(f"views={views}: only images that fastbit loads itself have views that can be drawn again. "
+                         "Pass views=1.")
+    if views == 1:
+        names = ', '.join(type(f).__name__ for f in transforms)
+        what = f'batch transforms: {names}' if known else type(dls.train).__name__
+        warn_data(f"These loaders are not only fastbit's ({what}): images are taken as validation sees them, "
+                  "and their features are kept for this fit only.")
+    return tuple(zip(*(_loader_features(learn, dl, n, gb, k) for dl, k in zip(dls.loaders[:2], (views, 1)))))
 
 def _labels(dl) -> torch.Tensor: return torch.tensor([int(dl.dataset.tls[1][i]) for i in range(dl.n)])
 
-@torch.no_grad()
-def _loader_features(learn, dl, n, gb) -> tuple: # (features, class numbers)
-    "Compute the features of what a loader yields when it validates"
-    shape = feature_shape(learn.model, learn.dls.valid.one_batch()[0].shape[-1], n)
-    need = dl.n*4*int(np.prod(shape))/2**30
-    if need > gb:
-        raise ValueError(f"The features of {dl.n} images take {need:.3g} GB, and cache_gb={gb:g} is allowed. "
-                         "Freeze more stages, or allow more.")
+@contextmanager
+def _view_of(learn, dl, view): # Yields an iterable of batches, in the order of the items
+    "The images of a loader as validation sees them (0), or as training augments them"
+    if view:
+        with preserved_rng(learn.dls):
+            set_seed((dl.seed + view) % 2**32)   # of batch transforms
+            yield dl.new(shuffle=False, drop_last=False, seed=f'{dl.seed}/{view}')
+        return
     items = learn.dls.valid.new(dl.dataset, shuffle=False, drop_last=False)
-    folded, xs, ys = FoldedModel(learn.model, n).eval(), [], []
     as_valid = getattr(items.dataset, 'set_split_idx', None)   # torch's data sets have none
-    with as_valid(1) if as_valid else nullcontext():
-        for x, y in items:
-            xs.append(folded(x).float().cpu().numpy())
-            ys.append(y.as_subclass(torch.Tensor).cpu())
+    with as_valid(1) if as_valid else nullcontext(): yield items
+
+@torch.no_grad()
+def _loader_features(learn, dl, n, gb, views) -> tuple: # (features, class numbers)
+    "Compute the features of what a loader yields: first when it validates, then when it trains"
+    shape = feature_shape(learn.model, learn.dls.valid.one_batch()[0].shape[-1], n)
+    need = views*dl.n*4*int(np.prod(shape))/2**30
+    if need > gb:
+        raise ValueError(f"The features of {views*dl.n} images take {need:.3g} GB, and cache_gb={gb:g} is allowed. "
+                         "Freeze more stages, or allow more.")
+    start, folded, xs, ys = time.perf_counter(), FoldedModel(learn.model, n).eval(), [], []
+    for view in range(views):
+        with _view_of(learn, dl, view) as batches:
+            for x, y in batches:
+                xs.append(folded(x).float().cpu().numpy())
+                if not view: ys.append(y.as_subclass(torch.Tensor).cpu())
     rows = np.concatenate(xs)
-    index = np.arange(len(rows))[:, None]
-    found = Features(rows, index, computed=len(rows), seconds=0., difference=folded.difference, where='')
+    index = np.arange(len(rows)).reshape(views, -1).T
+    seconds = time.perf_counter() - start
+    found = Features(rows, index, computed=len(rows), seconds=seconds, difference=folded.difference, where='')
     return found, torch.cat(ys)
 
 @contextmanager

@@ -32,7 +32,8 @@ from ..core.processes import is_writer
 from ..core.store import CACHE_GB
 from ..core.text import warn_data
 from .checkpoint import EpochCheckpoint, Resume, check_checkpoint, checkpoint_lock
-from .head import _features, _on_features, _print_features, can_draw_views, check_head_options
+from .head import _batch_transforms, _features, _on_features, _print_features
+from .head import can_draw_views, check_head_options
 from .identity import describe_run
 from .learner import TransferLearner
 from .one_cycle import check_resumable, progress_of
@@ -115,7 +116,7 @@ def distinct_views(
 ) -> int: # 1 where the data allow neither crops nor flips
     "Return how many views of an image differ"
     pp = getattr(dls, 'preprocess', None)
-    if pp is not None and not (pp.crop or pp.flip): return 1
+    if pp is not None and not (dls.augment.changes(pp) or _batch_transforms(dls)): return 1
     if views is not None: return views
     return UPPER_VIEWS if pp is not None and can_draw_views(dls) else 1
 

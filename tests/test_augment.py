@@ -1,0 +1,146 @@
+"`augment=`: levels and transforms of other packages, for images, batches, cached views and streams"
+import json, random
+
+import numpy as np, pytest, torch
+from fastai.torch_core import set_seed
+from fastai.vision.augment import Brightness, aug_transforms
+from PIL import Image
+from torchvision.transforms import v2
+
+from conftest import run_fastbit, write_folder
+from fastbit.baseline import baseline
+from fastbit.bodies import body_preprocess
+from fastbit.data import image_dataloaders
+from fastbit.data.augment import Augment, resolve_augment
+from fastbit.data.features import frozen_features, view_pixels
+from fastbit.data.transforms import train_image
+from fastbit.training import transfer_learner
+
+TINY = dict(arch='test_efficientnet', weights='random')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory): return write_folder(tmp_path_factory.mktemp('augment')/'data', dict(a=10, b=10, c=10), size=(40, 36))
+
+
+def loaders(data, workers=0, **how):
+    return image_dataloaders(data, TINY['arch'], size=32, bs=8, seed=3, num_workers=workers, device='cpu', **how)
+
+
+def learner(dls):
+    set_seed(0)   # of the random weights
+    return transfer_learner(dls, **TINY)
+
+
+def pixels(dl): return torch.cat([x for x, *_ in dl]).as_subclass(torch.Tensor)
+
+
+def quiet(learn, f, *args, **kwargs):
+    with learn.no_bar(), learn.no_logging(): return f(*args, **kwargs)
+
+
+OWN = [v2.RandomRotation(20), v2.ColorJitter(.3)]
+
+@pytest.mark.parametrize('augment', ['strong', OWN], ids=['strong', 'own'])
+def test_training_images_depend_on_the_seed_alone(data, augment):
+    "With and without worker processes, whatever the global generators are; two passes differ"
+    dls = loaders(data, augment=augment)
+    first, second = pixels(dls.train), pixels(dls.train)
+    assert (first != second).any()
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    again = loaders(data, workers=2, augment=augment)
+    assert torch.equal(pixels(again.train), first) and torch.equal(pixels(again.train), second)
+    assert torch.equal(before, torch.get_rng_state())
+    light = loaders(data)
+    assert (pixels(light.train) != first).any() and torch.equal(pixels(light.valid), pixels(dls.valid))
+
+
+def test_none_trains_on_what_validation_sees(data):
+    dls = loaders(data, augment='none')
+    seen = {x.numpy().tobytes() for x in pixels(dls.train)}
+    assert seen == {(torch.tensor(view_pixels(p, 0, dls.preprocess)).float()/255).numpy().tobytes() for p in dls.train.items}
+    learn = learner(dls)
+    quiet(learn, learn.fit_upper, 2, 4)
+    assert learn.head_features[0].index.shape[1] == 1   # all views would be equal
+
+
+def test_strong_does_not_change_what_it_may_not():
+    grid = Image.fromarray(np.random.default_rng(0).integers(0, 255, (34, 34, 3), dtype=np.uint8))
+    still = body_preprocess(TINY['arch'], size=32, train_size=34, crop=False, flip=False)
+    small, rng = grid.resize((32, 32), Image.Resampling[still.interpolation.upper()]), random.Random(0)
+    fixed = Augment('strong', jitter=False)
+    assert all(np.array_equal(train_image(grid, still, rng, fixed), small) for _ in range(5))
+    gray = Image.new('RGB', (34, 34), (100, 100, 100))
+    shades = {train_image(gray, still, rng, Augment('strong')).getpixel((5, 5)) for _ in range(9)}
+    assert len(shades) > 5 and all(79 <= r <= 121 and r == g == b for r, g, b in shades)
+
+
+def test_views_are_cached_by_what_was_done_to_them(data, tmp_path, monkeypatch):
+    monkeypatch.setenv('FASTBIT_CACHE', str(tmp_path))
+    def computed(augment):
+        learn = learner(loaders(data, augment=augment))
+        quiet(learn, learn.fit_head, 1, views=3)
+        return learn.head_features[0].computed
+    first, per_view = computed('light'), 24
+    assert first == 3*per_view
+    assert computed('light') == 0
+    assert computed('strong') == 2*per_view and computed('strong') == 0          # view 0 is the same
+    assert computed([v2.RandomRotation(20)]) == 2*per_view and computed([v2.RandomRotation(20)]) == 0
+    assert computed([v2.RandomRotation(25)]) == 2*per_view
+    for _ in range(2): assert computed([lambda img: img.transpose(Image.Transpose.ROTATE_90)]) == first   # not comparable: never cached
+    strong = loaders(data, augment='strong')
+    rows = frozen_features(learner(strong).model, strong.train.items, strong.preprocess, views=2,
+                           seed=strong.train.seed, augment=strong.augment, cache=False)
+    kept = frozen_features(learner(strong).model, strong.train.items, strong.preprocess, views=2,
+                           seed=strong.train.seed, augment=strong.augment)
+    assert kept.computed == 0 and np.allclose(rows.rows[rows.index], kept.rows[kept.index], rtol=1e-4, atol=1e-6)   # other batches
+
+
+@pytest.mark.parametrize('how', [dict(augment=[Brightness(max_lighting=.5, p=1.)]), dict(batch_tfms=[Brightness(max_lighting=.5, p=1.)])],
+                         ids=['augment', 'batch_tfms'])
+def test_upper_stages_train_on_views_of_batch_transforms(data, how):
+    "Drawn through the loader, the same each time, and without a draw from the global generators"
+    def trained():
+        learn = learner(loaders(data, **how))
+        torch.manual_seed(1)
+        before = torch.get_rng_state()
+        quiet(learn, learn.fit_upper, 2, 6, views=4)
+        f = learn.head_features[0]
+        assert f.index.shape[1] == 4
+        return f.rows[f.index], torch.equal(before, torch.get_rng_state()), {k: v.clone() for k, v in learn.model.state_dict().items()}
+    rows, untouched, weights = trained()
+    again, _, same = trained()
+    assert np.array_equal(rows, again) and all(torch.equal(v, same[k]) for k, v in weights.items())
+    flat = rows.reshape(*rows.shape[:2], -1)
+    assert all((flat[:, i] != flat[:, j]).any(1).all() for i in range(4) for j in range(i))   # each image, each pair of views
+
+
+def test_what_cannot_be_used_is_refused_in_the_words_typed(data, tmp_path):
+    done = run_fastbit('baseline', data, '--augment', 'heavy', cwd=tmp_path)
+    assert done.returncode == 2 and "'none', 'light', 'strong'" in done.stderr and '--augment' in done.stderr, done.stderr
+    with pytest.raises(ValueError, match="augment='heavy'.*'strong', or a list"): baseline(data, augment='heavy')
+    with pytest.raises(ValueError, match='RandomHorizontalFlip.*flip=False'): baseline(data, flip=False, size=32, augment=[v2.RandomHorizontalFlip()], **TINY)
+    with pytest.raises(ValueError, match='jitter=False'): loaders(data, jitter=False, augment=aug_transforms())
+    with pytest.raises(ValueError, match='normaliz'): loaders(data, augment=[v2.ToImage(), v2.Normalize([.5]*3, [.5]*3)])
+    with pytest.raises(ValueError, match='Images keep their size'): loaders(data, augment=[v2.Resize(64)])
+
+
+def test_plan_results_and_checkpoints_say_how_images_were_changed(data, tmp_path):
+    run = dict(size=32, bs=8, recipe='onecycle', epochs=2, num_workers=0, device='cpu', verbose=False, **TINY)
+    strong = baseline(data, augment='strong', out=tmp_path/'strong', **run)
+    assert 'rotations of up to 10 degrees' in str(strong.plan) and 'changed by up to 20%' in str(strong.plan)
+    assert json.loads((tmp_path/'strong/results.json').read_text())['settings']['augment'] == 'strong'
+    own = baseline(data, augment=OWN, out=tmp_path/'own', **run)
+    assert 'RandomRotation, ColorJitter' in str(own.plan)
+    assert 'RandomRotation(degrees=[-20.0, 20.0]' in json.loads((tmp_path/'own/results.json').read_text())['settings']['augment']
+    plain = baseline(data, augment='none', **run)
+    assert 'no augmentation' in str(plain.plan)
+
+
+def test_a_checkpoint_of_another_augmentation_is_refused(data, tmp_path):
+    file = tmp_path/'run.safetensors'
+    learn = learner(loaders(data, augment='strong'))
+    quiet(learn, learn.fit_upper, 2, 4, checkpoint=file, checkpoint_every=1)
+    other = learner(loaders(data))
+    with pytest.raises(ValueError, match='augment'): quiet(other, other.fit_upper, 2, 4, checkpoint=file, checkpoint_every=1)
