@@ -33,8 +33,8 @@ def fastai(epochs, tta=False):
         def train():
             set_seed(case.seed)
             pp = case.preprocess
-            table = case.table[case.table.split != 'valid']   # it chooses nothing
-            table = table.assign(is_valid=table.split == 'test')
+            table = case.table[case.table.split != 'test']   # it evaluates after each epoch, and chooses nothing
+            table = table.assign(is_valid=table.split == 'valid')
             block = DataBlock(
                 (ImageBlock, CategoryBlock(vocab=case.classes)),
                 get_x=ColReader('path'),
@@ -51,7 +51,8 @@ def fastai(epochs, tta=False):
             learn.freeze()
             with learn.no_bar(), learn.no_logging(): learn.fine_tune(epochs-1)
             def predict():
-                with learn.no_bar(), learn.no_logging(): return (learn.tta() if tta else learn.get_preds())[0]
+                test = dls.test_dl(case.part('test'))
+                with learn.no_bar(), learn.no_logging(): return (learn.tta if tta else learn.get_preds)(dl=test)[0]
             return predict
         return timed(train)
     return recipe
