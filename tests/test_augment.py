@@ -129,10 +129,10 @@ def test_what_cannot_be_used_is_refused_in_the_words_typed(data, tmp_path):
 def test_plan_results_and_checkpoints_say_how_images_were_changed(data, tmp_path):
     run = dict(size=32, bs=8, recipe='onecycle', epochs=2, num_workers=0, device='cpu', verbose=False, **TINY)
     strong = baseline(data, augment='strong', out=tmp_path/'strong', **run)
-    assert 'rotations of up to 10 degrees' in str(strong.plan) and 'changed by up to 20%' in str(strong.plan)
+    assert 'rotations of up to 10 degrees' in str(strong.plan) and 'saturation by up to 20%' in str(strong.plan)
     assert json.loads((tmp_path/'strong/results.json').read_text())['settings']['augment'] == 'strong'
     own = baseline(data, augment=OWN, out=tmp_path/'own', **run)
-    assert 'RandomRotation, ColorJitter' in str(own.plan)
+    assert 'horizontal flips, RandomRotation and ColorJitter' in str(own.plan)
     assert 'RandomRotation(degrees=[-20.0, 20.0]' in json.loads((tmp_path/'own/results.json').read_text())['settings']['augment']
     plain = baseline(data, augment='none', **run)
     assert 'no augmentation' in str(plain.plan)

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from fastbit.baseline import Auto, OneCyclePhase, UpperPhase, baseline
 from fastbit.baseline.phases import HeadPhase
+from fastbit.bodies.model import run_stages
 from fastbit.core.restore import temp_attrs
 from fastbit.data import image_dataloaders, image_table
 from fastbit.data.features import FeatureDL, Features, view_pixels
@@ -47,7 +48,25 @@ class StepLosses(Callback):
         if self.training: self.seen.append(self.loss.item())
 
 
-def live_fit(learn, length, views, bn):
+class LiveMix(Callback):
+    "Each step's pixels through the frozen stages, then mixed there, by hand"
+    def __init__(self, alpha, seed): self.alpha, self.seed = alpha, seed
+    def before_fit(self):
+        self.plain, self.step = torch.nn.CrossEntropyLoss(label_smoothing=.1), 0
+        self.valid_loss = self.learn.loss_func
+    def before_batch(self):
+        model, (x,), (y,) = self.learn.model, self.xb, self.yb
+        if not self.training: return
+        rng = np.random.RandomState([self.seed, self.step, 2])
+        lam, order = rng.beta(self.alpha, self.alpha), rng.permutation(len(x))
+        lam, self.step = max(lam, 1-lam), self.step+1
+        with torch.no_grad(): a = run_stages(model.net, model.stages, model.normalized(x), last=FROM)
+        self.learn.xb, model.starts_at = (lam*a + (1-lam)*a[order],), FROM
+        self.learn.loss_func = lambda out, y: lam*self.plain(out, y) + (1-lam)*self.plain(out, y[order])
+    def after_batch(self): self.learn.model.starts_at, self.learn.loss_func = 0, self.valid_loss
+
+
+def live_fit(learn, length, views, bn, mixup):
     "What `fit_upper` does, with pixels instead of activations: every stage runs in every step"
     dls = learn.dls
     def pixels(dl, k):
@@ -59,17 +78,19 @@ def live_fit(learn, length, views, bn):
     learn.freeze_to(FROM)
     losses = StepLosses()
     with temp_attrs(learn, dls=DataLoaders(train, valid, device='cpu')), norms_as(learn.model, bn):
-        learn.fit_one_cycle(length.n_epoch, 4e-3, cbs=[losses, SmoothLabels(.1)])
+        learn.fit_one_cycle(length.n_epoch, 4e-3, cbs=[losses, LiveMix(mixup, dls.train.seed) if mixup else SmoothLabels(.1)])
     return losses.seen
 
 
-@pytest.mark.parametrize('bn, views', [('train', 4), ('frozen', 1)])
-def test_cached_training_is_live_training_step_for_step(data, bn, views):
+@pytest.mark.parametrize('bn, views, mixup', [('train', 4, 0), ('frozen', 1, 0), ('train', 2, .4)])
+def test_cached_training_is_live_training_step_for_step(data, bn, views, mixup):
     cached, live, losses = learner(data, 9), learner(data, 9), StepLosses()   # 32 images: batches of 8, or of 9 and a last one of 5
     before = state(cached)
     length = upper_length(cached.dls.train.n, 9, 24)
-    quiet(cached, cached.fit_upper, FROM, 24, 4e-3, views=views, bn=bn, cbs=losses)
-    with live.no_logging(), live.no_bar(): seen = live_fit(live, length, views, bn)
+    loss = cached.loss_func
+    quiet(cached, cached.fit_upper, FROM, 24, 4e-3, views=views, bn=bn, mixup=mixup, cbs=losses)
+    assert cached.loss_func is loss
+    with live.no_logging(), live.no_bar(): seen = live_fit(live, length, views, bn, mixup)
     assert len(seen) == len(losses.seen) == length.n_steps
     torch.testing.assert_close(torch.tensor(losses.seen), torch.tensor(seen), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(cached.get_preds()[0], live.get_preds()[0], rtol=1e-2, atol=1e-3)
@@ -94,6 +115,7 @@ def test_it_resumes_bit_for_bit(data, tmp_path, at):
     assert upper_length(straight.dls.train.n, 8, 64).repeat == 2
     broken = learner(data)
     with pytest.raises(KeyboardInterrupt): quiet(broken, broken.fit_upper, **how, checkpoint=file, checkpoint_every=1, cbs=Stop(at))
+    assert broken.loss_func(torch.zeros(2, broken.n_out), torch.tensor([0, 1])).item() == pytest.approx(np.log(broken.n_out))
     again = learner(data)
     quiet(again, again.fit_upper, **how, checkpoint=file, checkpoint_every=1)
     assert same(state(straight), state(again))
@@ -102,6 +124,7 @@ def test_it_resumes_bit_for_bit(data, tmp_path, at):
     assert len(again.history.steps) == 64 and again.first_batch == 0
     other = learner(data)
     with pytest.raises(ValueError, match='upper: views 3 there, 2 here'): other.fit_upper(FROM, 64, views=2, checkpoint=file)
+    with pytest.raises(ValueError, match='upper: mixup 0.4 there, 0.2 here'): other.fit_upper(FROM, 64, views=3, mixup=.2, checkpoint=file)
 
 
 def test_batches_of_a_pass_are_even_and_every_image_comes_once(data):

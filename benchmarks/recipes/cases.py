@@ -52,10 +52,11 @@ class Case:
     def part(self, name) -> pd.DataFrame: return self.table[self.table.split == name]
     def targets(self, name) -> torch.Tensor: return torch.tensor([self.classes.index(o) for o in self.part(name).label])
 
-    def learner(self, **kwargs):
+    def learner(self, augment='light', **kwargs):
         "A fastbit learner of this case, its body frozen"
         set_seed(self.seed)
-        dls = image_dataloaders(self.table, self.arch, self.size, self.bs, seed=self.seed, check=False)
+        dls = image_dataloaders(
+            self.table, self.arch, self.size, self.bs, seed=self.seed, check=False, augment=augment)
         return transfer_learner(dls, self.arch, self.weights, **kwargs)
 
     def net(self):

@@ -83,11 +83,11 @@ def auto(**options):
     return recipe
 
 
-def upper(freeze_to=4, **how):
+def upper(freeze_to=4, augment='light', **how):
     "The upper stages on cached activations of augmented images"
     def recipe(case):
         def train():
-            learn = case.learner()
+            learn = case.learner(augment)
             with learn.no_bar(), learn.no_logging(): learn.fit_upper(freeze_to, cache=False, **how)
             return _probs(learn)
         return timed(train)
@@ -113,4 +113,6 @@ RECIPES = dict(
     upper_8e3=upper(lr=8e-3),
     upper_600=upper(n_steps=600),
     upper_150=upper(n_steps=150),
+    upper_strong=upper(augment='strong'),
+    upper_16_views=upper(views=16),
 )

@@ -21,7 +21,7 @@ from fastcore.foundation import L
 from ..bodies.build import zero_classifier
 from ..bodies.fold import FoldedModel
 from ..core.processes import broadcast_model
-from ..core.restore import preserved
+from ..core.restore import preserved, temp_attrs
 from ..core.store import CACHE_GB
 from ..hyperrule import HyperRule
 from ..training.accumulate import is_out_of_memory
@@ -29,7 +29,8 @@ from ..training.checkpoint import SAVE_SECONDS, checkpoint_lock
 from ..training.learner import TransferLearner
 from ..training.one_cycle import progress_of
 from ..training.learner import HEAD_LR
-from ..training.upper import SMOOTHING, UPPER_LR, UPPER_VIEWS, SmoothLabels, UpperLength, norms_as
+from ..training.upper import MIX_ALPHA, SMOOTHING, UPPER_LR, UPPER_VIEWS, SmoothLabels, UpperLength
+from ..training.upper import norms_as, same_loss
 
 # %% ../../nbs/baseline/00_phases.ipynb #09f7c9f0
 def _plural(n, what): return f'{n} {what}{"s"*(n != 1)}'
@@ -138,7 +139,7 @@ class OneCyclePhase:
     def fit(self, learn, checkpoint=None, cbs=None) -> str: # What was kept, and why; '': there was nothing to choose
         every = self.checkpoint_every if checkpoint else None
         saving = dict(checkpoint=checkpoint, checkpoint_every=every, before=self.before)
-        with (kept_better(learn, self.name) if self.keep_better else nullcontext(Kept())) as kept:
+        with (kept_better(learn, self.name) if self.keep_better else nullcontext(Kept())) as kept, same_loss(learn):
             learn.freeze_to(self.freeze_to)
             learn.fit_one_cycle(self.n_epoch, self.lr_max, cbs=[*L(cbs), *_smoothing_cbs(self)], **saving)
         return kept.words
@@ -206,6 +207,7 @@ class UpperPhase:
     lr: float = UPPER_LR    # peak learning rate of all stages that train
     views: int = UPPER_VIEWS # of each training image
     label_smoothing: float = SMOOTHING # share of the target that is spread over all classes
+    mixup: float = MIX_ALPHA    # alpha of MixUp of the activations; 0: none
     bn: str = 'train'       # BatchNorm of the stages that train
     before: str = ''        # earlier phases, in the words of checkpoints
     checkpoint_every: int = None # optimizer steps between checkpoints; `None`: after an epoch
@@ -221,15 +223,17 @@ class UpperPhase:
 
     def __str__(self):
         views = f' of {self.views} views per image' if self.views > 1 else ''
+        mixed = f', MixUp {self.mixup:g}' if self.mixup else ''
         return (f'{self.name}, {_plural(self.length.n_steps, "step")} on cached activations{views}, '
-                f'one-cycle to {self.lr:g}{_smoothed(self)}; the head is kept where it is better')
+                f'one-cycle to {self.lr:g}{_smoothed(self)}{mixed}; the head is kept where it is better')
 
     @property
     def _how(self) -> dict:
         return dict(freeze_to=self.freeze_to, lr=self.lr, views=self.views, label_smoothing=self.label_smoothing,
-                    bn=self.bn, before=self.before)
+                    mixup=self.mixup, bn=self.bn)
 
-    def find_checkpoint(self, learn, checkpoint): return learn.upper_checkpoint(checkpoint, self.length, **self._how)[1]
+    def find_checkpoint(self, learn, checkpoint): return learn.upper_checkpoint(
+        checkpoint, self.length, before=self.before, **self._how)[1]
     def saved_words(self, found, n_batches): return _saved_words(self, found, n_batches)
 
     def one_batch(self, learn):
@@ -249,7 +253,8 @@ class UpperPhase:
             zero_classifier(learn.model.net)
             features = dict(cache=self.cache, cache_gb=self.cache_gb)
             saving = dict(checkpoint=checkpoint, checkpoint_every=self.checkpoint_every if checkpoint else None)
-            learn.fit_upper(n_steps=self.length.n_steps, cbs=cbs, **self._how, **features, **saving)
+            with temp_attrs(learn, trained_before=self.before):
+                learn.fit_upper(n_steps=self.length.n_steps, cbs=cbs, **self._how, **features, **saving)
         return kept.words
 
 # %% ../../nbs/baseline/00_phases.ipynb #dfa59e33
@@ -284,7 +289,8 @@ class RulePhase:
 
     def fit(self, learn, checkpoint=None, cbs=None):
         saving = dict(checkpoint=checkpoint, checkpoint_every=self.checkpoint_every)
-        learn.fit_rule(self.rule, self.eval_every, cbs=_smoothing_cbs(self), show=False, **saving)
+        with same_loss(learn):
+            learn.fit_rule(self.rule, self.eval_every, cbs=_smoothing_cbs(self), show=False, **saving)
 
 # %% ../../nbs/baseline/00_phases.ipynb #5febef2d
 def _time_pass(once, x, y, n) -> tuple:

@@ -33,7 +33,7 @@ from ..hyperrule import BATCH_SIZE, HyperRule
 from ..training.head import HEAD_EPOCHS, check_head_options
 from ..training.learner import BODY_LR, HEAD_LR
 from ..training.rule import default_eval_every, rule_text
-from ..training.upper import SMOOTHING, UPPER_LR
+from ..training.upper import SMOOTHING, UPPER_LR, mix_alpha
 
 # %% ../../nbs/baseline/02_recipes.ipynb #99df6283
 LR_SPREAD = 10   # the classifier's rate over the stem's when everything trains
@@ -149,6 +149,7 @@ class AutoRecipe(OneCycleRecipe):
         check_head_options(1 if o.views is None else o.views, 'sgd', self.loaders.cache_gb)
         for name in ('n_steps', 'checkpoint_every'): resolve_steps(name, getattr(o, name), 1)
         if o.lr is not None: _check_lr(o.lr, UPPER_LR)
+        mix_alpha(o.mixup)
         _smoothing(self.train)
 
     def decide(self, learn) -> Decision:
@@ -161,7 +162,7 @@ class AutoRecipe(OneCycleRecipe):
     def unused(self, learn) -> str:
         "Name the options that were given and that the decision has no use for; '' where there are none"
         chosen, given = self.decide(learn), {**self.options.given, **self.train.given}
-        names = [] if chosen.second == 'upper' else ['views']
+        names = [] if chosen.second == 'upper' else ['views', 'mixup']
         if not chosen.second: names += ['lr', 'checkpoint_every', 'bn', 'label_smoothing', 'keep_best', 'patience']
         unused = [f'{k}={given[k]!r}' for k in names if given.get(k) is not None]
         if not unused: return ''
@@ -181,7 +182,7 @@ class AutoRecipe(OneCycleRecipe):
         return UpperPhase(
             name=chosen.name, freeze_to=chosen.freeze_to, length=chosen.length, views=chosen.views,
             lr=UPPER_LR if o.lr is None else o.lr, label_smoothing=_smoothing(self.train, SMOOTHING),
-            bn=self.train.bn or 'train', checkpoint_every=o.checkpoint_every, **how)
+            mixup=mix_alpha(o.mixup), bn=self.train.bn or 'train', checkpoint_every=o.checkpoint_every, **how)
 
     def _all_layers(self, n_epoch, before):
         o = self.options

@@ -126,13 +126,15 @@ class Augment:
     ) -> str:
         "Describe what happens to training images"
         strong = self.level == 'strong'
-        turned = f'rotations of up to {DEGREES:g} degrees, random crops of {AREA[0]:.0%} or more of {pp.train_size} px'
-        found = [turned if strong else f'random crops from {pp.train_size} px']*pp.crop
+        cut = f'random crops with {AREA[0]:.0%} or more of the area'
+        turned = [f'random rotations of up to {DEGREES:g} degrees', cut]
+        found = (turned if strong else [f'random crops from {pp.train_size} px'])*pp.crop
         found += ['random horizontal flips']*pp.flip
-        found += [f'brightness, contrast and saturation changed by up to {JITTER:.0%}']*(strong and self.jitter)
-        names = [_name(f) for f in (*self.items, *self.batches)]
-        found += [', '.join(names)]*bool(names)
-        return f'training on {" and ".join(found)}' if found else 'no augmentation'
+        found += [f'changes of brightness, contrast and saturation by up to {JITTER:.0%}']*(strong and self.jitter)
+        found += [_name(f) for f in (*self.items, *self.batches)]
+        if not found: return 'no augmentation'
+        *first, last = found
+        return f'training on {", ".join(first)} and {last}' if first else f'training on {last}'
 
 def _is_comparable(f, words) -> bool:
     "Does the text of a transform say all about it?"

@@ -56,6 +56,7 @@ class TransferLearner(Loop):
     temperature = None       # that `calibrate` found; `None`: not calibrated
     rate_curve = None        # of the last rate finder, a `RateCurve`
     head_features = None     # of the last `fit_head`: training and validation features
+    trained_before = ''      # earlier phases, in words that a checkpoint of the next one has to agree with
 
     def __init__(self,
         dls:DataLoaders,         # Images in [0, 1] or uint8
