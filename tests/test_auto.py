@@ -6,7 +6,7 @@ from fastai.metrics import accuracy
 from safetensors.torch import load_file
 
 from fastbit.baseline import Auto, OneCyclePhase, UpperPhase, baseline
-from fastbit.baseline.phases import HeadPhase
+from fastbit.baseline.phases import HeadPhase, Scores
 from fastbit.bodies.model import run_stages
 from fastbit.core.restore import temp_attrs
 from fastbit.data import image_dataloaders, image_table
@@ -180,13 +180,26 @@ def test_a_second_phase_that_ends_below_its_head_is_taken_back(data):
         assert same(head, state(learn)) and learn.model.n_frozen == len(learn.model.stages)-1
 
 
-def test_a_second_phase_that_is_better_stays(data):
+def test_a_second_phase_that_is_better_stays(data, monkeypatch):
     learn = learner(data)
     quiet(learn, HeadPhase().fit, learn)
-    learn.history.rows[-1].update(accuracy=0., valid_loss=9.)   # what the head is said to have reached
+    measured, seen = Scores.of, []
+    def measure(learn):   # the first one, of the head, is said to be bad
+        seen.append(measured(learn))
+        return seen[-1]._replace(calibrated=9.) if len(seen) == 1 else seen[-1]
+    monkeypatch.setattr(Scores, 'of', measure)
     head, words = state(learn), []
     quiet(learn, lambda: words.append(upper(learn).fit(learn)))
-    assert words[0].startswith('from blocks.2 rather than head') and not same(head, state(learn))
+    assert words[0].startswith('from blocks.2 rather than head, by validation loss after calibration') and not same(head, state(learn))
+    assert len(seen) == 2 and seen[0].loss == pytest.approx(learn.history.rows[0]['valid_loss'], rel=1e-4)
+    assert all(o.calibrated <= o.loss + 1e-9 for o in seen) and seen[1].accuracy == pytest.approx(learn.history.rows[-1]['accuracy'])
+
+
+def test_the_choice_is_by_calibrated_loss_unless_a_metric_was_asked_for():
+    sure, right = Scores(accuracy=.8, loss=1.2, calibrated=.5), Scores(accuracy=.7, loss=.6, calibrated=.55)
+    assert sure.beats(right) and not right.beats(sure)
+    assert right.beats(sure, 'valid_loss') and sure.beats(right, 'accuracy')
+    assert Scores(.7, .5, .5).beats(Scores(.7, .6, .4), 'accuracy') and not sure.beats(sure)
 
 
 # the recipe

@@ -16,6 +16,7 @@ from typing import NamedTuple
 # %% ../../nbs/baseline/00_phases.ipynb #c3589eb3
 import torch
 from fastcore.foundation import L
+from torch.nn.functional import cross_entropy
 
 # %% ../../nbs/baseline/00_phases.ipynb #d1f304d7
 from ..bodies.build import zero_classifier
@@ -24,6 +25,8 @@ from ..core.processes import broadcast_model
 from ..core.restore import preserved, temp_attrs
 from ..core.store import CACHE_GB
 from ..hyperrule import HyperRule
+from ..metrics.calibration import fit_temperature
+from ..metrics.task import SINGLE_LABEL
 from ..training.accumulate import is_out_of_memory
 from ..training.checkpoint import SAVE_SECONDS, checkpoint_lock
 from ..training.learner import TransferLearner
@@ -156,19 +159,40 @@ def _smoothing_cbs(phase) -> list: return [SmoothLabels(phase.label_smoothing)] 
 # %% ../../nbs/baseline/00_phases.ipynb #154b5895
 class Scores(NamedTuple):
     "What a phase reached on the validation images"
-    accuracy: float # in [0, 1]
-    loss: float     # mean cross-entropy, nats
+    accuracy: float   # in [0, 1]
+    loss: float       # mean cross-entropy, nats
+    calibrated: float # the same after temperature scaling
 
     @classmethod
-    def of(cls, learn):
-        "Read the last evaluation; measure where an earlier epoch's weights were restored"
-        row = learn.history.rows[-1]
-        if hasattr(learn, 'keep_best'):
-            with learn.no_logging(), learn.no_bar(): measured = learn.validate()
-            row = dict(zip(['valid_loss', *(m.name for m in learn.metrics)], measured))
-        return cls(row.get('accuracy', 0.), row['valid_loss'])
+    def of(cls,
+        learn # Its weights are measured
+    ):
+        "Measure a learner"
+        with learn.no_logging(), learn.no_bar(): probs, targs = learn.get_preds()
+        logits = probs.double().clamp_min(torch.finfo(probs.dtype).tiny).log()
+        loss = lambda temperature: cross_entropy(logits/temperature, targs).item()
+        accuracy = (SINGLE_LABEL.decode(probs) == targs).double().mean().item()
+        return cls(accuracy, loss(1.), loss(fit_temperature(logits, targs)))
 
-    def beats(self, other) -> bool: return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+    def beats(self,
+        other, # `Scores`
+        watched:str=None, # What `keep_best` watches: 'accuracy' or 'valid_loss'; `None`: loss after calibration
+    ) -> bool:
+        "Is this the better one?"
+        if watched == 'accuracy': return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+        if watched == 'valid_loss': return self.loss < other.loss
+        return self.calibrated < other.calibrated
+
+    def words(self,
+        other, # `Scores` that these beat
+        watched:str=None, # As for `beats`
+    ) -> str:
+        "Compare two phases, in words"
+        if watched == 'accuracy' and self.accuracy > other.accuracy:
+            return f'validation accuracy ({self.accuracy:.2%} and {other.accuracy:.2%})'
+        plain = watched is not None
+        mine, theirs = (o.loss if plain else o.calibrated for o in (self, other))
+        return f'validation loss{"" if plain else " after calibration"} ({mine:.3f} and {theirs:.3f})'
 
 class Kept:
     "What a phase kept"
@@ -183,20 +207,16 @@ def kept_better(
     "Return to the classifier's weights on exit where these are better on the validation images"
     head, weights, kept = Scores.of(learn), {k: v.clone() for k, v in learn.model.state_dict().items()}, Kept()
     yield kept
-    trained, watched = Scores.of(learn), getattr(learn, 'keep_best', None)
-    by_loss = watched is not None and watched.monitor == 'valid_loss'
-    kept.head = head.loss < trained.loss if by_loss else head.beats(trained)
+    trained, best = Scores.of(learn), getattr(learn, 'keep_best', None)
+    watched = best and best.monitor
+    kept.head = head.beats(trained, watched)
     if kept.head:
         learn.model.load_state_dict(weights)
         learn.freeze()
-        if watched is not None: watched.where = None   # its weights are not these
-        kept.words = f'head rather than {name}, by {_compared(head, trained, by_loss)}'
-    else: kept.words = f'{name} rather than head, by {_compared(trained, head, by_loss)}'
+        if best is not None: best.where = None   # its weights are not these
+        kept.words = f'head rather than {name}, by {head.words(trained, watched)}'
+    else: kept.words = f'{name} rather than head, by {trained.words(head, watched)}'
     broadcast_model(learn.model)   # several processes continue with the same weights
-
-def _compared(a, b, by_loss=False) -> str:
-    if by_loss or a.accuracy == b.accuracy: return f'validation loss ({a.loss:.3f} and {b.loss:.3f})'
-    return f'validation accuracy ({a.accuracy:.2%} and {b.accuracy:.2%})'
 
 @dataclass(frozen=True)
 class UpperPhase:
