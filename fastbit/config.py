@@ -92,7 +92,7 @@ class Auto(Options):
     batch_size:int = 32      # images per optimizer step
     lr:float = None          # peak learning rate (default: 0.004 for auto, 0.0005 for onecycle, by the batch size for hyperrule)
     views:int = None         # views per training image: the image, and augmentations of it (default: up to 8 for auto, else 1)
-    mixup:float = None       # mixup alpha; 0: none (default: 0.4 for auto's upper stages, the rule's for hyperrule)
+    mixup:float = 0.         # mixup alpha; 0: none (default: 0 for auto, the rule's for hyperrule)
     n_steps:int = None       # optimizer steps (default: by the number of images for auto, the rule's for hyperrule)
     checkpoint_every:int = None # optimizer steps between checkpoints (default: each epoch, at most every 30 s)
 

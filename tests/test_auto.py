@@ -109,7 +109,7 @@ class Stop(Callback):
 
 @pytest.mark.parametrize('at', [3, 8, 11])   # 4 batches a pass, 2 passes an epoch: in a pass, at the end of an epoch, later
 def test_it_resumes_bit_for_bit(data, tmp_path, at):
-    how = dict(freeze_to=FROM, n_steps=64, views=3)
+    how = dict(freeze_to=FROM, n_steps=64, views=3, mixup=.4)
     straight, file = learner(data), tmp_path/'run.safetensors'
     quiet(straight, straight.fit_upper, **how)
     assert upper_length(straight.dls.train.n, 8, 64).repeat == 2
@@ -123,7 +123,7 @@ def test_it_resumes_bit_for_bit(data, tmp_path, at):
     pd.testing.assert_frame_equal(straight.history.epochs[columns], again.history.epochs[columns])
     assert len(again.history.steps) == 64 and again.first_batch == 0
     other = learner(data)
-    with pytest.raises(ValueError, match='upper: views 3 there, 2 here'): other.fit_upper(FROM, 64, views=2, checkpoint=file)
+    with pytest.raises(ValueError, match='upper: views 3 there, 2 here'): other.fit_upper(FROM, 64, views=2, mixup=.4, checkpoint=file)
     with pytest.raises(ValueError, match='upper: mixup 0.4 there, 0.2 here'): other.fit_upper(FROM, 64, views=3, mixup=.2, checkpoint=file)
 
 

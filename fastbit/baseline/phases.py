@@ -32,7 +32,7 @@ from ..training.checkpoint import SAVE_SECONDS, checkpoint_lock
 from ..training.learner import TransferLearner
 from ..training.one_cycle import progress_of
 from ..training.learner import HEAD_LR
-from ..training.upper import MIX_ALPHA, SMOOTHING, UPPER_LR, UPPER_VIEWS, SmoothLabels, UpperLength
+from ..training.upper import SMOOTHING, UPPER_LR, UPPER_VIEWS, SmoothLabels, UpperLength
 from ..training.upper import norms_as, same_loss
 
 # %% ../../nbs/baseline/00_phases.ipynb #09f7c9f0
@@ -227,7 +227,7 @@ class UpperPhase:
     lr: float = UPPER_LR    # peak learning rate of all stages that train
     views: int = UPPER_VIEWS # of each training image
     label_smoothing: float = SMOOTHING # share of the target that is spread over all classes
-    mixup: float = MIX_ALPHA    # alpha of MixUp of the activations; 0: none
+    mixup: float = 0.       # alpha of MixUp of the activations; 0: none
     bn: str = 'train'       # BatchNorm of the stages that train
     before: str = ''        # earlier phases, in the words of checkpoints
     checkpoint_every: int = None # optimizer steps between checkpoints; `None`: after an epoch

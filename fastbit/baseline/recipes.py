@@ -33,7 +33,7 @@ from ..hyperrule import BATCH_SIZE, HyperRule
 from ..training.head import HEAD_EPOCHS, check_head_options
 from ..training.learner import BODY_LR, HEAD_LR
 from ..training.rule import default_eval_every, rule_text
-from ..training.upper import SMOOTHING, UPPER_LR, mix_alpha
+from ..training.upper import SMOOTHING, UPPER_LR, check_alpha
 
 # %% ../../nbs/baseline/02_recipes.ipynb #99df6283
 LR_SPREAD = 10   # the classifier's rate over the stem's when everything trains
@@ -149,7 +149,7 @@ class AutoRecipe(OneCycleRecipe):
         check_head_options(1 if o.views is None else o.views, 'sgd', self.loaders.cache_gb)
         for name in ('n_steps', 'checkpoint_every'): resolve_steps(name, getattr(o, name), 1)
         if o.lr is not None: _check_lr(o.lr, UPPER_LR)
-        mix_alpha(o.mixup)
+        check_alpha(o.mixup)
         _smoothing(self.train)
 
     def decide(self, learn) -> Decision:
@@ -182,7 +182,7 @@ class AutoRecipe(OneCycleRecipe):
         return UpperPhase(
             name=chosen.name, freeze_to=chosen.freeze_to, length=chosen.length, views=chosen.views,
             lr=UPPER_LR if o.lr is None else o.lr, label_smoothing=_smoothing(self.train, SMOOTHING),
-            mixup=mix_alpha(o.mixup), bn=self.train.bn or 'train', checkpoint_every=o.checkpoint_every, **how)
+            mixup=o.mixup, bn=self.train.bn or 'train', checkpoint_every=o.checkpoint_every, **how)
 
     def _all_layers(self, n_epoch, before):
         o = self.options
