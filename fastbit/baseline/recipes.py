@@ -61,7 +61,7 @@ def onecycle_phases(
     epochs:int=8,        # Passes over the training images, 1 or more; the head phase counts as one of them
     lr:float=BODY_LR,    # Peak learning rate of the classifier in the second phase; the stem's is a tenth of it
     checkpoint_every:int=None, # Optimizer steps between checkpoints of the second phase; `None`: after an epoch
-    label_smoothing:float=0., # Of the second phase: share of the target that is spread over all classes
+    label_smoothing:float=0., # In the second phase: share of the target that is spread over all classes
     **how                # views, cache, cache_gb of the first phase, as for `HeadPhase`
 ) -> list:
     "Fit logistic regression on the frozen body's features, then fine-tune all layers with discriminative rates"
