@@ -43,7 +43,7 @@ def test_a_line_an_epoch_is_on_the_disk_while_it_trains(folder, tmp_path):
 def test_the_log_of_a_run_is_its_history(folder, tmp_path):
     baseline(folder, out=tmp_path/'run', verbose=False, **small)
     rows, history = [json.loads(line) for line in (tmp_path/'run'/'log.jsonl').read_text().splitlines()], pd.read_csv(tmp_path/'run'/'history.csv')
-    assert np.allclose([r['valid_loss'] for r in rows], history.valid_loss) and len(rows) == len(history) == 11
+    assert np.allclose([r['valid_loss'] for r in rows], history.valid_loss) and len(rows) == len(history) == 2
 
 
 def test_a_loss_that_is_not_finite_is_still_json(folder, tmp_path):

@@ -452,7 +452,7 @@ BY_RULE = ('--recipe', 'hyperrule', '--arch', 'test_efficientnet', '--weights', 
 ONE_CYCLE = (*BY_RULE[2:10], '--recipe', 'onecycle', '--epochs', 16, '--checkpoint-every', 3, '--workers', 0)   # ten rows of the head, 15 of everything
 
 
-@pytest.mark.parametrize('words, head', [(BY_RULE, 0), (ONE_CYCLE, 10)])
+@pytest.mark.parametrize('words, head', [(BY_RULE, 0), (ONE_CYCLE, 1)])
 def test_the_command_goes_on_after_sigkill_at_any_moment(folder, tmp_path, words, head):
     straight = run_fastbit('baseline', folder, *words, '--out', tmp_path/'straight', cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr

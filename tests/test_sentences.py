@@ -340,7 +340,7 @@ def test_the_command_of_a_table_names_a_variable(run):
     ('hyperrule', dict(views=2), 'views applies to the auto, onecycle and head recipes only, not to hyperrule.'),
     ('onecycle', dict(micro_batch=4), 'micro_batch applies to the hyperrule recipe only, not to onecycle.'),
     ('head', dict(checkpoint_every=3), 'checkpoint_every applies to the auto, onecycle and hyperrule recipes only, not to head.'),
-    ('onecycle', dict(mixup=.1), 'mixup applies to the hyperrule recipe only, not to onecycle.'),
+    ('onecycle', dict(mixup=.1), 'mixup applies to the auto and hyperrule recipes only, not to onecycle.'),
     ('fine_tune', {}, "unknown recipe 'fine_tune'. Choose from auto, onecycle, head, hyperrule.")])
 def test_an_option_of_another_recipe(run, recipe, given, message):
     with pytest.raises(ValueError) as e: baseline(run[0], recipe=recipe, **given)

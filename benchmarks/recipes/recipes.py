@@ -115,4 +115,6 @@ RECIPES = dict(
     upper_150=upper(n_steps=150),
     upper_strong=upper(augment='strong'),
     upper_16_views=upper(views=16),
+    upper_mix=upper(mixup=.4),
+    upper_hard=upper(label_smoothing=0.),
 )
