@@ -77,7 +77,7 @@ def test_onecycle_and_the_features_in_two_processes(data, alone, tmp_path):
     assert far(alone/'onecycle', tmp_path/'out') <= 1e-4   # Adam divides by what may be tiny
     one, many = (pd.read_csv(o/'predictions.csv') for o in (alone/'onecycle', tmp_path/'out'))
     assert one.path.tolist() == many.path.tolist() and np.abs(one.probability - many.probability).max() < 1e-4
-    assert len(pd.read_csv(tmp_path/'out'/'history.csv')) == 12
+    assert len(pd.read_csv(tmp_path/'out'/'history.csv')) == 3
 
 
 ACCELERATE = ['-m', 'accelerate.commands.launch', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no']
@@ -172,7 +172,7 @@ def begun(words, cwd, **env):
 
 
 LONG = [w for k, v in {**dict(zip(BY_RULE[::2], BY_RULE[1::2])), '--steps': '240', '--eval-every': '30'}.items() for w in (k, v)] + ['--checkpoint-every', '5']
-LONG_CYCLE = [*BODY, '--recipe', 'onecycle', '--bs', '9', '--epochs', '41', '--checkpoint-every', '5', '--workers', '0']   # ten rows of the head, 40 of everything
+LONG_CYCLE = [*BODY, '--recipe', 'onecycle', '--bs', '9', '--epochs', '41', '--checkpoint-every', '5', '--workers', '0']   # a row of the head, 40 of everything
 
 
 @pytest.fixture(scope='module')
@@ -183,7 +183,7 @@ def straight(data, tmp_path_factory):
     return {name: pd.read_csv(root/name/'history.csv').drop(columns=['phase', 'seconds']) for name in ('rule', 'cycle')}
 
 
-@pytest.mark.parametrize('which, recipe, first', [(0, 'rule', 1), (1, 'rule', 1), (1, 'cycle', 12)])
+@pytest.mark.parametrize('which, recipe, first', [(0, 'rule', 1), (1, 'rule', 1), (1, 'cycle', 3)])
 def test_a_killed_process_ends_the_run_and_it_goes_on_with_another_number(data, straight, tmp_path, which, recipe, first):
     words = dict(rule=LONG, cycle=LONG_CYCLE)[recipe]
     env = dict(FASTBIT_CACHE=str(tmp_path/'cache'))
@@ -199,7 +199,7 @@ def test_a_killed_process_ends_the_run_and_it_goes_on_with_another_number(data, 
     assert all(not Path(f'/proc/{w}').exists() or 'zombie' in Path(f'/proc/{w}/status').read_text() for w in workers)
     resumed = run_forked('baseline', data, *words, '--procs', 3, '--out', tmp_path/'out', cwd=tmp_path, **env)
     assert resumed.returncode == 0 and 'resume from step' in resumed.stdout, resumed.stderr
-    assert np.allclose(straight[recipe], pd.read_csv(tmp_path/'out'/'history.csv').drop(columns=['phase', 'seconds']), rtol=1e-2)
+    assert np.allclose(straight[recipe], pd.read_csv(tmp_path/'out'/'history.csv').drop(columns=['phase', 'seconds']), rtol=1e-2, equal_nan=True)
 
 
 @pytest.mark.parametrize('launcher', list(LAUNCHERS))

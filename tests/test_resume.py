@@ -449,7 +449,7 @@ BY_RULE = ('--recipe', 'hyperrule', '--arch', 'test_efficientnet', '--weights', 
            '--checkpoint-every', 3, '--mixup', '.3', '--workers', 0)
 
 
-ONE_CYCLE = (*BY_RULE[2:10], '--recipe', 'onecycle', '--epochs', 16, '--checkpoint-every', 3, '--workers', 0)   # ten rows of the head, 15 of everything
+ONE_CYCLE = (*BY_RULE[2:10], '--recipe', 'onecycle', '--epochs', 16, '--checkpoint-every', 3, '--workers', 0)   # a row of the head, 15 of everything
 
 
 @pytest.mark.parametrize('words, head', [(BY_RULE, 0), (ONE_CYCLE, 1)])

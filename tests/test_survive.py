@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow   # `make test-slow`
 ARGS = dict(batch_size=12, n_steps=8, base_lr=.3, eval_every=2, show=False)
 BY_RULE = ('--recipe', 'hyperrule', '--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--bs', 4, '--batch-size', 10, '--steps', 60, '--eval-every', 4,
            '--checkpoint-every', 50, '--mixup', '.3')
-ONE_CYCLE = (*BY_RULE[2:10], '--recipe', 'onecycle', '--epochs', 16)   # ten rows of the head, 15 of everything
+ONE_CYCLE = (*BY_RULE[2:10], '--recipe', 'onecycle', '--epochs', 16)   # a row of the head, 15 of everything
 AUTO = (*BY_RULE[2:10], '--recipe', 'auto', '--steps', 480, '--checkpoint-every', 7)   # a row of the head, ten of the upper stages
 
 
@@ -122,7 +122,7 @@ def straight(tmp_path_factory):
     return data, results
 
 
-@pytest.mark.parametrize('signum, group, words, head', [(signal.SIGINT, True, BY_RULE, 0), (signal.SIGTERM, False, BY_RULE, 0), (signal.SIGINT, True, ONE_CYCLE, 10), (signal.SIGTERM, False, AUTO, 1)])
+@pytest.mark.parametrize('signum, group, words, head', [(signal.SIGINT, True, BY_RULE, 0), (signal.SIGTERM, False, BY_RULE, 0), (signal.SIGINT, True, ONE_CYCLE, 1), (signal.SIGTERM, False, AUTO, 1)])
 def test_the_command_stops_gently_and_goes_on(straight, tmp_path, signum, group, words, head):
     "A terminal sends Ctrl-C to all of its processes, loaders too"
     folder, results = straight
