@@ -61,7 +61,7 @@ FLAGS = dict(
     flip=Flag('--no-flip', help='disable horizontal flips (e.g. for text)'),
     augment=Flag(metavar='LEVEL', help='random changes of training images: none, light (crop, flip) or strong '
                                        '(larger crops, rotation, brightness, colors) (default: light)'),
-    jitter=Flag('--no-jitter', help='leave brightness and colors alone in strong augmentation'),
+    jitter=Flag('--no-jitter', help='disable changes of brightness and color (e.g. where color is the class)'),
     draft=Flag('--full-decode', help='decode large JPEGs at full scale', old=('--no-draft',)),
     cache=Flag('--no-cache', help='do not read or write the cache'),
     out=Flag(metavar='FOLDER', help='folder for the results (default: a folder in fastbit-runs, '

@@ -1,4 +1,4 @@
-"""How much training images are changed at random, in words or by anybody's transforms
+"""Augmentation of training images: none, light, strong, or a list of transforms
 
 Docs: https://fastbit.github.io/fastbit/data/augment.html.md"""
 
