@@ -1,9 +1,11 @@
 "`augment=`: levels and transforms of other packages, for images, batches, cached views and streams"
-import json, random
+import dataclasses, json, random
 
 import numpy as np, pytest, torch
-from fastai.torch_core import set_seed
-from fastai.vision.augment import Brightness, aug_transforms
+from fastai.data.transforms import Normalize
+from fastai.torch_core import TensorImage, set_seed
+from fastai.vision.augment import (Brightness, Flip, RandomResizedCropGPU, RandTransform, Rotate, Zoom, aug_transforms,
+                                   setup_aug_tfms)
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -11,7 +13,7 @@ from conftest import run_fastbit, write_folder
 from fastbit.baseline import baseline
 from fastbit.bodies import body_preprocess
 from fastbit.data import image_dataloaders
-from fastbit.data.augment import Augment, resolve_augment
+from fastbit.data.augment import Augment, identity, resolve_augment
 from fastbit.data.features import frozen_features, view_pixels
 from fastbit.data.transforms import train_image
 from fastbit.training import transfer_learner
@@ -123,7 +125,79 @@ def test_what_cannot_be_used_is_refused_in_the_words_typed(data, tmp_path):
     with pytest.raises(ValueError, match='RandomHorizontalFlip.*flip=False'): baseline(data, flip=False, size=32, augment=[v2.RandomHorizontalFlip()], **TINY)
     with pytest.raises(ValueError, match='jitter=False'): loaders(data, jitter=False, augment=aug_transforms())
     with pytest.raises(ValueError, match='normaliz'): loaders(data, augment=[v2.ToImage(), v2.Normalize([.5]*3, [.5]*3)])
-    with pytest.raises(ValueError, match='Images keep their size'): loaders(data, augment=[v2.Resize(64)])
+    for big in ([v2.Resize(64)], aug_transforms(size=48), [RandomResizedCropGPU(24)]):
+        with pytest.raises(ValueError, match='Images keep their size'): loaders(data, augment=big)
+    with pytest.raises(ValueError, match='validation images, too'): loaders(data, augment=[Normalize.from_stats([.5]*3, [.5]*3, cuda=False)])
+    with pytest.raises(ValueError, match='its own random generator'): loaders(data, augment=[Noise()])
+    for hidden in (torch.nn.Sequential(v2.RandomHorizontalFlip(1.)), v2.RandomApply([v2.RandomHorizontalFlip()]), *setup_aug_tfms([Rotate(), Flip()])):
+        with pytest.raises(ValueError, match='flip=False'): loaders(data, flip=False, augment=[hidden])
+    with pytest.raises(ValueError, match='crop=False'): loaders(data, crop=False, augment=[Zoom()])
+    rule = dict(augment=[v2.RandomResizedCrop(128)], arch='test_efficientnet', size='hyperrule', bs=4, num_workers=0)
+    assert image_dataloaders(data, **rule).train.one_batch()[0].shape[-1] == 128   # checked at the rule's size
+    with pytest.raises(ValueError, match='size=128'): image_dataloaders(data, **rule | dict(augment=[v2.RandomResizedCrop(160)]))
+
+
+class Noise:
+    "What new packages do: a generator of its own, which every worker process copies"
+    def __init__(self): self.rng = np.random.default_rng(0)
+    def __call__(self, img): return img.rotate(self.rng.uniform(-90, 90))
+
+
+class Turned(torch.nn.Module):
+    def __init__(self, degrees):
+        super().__init__()
+        self.degrees = degrees
+    def forward(self, img): return img.rotate(self.degrees)
+
+
+def test_the_identity_of_a_transform_is_all_of_it():
+    "torchvision's texts leave parameters out"
+    crop = lambda mode: v2.RandomCrop(32, padding=8, padding_mode=mode)
+    kinds = [crop('constant'), crop('reflect'), v2.RandomApply([v2.RandomRotation(9)], p=.1), v2.RandomApply([v2.RandomRotation(9)], p=.9),
+             v2.RandomPerspective(.1), v2.RandomPerspective(.6), v2.RandomAffine(9, fill={Image.Image: 3}), v2.RandomAffine(9, fill={Image.Image: 4}),
+             v2.TrivialAugmentWide(), v2.RandAugment(magnitude=3), v2.RandAugment(magnitude=4)]
+    keys = [Augment(items=(f,)).key for f in kinds]
+    assert None not in keys and len(set(keys)) == len(kinds)
+    assert keys[:2] == [Augment(items=(crop(mode),)).key for mode in ('constant', 'reflect')]
+    foreign = [v2.Compose([Turned(10)]), v2.Compose([Turned(90)]), Turned(10), lambda img: img.rotate(3), lambda img: img.rotate(4), Noise()]
+    assert {Augment(items=(f,)).key for f in foreign} == {None}   # never cached
+    assert len({identity(f).digest for f in foreign}) == len(foreign) and identity(Turned(10)) == identity(Turned(10))
+    batches = [Augment(batches=tuple(aug_transforms(max_rotate=d))).description(body_preprocess('test_efficientnet', size=32)) for d in (5, 5, 45)]
+    assert batches[0] == batches[1] != batches[2]
+
+
+def test_a_transform_of_tensors_is_for_batches():
+    class Dark(RandTransform):
+        def encodes(self, x:TensorImage): return x/2
+    made = resolve_augment([Dark(p=1.), v2.RandomRotation(5)], body_preprocess('test_efficientnet', size=32))
+    assert [type(f).__name__ for f in made.batches] == ['Dark'] and len(made.items) == 1
+
+
+def test_streams_have_levels_only(tmp_path):
+    from fastbit.data import stream_dataloaders
+    with pytest.raises(ValueError, match="streams have the levels 'none', 'light' and 'strong'"):
+        stream_dataloaders(None, None, ['a', 'b'], size=32, augment=OWN)
+
+
+def test_a_transform_that_fails_later_names_itself():
+    pp = body_preprocess('test_efficientnet', size=32)
+    seldom = Augment(items=(v2.RandomApply([v2.RandomCrop(20)], p=.5),))
+    with pytest.raises(ValueError, match='RandomApply makes 20 x 20'):
+        for i in range(50): train_image(Image.new('RGB', (64, 64)), pp, random.Random(i), seldom)
+
+
+@dataclasses.dataclass
+class Rotated:
+    degrees: float
+    def __call__(self, img): return img.rotate(self.degrees)
+
+
+def test_a_run_with_a_function_resumes(data, tmp_path):
+    "Its name has no address of the process"
+    run = dict(augment=[Rotated(10)], size=32, bs=8, recipe='onecycle', epochs=2, num_workers=0, device='cpu', verbose=False, **TINY)
+    done = baseline(data, out=tmp_path/'run', **run)
+    assert 'Rotated(degrees=10)' in json.loads((tmp_path/'run/results.json').read_text())['settings']['augment']
+    assert ' at 0x' not in (tmp_path/'run/results.json').read_text() and 'Rotated' in str(done.plan)
 
 
 def test_plan_results_and_checkpoints_say_how_images_were_changed(data, tmp_path):

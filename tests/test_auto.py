@@ -198,8 +198,9 @@ def test_a_second_phase_that_is_better_stays(data, monkeypatch):
 def test_the_choice_is_by_calibrated_loss_unless_a_metric_was_asked_for():
     sure, right = Scores(accuracy=.8, loss=1.2, calibrated=.5), Scores(accuracy=.7, loss=.6, calibrated=.55)
     assert sure.beats(right) and not right.beats(sure)
-    assert right.beats(sure, 'valid_loss') and sure.beats(right, 'accuracy')
-    assert Scores(.7, .5, .5).beats(Scores(.7, .6, .4), 'accuracy') and not sure.beats(sure)
+    assert not right.beats(sure, 'valid_loss') and sure.beats(right, 'accuracy')   # plain loss is the loss of label smoothing, too
+    assert Scores(.7, .6, .4).beats(Scores(.7, .5, .5), 'accuracy') and not sure.beats(sure)
+    assert Scores(.9, .6, .7).beats(Scores(.7, .5, .5), 'accuracy')
 
 
 # the recipe
@@ -257,6 +258,27 @@ def test_options_without_an_effect_are_said(data):
     with pytest.raises(ValueError, match="patience=2: logistic regression has no epochs"): baseline(data, **TINY, **few, recipe='head', patience=2)
 
 
+def test_one_epoch_of_onecycle_is_the_head_and_says_what_it_ignores(data):
+    with pytest.warns(UserWarning, match='with epochs=1, so these options have no effect: lr=0.3, label_smoothing=0.2'):
+        plan = baseline(data, **TINY, size=32, recipe='onecycle', epochs=1, lr=.3, label_smoothing=.2, dry_run=True, verbose=False)
+    assert len(plan.phases) == 1
+
+
+def test_a_strength_for_many_images_is_chosen_on_some(monkeypatch):
+    import fastbit.training.head as module
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 3
+    x = rng.normal(size=(300, 8)) + y[:, None]
+    whole = logistic_head(x, y, 3)
+    monkeypatch.setattr(module, 'CV_IMAGES', 100)
+    some = logistic_head(x, y, 3)
+    assert 'on 300 training images' in whole.how and 'on 100 training images' in some.how
+    views = logistic_head(np.repeat(x, 2, 0), np.repeat(y, 2), 3, groups=np.repeat(np.arange(300), 2))
+    assert 'on 100 training images' in views.how   # both views of an image, or none
+    few = np.r_[np.zeros(298, int), [1, 1]]
+    assert 'on 300 training images' in logistic_head(x, few, 2).how   # a class of two would not be in every part
+
+
 def test_a_rate_means_the_same_with_a_budget(data):
     how = dict(size=32, lr=4e-4, dry_run=True, verbose=False)
     plans = [baseline(data, 'test_efficientnet_gn', 'random', **how, **more) for more in ({}, dict(budget='30m'))]
@@ -268,7 +290,7 @@ def test_the_best_weights_by_what_was_asked_for(data):
         result = baseline(data, **TINY, size=32, n_steps=12, keep_best=monitor, verbose=False)
         by_head = result.chosen.startswith('head rather than')
         assert by_head or f'by {monitor}; from' in result.chosen, result.chosen
-        if monitor == 'valid_loss': assert 'by validation loss' in result.chosen
+        if monitor == 'valid_loss': assert 'by validation loss after calibration' in result.chosen
 
 
 def test_what_cannot_be_trained_leaves_the_classifier_as_it_was(data):

@@ -236,7 +236,7 @@ def phase_limit(
 ) -> TimeLimit:
     "Limit a phase to the time that is left, less the evaluation and the report"
     forward = min(plan.seconds_per_image[0], plan.seconds_per_image[-1]/3)
-    after = 2*(plan.n_valid + plan.n_test)*forward + FIXED
+    after = (3*plan.n_valid + 2*plan.n_test)*forward + FIXED   # the choice of the better phase, TTA
     # from now on: activations are computed before the first step, and count
     return TimeLimit(max(1., deadline - time.perf_counter() - after), plan.n_valid*forward, began=time.monotonic())
 

@@ -176,11 +176,10 @@ class Scores(NamedTuple):
 
     def beats(self,
         other, # `Scores`
-        watched:str=None, # What `keep_best` watches: 'accuracy' or 'valid_loss'; `None`: loss after calibration
+        watched:str=None, # What `keep_best` watches; 'accuracy': accuracy first. Otherwise the loss after calibration
     ) -> bool:
         "Is this the better one?"
-        if watched == 'accuracy': return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
-        if watched == 'valid_loss': return self.loss < other.loss
+        if watched == 'accuracy' and self.accuracy != other.accuracy: return self.accuracy > other.accuracy
         return self.calibrated < other.calibrated
 
     def words(self,
@@ -190,9 +189,7 @@ class Scores(NamedTuple):
         "Compare two phases, in words"
         if watched == 'accuracy' and self.accuracy > other.accuracy:
             return f'validation accuracy ({self.accuracy:.2%} and {other.accuracy:.2%})'
-        plain = watched is not None
-        mine, theirs = (o.loss if plain else o.calibrated for o in (self, other))
-        return f'validation loss{"" if plain else " after calibration"} ({mine:.3f} and {theirs:.3f})'
+        return f'validation loss after calibration ({self.calibrated:.3f} and {other.calibrated:.3f})'
 
 class Kept:
     "What a phase kept"

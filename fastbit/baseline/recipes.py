@@ -120,7 +120,16 @@ class OneCycleRecipe:
 
     def text(self, learn, phases, found) -> str: return ''
     def why(self, learn) -> str: return ''
-    def unused(self, learn) -> str: return ''
+
+    def unused(self, learn) -> str:
+        "Name the options that were given and that one epoch, the head, has no use for; '' where there are none"
+        if len(self.phases()) > 1: return ''
+        given = {**self.options.given, **self.train.given}
+        names = ('lr', 'checkpoint_every', 'bn', 'label_smoothing', 'keep_best', 'patience')
+        unused = [f'{k}={given[k]!r}' for k in names if given.get(k) is not None]
+        if not unused: return ''
+        return (f"onecycle trains the classifier alone with epochs=1, so these options have no effect: "
+                f"{', '.join(unused)}. Leave them out, or give more epochs.")
 
 class HeadRecipe(OneCycleRecipe):
     "Train the classifier alone"
@@ -138,6 +147,7 @@ class HeadRecipe(OneCycleRecipe):
                              "Pass epochs=, or leave it out.")
 
     def phases(self, learn=None) -> list: return head_phases(self.options.epochs, self.options.lr, **self.features)
+    def unused(self, learn) -> str: return ''
 
 # %% ../../nbs/baseline/02_recipes.ipynb #02069eff
 class AutoRecipe(OneCycleRecipe):

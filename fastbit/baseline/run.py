@@ -98,7 +98,7 @@ class Run:
         for k in ('crop', 'flip'):
             asked = getattr(o.data, k)
             chosen[k] = self.usual.get(k, True) if asked is None else asked
-        data = asdict(o.data) | chosen
+        data = vars(o.data) | chosen
         loading = {k: v for k, v in asdict(o.loaders).items() if k != 'bs'} | dict(device=self.device)
         with writer_first():   # the others find in the cache what was found about the files
             options = self.recipe.loading(size, self.usual) | data | loading | asdict(o.table)

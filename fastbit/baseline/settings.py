@@ -24,6 +24,7 @@ from ..core.options import Options
 from ..config import TableOptions, TrainOptions, recipe_name
 from ..core.checks import check_out
 from ..core.processes import world
+from ..data.augment import augment_text
 from ..export.artifact import CONFIG, WEIGHTS
 from ..training.callbacks import KeepBest
 
@@ -54,8 +55,8 @@ class RunRecord:
     def settings(self) -> dict:
         "Return all options by name, for `results.json`"
         records = (self.body, self.train, self.data, self.loaders, self.output, self.table)
-        options = {k: v for record in records for k, v in asdict(record).items()}
-        options |= dict(recipe=recipe_name(self.recipe), **asdict(self.recipe))
+        options = {k: v for record in records for k, v in vars(record).items()}
+        options |= dict(augment=augment_text(self.data.augment), recipe=recipe_name(self.recipe), **vars(self.recipe))
         plain = {k: _plain(v) for k, v in options.items() if k not in _NOT_SAVED}
         return dict(path=self.source) | plain
 
@@ -73,7 +74,8 @@ def run_command(
     records = (BodyOptions, TrainOptions, DataOptions, LoaderOptions, RunOptions, TableOptions)
     usual = {k: v for cls in records for k, v in asdict(cls()).items()}
     usual |= dict(recipe='auto', **asdict(default_options(settings['recipe'])))
-    given = [f'{k}={v!r}' for k, v in settings.items() if k != 'path' and v != usual[k]]
+    written = lambda k, v: v if k == 'augment' and v.startswith('[') else repr(v)   # transforms as they show themselves
+    given = [f'{k}={written(k, v)}' for k, v in settings.items() if k != 'path' and v != usual[k]]
     source = 'df' if settings['path'] == 'DataFrame' else repr(settings['path'])
     return f"baseline({', '.join([source, *given])})"
 

@@ -6,17 +6,22 @@ Docs: https://fastbit.github.io/fastbit/data/augment.html.md"""
 
 # %% auto #0
 __all__ = ['LEVELS', 'AREA', 'ASPECT', 'DEGREES', 'JITTER', 'random_box', 'strong_crop', 'jittered', 'seeded_from', 'applied',
-           'Augment', 'read_level', 'resolve_augment']
+           'Augment', 'Identity', 'identity', 'read_level', 'augment_text', 'resolve_augment', 'check_image']
 
 # %% ../../nbs/data/11_augment.ipynb #54afad26
-import random, threading
+import hashlib, random, re, threading
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from typing import NamedTuple
 
 # %% ../../nbs/data/11_augment.ipynb #31d083b3
 import numpy as np, torch, torchvision
 from PIL import Image, ImageEnhance
 from fastai.vision.augment import AffineCoordTfm, RandomErasing, RandomResizedCropGPU, SpaceTfm
+from fastai.torch_core import TensorImage
 from fastai.vision.core import PILImage
 from fasttransform import Transform
 
@@ -92,26 +97,29 @@ def applied(
 # %% ../../nbs/data/11_augment.ipynb #ddd6694b
 _BATCHES = (AffineCoordTfm, SpaceTfm, RandomErasing, RandomResizedCropGPU)   # fastai's transforms of a whole batch
 _PERMITTED = dict(   # option -> parts of the names of transforms that it disables
-    flip=('Flip', 'Dihedral'),
-    crop=('Crop',),
-    jitter=('Jitter', 'Photometric', 'Gray', 'Invert', 'Posterize', 'Solarize', 'Autocontrast', 'Equalize', 'Channel',
-            'TrivialAugment', 'RandAugment', 'AutoAugment', 'AugMix', 'Brightness', 'Contrast', 'Saturation', 'Hue'))
+    flip=('flip', 'dihedral'),
+    crop=('crop', 'zoom'),
+    jitter=('jitter', 'photometric', 'gray', 'invert', 'posterize', 'solarize', 'autocontrast', 'equalize', 'channel',
+            'trivialaugment', 'randaugment', 'autoaugment', 'augmix', 'brightness', 'contrast', 'saturation', 'hue'))
+_DRAWS = 8   # of each transform, on noise, before any image is read
 
 @dataclass(frozen=True)
 class Augment:
     "How training images are changed at random; from `resolve_augment`"
     level: str = 'light'  # 'none', 'light' or 'strong'; `Preprocess` says whether crops and flips are allowed
     jitter: bool = True   # change brightness, contrast and saturation at the level 'strong'?
-    items: tuple = ()     # transforms of one image, after fastbit's own
+    items: tuple = ()     # transforms of one image, after fastbit's
     batches: tuple = ()   # fastai's transforms of a batch
 
     @property
     def key(self) -> tuple|None: # Parts of a cache's key; `None`: two runs cannot compare these transforms
         "Identify what happens to an image, beyond crop and flip"
         if self.batches: return None
-        own = tuple(map(repr, self.items))
-        if not all(_is_comparable(f, words) for f, words in zip(self.items, own)): return None
-        if own: own = (*own, f'torchvision {torchvision.__version__}')
+        own = ()
+        if self.items:
+            found = [identity(f) for f in self.items]
+            if any(o.foreign for o in found): return None
+            own = (*(o.digest for o in found), f'torchvision {torchvision.__version__}')
         return own if self.level != 'strong' else ('strong', self.jitter, *own)
 
     def changes(self,
@@ -120,6 +128,12 @@ class Augment:
         "Does an augmentation differ from the image itself?"
         strong = self.level == 'strong' and self.jitter
         return bool(pp.crop or pp.flip or strong or self.items or self.batches)
+
+    def description(self,
+        pp:Preprocess # May images be cropped and flipped?
+    ) -> list: # JSON-able
+        "Describe everything that a resumed run has to agree with"
+        return [self.words(pp), *(identity(f).digest for f in (*self.items, *self.batches))]
 
     def words(self,
         pp:Preprocess # May images be cropped and flipped?
@@ -136,9 +150,36 @@ class Augment:
         *first, last = found
         return f'training on {", ".join(first)} and {last}' if first else f'training on {last}'
 
-def _is_comparable(f, words) -> bool:
-    "Does the text of a transform say all about it?"
-    return type(f).__module__.startswith('torchvision.transforms') and ' at 0x' not in words and 'Lambda' not in words
+class Identity(NamedTuple):
+    "What a transform is"
+    digest: str   # equal for transforms that do the same
+    foreign: bool # is code of other packages than torchvision inside, which may change unnoticed?
+
+def identity(
+    f # A transform
+) -> Identity:
+    "Identify a transform by its type and state; torchvision's own texts leave parameters out"
+    places = set()
+    digest = hashlib.blake2b(_state(f, places).encode(), digest_size=8).hexdigest()
+    packages = {place.partition('.')[0] for place in places}
+    return Identity(digest, not packages <= {'torchvision', 'torch', 'builtins', 'PIL'})
+
+def _state(o, places, depth=0) -> str:
+    "An object as text without addresses; adds the modules that its code is from"
+    inside = lambda v: _state(v, places, depth + 1)
+    if o is None or isinstance(o, (bool, int, float, complex, str, bytes)): return repr(o)
+    if isinstance(o, Enum): return f'{type(o).__qualname__}.{o.name}'
+    if isinstance(o, (torch.Tensor, np.ndarray)): return f'{np.asarray(o).dtype} {np.asarray(o).tolist()}'
+    if isinstance(o, Mapping): return f'{{{", ".join(sorted(f"{inside(k)}: {inside(v)}" for k, v in o.items()))}}}'
+    if isinstance(o, (set, frozenset)): return f'{{{", ".join(sorted(map(inside, o)))}}}'
+    if isinstance(o, (list, tuple)): return f'[{", ".join(map(inside, o))}]'
+    if isinstance(o, partial): return f'partial {inside([o.func, o.args, o.keywords])}'
+    kind = o if isinstance(o, type) or callable(o) and hasattr(o, '__qualname__') else type(o)
+    places.add(kind.__module__ or '')
+    name = f'{kind.__module__}.{kind.__qualname__}'
+    if code := getattr(o, '__code__', None): return f'{name} {code.co_code.hex()} {inside(code.co_consts)}'
+    if kind is o or depth > 8 or kind.__module__.startswith('plum'): return name
+    return f'{name} {inside(getattr(o, "__dict__", {}))}'
 
 def _name(f) -> str:
     "What a transform is called: a function by its own name, an object by its type's"
@@ -146,8 +187,10 @@ def _name(f) -> str:
 
 def _all_names(f) -> list:
     "Names of a transform and of those inside it"
-    inside = [o for name in ('transforms', 'fs') for o in (getattr(f, name, None) or ())]
-    return [_name(f), *(name for o in inside for name in _all_names(o))]
+    inside = [o for name in ('transforms', 'fs', 'aff_fs') for o in (getattr(f, name, None) or ())]
+    inside += f.children() if isinstance(f, torch.nn.Module) else []
+    func = getattr(f, 'func', None)   # of a `partial`
+    return [_name(func or f), *(name for o in inside for name in _all_names(o))]
 
 def read_level(
     augment # 'none', 'light', 'strong', or transforms
@@ -162,44 +205,87 @@ def read_level(
                          "transforms from image to image, such as [v2.RandomRotation(10)].")
     return 'light'
 
+def augment_text(
+    augment # As in `DataOptions`
+) -> str:
+    "Write the option without addresses, for records of a run"
+    return augment if isinstance(augment, str) else re.sub(r' at 0x[0-9a-f]+', '', str(list(_as_tuple(augment))))
+
 def _as_tuple(augment) -> tuple:
     return tuple(augment) if isinstance(augment, (list, tuple)) else (augment,)
 
 def resolve_augment(
     augment,            # As in `DataOptions`
     pp:Preprocess,      # May images be cropped and flipped?
-    jitter:bool=True,   # May brightness and colours be changed?
+    jitter:bool=True,   # May brightness and colors be changed?
 ) -> Augment:
     "Read what was asked for; raise `ValueError` for transforms that cannot be used"
     level, jitter = read_level(augment), bool(jitter)
-    if level == 'none' and (pp.crop or pp.flip): raise ValueError("augment='none' needs crop=False and flip=False.")
     own = () if isinstance(augment, str) else _as_tuple(augment)
     permitted = dict(flip=pp.flip, crop=pp.crop, jitter=jitter)
     for f in own: _check_permitted(f, permitted)
-    items = tuple(f for f in own if not isinstance(f, _BATCHES))
+    items = tuple(f for f in own if not _is_for_batches(f))
+    batches = tuple(f for f in own if _is_for_batches(f))
     _check_items(items, pp)
-    return Augment(level=level, jitter=jitter, items=items, batches=tuple(f for f in own if isinstance(f, _BATCHES)))
+    _check_batches(batches, pp)
+    return Augment(level=level, jitter=jitter, items=items, batches=batches)
+
+def _is_for_batches(f) -> bool:
+    "Does a fastai transform take tensors, and no images?"
+    if isinstance(f, _BATCHES): return True
+    kinds = [str(m.signature) for m in getattr(f.encodes, 'methods', [])] if isinstance(f, Transform) else []
+    return any('TensorImage' in k for k in kinds) and not any('PIL' in k for k in kinds)
 
 def _check_permitted(f, permitted):
     for name in _all_names(f):
         for option, parts in _PERMITTED.items():
-            if permitted[option] or not any(part in name for part in parts): continue
-            raise ValueError(f"augment: {name} is one of the changes that {option}=False disables. "
-                             "Leave one of them out.")
+            if permitted[option] or not any(part in name.lower().replace('_', '') for part in parts): continue
+            raise ValueError(f"augment: {name} is one of the changes that {option}=False disables (the default for "
+                             "data such as digits). Leave one of them out.")
+
+def _noise(size) -> Image.Image:
+    pixels = np.random.RandomState(0).randint(0, 256, (size, size, 3), dtype=np.uint8)
+    return PILImage(Image.fromarray(pixels))
 
 def _check_items(items, pp):
-    "Try the transforms on a gray image"
-    sample, done = PILImage(Image.new('RGB', (pp.size, pp.size), (128, 128, 128))), []
-    for f in items:
-        done.append(f)
-        name = _all_names(f)[0]
-        try: got = applied(sample, tuple(done), random.Random(0))
-        except Exception as e:
-            raise ValueError(f"augment: {name} failed on an image ({type(e).__name__}: {str(e)[:120]}). "
-                             "Give transforms of one Pillow image, or fastai's of a batch.") from e
-        if not isinstance(got, Image.Image):
-            raise ValueError(f"augment: {name} returns {type(got).__name__}. Give transforms from image to image; "
-                             "fastbit makes the tensor and normalizes inside the model.")
-        if got.size != sample.size or got.mode != 'RGB':
-            sides = f'{got.width} x {got.height} {got.mode} of {pp.size} x {pp.size} RGB'
-            raise ValueError(f"augment: {name} makes {sides}. Images keep their size: size={pp.size}.")
+    "Try the transforms on noise: image to image, of the same size, and the same again from the same seed"
+    sample = _noise(pp.size)
+    for n, f in enumerate(items, 1):
+        for seed in range(_DRAWS):
+            try: got, again = (applied(sample.copy(), items[:n], random.Random(seed)) for _ in range(2))
+            except Exception as e:
+                raise ValueError(f"augment: {_name(f)} failed on an image ({type(e).__name__}: {str(e)[:120]}). "
+                                 "Give transforms of one Pillow image, or fastai's of a batch.") from e
+            check_image(got, pp.size, f)
+            if np.array_equal(got, again): continue
+            raise ValueError(f"augment: {_name(f)} draws from its own random generator, which seed= does not reach. "
+                             "Give transforms that draw from Python's random, numpy or torch.")
+
+def check_image(
+    got,      # What transforms returned
+    size:int, # Side that the body gets, pixels
+    f,        # The transform, for the message
+):
+    "Raise `ValueError` unless transforms returned an image of the size they were given"
+    name = 'a transform' if f is None else _name(f)
+    if not isinstance(got, Image.Image):
+        raise ValueError(f"augment: {name} returns {type(got).__name__}. Give transforms from image to image; "
+                         "fastbit makes the tensor and normalizes inside the model.")
+    if got.size == (size, size) and got.mode == 'RGB': return
+    sides = f'{got.width} x {got.height} {got.mode} of {size} x {size} RGB'
+    raise ValueError(f"augment: {name} makes {sides}. Images keep their size: size={size}.")
+
+def _check_batches(batches, pp):
+    "Try the transforms on a batch: the size stays, and validation images stay as they are"
+    image = torch.from_numpy(np.array(_noise(pp.size))).permute(2, 0, 1)/255
+    pixels = TensorImage(torch.stack([image, image]))
+    for f in batches:
+        for split in (0, 1):
+            with seeded_from(random.Random(0)): got = f(pixels.clone(), split_idx=split)
+            if got.shape != pixels.shape:
+                sides = f'{got.shape[-2]} x {got.shape[-1]} of {pp.size} x {pp.size}'
+                raise ValueError(f"augment: {_name(f)} makes {sides}. Images keep their size: size={pp.size}.")
+        if torch.allclose(got, pixels, atol=1e-2): continue   # affine ones resample, by nothing
+        raise ValueError(f"augment: {_name(f)} changes validation images, too. fastbit normalizes inside the model and "
+                         "augments training images only.")
+

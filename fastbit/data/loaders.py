@@ -26,7 +26,7 @@ from ..core.arguments import check_source
 from ..core.checks import check_k_per_class, check_share
 from ..core.fonts import use_fonts_for
 from ..core.text import warn_data
-from .augment import Augment, resolve_augment
+from .augment import Augment, read_level, resolve_augment
 from .batches import ImageDL, PathLabel, ReadImage, resolve_device, default_bs, default_workers
 from .check import depth_words
 from .labels import natural_order
@@ -181,12 +181,14 @@ def image_dataloaders(
         body_preprocess, arch, resize=data.resize, crop=data.crop and changed, flip=data.flip and changed,
         draft=data.draft, max_value=data.max_value)
     pp = preprocess(size, train_size=None if by_rule else train_size)   # before the work, for its errors
-    augment = resolve_augment(data.augment, pp, data.jitter)
+    read_level(data.augment)
+    if not by_rule: augment = resolve_augment(data.augment, pp, data.jitter)
     images = read_image_set(path, **asdict(table))
     images = _split_set(images, data, check, loading.cache)
     if by_rule:   # the authors' resolution for images of this size, or `size` with their room for crops
         images = replace(images, image_size=training_size(images.table, images.report))
         rule = HyperRule.for_data(1, images.image_size, size=size)
         pp = preprocess(rule.crop, train_size=rule.resize)
+        augment = resolve_augment(data.augment, pp, data.jitter)   # at the size that it gets
     images = replace(images, preprocess=pp, augment=augment)
     return _make_loaders(images, bs or default_bs(pp.size, loading.device), data.seed, batch_tfms, loading)

@@ -251,9 +251,9 @@ def stream_dataloaders(
     crop, flip = data.crop and changed, data.flip and changed
     pp = body_preprocess(arch, size, resize=data.resize, crop=crop, flip=flip, max_value=data.max_value)
     augment = resolve_augment(data.augment, pp, data.jitter)
-    if augment.batches:
-        raise ValueError("augment: streams have no batch transforms. Give transforms of one image, "
-                         "such as torchvision's.")
+    if augment.items or augment.batches:
+        # they draw from the global generators, which the training loop draws from while threads decode
+        raise ValueError("augment: streams have the levels 'none', 'light' and 'strong', and no other transforms.")
     classes = list(map(str, classes))
     bs = loading.bs or default_bs(pp.size, device)
     def loader(stream, train):

@@ -20,7 +20,7 @@ from fasttransform import Transform
 
 # %% ../../nbs/data/12_transforms.ipynb #e829f480
 from ..bodies.preprocess import MAX_16_BIT, Preprocess
-from .augment import Augment, applied, jittered, strong_crop
+from .augment import Augment, applied, check_image, jittered, strong_crop
 from .decode import reading, why_unreadable
 
 # %% ../../nbs/data/12_transforms.ipynb #d34ef287
@@ -114,7 +114,10 @@ def train_image(
     if pp.flip and rng.random() < .5: img = ImageOps.mirror(img)
     if strong and augment.jitter: img = jittered(img, rng)
     img = PILImage(img)
-    return PILImage(applied(img, augment.items, rng)) if augment.items else img
+    if not augment.items: return img
+    img = applied(img, augment.items, rng)
+    check_image(img, pp.size, augment.items[-1])
+    return PILImage(img)
 
 class EvalImage(Transform):
     "Resize to the size the body sees; for validation and prediction"

@@ -26,6 +26,7 @@ from ..bodies.names import timm_name
 from ..config import DataOptions, LoaderOptions, RecipeOptions, TableOptions, recipe_name, recipes_with
 from ..core.options import Options
 from ..core.files import csv_text, write_text
+from ..data.augment import identity
 from ..data.loaders import image_dataloaders
 from ..metrics.intervals import wilson_interval
 from .compare import compare_runs, read_predictions
@@ -97,6 +98,8 @@ class Bench:
         "Return everything that the rows depend on; columns of a table count through the images' digest"
         unimportant = {'num_workers', *vars(self.table)}
         settings = {k: str(v) for k, v in self.image_options().items() if k not in unimportant}
+        if not isinstance(self.data.augment, str):
+            settings['augment'] = ', '.join(identity(f).digest for f in self.data.augment)
         return dict(version=__version__, epochs=self.epochs, **settings, images=self.images)
 
     def folder(self, body, recipe) -> Path: return self.out/'runs'/run_name(body.name, recipe)

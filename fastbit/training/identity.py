@@ -40,8 +40,8 @@ def describe_data(
         training_images=train.n, held_out_images=dls.valid.n, classes=list(map(str, getattr(dls, 'vocab', []))),
         seed=getattr(train, 'seed', None), transforms=transforms)
     augment = getattr(dls, 'augment', None)
-    if augment and (augment.level != 'light' or augment.items):   # older checkpoints have no such line
-        about['augment'] = [augment.words(dls.preprocess), *map(repr, augment.items)]
+    if augment and augment.key != ():   # older checkpoints have no such line
+        about['augment'] = augment.description(dls.preprocess)
     if stream := getattr(train, 'stream', None):
         about |= dict(stream=stream.made_from, preprocessing=asdict(dls.preprocess))
     table, report = getattr(dls, 'table', None), getattr(dls, 'report', None)

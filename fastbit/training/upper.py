@@ -12,6 +12,7 @@ __all__ = ['UPPER_STEPS', 'UPPER_EPOCHS', 'UPPER_LR', 'UPPER_VIEWS', 'UPPER_FROM
 # %% ../../nbs/training/18_upper.ipynb #ed263995
 from contextlib import contextmanager
 from copy import deepcopy
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,7 +167,8 @@ def check_alpha(
     mixup:float # As in `fit_upper`
 ):
     "Raise `ValueError` for what is not an alpha of MixUp"
-    if not 0 <= mixup < float('inf'): raise ValueError(f"mixup={mixup!r}: alpha of the Beta distribution; 0: none.")
+    if isinstance(mixup, Real) and 0 <= mixup < float('inf'): return
+    raise ValueError(f"mixup={mixup!r}: alpha of the Beta distribution; 0: none.")
 
 @patch
 def upper_checkpoint(self:TransferLearner,
