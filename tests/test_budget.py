@@ -3,10 +3,12 @@ import json
 
 import pytest, torch
 
-from fastbit.baseline import baseline, TimeLimit
+from fastbit.baseline import Run, TimeLimit, baseline
 from fastbit.baseline.budget import EPOCHS, BudgetOption, Speed, budget_options, choose_option, option_seconds
+from fastbit.config import Auto, BodyOptions, DataOptions, HeadOnly, LoaderOptions, RunOptions, TableOptions, TrainOptions
 from fastbit.data import image_dataloaders
 from fastbit.training import transfer_learner
+from fastbit.training.upper import upper_length
 from conftest import TINY, run_fastbit
 
 small = dict(TINY, size=32, num_workers=0, verbose=False)
@@ -31,6 +33,18 @@ def test_it_ends_in_time_and_says_what_it_chose(folder, tmp_path, capsys):
     assert json.loads((tmp_path/'run'/'results.json').read_text())['plan']['budget'] == res.plan.budget
     fixed = baseline(folder, **small)   # the same without a clock
     assert fixed.predictions.equals(res.predictions)
+
+
+def test_options_that_a_budget_has_no_use_for_are_said(folder):
+    records = dict(train=TrainOptions(label_smoothing=.2, size=32), data=DataOptions(), loaders=LoaderOptions(), output=RunOptions(budget='5m'), table=TableOptions())
+    head = BudgetOption('head', 32, None)
+    run = lambda recipe: Run.from_options(folder, BodyOptions(TINY['arch'], TINY['weights']), recipe, **records)
+    words = run(Auto(lr=.1, mixup=.4))._dropped_by(head)
+    assert 'enough for the classifier alone' in words and 'mixup=0.4, lr=0.1, label_smoothing=0.2' in words
+    assert run(Auto(lr=.1))._dropped_by(BudgetOption('auto', 32, None, upper_length(20, 8))) == ''
+    assert 'all layers on images' in run(Auto(views=3))._dropped_by(BudgetOption('onecycle', 32, 2))
+    records['train'] = TrainOptions(size=32)
+    assert run(HeadOnly(lr=.1))._dropped_by(head) == ''
 
 
 def test_what_is_no_budget(folder):

@@ -138,6 +138,7 @@ class Run:
         limits = dict(budget=self.budget, began=self.began, smaller=o.train.size is None, recipe=kind)
         fitted = fit_to_budget(self.learn, self.make_learner, phases, lengths=lengths, **limits)
         self.learn, chosen = fitted.learn, fitted.option
+        if words := self._dropped_by(chosen): warn_data(words)
         self.recipe = make_recipe(self._within_budget(chosen), o.loaders, o.train)
         return fitted.words
 
@@ -157,6 +158,18 @@ class Run:
         own = self.options.recipe
         kept = ('views', 'batch_size') if isinstance(own, HeadOnly) else ('lr', 'views', 'batch_size')
         return {k: v for k, v in own.given.items() if k in kept and v is not None}
+
+    def _dropped_by(self, chosen) -> str:
+        "Name the options that were given and that the recipe of a budget does not have; '' where there are none"
+        own, given = self.options.recipe, {**self.options.recipe.given, **self.options.train.given}
+        if isinstance(own, HeadOnly) or chosen.recipe == self.recipe.name: return ''
+        names = ['mixup', 'views'] if isinstance(own, Auto) else []
+        if chosen.recipe == 'head': names += ['lr', 'bn', 'label_smoothing', 'keep_best', 'patience']
+        dropped = [f'{k}={given[k]!r}' for k in names if given.get(k) is not None]
+        if not dropped: return ''
+        what = 'the classifier alone' if chosen.recipe == 'head' else 'all layers on images'
+        return (f"The budget is enough for {what}, so these options have no effect: {', '.join(dropped)}. "
+                "Give more time, or leave them out.")
 
     def _within_budget(self, chosen) -> Options:
         "Return the options of a recipe that a budget chose"
