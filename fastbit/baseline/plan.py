@@ -18,6 +18,7 @@ from ..bodies.preprocess import MAX_16_BIT
 from ..core.machine import Machine, this_machine
 from ..core.processes import world
 from ..core.text import ShownOnce, format_seconds, rows_html
+from ..data.augment import Augment
 
 # %% ../../nbs/baseline/04_plan.ipynb #38ff67d7
 LINE = 79   # columns of a short plan's line
@@ -162,9 +163,9 @@ def make_plan(
     return Plan(**data, **body, **machine, **told, phases=phases, seconds_per_image=measure_phases(learn, phases))
 
 def image_words(
-    pp,      # `Preprocess`
-    paths,   # Files
-    augment, # `Augment`
+    pp,    # `Preprocess`
+    paths, # Files
+    augment=Augment(), # What happens to training images
 ) -> str:
     "Describe how files become the images that a body gets"
     resized = dict(squash='squashed', crop='cropped', pad='padded')[pp.resize]
