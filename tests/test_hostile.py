@@ -88,12 +88,13 @@ def most_memory(f) -> float:
 def _readers(tmp_path):
     from fastbit.bodies import body_preprocess
     from fastbit.studies.detect import _look
+    from fastbit.data.augment import Augment
     from fastbit.data.features import view_pixels
     from fastbit.data import inspect_image
     from fastbit.export.predict import flat_squares
     from fastbit.data.stream_dl import StreamDL
     pp = body_preprocess('test_efficientnet', size=32)
-    stream = SimpleNamespace(pp=pp, train=True, seed=0)
+    stream = SimpleNamespace(pp=pp, train=True, seed=0, augment=Augment())
     return dict(check=inspect_image, copies=_look, predict=lambda p: flat_squares(p, [32], pp), features=lambda p: view_pixels(p, 0, pp), stream=lambda p: StreamDL._pixels(stream, (0, p.read_bytes(), 0)))
 
 
