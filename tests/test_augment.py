@@ -138,7 +138,7 @@ def test_what_cannot_be_used_is_refused_in_the_words_typed(data, tmp_path):
 
 
 class Noise:
-    "What new packages do: a generator of its own, which every worker process copies"
+    "A transform with a private generator, which every worker process copies"
     def __init__(self): self.rng = np.random.default_rng(0)
     def __call__(self, img): return img.rotate(self.rng.uniform(-90, 90))
 

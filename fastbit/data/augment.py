@@ -36,7 +36,7 @@ DEGREES = 10.       # of a strong rotation, to either side; fastai's aug_transfo
 JITTER = .2         # brightness, contrast and saturation between 1-JITTER and 1+JITTER; fastai's max_lighting
 
 def random_box(
-    side:int, # Of the square, pixels
+    side:int, # Side of the square, pixels
     rng,      # As Python's `random`
 ) -> tuple: # (left, top, right, bottom), pixels, fractions of them included
     "Draw a box with a share of the square's area in `AREA` and an aspect ratio in `ASPECT`"

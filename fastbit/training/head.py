@@ -134,7 +134,7 @@ def _batch_transforms(dls) -> list:
     return [f for f in getattr(dls.train.after_batch, 'fs', []) if not isinstance(f, IntToFloatTensor)]
 
 def can_draw_views(
-    dls # Of a learner
+    dls # fastai `DataLoaders`
 ) -> bool:
     "Can augmentations of these images be drawn again? Those of fastbit's loaders"
     return all(isinstance(dl, ImageDL) for dl in dls.loaders[:2]) and getattr(dls, 'preprocess', None) is not None

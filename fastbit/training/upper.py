@@ -150,7 +150,7 @@ def norms_as(
 
 def distinct_views(
     dls,            # fastbit's loaders have a `preprocess`
-    views:int=None, # Of each image; `None`: `UPPER_VIEWS`, or 1 where the loaders cannot draw them
+    views:int=None, # Views per image; `None`: `UPPER_VIEWS`, or 1 where the loaders cannot draw them
 ) -> int: # 1 where the data allow neither crops nor flips
     "Return how many views of an image differ"
     pp = getattr(dls, 'preprocess', None)
@@ -199,7 +199,7 @@ def fit_upper(self:TransferLearner,
     n_steps:int=None,    # Optimizer steps; `None`: 300, or 5 passes over the images if these are more
     lr:float=UPPER_LR,   # Peak learning rate of all stages that train
     *,
-    views:int=None,      # Of each training image: 1: as validation sees it, k: and k-1 augmentations; `None`: 8 where they can be drawn
+    views:int=None,      # Views per training image: 1: as validation sees it, k: and k-1 augmentations; `None`: 8 where they can be drawn
     label_smoothing:float=None, # Share of the target that is spread over all classes; `None`: 0.1, or 0 for another loss than cross-entropy
     mixup:float=0.,      # Alpha of MixUp of the activations, such as 0.4; 0: none
     bn:str='train',      # BatchNorm of the stages that train: 'frozen', 'affine' or 'train'
