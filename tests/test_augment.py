@@ -1,5 +1,5 @@
 "`augment=`: levels and transforms of other packages, for images, batches, cached views and streams"
-import dataclasses, json, random
+import dataclasses, json, random, sys, types
 
 import numpy as np, pytest, torch
 from fastai.data.transforms import Normalize
@@ -14,6 +14,7 @@ from fastbit.baseline import baseline
 from fastbit.bodies import body_preprocess
 from fastbit.data import image_dataloaders
 from fastbit.data.augment import Augment, identity, resolve_augment
+from fastbit.data.batches import _can_be_sent, choose_workers
 from fastbit.data.features import frozen_features, view_pixels
 from fastbit.data.transforms import train_image
 from fastbit.training import transfer_learner
@@ -218,3 +219,30 @@ def test_a_checkpoint_of_another_augmentation_is_refused(data, tmp_path):
     quiet(learn, learn.fit_upper, 2, 4, checkpoint=file, checkpoint_every=1)
     other = learner(loaders(data))
     with pytest.raises(ValueError, match='augment'): quiet(other, other.fit_upper, 2, 4, checkpoint=file, checkpoint_every=1)
+
+
+@pytest.mark.parametrize('method', ['spawn', 'forkserver'])
+def test_a_transform_that_workers_cannot_have(data, monkeypatch, method):
+    "Workers that are not forked get transforms by pickle: a lambda failed in them, at the first batch"
+    monkeypatch.setattr('fastbit.data.batches.start_method', lambda: method)
+    unsent = dict(augment=[v2.RandomHorizontalFlip(), lambda img: img])
+    with pytest.raises(ValueError, match=r'num_workers=2: .*<lambda> at .* cannot be sent.*num_workers=0'):
+        loaders(data, workers=2, **unsent)
+    monkeypatch.setattr('fastbit.data.batches.default_workers', lambda n_images, device: 2)
+    assert loaders(data, workers=None, **unsent).train.fake_l.num_workers == 0
+    assert loaders(data, workers=None, augment=[v2.RandomHorizontalFlip()]).train.fake_l.num_workers == 2
+    monkeypatch.setattr('fastbit.data.batches.start_method', lambda: 'fork')
+    assert loaders(data, workers=2, **unsent).train.fake_l.num_workers == 2
+    assert choose_workers(2, 10, None, [lambda img: img]) == 2
+
+
+def test_a_function_of_a_notebook_is_not_sent(monkeypatch):
+    "Such a function pickles by its name in `__main__`, which a new process does not have"
+    defined = types.FunctionType((lambda img: img).__code__, {}, 'defined')
+    defined.__module__, defined.__qualname__ = '__main__', 'defined'
+    main = types.ModuleType('__main__')
+    main.defined = defined
+    monkeypatch.setitem(sys.modules, '__main__', main)
+    assert not _can_be_sent(defined)
+    main.__file__ = 'train.py'
+    assert _can_be_sent(defined)

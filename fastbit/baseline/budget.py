@@ -58,6 +58,7 @@ class Speed:
     size: int      # side of the images, pixels
     head: float    # seconds per image through the frozen body, with loading
     train: float   # seconds per image for a training step of all layers, with loading
+    solving: float = 0. # seconds of logistic regression on the head's features, at any size
 
 def shorter_lengths(
     length:UpperLength, # The recipe's own
@@ -111,7 +112,7 @@ def option_seconds(
     "Seconds that an option takes"
     k = (option.size/speed.size)**2
     head, forward = speed.head*k, min(speed.head, speed.train/3)*k
-    total = (n_train + n_valid)*head + views*(n_valid + n_test)*forward + FIXED
+    total = (n_train + n_valid)*head + speed.solving + views*(n_valid + n_test)*forward + FIXED
     if option.recipe == 'head': return total
     return total + option.passes*n_train*speed.train*k + option.n_evals*n_valid*forward
 
@@ -178,7 +179,7 @@ def fit_to_budget(
     choices = budget_options(dls.preprocess.size, smaller, 'head' if recipe == 'head' else None, lengths)
     while True:
         measured = measure_phases(learn, phases)
-        speed = Speed(learn.dls.preprocess.size, measured[0], measured[-1])
+        speed = Speed(learn.dls.preprocess.size, measured[0], measured[-1], phases[0].solving_seconds(learn))
         spent = time.perf_counter() - began
         fitting = [o for o in choices if o.size <= speed.size]
         option, too_slow = choose_option(fitting, budget - spent, speed, dls.train.n, dls.valid.n, n_test)

@@ -31,6 +31,7 @@ from ..training.accumulate import is_out_of_memory
 from ..training.checkpoint import SAVE_SECONDS, checkpoint_lock
 from ..training.learner import TransferLearner
 from ..training.one_cycle import progress_of
+from ..training.head import logistic_seconds
 from ..training.learner import HEAD_LR
 from ..training.upper import SMOOTHING, UPPER_LR, UPPER_VIEWS, SmoothLabels, UpperLength
 from ..training.upper import norms_as, same_loss
@@ -52,6 +53,11 @@ class HeadPhase:
     @property
     def n_evals(self): return 1   # each held-out image goes through the body once, too
     def n_images(self, n_train): return self.views*n_train
+
+    def solving_seconds(self, learn) -> float:
+        "Estimate the seconds of logistic regression; one-cycle on features takes few"
+        if self.n_epoch is not None: return 0.
+        return logistic_seconds(self.views*learn.dls.train.n, learn.model.net.num_features, learn.n_out)
 
     def __str__(self):
         views = '' if self.views == 1 else f', {self.views} views per image'

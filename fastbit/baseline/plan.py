@@ -44,6 +44,7 @@ class Plan(ShownOnce):
     device: str        # 'cpu', 'cuda:0, bf16'
     seed: int          # random seed
     seconds_per_image: list = field(default_factory=list) # of training, measured, one for each phase
+    solving: float = 0. # seconds of the head phase's logistic regression, estimated
     rule: str = ''     # the rule in words, for `RulePhase`
     saved: str = ''    # where checkpoints go
     resumed: str = ''  # step from which a checkpoint continues; '': the run starts at the beginning
@@ -68,7 +69,8 @@ class Plan(ShownOnce):
         if not self.seconds_per_image: return []
         forward = min(self.seconds_per_image[0], self.seconds_per_image[-1]/3)
         seconds = lambda p, t: p.n_images(self.n_train)*t + p.n_evals*self.n_valid*forward
-        return [seconds(p, t)/self.processes for p, t in zip(self.phases, self.seconds_per_image)]
+        head, *others = (seconds(p, t)/self.processes for p, t in zip(self.phases, self.seconds_per_image))
+        return [head + self.solving, *others]
 
     def short(self) -> str: # Lines of fewer than 80 columns
         "Data, model and time, and where a resumed run starts"
@@ -160,7 +162,9 @@ def make_plan(
     machine = dict(device=f'{dls.device}{half}', processes=world(), machine=this_machine(dls.device))
     body = dict(n_params=sum(p.numel() for p in learn.model.parameters()), size=pp.size,
                 images=image_words(pp, dls.table.path, dls.augment), bs=dls.bs)
-    return Plan(**data, **body, **machine, **told, phases=phases, seconds_per_image=measure_phases(learn, phases))
+    solving = phases[0].solving_seconds(learn) if isinstance(phases[0], HeadPhase) else 0.
+    times = dict(seconds_per_image=measure_phases(learn, phases), solving=solving)
+    return Plan(**data, **body, **machine, **told, **times, phases=phases)
 
 def image_words(
     pp,    # `Preprocess`

@@ -27,7 +27,7 @@ from ..core.checks import check_k_per_class, check_share
 from ..core.fonts import use_fonts_for
 from ..core.text import warn_data
 from .augment import Augment, read_level, resolve_augment
-from .batches import ImageDL, PathLabel, ReadImage, resolve_device, default_bs, default_workers
+from .batches import ImageDL, PathLabel, ReadImage, resolve_device, default_bs, choose_workers
 from .check import depth_words
 from .labels import natural_order
 from .pixels import PixelCache
@@ -93,7 +93,7 @@ def _make_loaders(images:ImageSet, bs, seed, batch_tfms, loading) -> ImageLoader
     use_fonts_for(vocab)
     label = [PathLabel(table), SINGLE_LABEL.target(vocab)]
     dsets = Datasets([Path(p) for p in table.path], [[ReadImage(draft_size(pp), pp.max_value)], label], splits=splits)
-    workers = default_workers(len(table), loading.device) if loading.num_workers is None else loading.num_workers
+    workers = choose_workers(loading.num_workers, len(table), loading.device, augment.items)
     made = dsets.dataloaders(
         bs=bs, dl_type=ImageDL, seed=seed, shuffle=True, drop_last=False, device=loading.device, num_workers=workers,
         pixels=PixelCache(pp, table, loading.cache_gb) if loading.cache else None,
