@@ -6,12 +6,14 @@ from fastai.metrics import accuracy
 from safetensors.torch import load_file
 
 from fastbit.baseline import Auto, OneCyclePhase, UpperPhase, baseline
+from fastbit.baseline.budget import TimeLimit
 from fastbit.baseline.phases import HeadPhase, Scores
 from fastbit.bodies.model import run_stages
 from fastbit.core.restore import temp_attrs
 from fastbit.data import image_dataloaders, image_table
 from fastbit.data.features import FeatureDL, Features, view_pixels
 from fastbit.training import logistic_head, transfer_learner
+from fastbit.training.callbacks import KeepBest
 from fastbit.training.upper import SmoothLabels, distinct_views, norms_as, upper_length
 from conftest import TINY, write_folder
 
@@ -207,15 +209,100 @@ def test_the_choice_is_by_calibrated_loss_unless_a_metric_was_asked_for():
 
 def test_auto_says_what_it_decided_and_what_it_kept(data, tmp_path, capsys):
     plan = baseline(data, **TINY, size=32, dry_run=True, verbose=False)
-    assert plan.recipe == 'auto' and [type(p) for p in plan.phases] == [HeadPhase, UpperPhase]
+    assert plan.recipe == 'auto' and [type(p) for p in plan.phases] == [HeadPhase, UpperPhase, OneCyclePhase]
+    assert [p.otherwise for p in plan.phases] == [False, False, True] and plan.seconds < plan.most_seconds
+    assert 'at most' in str(plan) and 'at most' in plan.short() and 'all layers after a head that was better, 7 epochs' in str(plan)
     assert 'because' in str(plan) and 'activations of' in str(plan) and 'logistic regression' in str(plan)
     result = baseline(data, **TINY, size=32, n_steps=12, out=tmp_path/'out', verbose=False)
     assert ' rather than ' in result.chosen and 'slightly optimistic' in str(result)
-    assert result.epochs.phase.iloc[0] == 'head' and result.epochs.phase.iloc[-1].startswith('from ')
+    assert result.epochs.phase.iloc[0] == 'head' and result.epochs.phase.iloc[1].startswith('from ')
     again = baseline(data, **TINY, recipe=Auto(n_steps=12), size=32, out=tmp_path/'again', verbose=False)
     a, b = (load_file(tmp_path/o/'model'/'model.safetensors') for o in ('out', 'again'))
     assert same(a, b) and again.evaluation == result.evaluation
     assert 'rather than' in (tmp_path/'out'/'report.html').read_text()
+
+
+SPOILED = dict(**TINY, size=32, n_steps=8, lr=8., checkpoint_every=1, verbose=False)   # a rate that is far too high for the upper stages
+
+
+def test_all_layers_train_where_the_head_was_better_than_the_upper_stages(data, tmp_path):
+    result = baseline(data, **SPOILED, out=tmp_path/'out')
+    first, second = result.chosen.split('; ')
+    assert first.startswith('head rather than from blocks.2, by') and 'the mean of head and all layers' in second
+    assert list(result.epochs.phase.unique()) == ['head', 'from blocks.2', 'all layers'] == list(result.phases.stage)
+    assert not list((tmp_path/'out').glob('checkpoint*'))
+    learn = learner(data)
+    quiet(learn, HeadPhase().fit, learn)
+    learn.freeze_to(FROM)   # as after upper stages that were better
+    left_out = OneCyclePhase('all layers', 1, 0, 5., 5., keep_better=True, otherwise=True)
+    before = state(learn)
+    assert left_out.is_left_out(learn) and left_out.fit(learn) == '' and same(before, state(learn))
+
+
+def test_the_mean_of_head_and_all_layers_is_their_mean(data):
+    ends = {}
+    for share in (0., .5, 1.):
+        learn = learner(data)
+        quiet(learn, HeadPhase().fit, learn)
+        head = state(learn)
+        phase = OneCyclePhase('all layers', 2, 0, 1e-2, 1e-2, share=share)
+        quiet(learn, phase.fit, learn)
+        ends[share] = state(learn)
+    assert same(head, ends[0.]) and not same(head, ends[1.])
+    for k, v in ends[.5].items():
+        expected = (head[k] + ends[1.][k])/2 if v.is_floating_point() else ends[1.][k]
+        torch.testing.assert_close(v, expected, rtol=1e-6, atol=1e-7)
+    assert 'then the mean of head and all layers' in str(OneCyclePhase('all layers', 2, 0, 1., 1., share=.5))
+    plans = [baseline(data, **TINY, size=32, bn=bn, dry_run=True, verbose=False) for bn in (None, 'train')]
+    assert [p.phases[2].share for p in plans] == [.5, 1.]
+
+
+def test_weights_that_were_not_kept_are_not_the_best_of_a_later_phase(data):
+    "`KeepBest` compared all layers with the upper stages, and could restore those"
+    learn = learner(data, cbs=KeepBest('valid_loss'))
+    quiet(learn, HeadPhase().fit, learn)
+    quiet(learn, lambda: upper(learn, lr=8.).fit(learn))
+    assert learn.keep_best.weights is None and learn.keep_best.where is None
+    quiet(learn, OneCyclePhase('all layers', 1, 0, 5., 5., otherwise=True).fit, learn)
+    assert learn.keep_best.where.startswith('all layers') and same(learn.keep_best.weights, state(learn))
+
+
+def test_a_better_second_phase_is_the_last(data, monkeypatch):
+    scores = iter([Scores(.1, 9., 9.), Scores(.9, 1., 1.)])
+    monkeypatch.setattr(Scores, 'of', lambda learn: next(scores))
+    result = baseline(data, **TINY, size=32, n_steps=8, verbose=False)
+    assert result.chosen.startswith('from blocks.2 rather than head') and list(result.phases.stage) == ['head', 'from blocks.2']
+    assert 'all layers' not in set(result.epochs.phase)
+
+
+@pytest.mark.parametrize('phase, at', [(UpperPhase, 3), (OneCyclePhase, 5)])
+def test_a_run_of_three_phases_resumes_bit_for_bit(data, tmp_path, monkeypatch, phase, at):
+    straight = baseline(data, **SPOILED, out=tmp_path/'straight')
+    fit = phase.fit
+    with monkeypatch.context() as m:
+        m.setattr(phase, 'fit', lambda self, learn, checkpoint=None, cbs=None: fit(self, learn, checkpoint, cbs=Stop(at)))
+        with pytest.raises(KeyboardInterrupt): baseline(data, **SPOILED, out=tmp_path/'out')
+    plan = baseline(data, **SPOILED, out=tmp_path/'out', dry_run=True)
+    file = 'checkpoint-2' if phase is OneCyclePhase else 'checkpoint'
+    assert plan.resumed.startswith(f'from step {at} of') and plan.resumed.endswith(f'{file}.safetensors'), plan.resumed
+    again = baseline(data, **SPOILED, out=tmp_path/'out')
+    a, b = (load_file(tmp_path/o/'model'/'model.safetensors') for o in ('straight', 'out'))
+    assert same(a, b) and again.chosen == straight.chosen and again.evaluation == straight.evaluation
+    assert not list((tmp_path/'out').glob('checkpoint*'))
+
+
+def test_a_budget_tries_all_layers_only_in_time(data, monkeypatch):
+    kept = []
+    def worse(learn):   # each later phase is worse than the head
+        kept.append(learn)
+        return Scores(.5, 1., float(len(kept)))
+    monkeypatch.setattr(Scores, 'of', worse)
+    result = baseline(data, **TINY, size=32, budget='10m', verbose=False)
+    assert list(result.phases.stage)[2:] == ['all layers'] and result.chosen.count('head rather than') == 2
+    monkeypatch.setattr('fastbit.baseline.run.phase_limit', lambda plan, deadline: TimeLimit(plan.phase_seconds[1] + .01 if not kept else 0.))
+    kept.clear()
+    result = baseline(data, **TINY, size=32, budget='10m', verbose=False)
+    assert len(result.phases) == 2 and result.chosen.count('head rather than') == 1
 
 
 def test_bodies_without_batch_norm_train_all_layers_on_images(data):
@@ -289,7 +376,7 @@ def test_the_best_weights_by_what_was_asked_for(data):
     for monitor in ('valid_loss', 'accuracy'):
         result = baseline(data, **TINY, size=32, n_steps=12, keep_best=monitor, verbose=False)
         by_head = result.chosen.startswith('head rather than')
-        assert by_head or f'by {monitor}; from' in result.chosen, result.chosen
+        assert by_head or f'by {monitor}; ' in result.chosen, result.chosen
         if monitor == 'valid_loss': assert 'by validation loss after calibration' in result.chosen
 
 

@@ -61,6 +61,11 @@ class Plan(ShownOnce):
     @property
     def seconds(self) -> float:
         "Expected training time; an evaluation counts as a third of training, and cached features take less"
+        return sum(t for p, t in zip(self.phases, self.phase_seconds) if not p.otherwise)
+
+    @property
+    def most_seconds(self) -> float:
+        "The same with the phase that may turn out to be unnecessary"
         return sum(self.phase_seconds)
 
     @property
@@ -90,7 +95,7 @@ class Plan(ShownOnce):
         return name + counts
 
     def _model_words(self) -> str:
-        last = self.phases[-1]
+        last = [p for p in self.phases if not p.otherwise][-1]
         if isinstance(last, RulePhase): length = f'{last.rule.steps_to_do} steps of {last.rule.batch_size} images'
         elif isinstance(last, UpperPhase): length = f'{last.length.n_steps} steps {last.name} up'
         elif isinstance(last, HeadPhase): length = last.method
@@ -99,7 +104,11 @@ class Plan(ShownOnce):
 
     def _time_words(self) -> str:
         budget = f' of {self.budget.partition(":")[0]}' if self.budget else ''
-        return f'about {format_seconds(self.seconds)}{budget} on {self._where()}, seed {self.seed}'
+        return f'{self._about()}{budget} on {self._where()}, seed {self.seed}'
+
+    def _about(self) -> str:
+        more = f', at most {format_seconds(self.most_seconds)},' if self.most_seconds > self.seconds else ''
+        return f'about {format_seconds(self.seconds)}{more}'
 
     def _where(self) -> str:
         many = f', {self.processes} processes' if self.processes > 1 else ''
@@ -130,7 +139,7 @@ class Plan(ShownOnce):
         "Budget, checkpoints and time"
         speed = ', '.join(f'{1/t:.3g} images/s {p.name}' for p, t in zip(self.phases, self.seconds_per_image))
         each = ' each' if self.processes > 1 else ''
-        time = f'about {format_seconds(self.seconds)} on {self._where()}, from a measured batch ({speed}{each})'
+        time = f'{self._about()} on {self._where()}, from a measured batch ({speed}{each})'
         rows = [('budget', self.budget), ('saved', self.saved), ('time', time)]
         return [(k, v) for k, v in rows if v]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 # %% ../../nbs/baseline/02_recipes.ipynb #98f475a9
-from .auto import Decision, Situation, decide
+from .auto import LIVE_EPOCHS, MEAN_SHARE, Decision, Situation, decide
 from .phases import HeadPhase, OneCyclePhase, RulePhase, UpperPhase
 from ..config import Auto, BiTRule, DataOptions, HeadOnly, LoaderOptions, OneCycle, RecipeOptions
 from ..core.options import Options
@@ -183,9 +183,10 @@ class AutoRecipe(OneCycleRecipe):
     def phases(self, learn) -> list:
         chosen, caching = self.decide(learn), dict(cache=self.loaders.cache, cache_gb=self.loaders.cache_gb)
         head = HeadPhase(**caching)
-        if chosen.second == 'upper': return [head, self._upper(chosen, before=head.history, **caching)]
+        if not chosen.second: return [head]
         if chosen.second == 'all layers': return [head, self._all_layers(chosen.n_epoch, before=head.history)]
-        return [head]
+        upper = self._upper(chosen, before=head.history, **caching)
+        return [head, upper, self._all_layers(LIVE_EPOCHS-1, before=head.history, otherwise=True)]
 
     def _upper(self, chosen, **how):
         o = self.options
@@ -194,12 +195,14 @@ class AutoRecipe(OneCycleRecipe):
             lr=UPPER_LR if o.lr is None else o.lr, label_smoothing=_smoothing(self.train, SMOOTHING),
             mixup=o.mixup, bn=self.train.bn or 'train', checkpoint_every=o.checkpoint_every, **how)
 
-    def _all_layers(self, n_epoch, before):
+    def _all_layers(self, n_epoch, before, otherwise=False):
         o = self.options
-        lr = BODY_LR if o.lr is None else o.lr
+        lr = BODY_LR if o.lr is None or otherwise else o.lr   # one that was given is the upper stages'
+        mean = otherwise and self.train.bn != 'train'   # else the statistics of BatchNorm belong to other weights
         return OneCyclePhase(
             name='all layers', n_epoch=n_epoch, freeze_to=0, lr=lr, lr_first=lr/LR_SPREAD, before=before,
-            checkpoint_every=o.checkpoint_every, label_smoothing=_smoothing(self.train), keep_better=True)
+            checkpoint_every=o.checkpoint_every, label_smoothing=_smoothing(self.train), keep_better=True,
+            otherwise=otherwise, share=MEAN_SHARE if mean else 1.)
 
 # %% ../../nbs/baseline/02_recipes.ipynb #9bb302c5
 def rule_numbers(

@@ -20,6 +20,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 # %% ../../nbs/bodies/02_weights.ipynb #617a856d
 from .names import BIT_NAME, BIT_URL, official_names, timm_name
+from ..core.checks import found_checkpoints
 from ..core.files import file_digest
 
 # %% ../../nbs/bodies/02_weights.ipynb #982dcafb
@@ -107,10 +108,10 @@ def _file_in(folder) -> Path:
     "The file that a folder means"
     ours = next((f for f in (folder/HUB_FILE, folder/'model'/HUB_FILE) if f.is_file()), None)
     if ours: return ours
-    begun = folder/'checkpoint.safetensors'
-    if begun.is_file():
+    begun = found_checkpoints(folder)
+    if begun:
         raise FileNotFoundError(f'{folder} has the checkpoint of a run that has not finished: '
-                                f'rerun its command to resume it, or give the file, {begun}.')
+                                f'rerun its command to resume it, or give the file, {begun[0]}.')
     files = sorted(f.name for f in folder.iterdir() if f.suffix.lower() in WEIGHTS_FILES and f.is_file())
     if len(files) == 1: return folder/files[0]
     if not files:

@@ -18,6 +18,7 @@ from .models import run_bodies, run_cache, run_evaluate, run_export, run_predict
 from .options import option_flag, two_spellings
 from .parser import make_parser
 from .runs import run_baseline, run_check, run_leaderboard, run_rule
+from ..core.checks import found_checkpoints
 from ..core.options import unknown_option
 from ..core.processes import launched_rank, leave_processes, peer_lost
 
@@ -60,7 +61,7 @@ def _resume_words(args, stopped=False) -> str:
     "How to continue, where something is saved"
     if args.command != 'baseline': return ''
     out = Path(args.out) if getattr(args, 'out', None) else None
-    interrupted = out and (out/'checkpoint.safetensors').exists() and not (out/'results.json').exists()
+    interrupted = out and found_checkpoints(out) and not (out/'results.json').exists()
     if interrupted: return '. Rerun the same command to resume from the last checkpoint.'
     return '. The same command starts again.' if stopped else ''
 

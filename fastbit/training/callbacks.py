@@ -202,6 +202,10 @@ class KeepBest(TrackerCallback):
         self.model.load_state_dict(self.weights)
         if not self.silent: print(f'best {self.monitor} {self.best:.4f} ({self.where}): weights restored', flush=True)
 
+    def forget(self):
+        "Forget the best weights: those of the learner are others now, and the next fit is compared with itself"
+        self.best = self.weights = self.where = None
+
     def checkpoint_state(self):
         return dict(best=self.best, where=self.where, waited=self.waited), self.weights or {}
 
