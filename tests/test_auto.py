@@ -211,7 +211,7 @@ def test_auto_says_what_it_decided_and_what_it_kept(data, tmp_path, capsys):
     plan = baseline(data, **TINY, size=32, dry_run=True, verbose=False)
     assert plan.recipe == 'auto' and [type(p) for p in plan.phases] == [HeadPhase, UpperPhase, OneCyclePhase]
     assert [p.otherwise for p in plan.phases] == [False, False, True] and plan.seconds < plan.most_seconds
-    assert 'at most' in str(plan) and 'at most' in plan.short() and 'all layers after a head that was better, 7 epochs' in str(plan)
+    assert 'at most' in str(plan) and 'at most' in plan.short() and 'all layers, only where the head is better, 7 epochs' in str(plan)
     assert 'because' in str(plan) and 'activations of' in str(plan) and 'logistic regression' in str(plan)
     result = baseline(data, **TINY, size=32, n_steps=12, out=tmp_path/'out', verbose=False)
     assert ' rather than ' in result.chosen and 'slightly optimistic' in str(result)

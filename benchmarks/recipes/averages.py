@@ -1,6 +1,7 @@
-"""What else can be made of one training of the upper stages? Means of its weights, larger images, two models in one
+"""What else can be made of one training after the head? Means of its weights, larger images, two models in one
 
     python benchmarks/recipes/averages.py FOLDER --sets oxygen terrain --k 16 --seeds 100 101
+    python benchmarks/recipes/averages.py FOLDER --phase 'all layers' --seeds 100 101 102 103
     python benchmarks/recipes/averages.py --show
 
 Every variant is measured on the same training: moving averages of the weights (EMA), the mean of the last third, the
@@ -16,6 +17,7 @@ import torch
 from fastai.callback.core import Callback
 
 from cases import Case
+from fastbit.baseline import onecycle_phases
 from fastbit.bodies import zero_classifier
 from fastbit.metrics import evaluate_probs
 
@@ -65,8 +67,24 @@ class Measured:
             yield about | dict(variant=variant, accuracy=found.accuracy, loss=found.loss)
 
 
-def measure(case) -> Measured:
-    "Train once, and measure every variant"
+def all_layers(case) -> Measured:
+    "Fine-tune all layers from the head, as `onecycle` does, and measure what lies between"
+    learn = case.learner()
+    measured, model = Measured(case, learn.model), learn.model
+    head, everything = onecycle_phases(cache=False)
+    with learn.no_bar(), learn.no_logging():
+        head.fit(learn)
+        measured.note('head')
+        before = floats(model)
+        everything.fit(learn)
+    after = floats(model)
+    measured.note('trained')
+    for share in SHARES: measured.note(f'{share:.0%} of the way from the head', mean(before, after, share))
+    return measured
+
+
+def upper_stages(case) -> Measured:
+    "Train the upper stages once, and measure every variant"
     learn, averages = case.learner(), Averages()
     measured, model = Measured(case, learn.model), learn.model
     with learn.no_bar(), learn.no_logging():
@@ -86,16 +104,20 @@ def measure(case) -> Measured:
     return measured
 
 
+PHASES = {'upper stages': upper_stages, 'all layers': all_layers}
+
+
 def read() -> list: return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def work(args):
-    done = {(r['set'], r['k'], r['seed'], r['size']) for r in read()}
+    draw = ('phase', 'set', 'k', 'seed', 'size')
+    done = {tuple(r[k] for k in draw) for r in read()}
     for seed in args.seeds:
         for name in args.sets:
-            about = dict(set=name, k=args.k, seed=seed, size=args.size)
+            about = dict(phase=args.phase, set=name, k=args.k, seed=seed, size=args.size)
             if tuple(about.values()) in done: continue
-            measured = measure(Case(args.folder/name, args.k, seed, args.size, args.arch, args.weights))
+            measured = PHASES[args.phase](Case(args.folder/name, args.k, seed, args.size, args.arch, args.weights))
             with open(RESULTS, 'a') as f: f.writelines(json.dumps(row) + '\n' for row in measured.rows(about))
             print(*measured.rows(about), sep='\n', flush=True)
 
@@ -103,10 +125,9 @@ def work(args):
 def show():
     "Print the mean difference of each variant to the trained model"
     import pandas as pd
-    df = pd.DataFrame(read()).set_index(['set', 'k', 'seed', 'size', 'variant'])[['accuracy', 'loss']]
-    trained = df.xs('trained', level='variant')
-    change = df.reset_index('variant').set_index('variant', append=True)
-    change = (change - trained).groupby('variant', sort=False)
+    draws = ['phase', 'set', 'k', 'seed', 'size']
+    df = pd.DataFrame(read()).set_index([*draws, 'variant'])[['accuracy', 'loss']]
+    change = (df - df.xs('trained', level='variant')).groupby(['phase', 'variant'], sort=False)
     print(change.agg(['mean', 'sem', 'count']).round(3).to_string())
 
 
@@ -114,6 +135,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('folder', type=Path, nargs='?', help='where sets.py put the sets')
     p.add_argument('--sets', nargs='+', default=['clipart', 'oxygen', 'terrain', 'units', 'stamps', 'digits'])
+    p.add_argument('--phase', choices=PHASES, default='upper stages', help='what trains after the head')
     p.add_argument('--k', type=int, default=16, help='training images per class')
     p.add_argument('--seeds', type=int, nargs='+', default=[100, 101])
     p.add_argument('--size', type=int, default=64)

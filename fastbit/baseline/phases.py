@@ -134,7 +134,7 @@ class OneCyclePhase:
 
     def __str__(self):
         rate = f'{self.lr:g}' if self.lr == self.lr_first else f'{self.lr_first:g} (stem) … {self.lr:g} (classifier)'
-        after = ' after a head that was better' if self.otherwise else ''
+        after = ', only where the head is better' if self.otherwise else ''
         mean = '' if self.share == 1 else f', then {self._kept_words}'
         return f'{self.name}{after}, {_plural(self.n_epoch, "epoch")}, one-cycle to {rate}{_smoothed(self)}{mean}'
 

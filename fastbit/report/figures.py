@@ -45,6 +45,11 @@ def _log_ticks(axis):
     axis.set_major_formatter(LogFormatter())
     axis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1, .4)))
 
+def _phases(rows) -> list[pd.DataFrame]:
+    "Divide rows where a phase begins, which may be from other weights than the last one ended with"
+    if rows.empty: return []
+    return [part for _, part in rows.groupby((rows.phase != rows.phase.shift()).cumsum())]
+
 def _labeled(epochs) -> list[tuple]:
     "List (step, loss, accuracy) of the epochs to annotate: all of up to a dozen, else the last of each phase"
     if 'accuracy' not in epochs: return []
@@ -60,19 +65,23 @@ def plot_losses(
     "Plot the training loss per step, raw and smoothed, and validation loss and accuracy per epoch"
     if steps.empty: return _no_steps()
     fig, ax = _axes()
-    x = steps.index + 1
-    smooth = steps.loss.ewm(halflife=max(1, len(steps)/60)).mean()
-    ax.plot(x, steps.loss, color='C0', alpha=.25, lw=.8)
-    ax.plot(x, smooth, color='C0', label='training')
-    ax.plot(epochs.step, epochs.valid_loss, 'o-', color='C1', ms=4, label='validation')
-    look = dict(xytext=(0, 6), textcoords='offset points', size=7, ha='center', color='C1')
-    for step, value, accuracy in _labeled(epochs): ax.annotate(f'{accuracy:.1%}', (step, value), **look)
+    for part in _phases(steps):
+        smooth = part.loss.ewm(halflife=max(1, len(steps)/60)).mean()
+        ax.plot(part.index + 1, part.loss, color='C0', alpha=.25, lw=.8)
+        ax.plot(part.index + 1, smooth, color='C0', label='training')
+    for part in _phases(epochs): ax.plot(part.step, part.valid_loss, 'o-', color='C1', ms=4, label='validation')
+    look = dict(textcoords='offset points', size=7, color='C1')
+    for step, value, accuracy in _labeled(epochs):
+        place = dict(xytext=(0, 6), ha='center') if step else dict(xytext=(5, -2), ha='left')   # right of the axis
+        ax.annotate(f'{accuracy:.1%}', (step, value), **place, **look)
     top = steps.loss.max()
     if len(epochs): top = max(top, epochs.valid_loss.max())
     above = top*1.12 if top < float('inf') else None   # room for the accuracies
     ax.set(xlabel='optimizer step', ylabel=loss, ylim=(0, above), xlim=(0, len(steps)*1.03))
     _stage_lines(ax, steps.phase.tolist())
-    ax.legend(frameon=False)
+    handles, labels = ax.get_legend_handles_labels()
+    named = dict(zip(labels, handles))   # one of each, however many phases there are
+    ax.legend(named.values(), named, frameon=False)
     return fig
 
 # %% ../../nbs/report/01_figures.ipynb #140529b5
