@@ -225,12 +225,16 @@ def test_auto_says_what_it_decided_and_what_it_kept(data, tmp_path, capsys):
 SPOILED = dict(**TINY, size=32, n_steps=8, lr=8., checkpoint_every=1, verbose=False)   # a rate that is far too high for the upper stages
 
 
-def test_all_layers_train_where_the_head_was_better_than_the_upper_stages(data, tmp_path):
-    result = baseline(data, **SPOILED, out=tmp_path/'out')
+@pytest.fixture(scope='module')
+def rescued(data, tmp_path_factory): return baseline(data, **SPOILED, out=tmp_path_factory.mktemp('rescued')/'out')
+
+
+def test_all_layers_train_where_the_head_was_better_than_the_upper_stages(data, rescued):
+    result = rescued
     first, second = result.chosen.split('; ')
     assert first.startswith('head rather than from blocks.2, by') and 'the mean of head and all layers' in second
     assert list(result.epochs.phase.unique()) == ['head', 'from blocks.2', 'all layers'] == list(result.phases.stage)
-    assert not list((tmp_path/'out').glob('checkpoint*'))
+    assert not list(result.out.glob('checkpoint*'))
     learn = learner(data)
     quiet(learn, HeadPhase().fit, learn)
     learn.freeze_to(FROM)   # as after upper stages that were better
@@ -276,8 +280,7 @@ def test_a_better_second_phase_is_the_last(data, monkeypatch):
 
 
 @pytest.mark.parametrize('phase, at', [(UpperPhase, 3), (OneCyclePhase, 5)])
-def test_a_run_of_three_phases_resumes_bit_for_bit(data, tmp_path, monkeypatch, phase, at):
-    straight = baseline(data, **SPOILED, out=tmp_path/'straight')
+def test_a_run_of_three_phases_resumes_bit_for_bit(data, tmp_path, monkeypatch, rescued, phase, at):
     fit = phase.fit
     with monkeypatch.context() as m:
         m.setattr(phase, 'fit', lambda self, learn, checkpoint=None, cbs=None: fit(self, learn, checkpoint, cbs=Stop(at)))
@@ -286,8 +289,8 @@ def test_a_run_of_three_phases_resumes_bit_for_bit(data, tmp_path, monkeypatch, 
     file = 'checkpoint-2' if phase is OneCyclePhase else 'checkpoint'
     assert plan.resumed.startswith(f'from step {at} of') and plan.resumed.endswith(f'{file}.safetensors'), plan.resumed
     again = baseline(data, **SPOILED, out=tmp_path/'out')
-    a, b = (load_file(tmp_path/o/'model'/'model.safetensors') for o in ('straight', 'out'))
-    assert same(a, b) and again.chosen == straight.chosen and again.evaluation == straight.evaluation
+    a, b = (load_file(o/'model'/'model.safetensors') for o in (rescued.out, tmp_path/'out'))
+    assert same(a, b) and again.chosen == rescued.chosen and again.evaluation == rescued.evaluation
     assert not list((tmp_path/'out').glob('checkpoint*'))
 
 
