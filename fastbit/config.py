@@ -88,7 +88,7 @@ class RunOptions(Options):
 # %% ../nbs/01_config.ipynb #0985a2c4
 @dataclass(frozen=True)
 class Auto(Options):
-    "Logistic regression on frozen features, then the upper stages on cached activations, as far as the data allow"
+    "Logistic regression, the upper stages on cached activations, and all layers where the head is better than these"
     batch_size:int = 32      # images per optimizer step
     lr:float = None          # peak learning rate (default: 0.004 for auto, 0.0005 for onecycle, by the batch size for hyperrule)
     views:int = None         # views per training image: the image, and augmentations of it (default: up to 8 for auto, else 1)

@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from conftest import run_fastbit, write_folder
 from fastbit.baseline import baseline
 from fastbit.bodies import body_preprocess
+from fastbit.core.text import DataWarning
 from fastbit.data import image_dataloaders
 from fastbit.data.augment import Augment, identity, resolve_augment
 from fastbit.data.batches import _can_be_sent, choose_workers
@@ -226,11 +227,15 @@ def test_a_transform_that_workers_cannot_have(data, monkeypatch, method):
     "Workers that are not forked get transforms by pickle: a lambda failed in them, at the first batch"
     monkeypatch.setattr('fastbit.data.batches.start_method', lambda: method)
     unsent = dict(augment=[v2.RandomHorizontalFlip(), lambda img: img])
-    with pytest.raises(ValueError, match=r'num_workers=2: .*<lambda> at .* cannot be sent.*num_workers=0'):
+    with pytest.raises(ValueError, match=r'num_workers=2: .*<lambda> in augment= cannot be sent.*num_workers=0'):
         loaders(data, workers=2, **unsent)
     monkeypatch.setattr('fastbit.data.batches.default_workers', lambda n_images, device: 2)
-    assert loaders(data, workers=None, **unsent).train.fake_l.num_workers == 0
+    with pytest.warns(DataWarning, match='<lambda> cannot be sent to worker processes, so images are loaded in this one'):
+        assert loaders(data, workers=None, **unsent).train.fake_l.num_workers == 0
     assert loaders(data, workers=None, augment=[v2.RandomHorizontalFlip()]).train.fake_l.num_workers == 2
+    class Local(Brightness): 'of a batch: it stays in the training process'
+    dl = loaders(data, workers=2, augment=[Local()]).train
+    assert dl.fake_l.num_workers == 2 and not dl.after_item.fs[0].augment.batches and _can_be_sent(dl.after_item)
     monkeypatch.setattr('fastbit.data.batches.start_method', lambda: 'fork')
     assert loaders(data, workers=2, **unsent).train.fake_l.num_workers == 2
     assert choose_workers(2, 10, None, [lambda img: img]) == 2

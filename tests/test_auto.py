@@ -1,4 +1,6 @@
 "The recipe `auto`: what it decides, that cached training is live training, that it resumes, and that it never ends below its head"
+import dataclasses
+
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
@@ -14,6 +16,8 @@ from fastbit.data import image_dataloaders, image_table
 from fastbit.data.features import FeatureDL, Features, view_pixels
 from fastbit.training import logistic_head, transfer_learner
 from fastbit.training.callbacks import KeepBest
+from fastbit.training.checkpoint import checkpoint_lock
+from fastbit.training.guards import LossNotFinite
 from fastbit.training.upper import SmoothLabels, distinct_views, norms_as, upper_length
 from conftest import TINY, write_folder
 
@@ -210,8 +214,8 @@ def test_the_choice_is_by_calibrated_loss_unless_a_metric_was_asked_for():
 def test_auto_says_what_it_decided_and_what_it_kept(data, tmp_path, capsys):
     plan = baseline(data, **TINY, size=32, dry_run=True, verbose=False)
     assert plan.recipe == 'auto' and [type(p) for p in plan.phases] == [HeadPhase, UpperPhase, OneCyclePhase]
-    assert [p.otherwise for p in plan.phases] == [False, False, True] and plan.seconds < plan.most_seconds
-    assert 'at most' in str(plan) and 'at most' in plan.short() and 'all layers, only where the head is better, 7 epochs' in str(plan)
+    assert [p.only_after_head for p in plan.phases] == [False, False, True] and plan.seconds < plan.most_seconds
+    assert 'with all layers,' in str(plan) and 'with all layers,' in plan.short() and 'all layers, only where the head is better, 7 epochs' in str(plan)
     assert 'because' in str(plan) and 'activations of' in str(plan) and 'logistic regression' in str(plan)
     result = baseline(data, **TINY, size=32, n_steps=12, out=tmp_path/'out', verbose=False)
     assert ' rather than ' in result.chosen and 'slightly optimistic' in str(result)
@@ -232,13 +236,13 @@ def rescued(data, tmp_path_factory): return baseline(data, **SPOILED, out=tmp_pa
 def test_all_layers_train_where_the_head_was_better_than_the_upper_stages(data, rescued):
     result = rescued
     first, second = result.chosen.split('; ')
-    assert first.startswith('head rather than from blocks.2, by') and 'the mean of head and all layers' in second
+    assert first.startswith('head rather than from blocks.2, by') and second.startswith('the mean of head and all layers rather than head')
     assert list(result.epochs.phase.unique()) == ['head', 'from blocks.2', 'all layers'] == list(result.phases.stage)
     assert not list(result.out.glob('checkpoint*'))
     learn = learner(data)
     quiet(learn, HeadPhase().fit, learn)
     learn.freeze_to(FROM)   # as after upper stages that were better
-    left_out = OneCyclePhase('all layers', 1, 0, 5., 5., keep_better=True, otherwise=True)
+    left_out = OneCyclePhase('all layers', 1, 0, 5., 5., keep_better=True, only_after_head=True)
     before = state(learn)
     assert left_out.is_left_out(learn) and left_out.fit(learn) == '' and same(before, state(learn))
 
@@ -257,8 +261,48 @@ def test_the_mean_of_head_and_all_layers_is_their_mean(data):
         expected = (head[k] + ends[1.][k])/2 if v.is_floating_point() else ends[1.][k]
         torch.testing.assert_close(v, expected, rtol=1e-6, atol=1e-7)
     assert 'then the mean of head and all layers' in str(OneCyclePhase('all layers', 2, 0, 1., 1., share=.5))
-    plans = [baseline(data, **TINY, size=32, bn=bn, dry_run=True, verbose=False) for bn in (None, 'train')]
-    assert [p.phases[2].share for p in plans] == [.5, 1.]
+    plan = baseline(data, **TINY, size=32, bn='train', dry_run=True, verbose=False)   # statistics of two sets of weights have no mean
+    assert (plan.phases[1].bn, plan.phases[2].bn, plan.phases[2].share) == ('train', 'frozen', .5)
+
+
+def test_the_mean_is_what_is_kept_and_saved(data, rescued):
+    "By hand: the head, then all layers, then half of each"
+    learn = learner(data, bs=32)
+    quiet(learn, HeadPhase().fit, learn)
+    head = state(learn)
+    everything = dataclasses.replace(rescued.plan.phases[2], share=1., keep_better=False)
+    quiet(learn, everything.fit, learn)
+    saved = load_file(rescued.out/'model'/'model.safetensors')
+    after = learn.model.net.state_dict()
+    start = {k.removeprefix('net.'): v for k, v in head.items()}
+    for k, v in saved.items():
+        if v.is_floating_point(): torch.testing.assert_close(v, (start[k] + after[k])/2, rtol=1e-4, atol=1e-5)
+
+
+def test_a_phase_that_fails_after_the_head_leaves_the_head(data, tmp_path, monkeypatch):
+    def fails(e):
+        def fit(learn, *args, **kwargs):
+            for p in learn.model.parameters(): p.data.add_(1.)   # half-trained
+            raise e
+        return fit
+    for error, words in ((torch.OutOfMemoryError('CUDA out of memory'), 'did not fit in memory'), (LossNotFinite('step 3'), 'diverged')):
+        learn = learner(data, cbs=KeepBest('valid_loss'))
+        quiet(learn, HeadPhase().fit, learn)
+        before = state(learn)
+        monkeypatch.setattr(type(learn), 'fit_one_cycle', fails(error))
+        last = OneCyclePhase('all layers', 1, 0, 1e-3, 1e-3, keep_better=True, only_after_head=True, share=.5)
+        with pytest.warns(UserWarning, match='The head is kept'): said = last.fit(learn)
+        assert said == f'head, since training all layers {words}' and same(before, state(learn))
+        assert learn.model.n_frozen == len(learn.model.stages)-1
+        with pytest.raises(type(error)): dataclasses.replace(last, only_after_head=False).fit(learn)
+        monkeypatch.undo()
+
+
+def test_a_second_run_in_the_folder_is_refused_before_the_features(data, tmp_path):
+    (tmp_path/'out').mkdir()
+    with checkpoint_lock(tmp_path/'out'/'checkpoint.safetensors'), pytest.raises(ValueError, match='Another run is writing'):
+        baseline(data, **SPOILED, out=tmp_path/'out')
+    assert not list((tmp_path/'out').glob('log.jsonl')) or not (tmp_path/'out'/'log.jsonl').read_text()
 
 
 def test_weights_that_were_not_kept_are_not_the_best_of_a_later_phase(data):
@@ -267,8 +311,16 @@ def test_weights_that_were_not_kept_are_not_the_best_of_a_later_phase(data):
     quiet(learn, HeadPhase().fit, learn)
     quiet(learn, lambda: upper(learn, lr=8.).fit(learn))
     assert learn.keep_best.weights is None and learn.keep_best.where is None
-    quiet(learn, OneCyclePhase('all layers', 1, 0, 5., 5., otherwise=True).fit, learn)
+    quiet(learn, OneCyclePhase('all layers', 1, 0, 5., 5., only_after_head=True).fit, learn)
     assert learn.keep_best.where.startswith('all layers') and same(learn.keep_best.weights, state(learn))
+
+
+def test_the_best_weights_of_the_last_phase_are_half_of_the_mean(data):
+    "What `keep_best` found is not what the learner has afterwards, and the words say so"
+    result = baseline(data, **SPOILED | dict(keep_best='valid_loss', checkpoint_every=None))
+    last = result.chosen.split('; ')[-1]
+    assert last.startswith('the mean of head and all layers (all layers, epoch ') and ', by valid_loss) rather than head' in last, result.chosen
+    assert result.learn.keep_best.weights is None
 
 
 def test_a_better_second_phase_is_the_last(data, monkeypatch):
@@ -305,7 +357,8 @@ def test_a_budget_tries_all_layers_only_in_time(data, monkeypatch):
     monkeypatch.setattr('fastbit.baseline.run.phase_limit', lambda plan, deadline: TimeLimit(plan.phase_seconds[1] + .01 if not kept else 0.))
     kept.clear()
     result = baseline(data, **TINY, size=32, budget='10m', verbose=False)
-    assert len(result.phases) == 2 and result.chosen.count('head rather than') == 1
+    assert len(result.phases) == 2 and result.chosen.count('head rather than') == 1 and result.chosen.endswith('all layers not tried, for lack of time')
+    assert 'with all layers' not in result.plan.short()
 
 
 def test_bodies_without_batch_norm_train_all_layers_on_images(data):
@@ -378,8 +431,7 @@ def test_a_rate_means_the_same_with_a_budget(data):
 def test_the_best_weights_by_what_was_asked_for(data):
     for monitor in ('valid_loss', 'accuracy'):
         result = baseline(data, **TINY, size=32, n_steps=12, keep_best=monitor, verbose=False)
-        by_head = result.chosen.startswith('head rather than')
-        assert by_head or f'by {monitor}; ' in result.chosen, result.chosen
+        if 'by ' + monitor in result.chosen: assert f'by {monitor}; from' in result.chosen or f'by {monitor}) rather' in result.chosen, result.chosen
         if monitor == 'valid_loss': assert 'by validation loss after calibration' in result.chosen
 
 

@@ -46,6 +46,7 @@ def alone(data, tmp_path_factory):
     run(data, root/'rule', *BY_RULE)
     run(data, root/'onecycle', *BODY, '--recipe', 'onecycle', '--epochs', '3', '--bs', '9')
     run(data, root/'auto', *NORMS, '--steps', '20', '--bs', '9')
+    run(data, root/'all', *NORMS, '--steps', '8', '--bs', '9', '--lr', '8')   # too high for the upper stages: all layers follow
     return root
 
 
@@ -70,6 +71,14 @@ def test_auto_in_two_processes(data, alone, tmp_path):
     assert far(alone/'auto', tmp_path/'out') <= 1e-4
     one, many = (json.loads((o/'results.json').read_text()) for o in (alone/'auto', tmp_path/'out'))
     assert one['chosen'] == many['chosen'] and ' rather than ' in one['chosen']
+
+
+def test_auto_with_a_third_phase_in_two_processes(data, alone, tmp_path):
+    run(data, tmp_path/'out', *NORMS, '--steps', '8', '--bs', '9', '--lr', '8', '--procs', '2', how=run_forked)
+    one, many = (json.loads((o/'results.json').read_text()) for o in (alone/'all', tmp_path/'out'))
+    assert [p['stage'] for p in many['phases']] == ['head', 'from blocks.2', 'all layers'] == [p['stage'] for p in one['phases']]
+    assert one['chosen'].split(', by')[-1][:20] == many['chosen'].split(', by')[-1][:20] and 'all layers' in many['chosen']
+    assert far(alone/'all', tmp_path/'out') <= 1e-4
 
 
 def test_onecycle_and_the_features_in_two_processes(data, alone, tmp_path):

@@ -67,7 +67,7 @@ class Decision:
     name: str = ''       # its name
     views: int = 1       # of each training image
     length: UpperLength = None # of 'upper'
-    n_epoch: int = 0     # passes over the images, of 'all layers'
+    n_epoch: int = 0     # passes over the images by 'all layers'; of 'upper': where the head turns out to be better
 
 def decide(
     s:Situation,
@@ -86,6 +86,8 @@ def decide(
             gb = s.row_bytes[stage]*(k*s.n_train + s.n_valid)/2**30
             if gb > s.cache_gb: continue
             why = f'activations of {k} view{"s"*(k > 1)} per image take {gb:.2g} of {s.cache_gb:g} GB'
-            return Decision('upper', why, freeze_to=stage, name=f'from {s.stage_names[stage]}', views=k, length=length)
+            name = f'from {s.stage_names[stage]}'
+            after = min(live, LIVE_EPOCHS-1)
+            return Decision('upper', why, freeze_to=stage, name=name, views=k, length=length, n_epoch=after)
     why = f'activations of {s.n_train} images do not fit in {s.cache_gb:g} GB: all layers, on images'
     return Decision('all layers', why, n_epoch=live)

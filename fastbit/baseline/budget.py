@@ -236,10 +236,9 @@ def phase_limit(
     deadline:float, # `time.perf_counter()` at the end of the budget
 ) -> TimeLimit:
     "Limit a phase to the time that is left, less the evaluation and the report"
-    forward = min(plan.seconds_per_image[0], plan.seconds_per_image[-1]/3)
-    after = (3*plan.n_valid + 2*plan.n_test)*forward + FIXED   # the choice of the better phase, TTA
+    after = (3*plan.n_valid + 2*plan.n_test)*plan.forward + FIXED   # the choice of the better phase, TTA
     # from now on: activations are computed before the first step, and count
-    return TimeLimit(max(1., deadline - time.perf_counter() - after), plan.n_valid*forward, began=time.monotonic())
+    return TimeLimit(max(1., deadline - time.perf_counter() - after), plan.n_valid*plan.forward, began=time.monotonic())
 
 def late_words(
     limit:TimeLimit,

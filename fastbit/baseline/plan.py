@@ -61,19 +61,24 @@ class Plan(ShownOnce):
     @property
     def seconds(self) -> float:
         "Expected training time; an evaluation counts as a third of training, and cached features take less"
-        return sum(t for p, t in zip(self.phases, self.phase_seconds) if not p.otherwise)
+        return sum(t for p, t in zip(self.phases, self.phase_seconds) if not p.only_after_head)
 
     @property
     def most_seconds(self) -> float:
-        "The same with the phase that may turn out to be unnecessary"
+        "Expected training time with the phase that may not be needed"
         return sum(self.phase_seconds)
+
+    @property
+    def forward(self) -> float:
+        "Seconds per image of an evaluation: a third of training, and no more than features take"
+        measured = [t for p, t in zip(self.phases, self.seconds_per_image) if not p.only_after_head]
+        return min(measured[0], measured[-1]/3)
 
     @property
     def phase_seconds(self) -> list[float]:
         "The same for each phase"
         if not self.seconds_per_image: return []
-        forward = min(self.seconds_per_image[0], self.seconds_per_image[-1]/3)
-        seconds = lambda p, t: p.n_images(self.n_train)*t + p.n_evals*self.n_valid*forward
+        seconds = lambda p, t: p.n_images(self.n_train)*t + p.n_evals*self.n_valid*self.forward
         head, *others = (seconds(p, t)/self.processes for p, t in zip(self.phases, self.seconds_per_image))
         return [head + self.solving, *others]
 
@@ -95,7 +100,7 @@ class Plan(ShownOnce):
         return name + counts
 
     def _model_words(self) -> str:
-        last = [p for p in self.phases if not p.otherwise][-1]
+        last = [p for p in self.phases if not p.only_after_head][-1]
         if isinstance(last, RulePhase): length = f'{last.rule.steps_to_do} steps of {last.rule.batch_size} images'
         elif isinstance(last, UpperPhase): length = f'{last.length.n_steps} steps {last.name} up'
         elif isinstance(last, HeadPhase): length = last.method
@@ -107,8 +112,10 @@ class Plan(ShownOnce):
         return f'{self._about()}{budget} on {self._where()}, seed {self.seed}'
 
     def _about(self) -> str:
-        more = f', at most {format_seconds(self.most_seconds)},' if self.most_seconds > self.seconds else ''
-        return f'about {format_seconds(self.seconds)}{more}'
+        about = f'about {format_seconds(self.seconds)}'
+        optional = [p.name for p in self.phases if p.only_after_head]
+        if self.budget or not optional: return about   # with a budget it trains if there is time
+        return f'{about}, or {format_seconds(self.most_seconds)} with {optional[0]},'
 
     def _where(self) -> str:
         many = f', {self.processes} processes' if self.processes > 1 else ''
@@ -137,7 +144,8 @@ class Plan(ShownOnce):
 
     def _last_rows(self) -> list:
         "Budget, checkpoints and time"
-        speed = ', '.join(f'{1/t:.3g} images/s {p.name}' for p, t in zip(self.phases, self.seconds_per_image))
+        measured = [(p, t) for p, t in zip(self.phases, self.seconds_per_image) if not p.only_after_head]
+        speed = ', '.join(f'{1/t:.3g} images/s {p.name}' for p, t in measured)
         each = ' each' if self.processes > 1 else ''
         time = f'{self._about()} on {self._where()}, from a measured batch ({speed}{each})'
         rows = [('budget', self.budget), ('saved', self.saved), ('time', time)]

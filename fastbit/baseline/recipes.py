@@ -186,7 +186,7 @@ class AutoRecipe(OneCycleRecipe):
         if not chosen.second: return [head]
         if chosen.second == 'all layers': return [head, self._all_layers(chosen.n_epoch, before=head.history)]
         upper = self._upper(chosen, before=head.history, **caching)
-        return [head, upper, self._all_layers(LIVE_EPOCHS-1, before=head.history, otherwise=True)]
+        return [head, upper, self._all_layers(chosen.n_epoch, before=head.history, only_after_head=True)]
 
     def _upper(self, chosen, **how):
         o = self.options
@@ -195,14 +195,13 @@ class AutoRecipe(OneCycleRecipe):
             lr=UPPER_LR if o.lr is None else o.lr, label_smoothing=_smoothing(self.train, SMOOTHING),
             mixup=o.mixup, bn=self.train.bn or 'train', checkpoint_every=o.checkpoint_every, **how)
 
-    def _all_layers(self, n_epoch, before, otherwise=False):
+    def _all_layers(self, n_epoch, before, only_after_head=False):
         o = self.options
-        lr = BODY_LR if o.lr is None or otherwise else o.lr   # one that was given is the upper stages'
-        mean = otherwise and self.train.bn != 'train'   # else the statistics of BatchNorm belong to other weights
+        lr = BODY_LR if o.lr is None or only_after_head else o.lr   # one that was given is the upper stages'
         return OneCyclePhase(
             name='all layers', n_epoch=n_epoch, freeze_to=0, lr=lr, lr_first=lr/LR_SPREAD, before=before,
             checkpoint_every=o.checkpoint_every, label_smoothing=_smoothing(self.train), keep_better=True,
-            otherwise=otherwise, share=MEAN_SHARE if mean else 1.)
+            only_after_head=only_after_head, **(dict(share=MEAN_SHARE, bn='frozen') if only_after_head else {}))
 
 # %% ../../nbs/baseline/02_recipes.ipynb #9bb302c5
 def rule_numbers(

@@ -133,7 +133,7 @@ class BaselineResult(ShownOnce):
     seconds: dict            # of training and evaluation
     settings: dict           # options of the run
     fold_difference: float = None # largest relative difference that folding made to the outputs; `None`: the body was not folded
-    chosen: str = ''         # which weights `keep_best` went back to; '': the last epoch's
+    chosen: str = ''         # which phase or epoch was kept, and by what; '': there was nothing to choose
     out: Path = None         # folder of the files; `None`: nothing is written
 
     @property

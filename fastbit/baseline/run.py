@@ -16,7 +16,6 @@ from typing import NamedTuple
 # %% ../../nbs/baseline/07_run.ipynb #34c83702
 import pandas as pd
 from fastai.torch_core import set_seed
-from fastcore.foundation import L
 from fastcore.xtras import ContextManagers
 
 # %% ../../nbs/baseline/07_run.ipynb #84452173
@@ -44,6 +43,7 @@ from ..export.artifact import check_target
 from ..metrics.task import SINGLE_LABEL
 from ..report.findings import Findings
 from ..training.callbacks import JsonLog
+from ..training.checkpoint import checkpoint_lock
 from ..training.guards import FitStopped
 from ..training.learner import transfer_learner
 from ..training.precision import check_precision
@@ -135,14 +135,22 @@ class Run:
     def checkpoint_of(self, phase) -> Path|None:
         "Where a phase saves; the head, and a run against the clock, do not"
         if self.out is None or self.budget is not None or isinstance(phase, HeadPhase): return None
-        return self.out/CHECKPOINTS[phase.otherwise]
+        first, second = CHECKPOINTS
+        return self.out/(second if phase.only_after_head else first)
 
     def _resume(self) -> Resumed:
         "Find the phase to resume: the last one with a checkpoint, or the first that saves one"
         saving = [p for p in self.phases if self.checkpoint_of(p)]
-        found = [(p, p.find_checkpoint(self.learn, self.checkpoint_of(p))) for p in saving]
-        *_, (phase, state) = [o for o in found if o[1]] or found[:1] or [(None, None)]
-        return Resumed(phase, state, self.checkpoint_of(phase) if phase else None)
+        each = [Resumed(p, p.find_checkpoint(self.learn, self.checkpoint_of(p)), self.checkpoint_of(p)) for p in saving]
+        begun = [o for o in each if o.found]
+        if begun: return begun[-1]
+        return each[0] if each else Resumed(None, None, None)
+
+    @property
+    def _locked(self) -> Path|None:
+        "The file that all phases lock, so that a second run in the same folder is refused at once"
+        files = [f for f in map(self.checkpoint_of, self.phases) if f]
+        return files[0] if files else None
 
     def _fit_budget(self) -> str:
         "Choose size and recipe, and return the words of the choice"
@@ -161,7 +169,7 @@ class Run:
         own = self.recipe.decide(self.learn) if self.recipe.name == 'auto' else None
         if own and own.second == 'upper':
             lengths = shorter_lengths(own.length, self.learn.dls.train.n, o.recipe.batch_size)
-            return 'auto', [p for p in self.recipe.phases(self.learn) if not p.otherwise], lengths
+            return 'auto', [p for p in self.recipe.phases(self.learn) if not p.only_after_head], lengths
         phases = make_recipe(OneCycle.from_given(dict(self._one_cycle_options(), epochs=2)), o.loaders).phases()
         head_only = self.recipe.name == 'head' or own and not own.second
         return 'head' if head_only else 'onecycle', phases, ()
@@ -205,6 +213,9 @@ class Run:
     def _resumed_words(self, resume) -> str:
         if not resume.found: return ''
         total = resume.phase.n_steps(self._n_batches())
+        last = self.phases[-1]
+        if resume.found['done'] == total and resume.phase is not last:
+            return f'after {resume.phase.name}, which is complete in {resume.file}; {last.name} may follow'
         return f'from step {resume.found["done"]} of {total} in {resume.file}'
 
     def train(self,
@@ -231,13 +242,16 @@ class Run:
     def _train_phase(self, phase, verbose) -> float:
         "Seconds that a phase took"
         learn, start = self.learn, time.perf_counter()
-        if phase.otherwise and self._goes_without(phase): return 0.
+        if phase.only_after_head and self._goes_without(phase): return 0.
         short = verbose == 1 and isinstance(phase, HeadPhase)
         quiet = not verbose or short
         if not quiet: print(f'{phase.name}:', flush=True)
         limit = None if self.budget is None else phase_limit(self.planned, self.began + self.budget)
         with ContextManagers([learn.no_logging(), learn.no_bar()] if quiet else []):
-            self.kept += L(phase.fit(learn, self.checkpoint_of(phase), cbs=limit) or None)
+            file = self._locked if isinstance(phase, HeadPhase) else self.checkpoint_of(phase)
+            with checkpoint_lock(self._locked if phase.only_after_head else None):
+                words = phase.fit(learn, file, cbs=limit)
+        if words: self.kept.append(words)
         if limit and limit.shortened: warn_data(late_words(limit, phase, self._n_batches()))
         took = time.perf_counter() - start
         if short: print(head_line(learn, phase, took), flush=True)
@@ -248,7 +262,9 @@ class Run:
         if phase.is_left_out(self.learn): return True
         if self.budget is None: return False
         expected = self.planned.phase_seconds[self.phases.index(phase)]
-        return phase_limit(self.planned, self.began + self.budget).allowed < expected
+        if phase_limit(self.planned, self.began + self.budget).allowed >= expected: return False
+        self.kept.append(f'{phase.name} not tried, for lack of time')
+        return True
 
     def measure(self) -> BaselineResult:
         "Evaluate on the held-out images"
@@ -314,7 +330,7 @@ def head_line(learn, phase, took) -> str:
 def phase_times(plan:Plan, took:list) -> pd.DataFrame: # Columns stage, images, took, expected (seconds)
     "Compare the time that each phase took with the planned time"
     trained = zip(plan.phases, took, plan.phase_seconds)
-    rows = [(p.name, p.n_images(plan.n_train), t, e) for p, t, e in trained if t or not p.otherwise]
+    rows = [(p.name, p.n_images(plan.n_train), t, e) for p, t, e in trained if t or not p.only_after_head]
     return pd.DataFrame(rows, columns=['stage', 'images', 'took', 'expected'])
 
 # %% ../../nbs/baseline/07_run.ipynb #3a45929f

@@ -111,7 +111,7 @@ def _file_in(folder) -> Path:
     begun = found_checkpoints(folder)
     if begun:
         raise FileNotFoundError(f'{folder} has the checkpoint of a run that has not finished: '
-                                f'rerun its command to resume it, or give the file, {begun[0]}.')
+                                f'rerun its command to resume it, or give the file, {begun[-1]}.')
     files = sorted(f.name for f in folder.iterdir() if f.suffix.lower() in WEIGHTS_FILES and f.is_file())
     if len(files) == 1: return folder/files[0]
     if not files:

@@ -46,7 +46,8 @@ def _add_baseline(p):
     g = p.add_argument_group('training')
     add_options(g, BodyOptions)
     _value(g, '--recipe', 'RECIPE', default='auto',
-           help="auto: the classifier, then the upper layers if the data allow it; onecycle: the classifier, then all "
+           help="auto: the classifier, then the upper layers if the data allow it, all layers if these are worse than "
+                "the classifier alone; onecycle: the classifier, then all "
                 "layers; head: the classifier alone; hyperrule: all layers, by the BiT authors' rule (default: auto)")
     for name in ('batch_size', 'lr', 'checkpoint_every'): add_option(g, _RECIPE[name])
     add_options(g, TrainOptions)

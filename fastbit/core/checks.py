@@ -60,7 +60,7 @@ CHECKPOINTS = ('checkpoint.safetensors', 'checkpoint-2.safetensors')   # of a ru
 def found_checkpoints(
     folder:Path # Of results
 ) -> list: # Paths; empty: nothing to resume
-    "List the checkpoints of a run that has not finished"
+    "List the checkpoints in a folder of results; those of a finished run have been removed"
     return [folder/name for name in CHECKPOINTS if (folder/name).is_file()]
 
 _CHANGE_NO_RESULT = ('out', 'num_workers', 'cache', 'cache_gb', 'checkpoint_every')   # names of settings

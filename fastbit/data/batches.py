@@ -23,6 +23,7 @@ from fasttransform import Transform
 
 # %% ../../nbs/data/15_batches.ipynb #81da24bc
 from ..bodies.preprocess import MAX_16_BIT
+from ..core.text import warn_data
 from .pixels import PixelCache
 from .transforms import ImageFile, read_again
 
@@ -144,7 +145,7 @@ def start_method() -> str: # 'fork', 'spawn' or 'forkserver'
     return multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
 
 def _can_be_sent(f) -> bool:
-    "Can a process that is not forked have a transform? No lambda, and nothing that was defined in a notebook"
+    "Can a transform be pickled for a process that is not forked? No lambda, nothing defined in a notebook"
     try: sent = ForkingPickler.dumps(f)
     except Exception: return False
     return b'__main__' not in bytes(sent) or hasattr(sys.modules['__main__'], '__file__')
@@ -170,10 +171,14 @@ def choose_workers(
     if not n or start_method() == 'fork': return n
     stays = next((f for f in items if not _can_be_sent(f)), None)
     if stays is None: return n
-    if asked is None: return 0
+    name = getattr(stays, '__qualname__', type(stays).__name__)
+    if asked is None:
+        warn_data(f"augment: {name} cannot be sent to worker processes, so images are loaded in this one. To use "
+                  "workers, define it in a module and import it.")
+        return 0
     raise ValueError(
-        f"num_workers={n}: worker processes are started afresh here, and {stays!r} cannot be sent to them. Define it "
-        "in a module and import it, or pass num_workers=0.")
+        f"num_workers={n}: worker processes import their code here, and {name} in augment= cannot be sent to them. "
+        "Define it in a module and import it, or pass num_workers=0.")
 
 _CPU_PIXELS = 32*128*128  # of a batch; R50x1 trains on that many in about 1.2 GB
 _ACCELERATOR_BS = 128     # to begin with: training by steps halves it if memory runs out

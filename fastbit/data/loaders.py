@@ -97,7 +97,7 @@ def _make_loaders(images:ImageSet, bs, seed, batch_tfms, loading) -> ImageLoader
     made = dsets.dataloaders(
         bs=bs, dl_type=ImageDL, seed=seed, shuffle=True, drop_last=False, device=loading.device, num_workers=workers,
         pixels=PixelCache(pp, table, loading.cache_gb) if loading.cache else None,
-        after_item=[TrainImage(pp, augment), EvalImage(pp), ToTensor()],
+        after_item=[TrainImage(pp, replace(augment, batches=())), EvalImage(pp), ToTensor()],   # workers get these
         after_batch=[IntToFloatTensor(), *augment.batches, *(batch_tfms or [])])
     dls = ImageLoaders(*made.loaders, path=made.path, device=made.device)
     dls.image_set = images
