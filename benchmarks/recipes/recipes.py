@@ -117,4 +117,7 @@ RECIPES = dict(
     upper_16_views=upper(views=16),
     upper_mix=upper(mixup=.4),
     upper_hard=upper(label_smoothing=0.),
+    upper_spread=upper(lr=slice(4e-4, 4e-3)),
+    upper_affine=upper(bn='affine'),
+    upper_frozen_norm=upper(bn='frozen'),
 )

@@ -10,10 +10,8 @@ __all__ = ['CHECKPOINTS', 'check_share', 'check_k_per_class', 'resolve_steps', '
 
 # %% ../../nbs/core/01_checks.ipynb #6878a4ed
 import json, os, tempfile
+from numbers import Integral
 from pathlib import Path
-
-# %% ../../nbs/core/01_checks.ipynb #57d48e69
-import numpy as np
 
 # %% ../../nbs/core/01_checks.ipynb #1eed1351
 def _as_share(v) -> str:
@@ -38,7 +36,7 @@ def check_k_per_class(
     k_per_class:int # Training images per class
 ):
     "Raise `ValueError` unless `k_per_class` is a whole number from 1"
-    whole = isinstance(k_per_class, (int, np.integer)) and not isinstance(k_per_class, bool)
+    whole = isinstance(k_per_class, Integral) and not isinstance(k_per_class, bool)
     if not whole or k_per_class < 1:
         raise ValueError(f'k_per_class={k_per_class!r} must be a whole number of training images per class, 1 or more.')
 
