@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 # %% ../../nbs/baseline/02_recipes.ipynb #98f475a9
-from .auto import LIVE_EPOCHS, MEAN_SHARE, Decision, Situation, decide
+from .auto import MEAN_SHARE, Decision, Situation, decide
 from .phases import HeadPhase, OneCyclePhase, RulePhase, UpperPhase
 from ..config import Auto, BiTRule, DataOptions, HeadOnly, LoaderOptions, OneCycle, RecipeOptions
 from ..core.options import Options

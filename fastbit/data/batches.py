@@ -162,7 +162,7 @@ def default_workers(
 
 def choose_workers(
     asked:int|None, # Worker processes; `None`: `default_workers`, or none where they could not have the transforms
-    n_images:int,   # Of the data set
+    n_images:int,   # Images of the data set
     device,         # As for `default_workers`
     items=(),       # Transforms that the workers apply
 ) -> int:

@@ -65,7 +65,7 @@ class FeatureScaler(BaseEstimator, TransformerMixin):
 
 def logistic_seconds(
     n_images:int,   # Rows of features
-    n_features:int, # Of each
+    n_features:int, # Columns
     n_classes:int,
 ) -> float:
     "Estimate the time of `logistic_head`, within a factor of two on a core of 2 to 3 GHz"
