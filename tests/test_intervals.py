@@ -3,8 +3,10 @@ import numpy as np, pandas as pd, pytest, torch
 from scipy.stats import binomtest
 from sklearn.metrics import brier_score_loss
 
-from fastbit.metrics import brier_scores, calibration_error, evaluate_probs, fit_temperature, reliability_table, wilson_interval
+from fastbit.metrics import accuracy_interval, brier_scores, calibration_error, effective_size, evaluate_probs
+from fastbit.metrics import fit_temperature, reliability_table, wilson_interval
 from fastbit.metrics.calibration import few_images_words
+from fastbit.metrics.intervals import mean_interval
 from fastbit.studies import compare_runs, mcnemar_p, paired_difference
 
 DRAWS = 1000
@@ -57,6 +59,45 @@ def test_the_bootstrap_intervals_cover_the_truth():
         ev = evaluate_probs(probs[rows], targs[rows])
         for k, pair, v in (('loss', ev.loss_interval, truth.loss), ('f1', ev.f1_interval, truth.macro_f1), ('brier', ev.brier_interval, truth.brier)): covered[k] += pair[0] <= v <= pair[1]
     for k, v in covered.items(): assert LOW - .01 <= v/DRAWS <= HIGH, (k, v)
+
+
+def _groups(rng, n_groups, sizes, probs, targs):
+    "Rows in groups that are easy or hard as a whole: a group takes its rows from the easy or from the hard ones"
+    sure = probs[torch.arange(len(targs)), targs]
+    easy, hard = np.flatnonzero(sure > .6), np.flatnonzero(sure <= .6)
+    parts = [rng.choice(easy if rng.random() < .7 else hard, n) for n in rng.integers(*sizes, n_groups)]
+    return np.concatenate(parts), np.repeat(np.arange(n_groups), [len(o) for o in parts])
+
+
+@pytest.mark.parametrize('n_groups, sizes', [(12, (10, 11)), (40, (1, 21))])
+def test_intervals_of_groups_cover_the_truth_and_plain_ones_do_not(n_groups, sizes):
+    probs, targs = _population(50_000)
+    sure, losses = probs[torch.arange(len(targs)), targs], -probs[torch.arange(len(targs)), targs].log().numpy()
+    right = (probs.argmax(1) == targs).numpy()
+    easy = (sure > .6).numpy()
+    truth = lambda v: .7*v[easy].mean() + .3*v[~easy].mean()
+    rng, covered = np.random.default_rng(4), dict(grouped=0, plain=0, loss=0)
+    for _ in range(DRAWS):
+        rows, groups = _groups(rng, n_groups, sizes, probs, targs)
+        for k, g in (('grouped', groups), ('plain', None)):
+            low, high = accuracy_interval(right[rows], g)
+            covered[k] += low <= truth(right) <= high
+        low, high = mean_interval(losses[rows], groups=groups)
+        covered['loss'] += low <= truth(losses) <= high
+    shares = {k: v/DRAWS for k, v in covered.items()}
+    assert LOW - .01 <= shares['grouped'] <= HIGH + .01, shares   # with few groups rather too wide than too narrow
+    assert LOW - .02 <= shares['loss'] <= HIGH, shares
+    assert shares['plain'] < .85, shares
+
+
+def test_groups_that_agree_count_as_one_image_each():
+    groups = np.repeat(np.arange(10), 7)
+    right = np.repeat(np.arange(10) < 8, 7)
+    assert effective_size(right, groups) == pytest.approx(10, rel=.15)
+    assert effective_size(np.ones(70), groups) == 10 and accuracy_interval(np.ones(70), groups).low < .75
+    assert accuracy_interval(np.ones(70), np.zeros(70)) == (0, 1)   # one group tells nothing of another
+    assert mean_interval(np.ones(70), groups=np.zeros(70)) is None
+    assert accuracy_interval(right, np.arange(70)) == wilson_interval(right.sum(), 70)
 
 
 def test_one_image_has_no_bootstrap_interval():

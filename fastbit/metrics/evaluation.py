@@ -17,7 +17,7 @@ from sklearn.metrics import f1_score
 # %% ../../nbs/metrics/02_evaluation.ipynb #5e323063
 from ..core.text import ShownOnce
 from .calibration import brier_scores, calibration_error, reliability_table
-from .intervals import Interval, bootstrap_interval, macro_f1, mean_interval, wilson_interval
+from .intervals import Interval, accuracy_interval, bootstrap_interval, macro_f1, mean_interval
 
 # %% ../../nbs/metrics/02_evaluation.ipynb #29dadb4b
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def _ece(probs, targs) -> float:
 def evaluate_probs(
     probs:torch.Tensor, # n x classes, rows sum to one
     targs:torch.Tensor, # n class numbers
+    groups=None,        # n: images of one group are not independent, and intervals show it; `None`: all are
 ) -> Evaluation:
     "Compute all metrics from probabilities and labels; raise `ValueError` if their numbers differ"
     _check_pairs(probs, targs)
@@ -72,7 +73,7 @@ def evaluate_probs(
     targs = torch.as_tensor(targs).as_subclass(torch.Tensor).long()
     n, best = len(targs), probs.argmax(1)
     n_right = int((best == targs).sum())
-    low, high = wilson_interval(n_right, n)
+    low, high = accuracy_interval(best == targs, groups)
     losses = F.nll_loss(probs.clamp_min(torch.finfo(probs.dtype).tiny).log(), targs, reduction='none')
     briers = brier_scores(probs, targs)
     return Evaluation(
@@ -86,9 +87,9 @@ def evaluate_probs(
         top5=_top5(probs, targs),
         brier=float(briers.mean()),
         ece=_ece(probs, targs),
-        loss_interval=mean_interval(losses),
-        f1_interval=bootstrap_interval(lambda rows: macro_f1(targs, best, rows), n),
-        brier_interval=mean_interval(briers))
+        loss_interval=mean_interval(losses, groups=groups),
+        f1_interval=bootstrap_interval(lambda w: macro_f1(targs, best, w), n, groups=groups),
+        brier_interval=mean_interval(briers, groups=groups))
 
 # %% ../../nbs/metrics/02_evaluation.ipynb #5bad1071
 def mean_probs(
