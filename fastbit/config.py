@@ -9,6 +9,7 @@ __all__ = ['RECIPES', 'DataOptions', 'TableOptions', 'LoaderOptions', 'BodyOptio
            'OneCycle', 'HeadOnly', 'BiTRule', 'recipe_name', 'recipes_with', 'RecipeOptions', 'foreign_option']
 
 # %% ../nbs/01_config.ipynb #adc42ef6
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -25,6 +26,9 @@ class DataOptions(Options):
     test_pct:float = 0.      # share held out for a test set; 0 uses only a test set that the data has
     seed:int = 0             # random seed for the split, shuffling and augmentation
     k_per_class:int = None   # training images per class (default: all)
+    group:str|Callable = None # keep the images of a group in one split: column, regular expression on the path, or function of it
+    time:str = None          # hold out the latest images: column of dates or numbers, or exif for the dates of photos
+    allow_copies:bool = False # let near-duplicates be in different splits
     resize:str = 'squash'    # how images become squares: squash, crop or pad
     crop:bool = None         # train on random crops (default: yes, except for digits)
     flip:bool = None         # train on horizontal flips (default: yes, except for digits and the like)
@@ -46,6 +50,7 @@ class TableOptions(Options):
     path_col:str = None      # column of image paths (default: found by its name and content)
     label_col:str = None     # column of labels (default: found by its name)
     split_col:str = None     # column of splits (default: found by its name, if there is one)
+    group_col:str = None     # column of groups (patients, sites, videos), whose images stay in one split
     suffix:str = None        # file name extension where the table has ids, such as .jpg (default: found)
 
 # %% ../nbs/01_config.ipynb #47f74530

@@ -26,6 +26,7 @@ from ..core.checks import resolve_steps
 from ..core.text import warn_data
 from ..data.check import header_sizes, median_size
 from ..data.filepaths import check_some_exist
+from ..data.groups import EXIF, exif_times
 from ..data.public import resolve_source
 from ..data.split import few_shot_table, drop_untrained, split_table
 from ..data.tables import ImageSet, read_image_set
@@ -284,7 +285,7 @@ def with_bs(
 
 # %% ../../nbs/baseline/02_recipes.ipynb #3eb99448
 _OF_TRAINING = (
-    'resize', 'crop', 'flip', 'augment', 'jitter', 'draft', 'max_value',
+    'allow_copies', 'resize', 'crop', 'flip', 'augment', 'jitter', 'draft', 'max_value',
     'micro_batch', 'eval_every', 'checkpoint_every')
 
 @with_options(without=_OF_TRAINING)
@@ -299,9 +300,10 @@ def folder_rule(
     "Find the BiT-HyperRule for a data set, from names and headers alone: what the recipe `hyperrule` trains by"
     numbers = dict(rule_numbers(rule), size=size)
     HyperRule.for_data(1, 32, **numbers)   # for its errors, before the data is looked at
-    found = read_image_set(resolve_source(path)[0], **asdict(table))
+    found = read_image_set(resolve_source(path)[0], **asdict(table), group=data.group, time=data.time)
     sizes = dict(zip(found.table.path, header_sizes(found.table.path)))
     rows = _recognized(found.table, sizes)
+    if data.time == EXIF: rows = rows.assign(time=exif_times(rows.path))
     rows, untrained = drop_untrained(split_table(rows, data.valid_pct, data.seed, data.test_pct))
     if data.k_per_class is not None: rows = few_shot_table(rows, data.k_per_class, data.seed)
     train = rows.path[rows.split == 'train']

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 # %% ../../nbs/baseline/05_result.ipynb #8d2666ee
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 
 # %% ../../nbs/baseline/05_result.ipynb #121a1524
@@ -31,6 +31,7 @@ from ..report.page import Report
 from ..report.findings import Findings
 from ..report.sections import make_report
 from ..training.learner import TransferLearner
+from ..training.similar import SimilarityRisk
 from ..training.tta import tta_probs
 
 # %% ../../nbs/baseline/05_result.ipynb #9ffd2521
@@ -43,11 +44,12 @@ class Measured:
     views: tuple               # views of the test-time augmentation; ('identity',): it was not used
     probs: torch.Tensor        # n x classes, plain prediction
     targs: torch.Tensor        # n class numbers
+    groups: np.ndarray|None    # n group numbers; `None`: the images are independent
     gain: pd.DataFrame         # plain prediction against TTA, with the seconds of each
     temperature: float|None    # fitted on the validation images; `None` where the outputs are not finite
     calibrated: Evaluation|None # plain prediction with the temperature
     validation: Evaluation|None # plain prediction over the validation images, where `part` is 'test'
-    predictions: pd.DataFrame  # one row per held-out image: path, split, label, prediction, probability, calibrated
+    predictions: pd.DataFrame  # a row per held-out image: path, split, label, perhaps group, prediction, probability, calibrated
     seconds: float             # that measuring took
 
 def _log(probs): return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
@@ -64,22 +66,29 @@ def measure(
     valid, part = held_out['valid'], list(held_out)[-1]
     tta = held_out[part]
     finite = valid.plain.isfinite().all()
-    temperature = fit_temperature(_log(valid.plain), valid[1]) if finite else None
+    temperature = fit_temperature(_log(valid.plain), valid[1], groups=valid.groups) if finite else None
     scaled = SINGLE_LABEL.apply_temperature(tta.plain, temperature) if temperature else None
-    calibrated = None if scaled is None else SINGLE_LABEL.evaluate(scaled, tta[1])
+    calibrated = None if scaled is None else SINGLE_LABEL.evaluate(scaled, tta[1], tta.groups)
     return Measured(
         part=part,
-        evaluation=SINGLE_LABEL.evaluate(tta.plain, tta[1]),
-        tta=SINGLE_LABEL.evaluate(*tta) if views != ('identity',) else None,
+        evaluation=SINGLE_LABEL.evaluate(tta.plain, tta[1], tta.groups),
+        tta=SINGLE_LABEL.evaluate(*tta, tta.groups) if views != ('identity',) else None,
         views=views,
         probs=tta.plain,
         targs=tta[1],
+        groups=tta.groups,
         gain=tta.report,
         temperature=temperature,
         calibrated=calibrated,
-        validation=SINGLE_LABEL.evaluate(valid.plain, valid[1]) if part == 'test' else None,
+        validation=SINGLE_LABEL.evaluate(valid.plain, valid[1], valid.groups) if part == 'test' else None,
         predictions=_predictions(dls, held_out, temperature),
         seconds=seconds)
+
+def _group_column(dls, dl) -> dict:
+    "The names of groups, where images have them"
+    if 'group' not in dls.table: return {}
+    of = dict(zip(dls.table.path, dls.table.group))
+    return dict(group=[of[str(p)] for p in dl.items])
 
 def _predictions(dls, held_out, temperature) -> pd.DataFrame:
     label, confidence = PathLabel(dls.table), SINGLE_LABEL.confidence
@@ -91,6 +100,7 @@ def _predictions(dls, held_out, temperature) -> pd.DataFrame:
             path=[str(p) for p in dl.items],
             split=part,
             label=[label(p) for p in dl.items],
+            **_group_column(dls, dl),
             prediction=[dls.vocab[i] for i in SINGLE_LABEL.decode(tta.plain)],
             probability=confidence(tta.plain).tolist(),
             calibrated=calibrated)))
@@ -122,6 +132,8 @@ def _png(fig) -> bytes:
 
 def _interval(e) -> str: return f'95% CI {100*e.low:.1f}–{100*e.high:.1f}%'
 
+def _group_words(e) -> str: return '' if e.n_groups is None else f' in {e.n_groups} groups'
+
 @dataclass(repr=False)
 class BaselineResult(ShownOnce):
     "What a baseline found; `print` it"
@@ -134,6 +146,7 @@ class BaselineResult(ShownOnce):
     settings: dict           # options of the run
     fold_difference: float = None # largest relative difference that folding made to the outputs; `None`: the body was not folded
     chosen: str = ''         # which phase or epoch was kept, and by what; '': there was nothing to choose
+    risk: SimilarityRisk = None # how much a random split flatters; `None`: not judged
     out: Path = None         # folder of the files; `None`: nothing is written
 
     @property
@@ -171,8 +184,10 @@ class BaselineResult(ShownOnce):
         e, v = self.evaluation, self.validation
         images = 'held-out' if self.part == 'valid' else 'test'
         correct = round(e.accuracy*e.n)
-        rows = [('accuracy', f'{e.accuracy:.2%} ({_interval(e)}) on {e.n} {images} images, {correct} correct')]
+        measured_on = f'{e.n} {images} images{_group_words(e)}, {correct} correct'
+        rows = [('accuracy', f'{e.accuracy:.2%} ({_interval(e)}) on {measured_on}')]
         if v is not None: rows.append(('', f'{v.accuracy:.2%} on the {v.n} validation images, used for all choices'))
+        if self.risk and self.risk.matters: rows.append(('groups', f'none given; {self.risk}'))
         if e.top5 is not None: rows.append(('top-5', f'{e.top5:.2%}'))
         rows.append(('loss', f'{e.loss:.4f}, macro-F1 {e.macro_f1:.4f}'))
         rows.append(('TTA', self._tta_words()))
@@ -221,7 +236,7 @@ class BaselineResult(ShownOnce):
             temperature=self.temperature, calibrated=as_dict(self.calibrated),
             tta=self.tta and dict(views=list(self.views), **asdict(self.tta)),
             command=self.command, settings=self.settings, plan=plan, machine=machine,
-            phases=self.phases.to_dict('records'), fold_difference=self.fold_difference, chosen=self.chosen,
+            similarity=self.risk and asdict(self.risk), phases=self.phases.to_dict('records'), fold_difference=self.fold_difference, chosen=self.chosen,
             seconds=self.seconds, versions=dict(fastbit=__version__, python=platform.python_version(), **versions))
 
     def report(self) -> Report: # Shown inline; `.save('report.html')` writes it

@@ -25,6 +25,7 @@ from ..config import TableOptions, TrainOptions, recipe_name
 from ..core.checks import CHECKPOINTS, check_out, found_checkpoints
 from ..core.processes import world
 from ..data.augment import augment_text
+from ..data.groups import group_text
 from ..export.artifact import CONFIG, WEIGHTS
 from ..training.callbacks import KeepBest
 
@@ -56,7 +57,8 @@ class RunRecord:
         "Return all options by name, for `results.json`"
         records = (self.body, self.train, self.data, self.loaders, self.output, self.table)
         options = {k: v for record in records for k, v in vars(record).items()}
-        options |= dict(augment=augment_text(self.data.augment), recipe=recipe_name(self.recipe), **vars(self.recipe))
+        options |= dict(augment=augment_text(self.data.augment), group=group_text(self.data.group))
+        options |= dict(recipe=recipe_name(self.recipe), **vars(self.recipe))
         plain = {k: _plain(v) for k, v in options.items() if k not in _NOT_SAVED}
         return dict(path=self.source) | plain
 

@@ -93,14 +93,14 @@ def _add_check(p):
     _add_table(p)
     add_options(p, BodyOptions)
     add_options(p, TrainOptions, only=('size',))
-    add_options(p, DataOptions, only=('max_value',))
+    add_options(p, DataOptions, only=('group', 'max_value'))
     _switch(p, '--no-labels', 'do not look for label errors, which takes a pass of the body over the images')
     add_options(p, LoaderOptions, only=('device', 'cache'))
     _value(p, '--out', 'FOLDER', help='folder for check.csv and check.html (default: a new folder in fastbit-runs)')
     _switch(p, '--open', 'open the page in the browser')
 
 def _add_rule(p):
-    _add_data(p, without=('resize', 'crop', 'flip', 'augment', 'jitter', 'draft', 'max_value'))
+    _add_data(p, without=('allow_copies', 'resize', 'crop', 'flip', 'augment', 'jitter', 'draft', 'max_value'))
     g = p.add_argument_group('rule')
     add_options(g, TrainOptions, only=('size',))
     add_options(g, BiTRule, without=('eval_every', 'checkpoint_every', 'micro_batch'))
@@ -130,6 +130,7 @@ def _add_evaluate(p):
     _value(p, 'path', 'PATH',
            help='folder of class folders, folder with test/ or valid/, or CSV file of path and label')
     _add_table(p)
+    add_options(p, DataOptions, only=('group',))
     p.add_argument('--split', choices=['train', 'valid', 'test'],
                    help='part of the data (default: test if there is one, else valid, else everything)')
     _switch(p, '--all', 'measure on training images, too')

@@ -1,6 +1,8 @@
 "From a path to a batch: folders, tables, splits, pixels, loaders, streams"
 from .decode import open_image, read_image
 from .check import check_images, inspect_image
+from .copies import duplicate_groups
+from .groups import exif_times, fold_numbers, path_groups
 from .tables import ImageSet, image_table, read_image_set
 from .split import check_table, few_shot_table, split_table
 from .transforms import ImageFile, square_image, train_image
@@ -17,9 +19,11 @@ from .stream_dl import stream_dataloaders
 
 __all__ = [
     'check_images', 'check_table', 'resolve_views', 'default_views', 'digits_table', 'draw_flower',
-    'drawn_flowers', 'Features', 'few_shot_table', 'FLOWERS', 'frozen_features', 'image_dataloaders',
+    'drawn_flowers', 'duplicate_groups', 'exif_times', 'Features', 'few_shot_table', 'FLOWERS', 'fold_numbers',
+    'frozen_features', 'image_dataloaders',
     'image_table', 'ImageDL', 'ImageFile', 'ImageLoaders', 'ImageSet', 'ImageStream', 'inspect_image',
-    'mixup_draw', 'named_table', 'open_image', 'parquet_stream', 'PathLabel', 'PixelCache', 'PUBLIC_SETS',
+    'mixup_draw', 'named_table', 'open_image', 'parquet_stream', 'path_groups', 'PathLabel', 'PixelCache',
+    'PUBLIC_SETS',
     'read_image', 'read_image_set', 'split_table', 'square_image', 'step_rows', 'StepDL',
     'stream_dataloaders', 'table_dataloaders', 'tar_stream', 'train_image', 'view_image',
 ]

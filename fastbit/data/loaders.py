@@ -29,6 +29,8 @@ from ..core.text import warn_data
 from .augment import Augment, read_level, resolve_augment
 from .batches import ImageDL, PathLabel, ReadImage, resolve_device, default_bs, choose_workers
 from .check import depth_words
+from .copies import copy_numbers
+from .groups import EXIF, exif_times, find_groups
 from .labels import natural_order
 from .pixels import PixelCache
 from .split import (
@@ -134,13 +136,35 @@ def _check_arguments(size, train_size, bs, data, loading):
     if not gb >= 0: raise ValueError(f"cache_gb={gb!r}: GB that the cache may take, 0 or more.")
     check_share(data.valid_pct, data.test_pct)
 
-def _split_words(table, data) -> str:
+def _split_words(table, data, grouped_by) -> str:
     if (table.split != '').all(): words = 'the split of the data'
     else:
         test = f', {data.test_pct:.0%} to test' if data.test_pct else ''
         own = ', the test set is the data\'s' if (table.split == 'test').any() else ''
-        words = f'{data.valid_pct:.0%} to validate{test}, stratified, seed {data.seed}{own}'
+        how = f'stratified, seed {data.seed}' if data.time is None else f'the latest by {data.time}'
+        words = f'{data.valid_pct:.0%} to validate{test}, {how}{own}'
+    words += _group_words(table, grouped_by)
     return words if data.k_per_class is None else f'{words}; {data.k_per_class} training images per class'
+
+def _group_words(table, grouped_by) -> str:
+    "Count what stays together"
+    if 'group' not in table: return ''
+    n = table.group.nunique()
+    if grouped_by: return f', {n} groups ({grouped_by}) kept together'
+    sizes = table.group.value_counts()
+    return f', {sizes[sizes > 1].sum()} near-duplicates of {(sizes > 1).sum()} pictures kept together'
+
+def _with_groups(table, copies, data):
+    "Add the times of photos, and groups of near-duplicates where no others are given"
+    if data.time == EXIF and 'time' not in table: table = table.assign(time=exif_times(table.path))
+    groups = find_groups(table, copies)
+    return table if groups is None else table.assign(group=groups)
+
+def _copies(report, data) -> dict|None:
+    "Path -> number of the picture that it shows; `None`: not looked for"
+    if report is None or data.allow_copies: return None
+    good = report[report.reason == '']
+    return dict(zip(good.path, copy_numbers(good)))
 
 def _split_set(images, data, check, cache) -> ImageSet:
     "Drop rows that cannot be used, and split the others"
@@ -148,13 +172,17 @@ def _split_set(images, data, check, cache) -> ImageSet:
     if check:
         table, left_out, report = drop_unreadable(table, cache=cache)
         for words in depth_words(report, data.max_value): warn_data(words)
-    split = _split_words(table, data)
+    copies = _copies(report, data)
+    table = _with_groups(table, copies, data)
+    is_drawn = data.time is None and bool((table.split == '').any())
+    split = _split_words(table, data, images.grouped_by)
     table = split_table(table, data.valid_pct, data.seed, data.test_pct)
     if data.k_per_class is not None: table = few_shot_table(table, data.k_per_class, data.seed)
     table, untrained = drop_untrained(table)
-    check_table(table, None if report is None else dict(zip(report.path, report.digest)))
+    digests = None if report is None else dict(zip(report.path, report.digest))
+    check_table(table, digests, copies, images.grouped_by)
     skipped = pd.concat([images.skipped, untrained], ignore_index=True)
-    return replace(images, table=table, skipped=skipped, left_out=left_out, split=split, report=report)
+    return replace(images, table=table, skipped=skipped, left_out=left_out, split=split, is_drawn=is_drawn, report=report)
 
 @with_options(without=('bs',), crop=True, flip=True)
 def image_dataloaders(
@@ -183,7 +211,7 @@ def image_dataloaders(
     pp = preprocess(size, train_size=None if by_rule else train_size)   # before the work, for its errors
     read_level(data.augment)
     if not by_rule: augment = resolve_augment(data.augment, pp, data.jitter)
-    images = read_image_set(path, **asdict(table))
+    images = read_image_set(path, **asdict(table), group=data.group, time=data.time)
     images = _split_set(images, data, check, loading.cache)
     if by_rule:   # the authors' resolution for images of this size, or `size` with their room for crops
         images = replace(images, image_size=training_size(images.table, images.report))

@@ -19,10 +19,11 @@ import pandas as pd
 # %% ../../nbs/data/07_rows.ipynb #2f35e9f3
 from ..core.text import warn_data
 from .columns import (
-    _FALSE, _LABEL_NAMES, _PATH_NAMES, _SPLIT, _SPLIT_NAMES, _TRUE, _WEAK_NAMES, ColumnNumber, _distinct, _flag,
-    _is_flag, _listed, _plain, choose_columns, split_word)
+    _FALSE, _LABEL_NAMES, _PATH_NAMES, _SPLIT, _SPLIT_NAMES, _TRUE, _WEAK_NAMES, ColumnNumber, _distinct, _find_named,
+    _flag, _is_flag, _listed, _plain, choose_columns, split_word)
 from .csvfile import names_image, read_grid
 from .filepaths import Located, as_suffix, exists_below, locate_files, one_row_per_file, sample_of
+from .groups import as_times, check_group_names
 from .labels import as_texts, clean_label, is_number, one_label, whole_numbers
 
 # %% ../../nbs/data/07_rows.ipynb #2ee3c6e9
@@ -163,6 +164,7 @@ class TableRows:
     rows: pd.DataFrame    # path, label, split ('train', 'valid', 'test', or '' if still to be drawn), sorted by path
     skipped: pd.DataFrame # path, reason: rows that are not used
     words: str            # columns and folders that were used, for the plan
+    grouped_by: str = ''  # column of the groups, in words; '': none
 
 class _Table(NamedTuple):
     "A table file or a DataFrame, opened"
@@ -182,10 +184,11 @@ def _open_table(source) -> _Table:
     cells = _with_header(read_grid(source))
     return _Table(cells=cells, source=str(source), name=path.name, home=path.parent, line='line')
 
-def _words(name, chosen, located, is_split) -> str:
+def _words(name, chosen, located, is_split, columns) -> str:
     title = lambda c: str(c) or 'without a name'
     used = [f'paths from column {title(chosen.path)}', f'labels from {title(chosen.label)}']
     if is_split: used.append(f"splits from {' and '.join(map(title, chosen.splits))}")
+    used += [f'{k}s from {title(c)}' for k, c in columns.items()]
     rest = [located] if located else []
     more = ', …' if len(chosen.others) > 5 else ''
     if chosen.others: rest.append(f"not used: {', '.join(map(title, chosen.others[:5]))}{more}")
@@ -195,6 +198,10 @@ def _numbers_of(what, numbers) -> str:
     more = ', …' if len(numbers) > 5 else ''
     return f"{what}{'s'*(len(numbers) > 1)} {', '.join(map(str, numbers[:5]))}{more}"
 
+_FOR_FOLDERS = dict(
+    group_col='group= (--group-regex) finds groups in paths',
+    time="time='exif' (--time exif) reads the dates of photos")
+
 def check_no_columns(
     source, # A folder
     **given # root, path_col, label_col, split_col, suffix
@@ -202,7 +209,8 @@ def check_no_columns(
     "Raise `ValueError` for options of tables"
     wrong = next((k for k, v in given.items() if v is not None), None)
     if wrong is None: return
-    raise ValueError(f"{wrong}={str(given[wrong])!r} is for tables (CSV), and {source} is a folder: leave it out.")
+    remedy = _FOR_FOLDERS.get(wrong, 'leave it out')
+    raise ValueError(f"{wrong}={str(given[wrong])!r} is for tables (CSV), and {source} is a folder: {remedy}.")
 
 def _locate(cells, root, home, suffix) -> Located:
     "Find the files; if none exists, try without pandas' '.0', and with `suffix` instead of an extension"
@@ -224,6 +232,21 @@ def _check_filled(table, chosen, cells, labels):
         f"{len(empty)} of {len(cells)} rows have no path or no label in the columns {chosen.path!r} and "
         f"{chosen.label!r}: {table.lines(empty)}. Fill them in, or leave these rows out.")
 
+def _is_column(df, name) -> bool: return isinstance(name, str) and any(_plain(c) == _plain(name) for c in df)
+
+def _extra_columns(table, used) -> dict:
+    "Read the columns of groups and times; raise `ValueError` for empty cells"
+    extra = {}
+    for name, c in used.items():
+        cells = [o.strip() for o in as_texts(table.cells[c])]
+        if empty := [i for i, o in enumerate(cells) if not o]:
+            raise ValueError(
+                f"{len(empty)} of {len(cells)} rows have nothing in the column {str(c)!r}: {table.lines(empty)}. "
+                "Fill them in, or leave these rows out.")
+        if name == 'group': check_group_names(cells, f'group_col={str(c)!r}')
+        extra[name] = cells if name == 'group' else as_times(cells, str(c))
+    return extra
+
 def table_rows(
     source:str|Path|pd.DataFrame, # A table file or a DataFrame
     root:str|Path=None, # Folder in which relative paths start; `None`: the file's folder, or the working directory
@@ -231,6 +254,9 @@ def table_rows(
     label_col=None,     # Column of labels; `None`: found
     split_col=None,     # Column of splits; `None`: found, if there is one
     suffix:str=None,    # Extension of the files if the table has ids; `None`: found
+    group_col=None,     # Column of groups, whose images stay together; `None`: none
+    group=None,         # The same if it is the name of a column; otherwise ignored
+    time_col=None,      # Column of dates or numbers; `None`: none
 ) -> TableRows:
     "Read the rows of a table; raise `ValueError` or `FileNotFoundError` if it is not clear how"
     suffix = as_suffix(suffix)
@@ -240,13 +266,19 @@ def table_rows(
     if not len(df): raise ValueError(f"{table.source} has no rows, only the columns {_listed(list(df))}.")
     roots = ('',) if table.home is None else (table.home, '')
     if root is not None: roots = (root,)
-    chosen = choose_columns(df, path_col, label_col, split_col, roots=roots, suffix=suffix, source=table.source)
+    if group_col is None and _is_column(df, group): group_col = group
+    used = {'group': _find_named(df, group_col, 'group_col'), 'time': _find_named(df, time_col, 'time')}
+    used = {k: c for k, c in used.items() if c is not None}
+    others = df[[c for c in df if c not in used.values()]]
+    chosen = choose_columns(others, path_col, label_col, split_col, roots=roots, suffix=suffix, source=table.source)
     cells = as_texts(df[chosen.path])
     labels = one_label(as_texts(df[chosen.label]), chosen.label)
     _check_filled(table, chosen, cells, labels)
     splits = _splits(df, chosen.splits, table.lines)
     located = _locate(cells, root, table.home, suffix)
-    found = one_row_per_file(pd.DataFrame(dict(path=located.paths, label=labels, split=splits)))
+    extra = _extra_columns(table, used)
+    found = one_row_per_file(pd.DataFrame(dict(path=located.paths, label=labels, split=splits, **extra)))
     is_split = any(splits)   # a column of blanks is still to be filled in
-    words = _words(table.name, chosen, located.words, is_split)
-    return TableRows(rows=found.rows, skipped=found.skipped, words=words)
+    words = _words(table.name, chosen, located.words, is_split, used)
+    grouped_by = f'column {str(used["group"])!r}' if 'group' in used else ''
+    return TableRows(rows=found.rows, skipped=found.skipped, words=words, grouped_by=grouped_by)

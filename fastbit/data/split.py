@@ -14,6 +14,7 @@ from zlib import crc32
 
 # %% ../../nbs/data/10_split.ipynb #0a2bd742
 import numpy as np, pandas as pd
+from scipy.sparse import coo_array
 from sklearn.model_selection import train_test_split
 
 # %% ../../nbs/data/10_split.ipynb #9288f75b
@@ -24,25 +25,71 @@ from .filepaths import check_some_exist
 from .tables import skipped_frame
 
 # %% ../../nbs/data/10_split.ipynb #0900aba7
-def _draw(table, rows, share, n_all, seed):
-    "Draw row numbers: the stratified `share` of `n_all` from `rows`, at least one of each class"
-    labels = table.label[rows]
-    some = rows[labels.groupby(labels).transform('size') > 1]
-    classes = table.label[some].nunique()
+def _draw_stratified(labels, share, n_all, seed):
+    "Draw from the index of `labels` the stratified `share` of `n_all`, at least one of each class"
+    some = labels.index[labels.groupby(labels).transform('size') > 1]
+    classes = labels[some].nunique()
     n = max(round(share*n_all), classes)
     if len(some) - n < max(classes, 1) or not classes:
         raise ValueError(
-            f"{len(rows)} images of {labels.nunique()} classes are too few to hold {share:.0%} out and keep one of "
+            f"{len(labels)} images of {labels.nunique()} classes are too few to hold {share:.0%} out and keep one of "
             "each class on both sides.")
-    return train_test_split(some, test_size=n, stratify=table.label[some], random_state=seed)[1]
+    return train_test_split(some, test_size=n, stratify=labels[some], random_state=seed)[1]
+
+_DRAWS = 50        # of groups, of which the best counts
+_CLOSE = .01       # mean distance from the share, at which no further draw is needed
+
+def _some_of_each(label, share, rng) -> np.ndarray:
+    "Draw the `share` of the rows of each class: at least one, and at least one stays"
+    order = rng.permutation(len(label))
+    order = order[np.argsort(label[order], kind='stable')]
+    classes = np.split(order, np.flatnonzero(np.diff(label[order])) + 1)
+    drawn = [rows[:min(max(1, round(share*len(rows))), len(rows)-1)] for rows in classes]
+    return np.concatenate(drawn)
+
+def _draw_groups(labels, groups, share, n_all, seed):
+    "Draw whole groups, so that each class gives about the `share` of its images"
+    (group, names), (label, _) = pd.factorize(groups), pd.factorize(labels)
+    if len(names) == len(labels): return _draw_stratified(labels, share, n_all, seed)
+    counts = coo_array((np.ones(len(label)), (group, label))).tocsr()   # groups x classes
+    of_group, n, share, best = counts.argmax(axis=1), counts.sum(axis=0), share*n_all/len(labels), None
+    if np.bincount(of_group).max() < 2:
+        raise ValueError(f"The images of each class are one group ({names[0]}, …), so no group can be held out whose "
+                         "class is trained. Use smaller groups, or more images.")
+    for i in range(_DRAWS):
+        drawn = _some_of_each(of_group, share, np.random.RandomState([seed, i]))
+        held_out = counts[drawn].sum(axis=0)
+        missing = ((n > 0) & ((held_out == 0) | (held_out == n))).sum()
+        off = np.abs(held_out - share*n).sum()/(share*n.sum())
+        if best is None or (missing, off) < best[:2]: best = missing, off, drawn
+        if off <= _CLOSE and not missing: break
+    return labels.index[np.isin(group, best[2])]
+
+def _draw_latest(times, groups, share, n_all):
+    "Take the latest images, whole groups by their latest one"
+    latest = times if groups is None else times.groupby(groups).transform('max')
+    n = max(1, round(share*n_all))
+    since = latest.sort_values(ascending=False).iloc[min(n, len(latest))-1]
+    held_out = latest.index[latest >= since]
+    if len(held_out) == len(latest):
+        raise ValueError(f"time: the latest {share:.0%} of the images cannot be told from the others: too many have "
+                         "the same time, or belong to a group with a late image.")
+    return held_out
+
+def _draw(table, rows, share, n_all, seed):
+    "Draw row numbers: the `share` of `n_all` from `rows`"
+    groups = table.group[rows] if 'group' in table else None
+    if 'time' in table: return _draw_latest(table.time[rows], groups, share, n_all)
+    if groups is None: return _draw_stratified(table.label[rows], share, n_all, seed)
+    return _draw_groups(table.label[rows], groups, share, n_all, seed)
 
 def split_table(
-    table:pd.DataFrame,   # From `image_table`
+    table:pd.DataFrame,   # From `image_table`; columns group and time count, if there are
     valid_pct:float=.2,   # Share of the rows without a split to hold out for validation, in (0, 1)
     seed:int=0,           # Random seed of the split
     test_pct:float=0.,    # Share to hold out for a test set, in [0, 1); 0: only a test set that the data has
 ) -> pd.DataFrame: # The same rows, `split` filled in
-    "Draw a seeded, stratified split; return a table that has one unchanged"
+    "Draw a seeded, stratified split, or one by time; return a table that has one unchanged"
     check_share(valid_pct, test_pct)
     if test_pct and (table.split != '').any():
         splits = ', '.join(sorted(set(table.split) - {''}))
@@ -61,6 +108,12 @@ def split_table(
     return table.assign(split=split)
 
 # %% ../../nbs/data/10_split.ipynb #52f8db8a
+def _spread(order, groups) -> np.ndarray:
+    "Reorder rows so that the first ones are of different groups"
+    if groups is None: return order
+    place = groups.iloc[order].groupby(groups.iloc[order].values).cumcount()   # first, second, … of its group
+    return order[np.argsort(place.to_numpy(), kind='stable')]
+
 def few_shot_table(
     table:pd.DataFrame, # Split
     k_per_class:int,    # Training images per class, 1 or more
@@ -72,7 +125,7 @@ def few_shot_table(
     for label, rows in train.groupby('label').groups.items():
         # RandomState: numpy promises that its numbers never change
         rng = np.random.RandomState([seed % 2**32, crc32(str(label).encode())])
-        order = rng.permutation(len(rows))
+        order = _spread(rng.permutation(len(rows)), train.group[rows] if 'group' in train else None)
         drawn |= set(rows[order[:k_per_class]])
         if len(rows) < k_per_class: short.append(f'{label} ({len(rows)})')
     if short:
@@ -131,6 +184,8 @@ def drop_unreadable(
 def check_table(
     table:pd.DataFrame, # Split
     digests:dict=None,  # Path -> digest of the file's bytes; `None`: duplicates are not searched for
+    copies:dict=None,   # Path -> number of the picture, from `copy_numbers`; `None`: near-duplicates are not searched for
+    grouped_by:str='',  # What the column `group` is from, in words; '': from near-duplicates
 ):
     "Raise `ValueError` for a split that cannot be trained on; warn about a suspicious one"
     train, valid, test = (table[table.split == s] for s in ('train', 'valid', 'test'))
@@ -147,10 +202,37 @@ def check_table(
         warn_data(
             f"{len(untested)} class(es) have no validation image, so the accuracy does not cover them: "
             f"{', '.join(untested[:10])}")
+    if grouped_by: _warn_groups(table, grouped_by)
+    if copies: _warn_copies(table, digests or {}, copies)
     if not digests: return
     _warn_duplicates(train, valid, 'validation images are byte for byte in training too', digests)
     _warn_duplicates(train, test, 'test images are byte for byte in training too', digests)
     _warn_duplicates(valid, test, 'test images are byte for byte in validation too', digests)
+
+_SPLITS = dict(train='training', valid='validation', test='test')
+
+def _warn_across(table, keys, what):
+    "Warn about rows whose key is in an earlier split, too; rows without a key do not count"
+    for seen, part in (('train', 'valid'), ('train', 'test'), ('valid', 'test')):
+        n, known = (table.split == part).sum(), table[keys.notna()]
+        rows, others = known[known.split == part], known[known.split == seen]
+        first = dict(zip(keys[others.index], others.path))
+        both = rows[keys[rows.index].isin(set(first))]
+        if both.empty: continue
+        pairs = first_of([f'{p}, {first[k]}' for p, k in zip(both.path, keys[both.index])])
+        warn_data(f"{len(both)} of {n} {_SPLITS[part]} images {what.format(_SPLITS[seen])}:{pairs}")
+
+def _warn_groups(table, grouped_by):
+    "Warn about groups in several splits"
+    what = f'belong to groups ({grouped_by}) that are also in {{}}, so the accuracy is too high for new groups'
+    _warn_across(table, table.group, what)
+
+def _warn_copies(table, digests, copies):
+    "Warn about near-duplicates in several splits; files with the same bytes have a separate warning"
+    digest = table.path.map(digests)
+    several = digest.groupby(digest).transform('size') > 1
+    what = 'are near-duplicates of images in {}, so the accuracy is too high'
+    _warn_across(table, table.path.map(copies).mask(several), what)
 
 def _warn_duplicates(seen, part, which, digests):
     paths = {digests[p]: p for p in seen.path if digests.get(p)}

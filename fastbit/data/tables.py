@@ -9,7 +9,9 @@ __all__ = ['skipped_frame', 'ImageSet', 'source_name', 'source_rows', 'FolderRow
            'image_table']
 
 # %% ../../nbs/data/09_tables.ipynb #a4c81a9e
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 # %% ../../nbs/data/09_tables.ipynb #bac29659
@@ -21,6 +23,7 @@ from ..core.options import options_by_name
 from ..core.text import warn_data
 from .augment import Augment
 from .folders import count_reasons, list_folder, warn_skipped
+from .groups import EXIF, group_text, path_groups
 from .labels import warn_similar_labels
 from .layouts import find_layout
 from .rows import check_no_columns, table_rows
@@ -37,12 +40,14 @@ def skipped_frame(
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     "The images of a run: rows, files that are not used, split and preprocessing"
-    table: pd.DataFrame|None    # columns path, label, split ('train', 'valid', 'test', or '' if still to be drawn); `None`: a stream
+    table: pd.DataFrame|None    # columns path, label, split ('train', 'valid', 'test', '': not drawn yet), perhaps group, time; `None`: a stream
     skipped: pd.DataFrame = field(default_factory=skipped_frame)  # columns path, reason: files that are not used
     source: str = 'a table'     # folder or columns that are used, in words
     name: str = ''              # of the data set, for titles; '': unknown
     left_out: pd.DataFrame = field(default_factory=skipped_frame) # columns path, reason: unreadable images
     split: str = ''             # how it is split, in words
+    is_drawn: bool = False      # was the split drawn at random, by fastbit?
+    grouped_by: str = ''        # what the images' groups are from, in words; '': no groups were given
     report: pd.DataFrame = None # what `check_images` found; `None`: the files were not checked
     preprocess: Preprocess = None # resizing, and whether crops and flips are allowed; `None`: not decided yet
     augment: Augment = Augment() # what happens to training images
@@ -103,6 +108,18 @@ def _folder_set(folder) -> ImageSet:
     warn_similar_labels(table.label)
     return ImageSet(table=table, skipped=skipped_frame(found.skipped), source=found.words, name=source_name(folder))
 
+def _check_one_group(group_col, group):
+    if group_col is None or group is None: return
+    raise ValueError(f"group_col={group_col!r} and group={group_text(group)!r}: images have one kind of group. "
+                     "Pass one of them.")
+
+def _with_groups(images, group) -> ImageSet:
+    "Add the groups that paths tell, unless a column has them"
+    if group is None or 'group' in images.table: return images
+    table = images.table.assign(group=path_groups(images.table.path, group))
+    what = 'function' if callable(group) else 'expression'
+    return replace(images, table=table, grouped_by=f'the {what} {group_text(group)}')
+
 @options_by_name
 def read_image_set(
     source:str|Path|pd.DataFrame, # A folder of class folders, one with train/ and valid/, a table file (CSV), or a DataFrame
@@ -112,18 +129,24 @@ def read_image_set(
     label_col:str=None,           # Column of labels; `None`: found by its name, or the only other column
     split_col:str=None,           # Column of splits; `None`: found by its name, if there is one
     suffix:str=None,              # Extension of the files if a table has ids, '.jpg'; `None`: found
+    group_col:str=None,           # Column of groups, whose images stay together; `None`: none
+    group:str|re.Pattern|Callable=None, # The same, or a regular expression on the path, or a function of the path; `None`: no groups
+    time:str=None,                # Column of dates or numbers; 'exif' is read from the files later; `None`: none
 ) -> ImageSet:
     "Find the images, labels and splits of a folder or table; raise `FileNotFoundError` or `ValueError` if that fails"
+    _check_one_group(group_col, group)
     if not isinstance(source, pd.DataFrame):
         source = Path(source).expanduser()
         if not source.exists():
             raise FileNotFoundError(f"There is no folder or file {str(source)!r} (looked in {Path.cwd()}).")
         if source.is_dir():
-            columns = dict(path_col=path_col, label_col=label_col, split_col=split_col)
-            check_no_columns(source, root=root, **columns, suffix=suffix)
-            return _folder_set(source)
-    found = table_rows(source, root, path_col, label_col, split_col, suffix)
-    return ImageSet(table=found.rows, skipped=found.skipped, source=found.words, name=source_name(source))
+            columns = dict(path_col=path_col, label_col=label_col, split_col=split_col, group_col=group_col)
+            check_no_columns(source, root=root, **columns, suffix=suffix, time=None if time == EXIF else time)
+            return _with_groups(_folder_set(source), group)
+    columns = dict(path_col=path_col, label_col=label_col, split_col=split_col, group_col=group_col)
+    found = table_rows(source, root, **columns, suffix=suffix, group=group, time_col=None if time == EXIF else time)
+    words = dict(source=found.words, name=source_name(source), grouped_by=found.grouped_by)
+    return _with_groups(ImageSet(table=found.rows, skipped=found.skipped, **words), group)
 
 @options_by_name
 def image_table(

@@ -7,6 +7,6 @@ from .task import SINGLE_LABEL, Task
 
 __all__ = [
     'accuracy_interval', 'apply_temperature', 'bootstrap_interval', 'brier_scores', 'calibration_error',
-    'effective_size', 'evaluate_probs', 'Evaluation', 'fit_temperature', 'Interval', 'macro_f1', 'mean_probs', 'reliability_table', 'resolve_loss',
-    'SINGLE_LABEL', 'SoftmaxLoss', 'Task', 'wilson_interval',
+    'effective_size', 'evaluate_probs', 'Evaluation', 'fit_temperature', 'Interval', 'macro_f1', 'mean_probs',
+    'reliability_table', 'resolve_loss', 'SINGLE_LABEL', 'SoftmaxLoss', 'Task', 'wilson_interval',
 ]

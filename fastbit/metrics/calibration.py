@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binned_statistic
 
 # %% ../../nbs/metrics/01_calibration.ipynb #bf6885c1
-from .intervals import wilson_interval
+from .intervals import effective_size, wilson_interval
 
 # %% ../../nbs/metrics/01_calibration.ipynb #6227f9b5
 BINS = 15   # of the confidence in [0, 1]; C. Guo et al. 2017, and torchmetrics' default
@@ -65,14 +65,16 @@ def fit_temperature(
     logits:torch.Tensor, # n x classes; log-probabilities work as well
     targs:torch.Tensor,  # n class numbers
     prior:float=PRIOR_IMAGES, # Images that a temperature of 1 counts as; 0: maximum likelihood
+    groups=None,         # n: images of one group count as their effective number; `None`: all are independent
 ) -> float: # In `TEMPERATURES`; above 1: the model is overconfident
     "Fit the temperature at which `logits / temperature` match the labels, shrunk towards 1 where images are few"
     logits, targs = torch.as_tensor(logits).double(), torch.as_tensor(targs).long()
     if not logits.isfinite().all(): raise ValueError('Some logits are not finite: there is no temperature for them.')
+    weight = 1. if groups is None else effective_size(logits.argmax(1) == targs, groups)/len(targs)
     # MAP: log T is normal around 0 with variance 1/prior. An image whose logits have variance 1 tells as much about it
     def loss(log_t):
         cross_entropy = F.cross_entropy(logits/np.exp(log_t), targs, reduction='sum').item()
-        return cross_entropy + prior/2*log_t**2
+        return weight*cross_entropy + prior/2*log_t**2
     best = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method='bounded')
     return float(np.exp(best.x))
 

@@ -11,7 +11,7 @@ __all__ = ['TOP5_FROM', 'Evaluation', 'evaluate_probs', 'mean_probs']
 from dataclasses import asdict, dataclass
 
 # %% ../../nbs/metrics/02_evaluation.ipynb #0f69049b
-import pandas as pd, torch, torch.nn.functional as F
+import numpy as np, pandas as pd, torch, torch.nn.functional as F
 from sklearn.metrics import f1_score
 
 # %% ../../nbs/metrics/02_evaluation.ipynb #5e323063
@@ -36,9 +36,11 @@ class Evaluation(ShownOnce):
     loss_interval: Interval|None  # 95% CI of the loss (bootstrap); `None` for a single image, like the next two
     f1_interval: Interval|None    # of macro-F1
     brier_interval: Interval|None # of the Brier score
+    n_groups: int|None = None     # groups of images, which the intervals take as units; `None`: the images are independent
 
     def __str__(self):
-        interval = f'95% CI {100*self.low:.1f}–{self.high:.1%}, n = {self.n}'
+        groups = '' if self.n_groups is None else f' in {self.n_groups} groups'
+        interval = f'95% CI {100*self.low:.1f}–{self.high:.1%}, n = {self.n}{groups}'
         top5 = '' if self.top5 is None else f', top-5 {self.top5:.2%}'
         return (f'accuracy {self.accuracy:.2%} ({interval}){top5}, '
                 f'loss {self.loss:.4f}, macro-F1 {self.macro_f1:.4f}, ECE {self.ece:.4f}')
@@ -89,7 +91,8 @@ def evaluate_probs(
         ece=_ece(probs, targs),
         loss_interval=mean_interval(losses, groups=groups),
         f1_interval=bootstrap_interval(lambda w: macro_f1(targs, best, w), n, groups=groups),
-        brier_interval=mean_interval(briers, groups=groups))
+        brier_interval=mean_interval(briers, groups=groups),
+        n_groups=None if groups is None else len(np.unique(groups)))
 
 # %% ../../nbs/metrics/02_evaluation.ipynb #5bad1071
 def mean_probs(

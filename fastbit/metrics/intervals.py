@@ -66,7 +66,7 @@ RESAMPLES = 1000   # of a bootstrap; the ends of its intervals then vary by abou
 _BATCH_ROWS = 10**7   # weights at a time: 80 MB
 
 def _expanded(confidence, n) -> float:
-    "The level at which percentiles of `n` resampled units cover as Student's t does (T. Hesterberg 2015, 'expanded percentile')"
+    "The level at which percentiles of `n` resampled units cover as Student's t does (T. Hesterberg 2015)"
     t = student_t.ppf((1-confidence)/2, n-1)
     return 1 - 2*norm.cdf(t*(n/(n-1))**.5)
 

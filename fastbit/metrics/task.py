@@ -122,7 +122,7 @@ class Task:
     apply_temperature: Callable # (probabilities, temperature) -> calibrated probabilities
     metrics: tuple              # fastai metrics shown during training
     check_metrics: Callable     # (metrics, classes); raises `ValueError` for metrics of another task
-    evaluate: Callable          # (probabilities, targets) -> `Evaluation`, with intervals
+    evaluate: Callable          # (probabilities, targets, groups or `None`) -> `Evaluation`, with intervals
 
 def _class_number(vocab): return Categorize(vocab=vocab, sort=False)
 def _softmax(outputs): return outputs.softmax(-1)

@@ -27,6 +27,7 @@ from ..core.checks import make_out
 from ..core.store import CACHE_GB
 from ..core.text import ShownOnce, show
 from ..data.check import check_images
+from ..data.copies import duplicate_groups
 from ..data.decode import read_image
 from ..data.features import frozen_features
 from ..data.filepaths import check_some_exist
@@ -36,7 +37,7 @@ from ..data.public import resolve_source
 from ..data.split import drop_untrained
 from ..data.tables import read_image_set
 from ..report.page import THUMB, Picture, picture_uri, render_page
-from .detect import KINDS, ODD_KINDS, Issue, duplicate_groups, copy_issues, depth_issues, label_issues
+from .detect import KINDS, ODD_KINDS, Issue, copy_issues, depth_issues, group_issues, label_issues
 from .detect import odd_issues, shape_issues, size_issues
 
 # %% ../../nbs/studies/02_doctor.ipynb #4a8b737d
@@ -103,7 +104,7 @@ class DataCheck(ShownOnce):
     @staticmethod
     def _line(r) -> str:
         "Write an issue on one line"
-        text = r.path or f'class {r.label}'
+        text = r.path or (f'class {r.label}' if r.label else 'all images')
         if r.other: text += f' = {r.other}'
         if r.suggested: text += f': labeled {r.label}, predicted {r.suggested}'
         if r.detail: text += f' ({r.detail})'
@@ -198,8 +199,7 @@ def check_data(
     issues = unused_issues(skipped) + reading_issues(table, report) + size_issues(table)
     groups = []
     if len(good):
-        digests = good.path.map(dict(zip(report.path, report.digest)))
-        groups = duplicate_groups(good.path, digests, max_value)
+        groups = duplicate_groups(report[report.reason == ''])
         issues += _image_issues(good, report, groups, max_value)
     issues, not_listed = _without_usual(issues, len(good))
     ordinary = count_reasons(o for o in skipped if not is_odd(o[1]))
@@ -209,7 +209,7 @@ def check_data(
         model = TransferModel(build_body(arch, 2, weights)).to(device)
         features = frozen_features(model, list(good.path), pp, cache=cache, cache_gb=cache_gb)
         rows = features.rows[features.index[:, 0]].reshape(len(good), -1)
-        issues += label_issues(good, rows, groups)
+        issues += label_issues(good, rows, groups) + group_issues(good, rows, groups)
     elif labels: not_listed.append('label errors (there is only one class)')
     order = {k: i for i, k in enumerate(KINDS)}
     result = DataCheck(

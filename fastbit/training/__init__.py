@@ -11,10 +11,11 @@ from .tta import TTAResult, tta_probs, view_logits
 from .rate_finder import RateCurve
 from .head import logistic_head
 from .rule import rule_differences, rule_text
+from .similar import SimilarityRisk, similarity_risk
 
 __all__ = [
     'accumulate_step', 'check_accumulation', 'Checkpoint', 'FitStopped', 'ForeachSGD', 'FusedAdam', 'History',
     'JsonLog', 'KeepBest', 'logistic_head', 'LossNotFinite', 'PlainLog', 'Position', 'RateCurve',
-    'read_checkpoint', 'rule_differences', 'rule_text', 'transfer_learner', 'TransferLearner', 'tta_probs',
-    'TTAResult', 'view_logits',
+    'read_checkpoint', 'rule_differences', 'rule_text', 'SimilarityRisk', 'similarity_risk',
+    'transfer_learner', 'TransferLearner', 'tta_probs', 'TTAResult', 'view_logits',
 ]

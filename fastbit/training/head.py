@@ -26,7 +26,7 @@ from fastcore.foundation import L
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from threadpoolctl import threadpool_limits
 
@@ -40,6 +40,8 @@ from ..data.features import FeatureDL, Features, feature_shape, frozen_features
 from ..data.batches import ImageDL
 from ..metrics.losses import logistic_weights
 from .checks import check_batches
+from ..data.groups import fold_numbers
+from .tta import image_groups
 from .learner import TransferLearner
 
 # %% ../../nbs/training/10_head.ipynb #cc001981
@@ -102,11 +104,11 @@ def logistic_head(
     # with them and 0.19 s without (numpy 2.4, scipy 1.17)
     with threadpool_limits(1, user_api='blas'):
         if folds >= 2:
-            cv = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
             scoring = 'neg_log_loss' if weights is None else partial(_weighted_score, weights=weights)
-            search = GridSearchCV(model, dict(logisticregression__C=STRENGTHS), scoring=scoring, cv=cv, refit=False)
             some = _some_images(y, groups, folds, seed)
-            C = search.fit(x[some], y[some], groups=groups[some]).best_params_['logisticregression__C']
+            cv = PredefinedSplit(fold_numbers(y[some], folds, seed, groups[some]))
+            search = GridSearchCV(model, dict(logisticregression__C=STRENGTHS), scoring=scoring, cv=cv, refit=False)
+            C = search.fit(x[some], y[some]).best_params_['logisticregression__C']
             how = f'{folds}-fold cross-validation on {len(np.unique(groups[some]))} training images'
         model.set_params(logisticregression__C=C).fit(x, y)
     weight, bias = _coefficients(model, len(seen))
@@ -266,7 +268,7 @@ def fit_head(self:TransferLearner,
     check_head_options(views, solver, cache_gb)
     given = dict(n_epoch=n_epoch != HEAD_EPOCHS, lr=lr is not None, cbs=bool(L(cbs)))
     _check_head(self, solver, cbs, [name for name, is_given in given.items() if is_given])
-    n = self.model.n_frozen
+    n, units = self.model.n_frozen, _units(self)
     self.head_features, labels = _features(self, n, views, cache, cache_gb)
     differences = [f.difference for f in self.head_features if f.difference is not None]
     self.fold_difference = max(differences, default=None)
@@ -276,20 +278,27 @@ def fit_head(self:TransferLearner,
         with _on_features(self, n, self.head_features, labels), self.no_bar():
             self.rate_curve = self.try_rates().curve._replace(used=lr)
     with _on_features(self, n, self.head_features, labels):
-        if solver == 'lbfgs': _solve(self, self.head_features[0], labels[0])
+        if solver == 'lbfgs': _solve(self, self.head_features[0], labels[0], units)
         else: self.fit_one_cycle(n_epoch, lr, cbs=cbs)
 
 def _print_features(features):
     for part, f in zip(('training', 'validation'), features): print(f'{part}: {f}', flush=True)
 
-def _solve(learn, features, y):
+def _units(learn) -> np.ndarray:
+    "Number what stays together in cross-validation: groups, where each class has several, or single images"
+    groups, single = image_groups(learn, learn.dls.train), np.arange(learn.dls.train.n)
+    if groups is None: return single
+    y = _labels(learn.dls.train).numpy()
+    return groups if min(len(np.unique(groups[y == c])) for c in np.unique(y)) > 1 else single
+
+def _solve(learn, features, y, units):
     "Set the classifier to logistic regression on `features`, and measure it"
     head, n_images, views = learn.model.net.get_classifier(), *features.index.shape
     x = features.rows[features.index.ravel()].reshape(features.index.size, -1)
     images = np.repeat(np.arange(n_images), views)
     weights = logistic_weights(learn.loss_func, learn.n_out)
     seed = getattr(learn.dls.train, 'seed', 0)
-    fit = logistic_head(x, y.numpy()[images], learn.n_out, groups=images, seed=seed, weights=weights)
+    fit = logistic_head(x, y.numpy()[images], learn.n_out, groups=units[images], seed=seed, weights=weights)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(fit.weight).view_as(head.weight))
         head.bias.copy_(torch.from_numpy(fit.bias))

@@ -29,7 +29,7 @@ from ..report.page import Report
 from ..report.findings import Findings, data_name
 from ..report.sections import make_report
 from .learner import TransferLearner
-from .tta import find_loader, find_preprocess, tta_probs, view_logits
+from .tta import find_loader, find_preprocess, image_groups, tta_probs, view_logits
 
 # %% ../../nbs/training/13_results.ipynb #003d826a
 _NO_LABELS = (
@@ -51,7 +51,8 @@ def evaluate(self:TransferLearner,
 ) -> Evaluation:
     "Measure all metrics over the whole set, with n and interval"
     logits, targs = _plain_logits(self, ds_idx, dl)
-    res = SINGLE_LABEL.evaluate(SINGLE_LABEL.mean_probs(logits), targs)
+    groups = image_groups(self, find_loader(self, ds_idx, dl))
+    res = SINGLE_LABEL.evaluate(SINGLE_LABEL.mean_probs(logits), targs, groups)
     if show: show_it(res)
     return res
 
@@ -63,7 +64,7 @@ def calibrate(self:TransferLearner,
 ) -> float: # Kept as `learn.temperature`; above 1: the model is overconfident
     "Find the temperature that calibrates the probabilities; with few images it stays near 1"
     logits, targs = _plain_logits(self, ds_idx, dl)
-    self.temperature = fit_temperature(logits[:, 0], targs)
+    self.temperature = fit_temperature(logits[:, 0], targs, groups=image_groups(self, find_loader(self, ds_idx, dl)))
     return self.temperature
 
 # %% ../../nbs/training/13_results.ipynb #005ba784
@@ -79,7 +80,7 @@ def report(self:TransferLearner,
     probs, targs = res.plain, res[1]
     return make_report(Findings(
         learn=self, probs=probs, targs=targs, paths=paths if len(paths) == len(targs) else [],
-        part='test' if ds_idx == 2 else 'valid', title=data_name(self.dls), tta=res.report,
+        groups=res.groups, part='test' if ds_idx == 2 else 'valid', title=data_name(self.dls), tta=res.report,
         temperature=self.temperature, chosen=_chosen_on(self, ds_idx),
         left_out=getattr(self.dls, 'left_out', None), curve=self.rate_curve))
 
