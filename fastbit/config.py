@@ -28,6 +28,8 @@ class DataOptions(Options):
     k_per_class:int = None   # training images per class (default: all)
     group:str|Callable = None # keep the images of a group in one split: column, regular expression on the path, or function of it
     time:str = None          # hold out the latest images: column of dates or numbers, or exif for the dates of photos
+    folds:int = None         # hold out each image once: train as many models, each without one part of the images
+    fold:int = None          # the part that is held out, 1 to folds (default: one after the other)
     allow_copies:bool = False # let near-duplicates be in different splits
     resize:str = 'squash'    # how images become squares: squash, crop or pad
     crop:bool = None         # train on random crops (default: yes, except for digits)

@@ -6,7 +6,7 @@ from sklearn.metrics import brier_score_loss
 from fastbit.metrics import accuracy_interval, brier_scores, calibration_error, effective_size, evaluate_probs
 from fastbit.metrics import fit_temperature, reliability_table, wilson_interval
 from fastbit.metrics.calibration import few_images_words
-from fastbit.metrics.intervals import mean_interval
+from fastbit.metrics.intervals import FOLDS_WORTH, mean_interval
 from fastbit.studies import compare_runs, mcnemar_p, paired_difference
 
 DRAWS = 1000
@@ -88,6 +88,29 @@ def test_intervals_of_groups_cover_the_truth_and_plain_ones_do_not(n_groups, siz
     assert LOW - .01 <= shares['grouped'] <= HIGH + .01, shares   # with few groups rather too wide than too narrow
     assert LOW - .02 <= shares['loss'] <= HIGH, shares
     assert shares['plain'] < .85, shares
+
+
+@pytest.mark.parametrize('n_folds, n', [(2, 100), (5, 100), (10, 60)])
+def test_intervals_out_of_folds_cover_the_accuracy_of_their_models(n_folds, n):
+    "Linear classifiers by least squares, and what they reach on 4,000 new images: two thirds of the images make the interval, all of them one too narrow"
+    rng, covered = np.random.default_rng(5), dict(folds=0, plain=0)
+    centers = .35*rng.normal(size=(3, 20))
+    def draw(size, y): return np.c_[centers[y] + rng.normal(size=(size, 20)), np.ones(size)]
+    new_y = rng.integers(0, 3, 4000)
+    new = draw(4000, new_y)
+    for _ in range(DRAWS):
+        y = rng.permutation(n) % 3
+        x, fold, right, truth = draw(n, y), rng.permutation(n) % n_folds, np.empty(n, bool), []
+        for k in range(n_folds):
+            t = fold != k
+            w = np.linalg.solve(x[t].T@x[t] + np.eye(21), x[t].T@np.eye(3)[y[t]])
+            right[~t] = (x[~t]@w).argmax(1) == y[~t]
+            truth.append(((new@w).argmax(1) == new_y).mean())
+        for name, worth in (('folds', FOLDS_WORTH), ('plain', 1.)):
+            low, high = accuracy_interval(right, worth=worth)
+            covered[name] += low <= np.mean(truth) <= high
+    shares = {k: v/DRAWS for k, v in covered.items()}
+    assert LOW - .01 <= shares['folds'] <= HIGH + .01 and shares['plain'] < shares['folds'] - .02, shares
 
 
 def test_groups_that_agree_count_as_one_image_each():

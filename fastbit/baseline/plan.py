@@ -50,6 +50,7 @@ class Plan(ShownOnce):
     resumed: str = ''  # step from which a checkpoint continues; '': the run starts at the beginning
     why: str = ''      # why `auto` chose these phases
     budget: str = ''   # what a budget chose, and what more time would buy
+    folds: int = 1     # models that are trained, each without another part of the images
     processes: int = 1 # processes that share the work
     source: str = ''   # folder or columns that were used
     not_used: dict = field(default_factory=dict) # reason -> number of files
@@ -67,6 +68,13 @@ class Plan(ShownOnce):
     def most_seconds(self) -> float:
         "Expected training time with the phase that may not be needed"
         return sum(self.phase_seconds)
+
+    @property
+    def all_folds(self) -> float:
+        "Expected training time of all folds; features of the head phase are computed once"
+        again = self.seconds
+        if isinstance(self.phases[0], HeadPhase): again -= self.phase_seconds[0] - self.solving
+        return self.seconds + (self.folds-1)*again
 
     @property
     def forward(self) -> float:
@@ -112,6 +120,7 @@ class Plan(ShownOnce):
         return f'{self._about()}{budget} on {self._where()}, seed {self.seed}'
 
     def _about(self) -> str:
+        if self.folds > 1: return f'about {format_seconds(self.all_folds)} for {self.folds} folds'
         about = f'about {format_seconds(self.seconds)}'
         optional = [p.name for p in self.phases if p.only_after_head]
         if self.budget or not optional: return about   # with a budget it trains if there is time

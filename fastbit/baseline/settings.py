@@ -27,6 +27,7 @@ from ..core.processes import world
 from ..data.augment import augment_text
 from ..data.groups import group_text
 from ..export.artifact import CONFIG, WEIGHTS
+from ..export.ensemble import clear_ensemble
 from ..training.callbacks import KeepBest
 
 # %% ../../nbs/baseline/06_settings.ipynb #a91ec451
@@ -148,5 +149,6 @@ def clear_run(
     for name in (*RESULT_FILES, *CHECKPOINTS): (out/name).unlink(missing_ok=True)
     model = out/'model'
     if not model.is_dir(): return
+    clear_ensemble(model)
     for name in (WEIGHTS, CONFIG): (model/name).unlink(missing_ok=True)
     model.rmdir()   # `check_target` found no other files

@@ -104,17 +104,18 @@ def run_evaluate(args) -> int:
     from fastbit.metrics.evaluation import evaluate_probs
     predictor = load_predictor(args.model, getattr(args, 'device', None))
     columns = {k: getattr(args, k, None) for k in TableOptions.option_fields()}
-    images, skipped = read_image_set(args.path, **columns), ''
+    images, skipped = read_image_set(args.path, **columns, group=getattr(args, 'group', None)), ''
     table = images.table
     if not args.all: table, skipped = skip_trained_on(predictor.about, images, args.split)
     if (table.split == '').all(): table = table.drop(columns='split')
-    res = predictor.labeled_probs(table, args.split, args.tta, getattr(args, 'bs', None))
+    grouped = dict(group_col='group') if 'group' in table else {}
+    res = predictor.labeled_probs(table, args.split, args.tta, getattr(args, 'bs', None), **grouped)
     part = 'all' if res.part == 'all' else f'the {res.part} split'
     unreadable = f', {len(res.left_out)} unreadable files skipped' if len(res.left_out) else ''
     print(f"{args.path}: {part}, {len(res.targs)} images{unreadable}")
     if skipped: print(f'  {"skipped":10}  {skipped}')
     for name, text in source_rows(images.source, images.skipped): print(f'  {name:10}  {text}')
-    print(evaluate_probs(res.probs, res.targs))
+    print(evaluate_probs(res.probs, res.targs, res.groups))
     if predictor.about.temperature: print(_calibration_words(res, predictor.about.temperature))
     return 0
 

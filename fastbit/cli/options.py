@@ -48,7 +48,7 @@ FLAGS = dict(
     mixup=Flag(metavar='ALPHA'), cache_gb=Flag(metavar='GB'),
     root=Flag(metavar='FOLDER'), suffix=Flag(metavar='.EXT'),
     path_col=Flag(metavar='COLUMN'), label_col=Flag(metavar='COLUMN'), split_col=Flag(metavar='COLUMN'),
-    group_col=Flag(metavar='COLUMN'),
+    group_col=Flag(metavar='COLUMN'), fold=Flag(metavar='K'),
     group=Flag('--group-regex', 'REGEX', help='keep the images of a group in one split: regular expression that finds '
                                               "the group's name in the path, such as 'patient(\\d+)'"),
     time=Flag(metavar='COLUMN', help='hold out the latest images: column of dates or numbers, or exif for the dates of '

@@ -70,7 +70,7 @@ def _add_baseline(p):
     _switch(g, '--open', 'open the report in the browser when the run has finished')
 
 def _add_leaderboard(p):
-    _add_data(p, without=('resize', 'draft'))
+    _add_data(p, without=('folds', 'fold', 'resize', 'draft'))
     g = p.add_argument_group('bodies and recipes')
     _value(g, '--arch', 'NAME[=WEIGHTS]', dest='archs', action='append', default=argparse.SUPPRESS,
            help='a body, and a weights file or random; repeat it for several '
@@ -100,7 +100,8 @@ def _add_check(p):
     _switch(p, '--open', 'open the page in the browser')
 
 def _add_rule(p):
-    _add_data(p, without=('allow_copies', 'resize', 'crop', 'flip', 'augment', 'jitter', 'draft', 'max_value'))
+    pixels = ('resize', 'crop', 'flip', 'augment', 'jitter', 'draft', 'max_value')
+    _add_data(p, without=('allow_copies', 'folds', 'fold', *pixels))
     g = p.add_argument_group('rule')
     add_options(g, TrainOptions, only=('size',))
     add_options(g, BiTRule, without=('eval_every', 'checkpoint_every', 'micro_batch'))

@@ -229,7 +229,9 @@ class _Round(NamedTuple):
     n_batches: int # 0: the stream has ended
     futures: list  # of (pixels, class number)
 
-_OF_FILES = ('valid_pct', 'test_pct', 'k_per_class', 'draft', 'num_workers', 'cache', 'cache_gb')   # not options of streams
+_OF_FILES = (
+    'group', 'time', 'folds', 'fold', 'allow_copies', 'valid_pct', 'test_pct', 'k_per_class',
+    'draft', 'num_workers', 'cache', 'cache_gb')   # not options of streams
 
 @with_options(without=_OF_FILES, crop=True, flip=True)
 def stream_dataloaders(

@@ -20,6 +20,7 @@ from torch import nn
 from ..bodies.fold import fold_net
 from ..core.checks import check_file
 from ..core.files import whole_file
+from .ensemble import EnsembleModel
 from .predict import Predictor
 from ..metrics.task import SINGLE_LABEL
 
@@ -65,14 +66,21 @@ class PixelsToProbs(nn.Module):
     "A model from uint8 images (n x height x width x 3) to probabilities, plain and calibrated"
     def __init__(self, predictor:Predictor):
         super().__init__()
-        net = fold_net(predictor.model.net).to('cpu', memory_format=torch.contiguous_format)
-        self.net = _without_pads(net, predictor.about.preprocess.size)
-        for name in ('mean', 'std'): self.register_buffer(name, getattr(predictor.model, name).detach().cpu())
+        model, size = predictor.model, predictor.about.preprocess.size
+        members = list(model.models) if isinstance(model, EnsembleModel) else [model]
+        folded = [fold_net(m.net).to('cpu', memory_format=torch.contiguous_format) for m in members]
+        self.nets = nn.ModuleList([_without_pads(net, size) for net in folded])
+        for name in ('mean', 'std'): self.register_buffer(name, getattr(members[0], name).detach().cpu())
         self.temperature = predictor.about.temperature or 1.
+
+    def _mean(self, x):
+        "The logarithm of the members' mean probability, as in `EnsembleModel`"
+        return sum(SINGLE_LABEL.activation(net(x)) for net in self.nets).div(len(self.nets)).clamp_min(1e-30).log()
 
     def forward(self, images):
         x = images.permute(0, 3, 1, 2).float() / 255
-        logits = self.net((x - self.mean) / self.std)
+        x = (x - self.mean) / self.std
+        logits = self.nets[0](x) if len(self.nets) == 1 else self._mean(x)
         return SINGLE_LABEL.activation(logits), SINGLE_LABEL.activation(logits/self.temperature)
 
 # %% ../../nbs/export/04_onnx.ipynb #8212168a

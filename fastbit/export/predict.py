@@ -19,7 +19,6 @@ from fastai.torch_core import default_device
 from fastcore.meta import delegates
 
 # %% ../../nbs/export/03_predict.ipynb #74730d00
-from ..bodies.fold import FoldedModel, can_fold
 from ..bodies.model import TransferModel
 from ..bodies.preprocess import Preprocess
 from ..core.arguments import check_source
@@ -28,12 +27,14 @@ from ..core.text import track, warn_data
 from ..core.threads import in_threads, read_ahead
 from ..data.decode import reading, why_unreadable
 from ..data.filepaths import check_some_exist
+from ..data.groups import group_numbers
 from ..data.labels import clean_label, whole_numbers
 from ..data.batches import resolve_device, default_bs
 from ..data.tables import read_image_set
 from ..data.views import cut_view, default_views, view_sizes
 from ..data.transforms import draft_size, squares_of
 from .artifact import load_artifact
+from .ensemble import ensemble_folder, folded, load_ensemble
 from .inputs import image_items
 from .record import Artifact, count_trained_on
 from ..metrics.evaluation import Evaluation
@@ -88,15 +89,16 @@ class LabeledProbs(NamedTuple):
     left_out: pd.DataFrame  # unreadable images: path, reason
     source: str             # folder or columns that were used, in words
     skipped: pd.DataFrame   # files that are not used: path, reason
+    groups: np.ndarray|None # n group numbers; `None`: the images are independent
 
 class Predictor:
     "A trained model that classifies images; made by `load_predictor`"
     def __init__(self,
-        model:TransferModel, # Trained
+        model:TransferModel, # Trained, or an `EnsembleModel`
         about:Artifact,      # Classes, preprocessing, temperature
     ):
         self.model, self.about = model.eval(), about
-        self.net = FoldedModel(model) if can_fold(model) else model
+        self.net = folded(model)
 
     @property
     def classes(self) -> tuple: return self.about.classes # in the order of the outputs
@@ -201,7 +203,8 @@ class Predictor:
             part=part,
             left_out=left_out,
             source=images.source,
-            skipped=images.skipped)
+            skipped=images.skipped,
+            groups=group_numbers(table, table.path[~bad]))
 
     def _warn_trained_on(self, paths):
         "Warn about images that the model was trained on"
@@ -223,7 +226,7 @@ class Predictor:
     ) -> Evaluation:
         "Measure all metrics on labeled images"
         found = self.labeled_probs(source, split, tta, bs, **kwargs)
-        return SINGLE_LABEL.evaluate(found.probs, found.targs)
+        return SINGLE_LABEL.evaluate(found.probs, found.targs, found.groups)
 
 # %% ../../nbs/export/03_predict.ipynb #a7cd3e1b
 def confidence_table(
@@ -266,5 +269,8 @@ def load_predictor(
                              f"use p = load_predictor({str(folder)!r}, trust_pickle=True). "
                              "Then save_artifact(FOLDER, p.model.net, p.about) writes a copy that is safe to share.")
         return _from_pickle(folder, device)
+    if ensemble := ensemble_folder(folder):
+        model, about = load_ensemble(ensemble)
+        return Predictor(model.to(device), about)
     net, about = load_artifact(folder)
     return Predictor(TransferModel(net).to(device), about)

@@ -68,6 +68,7 @@ def evaluate_probs(
     probs:torch.Tensor, # n x classes, rows sum to one
     targs:torch.Tensor, # n class numbers
     groups=None,        # n: images of one group are not independent, and intervals show it; `None`: all are
+    worth:float=1.,     # Independent images that one is worth besides: `FOLDS_WORTH` for predictions out of folds
 ) -> Evaluation:
     "Compute all metrics from probabilities and labels; raise `ValueError` if their numbers differ"
     _check_pairs(probs, targs)
@@ -75,7 +76,7 @@ def evaluate_probs(
     targs = torch.as_tensor(targs).as_subclass(torch.Tensor).long()
     n, best = len(targs), probs.argmax(1)
     n_right = int((best == targs).sum())
-    low, high = accuracy_interval(best == targs, groups)
+    low, high = accuracy_interval(best == targs, groups, worth=worth)
     losses = F.nll_loss(probs.clamp_min(torch.finfo(probs.dtype).tiny).log(), targs, reduction='none')
     briers = brier_scores(probs, targs)
     return Evaluation(
@@ -89,9 +90,9 @@ def evaluate_probs(
         top5=_top5(probs, targs),
         brier=float(briers.mean()),
         ece=_ece(probs, targs),
-        loss_interval=mean_interval(losses, groups=groups),
-        f1_interval=bootstrap_interval(lambda w: macro_f1(targs, best, w), n, groups=groups),
-        brier_interval=mean_interval(briers, groups=groups),
+        loss_interval=mean_interval(losses, groups=groups, worth=worth),
+        f1_interval=bootstrap_interval(lambda w: macro_f1(targs, best, w), n, groups=groups, worth=worth),
+        brier_interval=mean_interval(briers, groups=groups, worth=worth),
         n_groups=None if groups is None else len(np.unique(groups)))
 
 # %% ../../nbs/metrics/02_evaluation.ipynb #5bad1071

@@ -92,6 +92,8 @@ class Findings:
     targs: torch.Tensor      # n class numbers
     paths: list              # n files; empty: unknown
     part: str = 'valid'      # 'valid' or 'test': the split of these images
+    n_models: int = 1        # models that predicted: with folds each image has the one that did not see it
+    worth: float = 1.        # as for `evaluate_probs`
     groups: object = None    # n group numbers; `None`: the images are independent
     title: str = ''          # name of the data; '': `data_name` of the learner's loaders
     plan: str = ''           # the plan of the run, in words
@@ -120,7 +122,7 @@ class Findings:
     def confidence(self) -> torch.Tensor: return SINGLE_LABEL.confidence(self.probs) # n, in [0, 1]
 
     @cached_property
-    def evaluation(self) -> Evaluation: return SINGLE_LABEL.evaluate(self.probs, self.targs, self.groups)
+    def evaluation(self) -> Evaluation: return SINGLE_LABEL.evaluate(self.probs, self.targs, self.groups, self.worth)
 
     @cached_property
     def scaled_probs(self) -> torch.Tensor|None: # n x classes
@@ -130,7 +132,10 @@ class Findings:
     @cached_property
     def calibrated(self) -> Evaluation|None:
         "Metrics with temperature scaling; `None` without a temperature"
-        return None if self.scaled_probs is None else SINGLE_LABEL.evaluate(self.scaled_probs, self.targs, self.groups)
+        return None if self.scaled_probs is None else self._evaluate_scaled()
+
+    def _evaluate_scaled(self) -> Evaluation:
+        return SINGLE_LABEL.evaluate(self.scaled_probs, self.targs, self.groups, self.worth)
 
     @cached_property
     def losses(self) -> torch.Tensor: # n, nats

@@ -90,7 +90,7 @@ def _side_by_side(left, right) -> Image.Image:
 def cam_pictures(f:Findings, most=8) -> list[Picture]:
     "Show images next to their class activation maps; empty for other models and loaders than fastbit's"
     model, pp = f.learn.model, getattr(f.learn.dls, 'preprocess', None)
-    if not (f.paths and pp and isinstance(model, TransferModel)): return []
+    if f.n_models > 1 or not (f.paths and pp and isinstance(model, TransferModel)): return []
     rows = _cam_rows(f, most)
     if not rows: return []
     x = np.stack([view_pixels(f.paths[i], 0, pp) for i in rows])
@@ -155,6 +155,7 @@ def _rate_finder(f) -> Picture:
 
 def curve_pictures(f:Findings) -> list[Picture]:
     "Loss, learning rate, and the rate finder where it ran"
+    if f.n_models > 1: return []   # each has its curves
     epochs, steps = f.learn.history.epochs, f.learn.history.steps
     figures = []
     if len(steps) and len(epochs):

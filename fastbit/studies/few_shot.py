@@ -76,7 +76,7 @@ def few_shot_page(
     return Report(render_page('few_shot.html', **words, **numbers))
 
 # %% ../../nbs/studies/03_few_shot.ipynb #3964d8ae
-_NOT_HERE = ('test_pct', 'k_per_class', 'eval_every', 'checkpoint_every')   # options of other functions
+_NOT_HERE = ('folds', 'fold', 'test_pct', 'k_per_class', 'eval_every', 'checkpoint_every')   # options of other functions
 
 @with_options(without=_NOT_HERE)
 def few_shot_curve(

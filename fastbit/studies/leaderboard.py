@@ -174,7 +174,7 @@ def plot_cost(
     return fig
 
 # %% ../../nbs/studies/06_leaderboard.ipynb #89de4103
-@with_options(without=('bs', 'resize', 'draft'))
+@with_options(without=('bs', 'resize', 'draft', 'folds', 'fold'))
 def leaderboard(
     path:str|Path|pd.DataFrame=None, # Folder, CSV file, DataFrame, or the name of a public set; `None`: scikit-learn's digits
     archs:list=None,          # Names of bodies, or 'NAME=WEIGHTS' with a file or 'random'; `None`: those whose weights are installed

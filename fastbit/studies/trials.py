@@ -27,11 +27,13 @@ from ..config import DataOptions, LoaderOptions, RecipeOptions, TableOptions, re
 from ..core.options import Options
 from ..core.files import csv_text, write_text
 from ..data.augment import identity
+from ..data.groups import group_text
 from ..data.loaders import image_dataloaders
-from ..metrics.intervals import wilson_interval
+from ..metrics.intervals import accuracy_interval
 from .compare import compare_runs, read_predictions
 from .probe import forward_speed, probe
 from ..training.learner import transfer_learner
+from ..training.tta import image_groups
 
 # %% ../../nbs/studies/05_trials.ipynb #bdb43ec7
 class Body(NamedTuple):
@@ -87,7 +89,8 @@ class Bench:
         split = dict(seed=o.seed, valid_pct=o.valid_pct, test_pct=o.test_pct, k_per_class=o.k_per_class)
         pixels = dict(size=self.size, flip=o.flip, crop=o.crop, max_value=o.max_value)
         # older boards have no such settings
-        pixels |= {k: getattr(o, k) for k in ('augment', 'jitter') if getattr(o, k) != getattr(DataOptions, k)}
+        later = ('augment', 'jitter', 'group', 'time', 'allow_copies')
+        pixels |= {k: getattr(o, k) for k in later if getattr(o, k) != getattr(DataOptions, k)}
         machine = dict(num_workers=self.loaders.num_workers, device=self.loaders.device)
         return split | pixels | machine | vars(self.table)
 
@@ -98,6 +101,7 @@ class Bench:
         "Return everything that the rows depend on; columns of a table count through the images' digest"
         unimportant = {'num_workers', *vars(self.table)}
         settings = {k: str(v) for k, v in self.image_options().items() if k not in unimportant}
+        if 'group' in settings: settings['group'] = group_text(self.data.group)
         if not isinstance(self.data.augment, str):
             settings['augment'] = ', '.join(identity(f).digest for f in self.data.augment)
         return dict(version=__version__, epochs=self.epochs, **settings, images=self.images)
@@ -161,7 +165,7 @@ def _probe_row(bench, body) -> tuple:
     learn = transfer_learner(dls, body.arch, body.weights)
     predictions, loss = probe(learn, **bench.caching)
     n, right = len(predictions), int((predictions.label == predictions.prediction).sum())
-    low, high = wilson_interval(right, n)
+    low, high = accuracy_interval(predictions.label == predictions.prediction, image_groups(learn, dls.valid))
     seconds = time.perf_counter() - start
     test = _tested(learn.evaluate(ds_idx=2, show=False)) if len(dls.loaders) > 2 else {}
     score = dict(accuracy=right/n, low=low, high=high, loss=loss, seconds=seconds)

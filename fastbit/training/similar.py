@@ -59,6 +59,7 @@ def _joined(a, b) -> np.ndarray:
 # %% ../../nbs/training/19_similar.ipynb #f6adbf05
 _MAX_IMAGES = 2500   # of which the gap is estimated: one to three seconds
 _FOLDS = 5
+_USUAL_GAP = .04     # any set is harder when similar images are kept together
 
 @dataclass(frozen=True)
 class SimilarityRisk:
@@ -74,8 +75,8 @@ class SimilarityRisk:
 
     @property
     def matters(self) -> bool:
-        "Is the gap larger than the whole interval of the accuracy?"
-        return self.gap > self.interval.high - self.interval.low
+        "Is the gap larger than the uncertainty of the accuracy, and than what independent images show?"
+        return self.gap > max(_USUAL_GAP, (self.interval.high - self.interval.low)/2)
 
     def words(self) -> str:
         "Explain the gap, and what to do about it"
