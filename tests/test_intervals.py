@@ -7,6 +7,7 @@ from fastbit.metrics import accuracy_interval, brier_scores, calibration_error, 
 from fastbit.metrics import fit_temperature, reliability_table, wilson_interval
 from fastbit.metrics.calibration import few_images_words
 from fastbit.metrics.intervals import FOLDS_WORTH, mean_interval
+from fastbit.studies.compare import grouped_p
 from fastbit.studies import compare_runs, mcnemar_p, paired_difference
 
 DRAWS = 1000
@@ -32,6 +33,23 @@ def test_the_interval_of_a_difference_covers_the_truth(n, only_a, only_b):
         _, low, high = paired_difference(a, b)
         covered.append(low <= only_b-only_a <= high)
     assert LOW - .005 <= np.mean(covered) <= HIGH + .02   # rather too wide than too narrow where few images differ
+
+
+def test_the_interval_of_a_difference_of_groups_covers_the_truth():
+    "Two runs, of which each is better on some groups"
+    rng, covered, found = np.random.default_rng(6), dict(grouped=0, plain=0), []
+    for _ in range(DRAWS):
+        groups = np.repeat(np.arange(25), rng.integers(2, 12, 25))
+        better = rng.choice([0, .5, -.5], 25)[groups]   # no difference in the mean
+        u = rng.random(len(groups))
+        a, b = u < .6, u < .6 + better
+        for name, g in (('grouped', groups), ('plain', None)):
+            _, low, high = paired_difference(a, b, groups=g)
+            covered[name] += low <= 0 <= high
+        found.append(grouped_p(a, b, groups))
+    assert LOW - .01 <= covered['grouped']/DRAWS <= HIGH + .015 and covered['plain']/DRAWS < .85, covered
+    assert .02 < np.mean(np.array(found) < .05) < .07
+    assert grouped_p([True]*4, [True]*4, [0, 0, 1, 1]) == 1
 
 
 def test_runs_that_agree_everywhere_may_still_differ_elsewhere():

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 # %% ../../nbs/baseline/08_folds.ipynb #42e09aac
+from .phases import HeadPhase
 from .plan import Plan
 from .result import BaselineResult, Folds, Measured, log_probs
 from .settings import RunRecord, check_overwrite, clear_run, run_command
@@ -29,11 +30,14 @@ from ..core.processes import world
 from ..core.text import format_seconds
 from ..export.artifact import load_artifact
 from ..export.ensemble import EnsembleModel
+from ..export.predict import Predictor
 from ..export.record import digest_sketch
 from ..metrics.calibration import fit_temperature
+from ..metrics.evaluation import Evaluation
 from ..metrics.intervals import FOLDS_WORTH
 from ..metrics.task import SINGLE_LABEL
 from ..report.findings import Findings
+from ..training.results import model_record
 
 # %% ../../nbs/baseline/08_folds.ipynb #a24cbe42
 OUTPUTS = 'outputs.safetensors'   # in the folder of a fold, next to its results
@@ -176,7 +180,9 @@ class FoldsRun:
         record = self.todo[k]
         run = self.first if record is self.first.options else self.start(record)
         if run is not self.first: run.plan()
-        run.train(verbose if verbose > 1 else 0)
+        short = verbose < 2 and all(isinstance(p, HeadPhase) for p in run.phases)
+        if verbose and not short: print(f'fold {k} of {self.n}', flush=True)
+        run.train(0 if short else verbose)
         result = run.measure()
         found, folder = fold_outputs(result), record.output.out
         if folder is not None:
@@ -196,7 +202,7 @@ class FoldsRun:
         digests = [] if images.report is None else images.report.digest[images.report.reason == '']
         folds = Folds(
             accuracies=[self.outputs[k].accuracy for k in range(1, self.n + 1)], members=folders, model=model,
-            trained_on=digest_sketch(digests) if len(digests) else None)
+            trained_on=digest_sketch(digests) if len(digests) else None, test=self._test(model, learn))
         findings = Findings(
             learn=learn, probs=measured.probs, targs=measured.targs, paths=pooled.rows.path.tolist(),
             groups=measured.groups, title=plan.data, plan=str(plan), tta=measured.gain, worth=FOLDS_WORTH,
@@ -206,6 +212,16 @@ class FoldsRun:
         return BaselineResult(
             plan=plan, measured=measured, risk=first.risk, findings=findings, epochs=learn.history.epochs,
             steps=learn.history.steps, seconds=seconds, settings=self.options.settings(), folds=folds)
+
+    def _test(self, model, learn) -> Evaluation|None:
+        "Measure all models together on the test set"
+        rows = learn.dls.image_set.set_aside
+        if rows is None: return None
+        predictor = Predictor(model.to(learn.dls.device), model_record(learn, learn.dls.preprocess))
+        known = rows[rows.label.isin(set(predictor.classes))]
+        grouped = dict(group_col='group') if 'group' in rows else {}
+        columns = dict(path_col='path', label_col='label', split_col='split')
+        return predictor.evaluate(known, 'test', **columns, **grouped)
 
     def _model(self, k):
         "The trained model of a fold, from memory or from its folder"

@@ -146,15 +146,22 @@ class Folds:
     members: list            # folders of their artifacts; empty: nothing is written
     trained_on: dict|None    # sketch of all their training images, from `digest_sketch`
     model: torch.nn.Module   # their mean, an `EnsembleModel`
+    test: Evaluation = None  # of their mean on the test set; `None`: there is none
 
     def __str__(self):
         parts = ', '.join(f'{100*a:.1f}' for a in self.accuracies)
         which = f'{len(self.accuracies)} models, each image by the one that did not see it'
         return f'{which}: {parts}%; saved is their mean'
 
+    def rows(self) -> list[tuple]: # (name, text)
+        "Return the lines of a result"
+        rows, t = [('folds', str(self))], self.test
+        if t is None: return rows
+        return rows + [('test', f'{t.accuracy:.2%} ({_interval(t)}) on {t.n} test images, by the mean of all models')]
+
     def as_dict(self) -> dict:
         "Return what `results.json` has of it"
-        return dict(accuracies=self.accuracies)
+        return dict(accuracies=self.accuracies, test=self.test and asdict(self.test))
 
 @dataclass(repr=False)
 class BaselineResult(ShownOnce):
@@ -210,7 +217,7 @@ class BaselineResult(ShownOnce):
         images = f'{e.n} images' if self.folds else f'{e.n} {images} images'
         measured_on = f'{images}{self._groups()}, {correct} correct'
         rows = [('accuracy', f'{e.accuracy:.2%} ({_interval(e)}) on {measured_on}')]
-        if self.folds: rows.append(('folds', str(self.folds)))
+        if self.folds: rows += self.folds.rows()
         if v is not None: rows.append(('', f'{v.accuracy:.2%} on the {v.n} validation images, used for all choices'))
         if self.risk and self.risk.matters: rows.append(('groups', f'none given; {self.risk}'))
         if e.top5 is not None: rows.append(('top-5', f'{e.top5:.2%}'))
@@ -226,7 +233,8 @@ class BaselineResult(ShownOnce):
         "Count what the intervals take as units"
         n, images = self.evaluation.n_groups, getattr(self.learn.dls, 'image_set', None)
         if n is None: return ''
-        return f' in {n} groups' if images.grouped_by else f' ({n} without near-duplicates)'
+        if images.grouped_by: return f' in {n} groups'
+        return '' if n == self.evaluation.n else f' ({n} without near-duplicates)'
 
     def _tta_words(self) -> str:
         t = self.tta

@@ -267,6 +267,7 @@ class Run:
         "Warn where a random split flatters: the features of all images are at hand"
         images, o = self.learn.dls.image_set, self.options
         if not images.is_drawn or images.grouped_by or not is_writer(): return
+        if o.data.fold not in (None, 1): return   # all folds have the same images
         if self.budget is not None and self.budget < JUDGED_FROM: return
         self.risk = loaders_risk(self.learn, o.data.seed)
         if self.risk and self.risk.matters: warn_data(self.risk.words())

@@ -130,7 +130,17 @@ def find_groups(
     if 'group' in table: return table.group
     if copies is None: return None
     number = table.path.map(copies)
-    return table.path.groupby(number).transform('first') if number.duplicated().any() else None
+    if not number.duplicated().any(): return None
+    return _split_lonely(table, table.path.groupby(number).transform('first'))
+
+def _split_lonely(table, groups) -> pd.Series:
+    "Take classes apart whose images all show the same picture: nothing of them could be held out"
+    n = groups.groupby(table.label).agg(['size', 'nunique'])
+    lonely = n.index[(n['nunique'] == 1) & (n['size'] > 1)]
+    if not len(lonely): return groups
+    warn_data(f"All images of {len(lonely)} class(es) are near-duplicates of each other, so the accuracy says little "
+              f"about new ones: {', '.join(map(str, lonely[:10]))}")
+    return groups.mask(table.label.isin(lonely), table.path)
 
 def group_numbers(
     table:pd.DataFrame|None, # With a column group, or without

@@ -175,7 +175,13 @@ def _drawn(table, data) -> pd.DataFrame:
     test = split_table(table, data.test_pct, data.seed).split.replace(dict(valid='test')) if data.test_pct else None
     if test is not None: table = table.assign(split=test)
     table = fold_table(table, data.folds, data.fold or 1, data.seed)
-    return table[table.split != 'test'].reset_index(drop=True) if data.fold else table
+    return table
+
+def _set_aside(table, data) -> tuple: # (the other rows, test images or `None`)
+    "Take the test set out of the rows of a fold: it is for all models together"
+    test = table.split == 'test'
+    if not data.fold or not test.any(): return table, None
+    return table[~test].reset_index(drop=True), table[test].reset_index(drop=True)
 
 def _with_groups(table, copies, data):
     "Add the times of photos, and groups of near-duplicates where no others are given"
@@ -199,14 +205,14 @@ def _split_set(images, data, check, cache) -> ImageSet:
     table = _with_groups(table, copies, data)
     is_drawn = data.time is None and bool((table.split == '').any() or data.folds)
     split = _split_words(table, data, images.grouped_by)
-    table = _drawn(table, data)
+    table, aside = _set_aside(_drawn(table, data), data)
     if data.k_per_class is not None: table = few_shot_table(table, data.k_per_class, data.seed)
     table, untrained = drop_untrained(table)
     digests = None if report is None else dict(zip(report.path, report.digest))
     first = data.folds is None or data.fold == 1   # what is wrong with all folds is said once
     if first: check_table(table, digests, copies, images.grouped_by)
     skipped = pd.concat([images.skipped, untrained], ignore_index=True)
-    how = dict(split=split, is_drawn=is_drawn)
+    how = dict(split=split, is_drawn=is_drawn, set_aside=aside)
     return replace(images, table=table, skipped=skipped, left_out=left_out, report=report, **how)
 
 @with_options(without=('bs',), crop=True, flip=True)

@@ -46,6 +46,7 @@ class ImageSet:
     name: str = ''              # of the data set, for titles; '': unknown
     left_out: pd.DataFrame = field(default_factory=skipped_frame) # columns path, reason: unreadable images
     split: str = ''             # how it is split, in words
+    set_aside: pd.DataFrame = None # test images, which the models of folds do not load; `None`: there are none
     is_drawn: bool = False      # was the split drawn at random, by fastbit?
     grouped_by: str = ''        # what the images' groups are from, in words; '': no groups were given
     report: pd.DataFrame = None # what `check_images` found; `None`: the files were not checked

@@ -22,6 +22,7 @@ from .. import __version__
 from ..bodies.model import TransferModel, body_digest
 from ..core.machine import this_machine
 from ..metrics.calibration import few_images_words
+from ..metrics.intervals import effective_size
 from .findings import Findings, class_table, data_name
 from .page import Report, percent, percent_interval, render_page
 from .pictures import cam_pictures, class_samples, confused_examples, confusion_picture, curve_pictures
@@ -47,11 +48,20 @@ def _temperature_row(f) -> MetricRow:
         value=f'ECE {f.calibrated.ece:.4f}',
         note=f'loss {f.calibrated.loss:.4f}; fitted on {where}{few_images_words(n)}')
 
+def _units(f) -> str:
+    "Name the interval, and what it takes as independent"
+    n, folds = f.evaluation.n_groups, '' if f.worth == 1 else f', {f.n_models} folds'
+    if n is None or n == f.evaluation.n: return f'Wilson{folds}'
+    right = (f.predicted == f.targs).numpy()
+    worth = round(f.worth*effective_size(right, f.groups))
+    return f'Wilson, {n} groups{folds}: worth {worth} independent images'
+
 def _metric_rows(f) -> list[MetricRow]:
     "List the metrics with their intervals"
     ev = f.evaluation
     n_right = round(ev.accuracy*ev.n)
-    rows = [MetricRow('accuracy', percent(ev.accuracy), percent_interval(ev), f'{n_right} of {ev.n} correct; Wilson')]
+    correct = f'{n_right} of {ev.n} correct; {_units(f)}'
+    rows = [MetricRow('accuracy', percent(ev.accuracy), percent_interval(ev), correct)]
     if ev.top5 is not None:
         rows.append(MetricRow('top-5 accuracy', percent(ev.top5), '', 'the true class is among the five most probable'))
     rows += [
