@@ -65,7 +65,7 @@ def test_the_test_set_is_touched_once(folder, monkeypatch):
     real = Run.train
     monkeypatch.setattr(Run, 'train', lambda run, *a: (real(run, *a), calls.append('trained'))[0])
     fitted = []
-    monkeypatch.setattr(module, 'fit_temperature', lambda logits, targs: (fitted.append(logits), 1.5)[1])
+    monkeypatch.setattr(module, 'fit_temperature', lambda logits, targs, groups=None: (fitted.append(logits), 1.5)[1])
     res = baseline(folder, test_pct=.2, **small)
     table = res.learn.dls.table
     test = set(table.path[table.split == 'test'])

@@ -200,7 +200,7 @@ def _numbers_of(what, numbers) -> str:
 
 _FOR_FOLDERS = dict(
     group_col='group= (--group-regex) finds groups in paths',
-    time="time='exif' (--time exif) reads the dates of photos")
+    time="time='exif' reads the dates of photos")
 
 def check_no_columns(
     source, # A folder
