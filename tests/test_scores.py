@@ -10,9 +10,9 @@ from fastbit.baseline.phases import Scores, UpperPhase
 from fastbit.cli.command import main
 from fastbit.config import METRICS, WATCHED, TrainOptions
 from fastbit.data import image_dataloaders
-from fastbit.metrics import METRIC_WORDS, class_order, evaluate_probs, metric_value, score_metric
+from fastbit.metrics import class_order, evaluate_probs, metric_value, score_metric
 from fastbit.metrics.intervals import bootstrap_values
-from fastbit.metrics.scores import RANKED_CELLS, score_intervals, score_statistics
+from fastbit.metrics.scores import METRIC_WORDS, RANKED_CELLS, score_intervals, score_statistics
 from fastbit.training import KeepBest, transfer_learner
 from test_auto import Stop
 
