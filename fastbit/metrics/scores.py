@@ -234,6 +234,7 @@ def score_intervals(
     "Add intervals to scores"
     targs, preds = np.asarray(targs), np.asarray(probs).argmax(1)
     groups = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if groups is not None and groups.max() + 1 == len(targs): groups = None   # each image is its group
     sizes, right, classes = _class_sizes(targs, groups), targs == preds, np.unique(targs)
     shares = dict(balanced_accuracy=targs, macro_precision=preds)   # of a class's images, and of those predicted as it
     degrees, found = class_degrees(sizes), {}
