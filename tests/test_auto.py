@@ -190,8 +190,8 @@ def test_a_second_phase_that_is_better_stays(data, monkeypatch):
     learn = learner(data)
     quiet(learn, HeadPhase().fit, learn)
     measured, seen = Scores.of, []
-    def measure(learn):   # the first one, of the head, is said to be bad
-        seen.append(measured(learn))
+    def measure(learn, metric=None):   # the first one, of the head, is said to be bad
+        seen.append(measured(learn, metric))
         return seen[-1]._replace(calibrated=9.) if len(seen) == 1 else seen[-1]
     monkeypatch.setattr(Scores, 'of', measure)
     head, words = state(learn), []
@@ -325,7 +325,7 @@ def test_the_best_weights_of_the_last_phase_are_half_of_the_mean(data):
 
 def test_a_better_second_phase_is_the_last(data, monkeypatch):
     scores = iter([Scores(.1, 9., 9.), Scores(.9, 1., 1.)])
-    monkeypatch.setattr(Scores, 'of', lambda learn: next(scores))
+    monkeypatch.setattr(Scores, 'of', lambda learn, metric=None: next(scores))
     result = baseline(data, **TINY, size=32, n_steps=8, verbose=False)
     assert result.chosen.startswith('from blocks.2 rather than head') and list(result.phases.stage) == ['head', 'from blocks.2']
     assert 'all layers' not in set(result.epochs.phase)
@@ -348,7 +348,7 @@ def test_a_run_of_three_phases_resumes_bit_for_bit(data, tmp_path, monkeypatch, 
 
 def test_a_budget_tries_all_layers_only_in_time(data, monkeypatch):
     kept = []
-    def worse(learn):   # each later phase is worse than the head
+    def worse(learn, metric=None):   # each later phase is worse than the head
         kept.append(learn)
         return Scores(.5, 1., float(len(kept)))
     monkeypatch.setattr(Scores, 'of', worse)

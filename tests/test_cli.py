@@ -110,7 +110,7 @@ def test_digits_where_the_cache_is_read_only():
     (('baseline', '.', '--recipe', 'hyperrule', '--steps', '0'), '--steps 0'), (('baseline', '.', '--recipe', 'hyperrule', '--batch-size', '0'), '--batch-size 0'),
     (('baseline', '.', '--recipe', 'hyperrule', '--size', '0'), '32 or more'), (('baseline', '.', '--recipe', 'hyperrule', '--scale', 'x'), 'linear, preset or none'),
     (('baseline', '.', '--recipe', 'hyperrule', '--scale', 'preset', '--batch-size', '64'), 'give neither'), (('baseline', '.', '--recipe', 'hyperrule', '--eval-every', '0'), '--eval-every 0'),
-    (('baseline', '.', '--keep-best', 'f1'), "'accuracy'"), (('baseline', '.', '--patience', '0'), '--patience 0'), (('baseline', '.', '--k-per-class', '0'), '--images-per-class 0'),
+    (('baseline', '.', '--keep-best', 'f1'), 'macro_f1'), (('baseline', '.', '--patience', '0'), '--patience 0'), (('baseline', '.', '--k-per-class', '0'), '--images-per-class 0'),
     (('recipe', 'nowhere'), "no folder or file 'nowhere'"), (('recipe', '.', '--plot', 'x.bmp'), '.png, .svg or .pdf'), (('recipe', '.', '--base-lr', '0'), '--base-lr 0'),
     (('baseline', '.', '--out', '../run'), 'already contains a finished run'), (('baseline', '.', '--frobnicate'), 'unknown option --frobnicate'), (('baseline', '.', '--sise', '3'), 'did you mean --size?'),
     (('basline',), 'unknown command basline, did you mean baseline?'), (('baseline', 'flowrs'), 'Did you mean flowers?'),

@@ -81,6 +81,18 @@ def test_auto_with_a_third_phase_in_two_processes(data, alone, tmp_path):
     assert far(alone/'all', tmp_path/'out') <= 1e-4
 
 
+def test_the_metric_that_is_watched_is_the_same_in_two_processes(data, tmp_path):
+    "It is over the whole validation set in each, not over a process's share of it"
+    words = (*BODY, '--recipe', 'onecycle', '--epochs', '3', '--bs', '9', '--metric', 'roc_auc', '--keep-best', 'metric')
+    run(data, tmp_path/'one', *words)
+    run(data, tmp_path/'two', *words, '--procs', '2', how=run_forked)
+    one, two = (pd.read_csv(tmp_path/o/'history.csv').roc_auc for o in ('one', 'two'))
+    assert len(one) == 3 and np.allclose(one, two, atol=.02)
+    results = json.loads((tmp_path/'two'/'results.json').read_text())
+    assert results['metric']['name'] == 'roc_auc' and results['chosen'].endswith('by roc_auc')
+    if results['chosen'].startswith('the weights of all layers'): assert results['metric']['value'] == pytest.approx(two.max(), abs=1e-6)
+
+
 def test_onecycle_and_the_features_in_two_processes(data, alone, tmp_path):
     run(data, tmp_path/'out', *BODY, '--recipe', 'onecycle', '--epochs', '3', '--bs', '9', '--procs', '2', how=run_forked)
     assert far(alone/'onecycle', tmp_path/'out') <= 1e-4   # Adam divides by what may be tiny

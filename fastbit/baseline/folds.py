@@ -35,6 +35,7 @@ from ..export.record import digest_sketch
 from ..metrics.calibration import fit_temperature
 from ..metrics.evaluation import Evaluation
 from ..metrics.intervals import FOLDS_WORTH
+from ..metrics.scores import metric_order
 from ..metrics.task import SINGLE_LABEL
 from ..report.findings import Findings
 from ..training.results import model_record
@@ -195,7 +196,8 @@ class FoldsRun:
     def measure(self) -> BaselineResult:
         "Pool the predictions, and measure with intervals"
         first, pooled = self.first, pool_outputs([self.outputs[k] for k in range(1, self.n + 1)])
-        measured, learn, plan = measure_pooled(pooled), first.learn, first.planned
+        learn, plan, metric = first.learn, first.planned, self.options.train.metric
+        measured = measure_pooled(pooled, metric_order(metric, learn.dls.vocab))
         folders = [] if self.out is None else [fold_folder(self.out, k)/'model' for k in range(1, self.n + 1)]
         model = EnsembleModel([self._model(k) for k in range(1, self.n + 1)]).eval()
         images = learn.dls.image_set
@@ -207,7 +209,8 @@ class FoldsRun:
             learn=learn, probs=measured.probs, targs=measured.targs, paths=pooled.rows.path.tolist(),
             groups=measured.groups, title=plan.data, plan=str(plan), tta=measured.gain, worth=FOLDS_WORTH,
             temperature=measured.temperature, left_out=pd.concat([learn.dls.left_out, learn.dls.skipped]),
-            seed=plan.seed, command=run_command(self.options.settings()), n_models=self.n)
+            seed=plan.seed, command=run_command(self.options.settings()), n_models=self.n, metric=metric,
+            known=measured.evaluation)
         seconds = {k: pooled.seconds[k] for k in ('training', 'evaluation')}
         return BaselineResult(
             plan=plan, measured=measured, risk=first.risk, findings=findings, epochs=learn.history.epochs,
@@ -244,12 +247,13 @@ def pool_outputs(
     return FoldOutputs(rows=rows, views=outputs[0].views, seconds=seconds, **tensors)
 
 def measure_pooled(
-    pooled:FoldOutputs
+    pooled:FoldOutputs,
+    order=None, # The place of each class, as for `evaluate_probs`
 ) -> Measured:
     "Measure predictions out of folds, with intervals"
     rows = pooled.rows
     groups = np.unique(rows.group, return_inverse=True)[1] if 'group' in rows else None
-    evaluate = lambda probs: SINGLE_LABEL.evaluate(probs, pooled.targs, groups, FOLDS_WORTH)
+    evaluate = lambda probs: SINGLE_LABEL.evaluate(probs, pooled.targs, groups, FOLDS_WORTH, order)
     finite = bool(pooled.probs.isfinite().all())
     temperature = fit_temperature(log_probs(pooled.probs), pooled.targs, groups=groups) if finite else None
     scaled = SINGLE_LABEL.apply_temperature(pooled.probs, temperature) if finite else None
@@ -257,8 +261,9 @@ def measure_pooled(
     plain, tta = evaluate(pooled.probs), evaluate(pooled.tta) if pooled.views != ('identity',) else None
     kinds = [('plain', 1, plain)] + ([('TTA', len(pooled.views), tta)] if tta else [])
     gain = [dict(what=what, views=n, **asdict(e), seconds=pooled.seconds.get(what, 0.)) for what, n, e in kinds]
+    gain = pd.DataFrame(gain).drop(columns='scores').set_index('what')   # as in `TTAResult.report`
     return Measured(
         part='valid', evaluation=plain, tta=tta, views=pooled.views, probs=pooled.probs, tta_probs=pooled.tta,
-        targs=pooled.targs, groups=groups, gain=pd.DataFrame(gain).set_index('what'), temperature=temperature,
+        targs=pooled.targs, groups=groups, gain=gain, temperature=temperature,
         calibrated=None if scaled is None else evaluate(scaled), validation=None,
         predictions=rows.assign(calibrated=calibrated), seconds=pooled.seconds['evaluation'])

@@ -27,6 +27,7 @@ from ..core.restore import preserved, temp_attrs
 from ..core.store import CACHE_GB
 from ..hyperrule import HyperRule
 from ..metrics.calibration import fit_temperature
+from ..metrics.scores import METRIC_WORDS, format_score, metric_order, metric_value
 from ..metrics.task import SINGLE_LABEL
 from ..training.accumulate import is_out_of_memory
 from ..core.text import warn_data
@@ -127,6 +128,7 @@ class OneCyclePhase:
     only_after_head: bool = False # only where the phases before have kept the classifier alone?
     share: float = 1.           # of the way from the weights before to those after that is kept; .5: their mean
     bn: str = None              # BatchNorm: 'frozen', 'affine' or 'train'; `None`: as the learner has it
+    metric: str = None          # that decides what is kept, as in `kept_better`
 
     @property
     def lr_max(self): return self.lr if self.lr == self.lr_first else slice(self.lr_first, self.lr)
@@ -178,7 +180,8 @@ class OneCyclePhase:
         every = self.checkpoint_every if checkpoint else None
         saving = dict(checkpoint=checkpoint, checkpoint_every=every, before=self.before)
         before = None if self.share == 1 else copied_weights(learn)
-        with kept_better(learn, self.name) if self.keep_better else nullcontext(Kept()) as kept:
+        better = kept_better(learn, self.name, self.metric) if self.keep_better else nullcontext(Kept())
+        with better as kept:
             with self._norms(learn), same_loss(learn):
                 learn.freeze_to(self.freeze_to)
                 learn.fit_one_cycle(self.n_epoch, self.lr_max, cbs=[*L(cbs), *_smoothing_cbs(self)], **saving)
@@ -219,29 +222,42 @@ def _smoothed(phase) -> str: return f', label smoothing {phase.label_smoothing:g
 def _smoothing_cbs(phase) -> list: return [SmoothLabels(phase.label_smoothing)] if phase.label_smoothing else []
 
 # %% ../../nbs/baseline/00_phases.ipynb #154b5895
+_LOSSES = (None, 'loss', 'valid_loss')   # metrics with which the loss after calibration decides
+
 class Scores(NamedTuple):
     "What a phase reached on the validation images"
     accuracy: float   # in [0, 1]
     loss: float       # mean cross-entropy, nats
     calibrated: float # the same after temperature scaling
+    value: float|None = None # of the metric that decides; `None`: the loss after calibration does
 
     @classmethod
     def of(cls,
-        learn # Its weights are measured
+        learn, # Its weights are measured
+        metric:str=None, # That decides: a key of `METRIC_WORDS`, or 'valid_loss'; `None`: the loss after calibration
     ):
         "Measure a learner"
         with learn.no_logging(), learn.no_bar(): probs, targs = learn.get_preds()
         logits = probs.double().clamp_min(torch.finfo(probs.dtype).tiny).log()
         loss = lambda temperature: cross_entropy(logits/temperature, targs).item()
         accuracy = (SINGLE_LABEL.decode(probs) == targs).double().mean().item()
-        return cls(accuracy, loss(1.), loss(fit_temperature(logits, targs)))
+        value = None
+        if metric not in _LOSSES:
+            value = metric_value(metric, probs, targs, metric_order(metric, learn.dls.vocab))
+            if value != value: value = None   # undefined
+        return cls(accuracy, loss(1.), loss(fit_temperature(logits, targs)), value)
+
+    def _decides(self, watched) -> float|None:
+        if watched in _LOSSES: return None
+        return self.accuracy if watched == 'accuracy' else self.value
 
     def beats(self,
         other, # `Scores`
-        watched:str=None, # What `keep_best` watches; 'accuracy': accuracy first. Otherwise the loss after calibration
+        watched:str=None, # The metric that decides, as in `of`; ties, and a loss, by the loss after calibration
     ) -> bool:
         "Is this the better one?"
-        if watched == 'accuracy' and self.accuracy != other.accuracy: return self.accuracy > other.accuracy
+        own, others = self._decides(watched), other._decides(watched)
+        if None not in (own, others) and own != others: return own > others
         return self.calibrated < other.calibrated
 
     def words(self,
@@ -249,8 +265,10 @@ class Scores(NamedTuple):
         watched:str=None, # As for `beats`
     ) -> str:
         "Compare two phases, in words"
-        if watched == 'accuracy' and self.accuracy > other.accuracy:
-            return f'validation accuracy ({self.accuracy:.2%} and {other.accuracy:.2%})'
+        own, others = self._decides(watched), other._decides(watched)
+        if None not in (own, others) and own > others:
+            values = ' and '.join(format_score(watched, o) for o in (own, others))
+            return f'validation {METRIC_WORDS[watched].label} ({values})'
         return f'validation loss after calibration ({self.calibrated:.3f} and {other.calibrated:.3f})'
 
 class Kept:
@@ -263,13 +281,15 @@ class Kept:
 def kept_better(
     learn,    # Its classifier is trained, and its body as it was
     name:str, # What trains inside: 'from blocks.3'
+    metric:str=None, # That decides, as in `Scores.of`; `None`: what `keep_best` watches
 ): # Yields a `Kept`, complete on exit
     "Return to the classifier's weights on exit where these are better on the validation images"
-    head, weights, kept = Scores.of(learn), copied_weights(learn), Kept()
+    best = getattr(learn, 'keep_best', None)
+    watched = metric or best and best.monitor
+    head, weights, kept = Scores.of(learn, watched), copied_weights(learn), Kept()
     kept.name = name
     yield kept
-    trained, best = Scores.of(learn), getattr(learn, 'keep_best', None)
-    watched = best and best.monitor
+    trained = Scores.of(learn, watched)
     kept.head = gather_objects(head.beats(trained, watched))[0]   # the first process decides for all
     if kept.head:
         learn.model.load_state_dict(weights)
@@ -318,6 +338,7 @@ class UpperPhase:
     checkpoint_every: int = None # optimizer steps between checkpoints; `None`: after an epoch
     cache: bool = True      # store the activations for other runs?
     cache_gb: float = CACHE_GB # disk space that they may take, GB
+    metric: str = None      # that decides what is kept, as in `kept_better`
     only_after_head = False
 
     @property
@@ -355,7 +376,7 @@ class UpperPhase:
 
     def fit(self, learn, checkpoint=None, cbs=None) -> str: # What was kept, and why
         "Train from a classifier of zeros"
-        with kept_better(learn, self.name) as kept:
+        with kept_better(learn, self.name, self.metric) as kept:
             zero_classifier(learn.model.net)
             features = dict(cache=self.cache, cache_gb=self.cache_gb)
             saving = dict(checkpoint=checkpoint, checkpoint_every=self.checkpoint_every if checkpoint else None)

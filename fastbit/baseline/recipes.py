@@ -89,6 +89,10 @@ def _smoothing(train, usual=0.) -> float:
         raise ValueError(f"label_smoothing={asked!r}: a share of the target, from 0 to below 1.")
     return asked
 
+def _deciding(train) -> str|None:
+    "The metric that decides what is kept; `None`: the default, by loss or by what `keep_best` watches"
+    return None if train.metric == 'accuracy' else train.metric
+
 @dataclass(frozen=True)
 class OneCycleRecipe:
     "Train the classifier, then fine-tune all layers, both by one-cycle"
@@ -194,7 +198,8 @@ class AutoRecipe(OneCycleRecipe):
         return UpperPhase(
             name=chosen.name, freeze_to=chosen.freeze_to, length=chosen.length, views=chosen.views,
             lr=UPPER_LR if o.lr is None else o.lr, label_smoothing=_smoothing(self.train, SMOOTHING),
-            mixup=o.mixup, bn=self.train.bn or 'train', checkpoint_every=o.checkpoint_every, **how)
+            mixup=o.mixup, bn=self.train.bn or 'train', checkpoint_every=o.checkpoint_every,
+            metric=_deciding(self.train), **how)
 
     def _all_layers(self, n_epoch, before, only_after_head=False):
         o = self.options
@@ -202,7 +207,8 @@ class AutoRecipe(OneCycleRecipe):
         return OneCyclePhase(
             name='all layers', n_epoch=n_epoch, freeze_to=0, lr=lr, lr_first=lr/LR_SPREAD, before=before,
             checkpoint_every=o.checkpoint_every, label_smoothing=_smoothing(self.train), keep_better=True,
-            only_after_head=only_after_head, **(dict(share=MEAN_SHARE, bn='frozen') if only_after_head else {}))
+            metric=_deciding(self.train), only_after_head=only_after_head,
+            **(dict(share=MEAN_SHARE, bn='frozen') if only_after_head else {}))
 
 # %% ../../nbs/baseline/02_recipes.ipynb #9bb302c5
 def rule_numbers(

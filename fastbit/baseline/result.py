@@ -10,6 +10,7 @@ __all__ = ['OVERFITTING', 'RESULT_FILES', 'Measured', 'log_probs', 'measure', 'o
 # %% ../../nbs/baseline/05_result.ipynb #940fe33d
 import io, json, platform, time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 # %% ../../nbs/baseline/05_result.ipynb #8d2666ee
@@ -26,6 +27,7 @@ from ..data.views import default_views
 from ..export.ensemble import save_ensemble
 from ..metrics.calibration import few_images_words, fit_temperature
 from ..metrics.evaluation import Evaluation
+from ..metrics.scores import METRIC_WORDS, Score, format_interval, format_score, metric_order
 from ..metrics.task import SINGLE_LABEL
 from ..report.figures import plot_losses, plot_rates
 from ..report.page import Report
@@ -61,7 +63,8 @@ def log_probs(
     return probs.clamp_min(torch.finfo(probs.dtype).tiny).log()
 
 def measure(
-    learn:TransferLearner # Trained, on fastbit's loaders
+    learn:TransferLearner, # Trained, on fastbit's loaders
+    metric:str='accuracy', # Of the run
 ) -> Measured:
     "Predict the held-out images, and measure with intervals"
     dls, start = learn.dls, time.perf_counter()
@@ -69,16 +72,17 @@ def measure(
     loaders = zip(('valid', 'test'), dls.loaders[1:])
     held_out = {part: tta_probs(learn, dl, views, dls.preprocess) for part, dl in loaders}
     seconds = time.perf_counter() - start
+    evaluate = partial(SINGLE_LABEL.evaluate, order=metric_order(metric, dls.vocab))
     valid, part = held_out['valid'], list(held_out)[-1]
     tta = held_out[part]
     finite = valid.plain.isfinite().all()
     temperature = fit_temperature(log_probs(valid.plain), valid[1], groups=valid.groups) if finite else None
     scaled = SINGLE_LABEL.apply_temperature(tta.plain, temperature) if temperature else None
-    calibrated = None if scaled is None else SINGLE_LABEL.evaluate(scaled, tta[1], tta.groups)
+    calibrated = None if scaled is None else evaluate(scaled, tta[1], tta.groups)
     return Measured(
         part=part,
-        evaluation=SINGLE_LABEL.evaluate(tta.plain, tta[1], tta.groups),
-        tta=SINGLE_LABEL.evaluate(*tta, tta.groups) if views != ('identity',) else None,
+        evaluation=evaluate(tta.plain, tta[1], tta.groups),
+        tta=evaluate(*tta, tta.groups) if views != ('identity',) else None,
         views=views,
         probs=tta.plain,
         tta_probs=tta[0],
@@ -87,7 +91,7 @@ def measure(
         gain=tta.report,
         temperature=temperature,
         calibrated=calibrated,
-        validation=SINGLE_LABEL.evaluate(valid.plain, valid[1], valid.groups) if part == 'test' else None,
+        validation=evaluate(valid.plain, valid[1], valid.groups) if part == 'test' else None,
         predictions=_predictions(dls, held_out, temperature),
         seconds=seconds)
 
@@ -209,14 +213,21 @@ class BaselineResult(ShownOnce):
     def left_out(self) -> pd.DataFrame: return self.findings.left_out
     @property
     def command(self) -> str: return self.findings.command
+    @property
+    def metric(self) -> str: return self.findings.metric
+    @property
+    def score(self) -> Score: # Value and 95% interval
+        "Return the metric of the run"
+        return self.evaluation.score(self.metric)
 
     def _rows(self) -> list[tuple]:
         e, v = self.evaluation, self.validation
         images = 'held-out' if self.part == 'valid' else 'test'
         correct = round(e.accuracy*e.n)
         images = f'{e.n} images' if self.folds else f'{e.n} {images} images'
-        measured_on = f'{images}{self._groups()}, {correct} correct'
-        rows = [('accuracy', f'{e.accuracy:.2%} ({_interval(e)}) on {measured_on}')]
+        measured_on = f'{images}{self._groups()}'
+        rows = [] if self.metric == 'accuracy' else self._headline(f'on {measured_on}')
+        rows.append(('accuracy', f'{e.accuracy:.2%} ({_interval(e)}) on {measured_on}, {correct} correct'))
         if self.folds: rows += self.folds.rows()
         if v is not None: rows.append(('', f'{v.accuracy:.2%} on the {v.n} validation images, used for all choices'))
         if self.risk and self.risk.matters: rows.append(('groups', f'none given; {self.risk}'))
@@ -235,6 +246,15 @@ class BaselineResult(ShownOnce):
         if n is None: return ''
         if images.grouped_by: return f' in {n} groups'
         return '' if n == self.evaluation.n else f' ({n} without near-duplicates)'
+
+    def _headline(self, images) -> list[tuple]:
+        "The metric of the run, and its value on the images that it chose by"
+        name, v = self.metric, self.validation
+        label, value = METRIC_WORDS[name].label, format_score(name, self.score.value)
+        interval = format_interval(name, self.score.interval)
+        rows = [('metric', f'{label} {value}{f" (95% CI {interval})" if interval else ""} {images}')]
+        if v is None: return rows
+        return rows + [('', f'{format_score(name, v.score(name).value)} on the {v.n} validation images')]
 
     def _tta_words(self) -> str:
         t = self.tta
@@ -273,6 +293,7 @@ class BaselineResult(ShownOnce):
         phases = [] if self.phases is None else self.phases.to_dict('records')
         as_dict = lambda e: None if e is None else asdict(e)
         return dict(
+            metric=dict(name=self.metric, **asdict(self.score)),
             evaluation=asdict(self.evaluation), part=self.part, validation=as_dict(self.validation),
             temperature=self.temperature, calibrated=as_dict(self.calibrated),
             tta=self.tta and dict(views=list(self.views), **asdict(self.tta)),

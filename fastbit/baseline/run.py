@@ -27,7 +27,7 @@ from .plan import Plan, make_plan
 from .recipes import make_recipe, recipe_options
 from .result import BaselineResult, measure
 from .settings import RunRecord, check_budget, check_pairs, check_overwrite, clear_run
-from .settings import keep_best_callback, run_command
+from .settings import keep_best_callback, run_command, watched_metrics
 from ..bodies.build import resolve_body
 from ..bodies.weights import hub_file
 from ..config import Auto, BodyOptions, DataOptions, HeadOnly, LoaderOptions, OneCycle, RecipeOptions, RunOptions
@@ -42,7 +42,8 @@ from ..data.batches import resolve_device
 from ..data.loaders import image_dataloaders
 from ..data.public import resolve_source
 from ..export.artifact import check_target
-from ..metrics.task import SINGLE_LABEL
+from ..metrics.scores import METRIC_WORDS, class_order, format_score, metric_order
+from ..metrics.task import SINGLE_LABEL, score_metric
 from ..report.findings import Findings
 from ..training.callbacks import JsonLog
 from ..training.checkpoint import checkpoint_lock
@@ -117,7 +118,9 @@ class Run:
             dls = image_dataloaders(self.data, o.body.arch, **options)
         set_seed(o.data.seed)
         training = dict(bn=o.train.bn or 'frozen', precision=o.train.precision)
-        return transfer_learner(dls, o.body.arch, o.body.weights, metrics=SINGLE_LABEL.metrics, **training)
+        scores = [score_metric(name, metric_order(name, dls.vocab)) for name in watched_metrics(o.train)]
+        metrics = [*SINGLE_LABEL.metrics, *scores]
+        return transfer_learner(dls, o.body.arch, o.body.weights, metrics=metrics, **training)
 
     def plan(self) -> Plan:
         "Read the data, make the learner, and time a batch"
@@ -125,6 +128,7 @@ class Run:
         self.learn = self.make_learner(o.train.size)
         if self.budget is not None: within = self._fit_budget()
         if self.watch: self.learn.add_cb(self.watch)
+        if words := self._assumed_order(): warn_data(words)
         self.phases = self.recipe.phases(self.learn)
         if words := self.recipe.unused(self.learn): warn_data(words)
         resume = self._resume()
@@ -136,6 +140,14 @@ class Run:
         known = dict(data=self.name, recipe=self.recipe.name, seed=o.data.seed)
         self.planned = make_plan(self.learn, self.phases, **known, **body, **words)
         return self.planned
+
+    def _assumed_order(self) -> str:
+        "Name the order that quadratic-weighted kappa assumes, where the names of the classes do not tell"
+        names, measured = list(map(str, self.learn.dls.vocab)), watched_metrics(self.options.train)
+        if 'quadratic_kappa' not in measured or class_order(names, most=len(names)): return ''
+        shown = ' < '.join([*names[:8], '…'] if len(names) > 8 else names)
+        return (f'quadratic_kappa takes the classes in this order: {shown}. If it is another, number them, '
+                f'such as 0_{names[0]}.')
 
     def checkpoint_of(self, phase) -> Path|None:
         "Where a phase saves; the head, and a run against the clock, do not"
@@ -283,7 +295,7 @@ class Run:
 
     def measure(self) -> BaselineResult:
         "Evaluate on the held-out images"
-        learn, plan, measured = self.learn, self.planned, measure(self.learn)
+        learn, plan, measured = self.learn, self.planned, measure(self.learn, self.options.train.metric)
         learn.temperature = measured.temperature
         best = getattr(learn, 'keep_best', None)
         chosen = f'the weights of {best.where}, by {best.monitor}' if best and best.where else ''
@@ -304,7 +316,8 @@ class Run:
             title=self.planned.data, plan=str(self.planned), tta=measured.gain, validation=measured.validation,
             temperature=measured.temperature, chosen=on_same, phases=phase_times(self.planned, self.took),
             left_out=pd.concat([dls.left_out, dls.skipped], ignore_index=True), curve=learn.rate_curve,
-            seed=self.planned.seed, command=run_command(self.settings))
+            seed=self.planned.seed, command=run_command(self.settings), metric=self.options.train.metric,
+            known=measured.evaluation)
 
     def save(self,
         result:BaselineResult,
@@ -344,6 +357,8 @@ def head_line(learn, phase, took) -> str:
     how = 'logistic regression' if phase.n_epoch is None else f'{phase.n_epoch} epochs'
     trained = f'{how} on features of {n} images{cached}'
     scores = f'valid_loss {last.valid_loss:.4f}, accuracy {last.accuracy:.2%}'
+    more = [name for name in METRIC_WORDS if name in last.index and name not in ('accuracy', 'loss')]
+    scores += ''.join(f', {METRIC_WORDS[name].label} {format_score(name, last[name])}' for name in more)
     return f'{phase.name}: {trained}, {scores}, {format_seconds(took)}'
 
 def phase_times(plan:Plan, took:list) -> pd.DataFrame: # Columns stage, images, took, expected (seconds)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 # %% ../../nbs/cli/04_arguments.ipynb #38c37a34
 from .options import option_flag
-from ..config import RECIPES, DataOptions, RecipeOptions
+from ..config import RECIPES, WATCHED, DataOptions, RecipeOptions, check_metric
 from ..hyperrule import HyperRule
 
 # %% ../../nbs/cli/04_arguments.ipynb #2302ef18
@@ -49,7 +49,6 @@ CHOICES = dict(
     resize=('squash', 'crop', 'pad'),
     augment=('none', 'light', 'strong'),
     bn=('frozen', 'affine', 'train'),
-    keep_best=('valid_loss', 'accuracy'),
     precision=('float32', 'bf16', 'fp16', 'auto'))
 WEIGHTS = ('auto', 'bundled', 'hub', 'random')
 RANGES = dict(   # name -> (smallest, largest, in words)
@@ -68,7 +67,9 @@ def _check_values(given):
         if words and v is not None and not low <= v <= high: raise ValueError(f'{name}={v}: {words}.')
         if name in CHOICES and v not in CHOICES[name]:
             raise ValueError(f"{name}={v!r}; it can be {', '.join(map(repr, CHOICES[name]))}.")
-    if 'seed' in given: DataOptions(seed=given['seed'])   # for its error
+    if 'seed' in given: DataOptions(seed=given['seed'])   # for its error, as the next ones
+    if 'metric' in given: check_metric('metric', given['metric'])
+    if 'keep_best' in given: check_metric('keep_best', given['keep_best'], WATCHED)
     _check_rates(given)
     _check_shares(given)
 

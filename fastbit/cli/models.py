@@ -102,6 +102,7 @@ def run_evaluate(args) -> int:
     from fastbit.data.tables import read_image_set, source_rows
     from fastbit.export.predict import load_predictor
     from fastbit.metrics.evaluation import evaluate_probs
+    from fastbit.metrics.scores import class_order
     predictor = load_predictor(args.model, getattr(args, 'device', None))
     columns = {k: getattr(args, k, None) for k in TableOptions.option_fields()}
     images, skipped = read_image_set(args.path, **columns, group=getattr(args, 'group', None)), ''
@@ -115,7 +116,10 @@ def run_evaluate(args) -> int:
     print(f"{args.path}: {part}, {len(res.targs)} images{unreadable}")
     if skipped: print(f'  {"skipped":10}  {skipped}')
     for name, text in source_rows(images.source, images.skipped): print(f'  {name:10}  {text}')
-    print(evaluate_probs(res.probs, res.targs, res.groups))
+    order = class_order(predictor.classes)
+    evaluation = evaluate_probs(res.probs, res.targs, res.groups, order=order)
+    print(evaluation)
+    print(evaluation.more())
     if predictor.about.temperature: print(_calibration_words(res, predictor.about.temperature))
     return 0
 

@@ -13,6 +13,7 @@ import argparse
 from typing import Any, NamedTuple
 
 # %% ../../nbs/cli/01_options.ipynb #cdd3631c
+from ..config import METRICS
 from ..core.options import Option, unknown_option
 
 # %% ../../nbs/cli/01_options.ipynb #5fe16c6e
@@ -58,8 +59,10 @@ FLAGS = dict(
     views=Flag('--head-augment', 'K', old=('--views',)),
     scale=Flag('--batch-scaling', 'HOW', old=('--scale',), read=read_scale),
     n_steps=Flag('--steps'), num_workers=Flag('--workers'),
-    keep_best=Flag(metavar='METRIC', help='keep the weights from the best epoch by METRIC (valid_loss, accuracy) '
-                                          'instead of the last'),
+    metric=Flag(metavar='METRIC', help='headline of the run, and what decides between the head and more layers: '
+                                       f'{", ".join(METRICS)} (default: accuracy)'),
+    keep_best=Flag(metavar='METRIC', help='keep the weights from the best epoch by METRIC instead of the last: '
+                                          'valid_loss, metric (that of --metric), or one of its names'),
     checkpoint_every=Flag(help='save a checkpoint every N optimizer steps; rerun the same command to resume '
                                '(default: each epoch, at most every 30 s)'),
     crop=Flag('--no-crop', help='disable random crops (e.g. for counting)'),

@@ -13,8 +13,8 @@ import argparse
 # %% ../../nbs/cli/02_parser.ipynb #f62c027b
 from .. import __version__
 from .options import OneSpelling, Parser, add_option, add_options
-from ..config import RECIPES, BiTRule, BodyOptions, DataOptions, LoaderOptions, RecipeOptions, RunOptions
-from ..config import TableOptions, TrainOptions, recipes_with
+from ..config import METRICS, RECIPES, WATCHED, BiTRule, BodyOptions, DataOptions, LoaderOptions
+from ..config import RecipeOptions, RunOptions, TableOptions, TrainOptions, recipes_with
 
 # %% ../../nbs/cli/02_parser.ipynb #0866eb45
 _RECIPE = RecipeOptions.option_fields()
@@ -177,7 +177,7 @@ class _Completion(argparse.Action):
         import shtab
         from fastbit.bodies.catalogue import list_bodies
         choices = dict(arch=sorted(list_bodies().name), recipe=list(RECIPES),
-                       precision=['float32', 'bf16', 'fp16', 'auto'], keep_best=['valid_loss', 'accuracy'],
+                       precision=['float32', 'bf16', 'fp16', 'auto'], metric=list(METRICS), keep_best=list(WATCHED),
                        weights=shtab.FILE, path=shtab.FILE, out=shtab.DIRECTORY, plot=shtab.FILE)
         for a in (a for p in parser.commands.values() for a in p._actions if a.dest in choices):
             if isinstance(choices[a.dest], dict): a.complete = choices[a.dest]

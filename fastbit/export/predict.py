@@ -38,6 +38,7 @@ from .ensemble import ensemble_folder, folded, load_ensemble
 from .inputs import image_items
 from .record import Artifact, count_trained_on
 from ..metrics.evaluation import Evaluation
+from ..metrics.scores import class_order
 from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/export/03_predict.ipynb #16a1c45b
@@ -226,7 +227,7 @@ class Predictor:
     ) -> Evaluation:
         "Measure all metrics on labeled images"
         found = self.labeled_probs(source, split, tta, bs, **kwargs)
-        return SINGLE_LABEL.evaluate(found.probs, found.targs, found.groups)
+        return SINGLE_LABEL.evaluate(found.probs, found.targs, found.groups, order=class_order(self.classes))
 
 # %% ../../nbs/export/03_predict.ipynb #a7cd3e1b
 def confidence_table(

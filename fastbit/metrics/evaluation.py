@@ -8,16 +8,17 @@ Docs: https://fastbit.github.io/fastbit/metrics/evaluation.html.md"""
 __all__ = ['TOP5_FROM', 'Evaluation', 'evaluate_probs', 'mean_probs']
 
 # %% ../../nbs/metrics/02_evaluation.ipynb #f4e9fd82
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
 # %% ../../nbs/metrics/02_evaluation.ipynb #0f69049b
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
-from sklearn.metrics import f1_score
 
 # %% ../../nbs/metrics/02_evaluation.ipynb #5e323063
 from ..core.text import ShownOnce
 from .calibration import brier_scores, calibration_error, reliability_table
-from .intervals import Interval, accuracy_interval, bootstrap_interval, macro_f1, mean_interval
+from .intervals import Interval, accuracy_interval, bootstrap_values, percentile_interval
+from .scores import METRIC_WORDS, RANKED_CELLS, Score
+from .scores import format_interval, format_score, score_intervals, score_statistics
 
 # %% ../../nbs/metrics/02_evaluation.ipynb #29dadb4b
 @dataclass(frozen=True)
@@ -37,6 +38,35 @@ class Evaluation(ShownOnce):
     f1_interval: Interval|None    # of macro-F1
     brier_interval: Interval|None # of the Brier score
     n_groups: int|None = None     # groups of images, which the intervals take as units; `None`: the images are independent
+    scores: dict = field(default_factory=dict) # name -> `Score` of the other `METRIC_WORDS`: balanced_accuracy, roc_auc, …
+
+    def score(self,
+        name:str # A key of `METRIC_WORDS`
+    ) -> Score:
+        "Return a metric with its interval; raise `KeyError` for one that was not computed"
+        if name == 'accuracy': return Score(self.accuracy, Interval(self.low, self.high))
+        if name == 'loss': return Score(self.loss, self.loss_interval)
+        return Score(self.macro_f1, self.f1_interval) if name == 'macro_f1' else self.scores[name]
+
+    def more(self) -> str:
+        "List the scores that `print` leaves out, with their intervals"
+        parts = []
+        for name, s in self.scores.items():
+            interval = format_interval(name, s.interval)
+            words = f'{METRIC_WORDS[name].label} {format_score(name, s.value)}'
+            parts.append(f'{words} (95% CI {interval})' if interval else words)
+        return ', '.join(parts)
+
+    def table(self) -> pd.DataFrame: # Columns metric, value, 95% CI
+        "List all metrics with their intervals, as text"
+        known = [name for name in METRIC_WORDS if name in ('accuracy', 'macro_f1', 'loss', *self.scores)]
+        scores = {name: self.score(name) for name in known}
+        row = lambda k, s: (METRIC_WORDS[k].label, format_score(k, s.value), format_interval(k, s.interval))
+        rows = [row(name, score) for name, score in scores.items()]
+        if self.top5 is not None: rows.insert(1, ('top-5 accuracy', format_score('accuracy', self.top5), ''))
+        rows.append(('Brier score', f'{self.brier:.4f}', format_interval('loss', self.brier_interval)))
+        rows.append(('calibration error', f'{self.ece:.4f}', ''))
+        return pd.DataFrame(rows, columns=['metric', 'value', '95% CI'])
 
     def __str__(self):
         groups = '' if self.n_groups is None else f' in {self.n_groups} groups'
@@ -45,7 +75,7 @@ class Evaluation(ShownOnce):
         return (f'accuracy {self.accuracy:.2%} ({interval}){top5}, '
                 f'loss {self.loss:.4f}, macro-F1 {self.macro_f1:.4f}, ECE {self.ece:.4f}')
 
-    def _repr_html_(self): return pd.DataFrame([asdict(self)])._repr_html_()
+    def _repr_html_(self): return self.table().to_html(index=False, border=0)
 
 # %% ../../nbs/metrics/02_evaluation.ipynb #1ac15fc1
 TOP5_FROM = 11  # classes; with ten or fewer, half of all classes are among the top five
@@ -64,11 +94,27 @@ def _ece(probs, targs) -> float:
     if not probs.isfinite().all(): return float('nan')
     return calibration_error(reliability_table(probs, targs))
 
+def _resampled(probs, targs, means, groups, worth, order) -> tuple: # (name -> `Score`, name -> `Interval` of each mean)
+    "Compute scores, and all intervals from one set of resamples"
+    n, finite = len(targs), bool(probs.isfinite().all())   # or the model diverged, and there is nothing to rank
+    scores = score_statistics(probs, targs, order, ranks=finite)
+    values = {name: v[0] for name, v in scores(np.ones((1, n))).items()}
+    if not finite or probs.numel() > RANKED_CELLS: scores = score_statistics(probs, targs, order, ranks=False)
+    columns = np.stack(list(means.values()), 1)
+    def statistics(weights):
+        averages = weights@columns/weights.sum(1, keepdims=True)
+        return dict(zip(means, averages.T)) | scores(weights)
+    samples = bootstrap_values(statistics, n, groups=groups)
+    n_units = n if groups is None else len(np.unique(np.asarray(groups)))
+    intervals = {k: percentile_interval(samples[k], n_units, worth=worth) if samples else None for k in means}
+    return score_intervals(values, samples, probs, targs, groups, worth), intervals
+
 def evaluate_probs(
     probs:torch.Tensor, # n x classes, rows sum to one
     targs:torch.Tensor, # n class numbers
     groups=None,        # n: images of one group are not independent, and intervals show it; `None`: all are
     worth:float=1.,     # Independent images that one is worth besides: `FOLDS_WORTH` for predictions out of folds
+    order=None,         # The place of each class, from `class_order`, for quadratic-weighted kappa; `None`: classes have no order
 ) -> Evaluation:
     "Compute all metrics from probabilities and labels; raise `ValueError` if their numbers differ"
     _check_pairs(probs, targs)
@@ -79,6 +125,8 @@ def evaluate_probs(
     low, high = accuracy_interval(best == targs, groups, worth=worth)
     losses = F.nll_loss(probs.clamp_min(torch.finfo(probs.dtype).tiny).log(), targs, reduction='none')
     briers = brier_scores(probs, targs)
+    scores, intervals = _resampled(probs, targs, dict(loss=losses, brier=briers), groups, worth, order)
+    f1 = scores.pop('macro_f1')
     return Evaluation(
         n=n,
         accuracy=n_right/n,
@@ -86,14 +134,15 @@ def evaluate_probs(
         high=high,
         error_rate=1-n_right/n,
         loss=losses.mean().item(),
-        macro_f1=float(f1_score(targs, best, labels=targs.unique(), average='macro', zero_division=0)),
+        macro_f1=f1.value,
         top5=_top5(probs, targs),
         brier=float(briers.mean()),
         ece=_ece(probs, targs),
-        loss_interval=mean_interval(losses, groups=groups, worth=worth),
-        f1_interval=bootstrap_interval(lambda w: macro_f1(targs, best, w), n, groups=groups, worth=worth),
-        brier_interval=mean_interval(briers, groups=groups, worth=worth),
-        n_groups=None if groups is None else len(np.unique(groups)))
+        loss_interval=intervals['loss'],
+        f1_interval=f1.interval,
+        brier_interval=intervals['brier'],
+        n_groups=None if groups is None else len(np.unique(groups)),
+        scores=scores)
 
 # %% ../../nbs/metrics/02_evaluation.ipynb #5bad1071
 def mean_probs(

@@ -21,6 +21,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from ..bodies.preprocess import MAX_16_BIT
 from ..metrics.evaluation import Evaluation
 from ..metrics.intervals import wilson_interval
+from ..metrics.scores import metric_order
 from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/report/03_findings.ipynb #bba9895f
@@ -107,6 +108,8 @@ class Findings:
     curve: tuple = None      # of the rate finder: rates, losses, {rule: (rate, loss)}, rate that was used
     seed: int = None         # random seed of the run
     command: str = ''        # Python call or command that repeats the run
+    metric: str = 'accuracy' # headline of the run, a key of `METRIC_WORDS`
+    known: Evaluation = None # of these predictions; `None`: computed here
 
     @property
     def classes(self) -> list: return [str(c) for c in self.learn.dls.vocab]
@@ -122,7 +125,11 @@ class Findings:
     def confidence(self) -> torch.Tensor: return SINGLE_LABEL.confidence(self.probs) # n, in [0, 1]
 
     @cached_property
-    def evaluation(self) -> Evaluation: return SINGLE_LABEL.evaluate(self.probs, self.targs, self.groups, self.worth)
+    def evaluation(self) -> Evaluation:
+        "Metrics of the predictions"
+        if self.known: return self.known
+        order = metric_order(self.metric, self.classes)
+        return SINGLE_LABEL.evaluate(self.probs, self.targs, self.groups, self.worth, order)
 
     @cached_property
     def scaled_probs(self) -> torch.Tensor|None: # n x classes

@@ -23,6 +23,7 @@ from ..bodies.model import TransferModel, body_digest
 from ..core.machine import this_machine
 from ..metrics.calibration import few_images_words
 from ..metrics.intervals import effective_size
+from ..metrics.scores import METRIC_WORDS, format_interval, format_score
 from .findings import Findings, class_table, data_name
 from .page import Report, percent, percent_interval, render_page
 from .pictures import cam_pictures, class_samples, confused_examples, confusion_picture, curve_pictures
@@ -56,6 +57,23 @@ def _units(f) -> str:
     worth = round(f.worth*effective_size(right, f.groups))
     return f'Wilson, {n} groups{folds}: worth {worth} independent images'
 
+def _score_row(f, name) -> MetricRow:
+    "A metric with its interval, written as in the rest of the page"
+    words, score = METRIC_WORDS[name], f.evaluation.score(name)
+    value = percent(score.value) if words.percent else format_score(name, score.value)
+    how = 'Wilson per class' if name in _OF_SHARES else 'bootstrap'
+    return MetricRow(words.label, value, format_interval(name, score.interval), f'{words.note}; {how}')
+
+_OF_SHARES = ('balanced_accuracy', 'macro_precision')
+# with as many images of each class these follow from the accuracy, or are as large
+_OF_IMBALANCE = (*_OF_SHARES, 'kappa', 'matthews')
+
+def _shown_scores(f) -> list:
+    "List the scores that tell more than the accuracy: all, or those of ranks where all classes have as many images"
+    counts = f.targs.bincount(minlength=len(f.classes))
+    balanced = counts.max() == counts.min()
+    return [name for name in f.evaluation.scores if name == f.metric or not (balanced and name in _OF_IMBALANCE)]
+
 def _metric_rows(f) -> list[MetricRow]:
     "List the metrics with their intervals"
     ev = f.evaluation
@@ -66,6 +84,7 @@ def _metric_rows(f) -> list[MetricRow]:
         rows.append(MetricRow('top-5 accuracy', percent(ev.top5), '', 'the true class is among the five most probable'))
     rows += [
         MetricRow('macro-F1', f'{ev.macro_f1:.4f}', _interval(ev.f1_interval), 'mean F1 over classes; bootstrap'),
+        *[_score_row(f, name) for name in _shown_scores(f)],
         MetricRow('loss', f'{ev.loss:.4f}', _interval(ev.loss_interval), 'cross-entropy, nats; bootstrap'),
         MetricRow('Brier score', f'{ev.brier:.4f}', _interval(ev.brier_interval),
                   'squared distance of probabilities from the truth, 0 to 2; bootstrap'),
@@ -137,6 +156,7 @@ def _sections(f) -> dict:
     "All values of `templates/report.html`"
     return dict(
         evaluation=f.evaluation,
+        headline=_headline(f),
         part=_part_words(f),
         n_wrong=int((f.predicted != f.targs).sum()),
         chosen=f.chosen,
@@ -157,6 +177,15 @@ def _sections(f) -> dict:
         summary=f.summary,
         provenance=_provenance(f))
 
+def _headline(f) -> MetricRow|None:
+    "The metric of a run; `None` where it is the accuracy, which has its own card"
+    return None if f.metric == 'accuracy' else _score_row(f, f.metric)
+
+def _title(f) -> str:
+    name, metric = f.title or data_name(f.learn.dls) or 'Images', _headline(f)
+    if metric: return f'{name}: {metric.name} {metric.value}'
+    return f'{name}: {f.evaluation.accuracy:.1%} accuracy'
+
 def _part_words(f) -> str: return dict(valid='validation', test='test')[f.part]
 
 def _lead(f) -> str:
@@ -170,6 +199,4 @@ def make_report(
 ) -> Report: # Shown inline; `.save('report.html')` writes it
     "Make one self-contained page of HTML about a run; raise `ValueError` if the predictions are not finite"
     findings.check()
-    name = findings.title or data_name(findings.learn.dls) or 'Images'
-    title = f'{name}: {findings.evaluation.accuracy:.1%} accuracy'
-    return Report(render_page('report.html', title=title, lead=_lead(findings), **_sections(findings)))
+    return Report(render_page('report.html', title=_title(findings), lead=_lead(findings), **_sections(findings)))

@@ -24,6 +24,7 @@ from ..export.artifact import check_target, save_artifact
 from ..export.record import Artifact, digest_sketch, made_with
 from ..metrics.calibration import fit_temperature
 from ..metrics.evaluation import Evaluation
+from ..metrics.scores import class_order
 from ..metrics.task import SINGLE_LABEL
 from ..report.page import Report
 from ..report.findings import Findings, data_name
@@ -52,7 +53,8 @@ def evaluate(self:TransferLearner,
     "Measure all metrics over the whole set, with n and interval"
     logits, targs = _plain_logits(self, ds_idx, dl)
     groups = image_groups(self, find_loader(self, ds_idx, dl))
-    res = SINGLE_LABEL.evaluate(SINGLE_LABEL.mean_probs(logits), targs, groups)
+    order = class_order(getattr(self.dls, 'vocab', ()))
+    res = SINGLE_LABEL.evaluate(SINGLE_LABEL.mean_probs(logits), targs, groups, order=order)
     if show: show_it(res)
     return res
 

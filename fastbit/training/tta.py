@@ -120,7 +120,9 @@ def tta_probs(
 
 def _row(what, n_views, res, seconds) -> dict:
     probs = res.plain if what == 'plain' else res[0]
-    return dict(what=what, views=n_views, **asdict(SINGLE_LABEL.evaluate(probs, res[1], res.groups)), seconds=seconds)
+    metrics = asdict(SINGLE_LABEL.evaluate(probs, res[1], res.groups))
+    metrics.pop('scores')   # a dict is no cell of a table
+    return dict(what=what, views=n_views, **metrics, seconds=seconds)
 
 # %% ../../nbs/training/12_tta.ipynb #efc5212a
 def find_loader(
