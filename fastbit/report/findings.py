@@ -55,12 +55,13 @@ def confused_pairs(
     targs,   # n class numbers
     preds,   # n class numbers
     n:int=8, # Pairs at most
+    least:int=1, # Images of a pair
 ) -> list[tuple]: # (true class, predicted class, numbers of the images)
     "List which class was predicted for which, most images first"
     both = pd.DataFrame(dict(true=np.asarray(targs), predicted=np.asarray(preds)))
     groups = both[both.true != both.predicted].groupby(['true', 'predicted']).groups
     most_first = sorted(groups.items(), key=lambda o: -len(o[1]))
-    return [(int(t), int(p), [int(i) for i in rows]) for (t, p), rows in most_first[:n]]
+    return [(int(t), int(p), [int(i) for i in rows]) for (t, p), rows in most_first[:n] if len(rows) >= least]
 
 # %% ../../nbs/report/03_findings.ipynb #55f1be0b
 def _common_folder(items) -> Path|None:
@@ -107,6 +108,9 @@ class Findings:
     curve: tuple = None      # of the rate finder: rates, losses, {rule: (rate, loss)}, rate that was used
     seed: int = None         # random seed of the run
     command: str = ''        # Python call or command that repeats the run
+    head_accuracy: float = None # of the classifier on the frozen body, on the validation images; `None`: unknown, or that is the model
+    learning_curve: object = None # of linear probes on the training images; `None`: unknown
+    advice: tuple = ()       # what would help: pieces with text and command, the most helpful first
 
     @property
     def classes(self) -> list: return [str(c) for c in self.learn.dls.vocab]
