@@ -39,6 +39,7 @@ def test_a_precise_run_with_hardly_a_mistake_needs_nothing(): assert kinds() == 
 
 
 @pytest.mark.parametrize('kind, yes, no', [
+    ('groups', dict(grouped=(.9, .8)), dict()),
     ('images', dict(curve=curve(.02, .04)), dict(curve=curve(-.01, .04))),
     ('enough', dict(curve=curve(-.005, .01)), dict(curve=curve(-.005, .03))),     # little, or anything
     ('images', dict(curve=curve(.02, .04)), dict(curve=curve(.02, .04), n_right=10_000)),
@@ -102,6 +103,8 @@ def test_figures_of_mistakes():
     assert (found['n'], found['n_right'], found['suspects'], found['pair']) == (30, 24, 6, ('x', 'y', 5))
     assert found['expected'] == pytest.approx(.3, abs=.01) and found['rare'] == (('z',), 0, 1, 24, 29)
     assert found['n_groups'] == 6 and found['effective'] < 15   # groups are right or wrong as a whole
+    pairs = mistake_figures(probs, targs, ['x', 'y', 'z'], [50, 40, 5], groups=[i//5 for i in range(30)], named=False, worth=.5)
+    assert pairs['n_groups'] is None and pairs['effective'] == found['effective']/2   # near-duplicates are no groups to ask for
     even = mistake_figures(probs, torch.zeros(30, dtype=torch.long), ['x', 'y', 'z'], [50, 40, 20])
     assert (even['pair'], even['rare'], even['suspects']) == (None, None, 0)
 
@@ -114,7 +117,7 @@ def on_the_command_line(monkeypatch):
     return start
 
 
-SETTINGS = dict(path='my photos', recipe='auto', out='results', root=None, path_col=None, label_col=None, split_col=None, suffix=None, valid_pct=.2, test_pct=0.)
+SETTINGS = dict(path='my photos', recipe='auto', out='results', root=None, path_col=None, label_col=None, split_col=None, suffix=None, group_col=None, group=None, valid_pct=.2, test_pct=0., keep_best=None)
 
 
 def test_commands_can_be_typed_back(on_the_command_line):
@@ -125,6 +128,9 @@ def test_commands_can_be_typed_back(on_the_command_line):
         assert program == 'fastbit' and args['path'] == 'my photos' and args['seed'] == 3 and args['flip'] is False
         assert not args.get('overwrite') and not args.get('out') and {k: args[k] for k in changes} == changes
     assert changed_command(SETTINGS, no_such_option=1) == ''
+    _, *words = shlex.split(changed_command(SETTINGS, folds=5))   # `--folds` and `--valid-pct` exclude each other
+    assert 'valid_pct' not in vars(make_parser().parse_args(words)) and '--folds 5' in shlex.join(words)
+    assert changed_command(SETTINGS, group='REGEX').endswith('--group-regex REGEX')
     for command in ('check', 'leaderboard'):
         program, *words = shlex.split(source_command(dict(SETTINGS, label_col='kind of'), command, 'f'))
         args = vars(make_parser().parse_args(words))
@@ -254,6 +260,15 @@ def test_a_page_without_any_optional_part(preds):
     assert ('No image was misclassified' in page) is False   # there is no section on mistakes without files and pairs
     assert 'new images like these' in page and 'always answering “cat”' in page.replace('&#34;', '"')
     assert f'{found.evaluation.accuracy:.1%} accuracy (95% CI {interval_words(found.evaluation.low, found.evaluation.high)})' in page
+
+
+def test_pairs_that_were_confused_once_are_not_shown():
+    dls = SimpleNamespace(vocab=['cat', 'dog', 'fox'], loaders=[])
+    pages = []
+    for preds in ([0, 0, 0, 2], [0, 0, 2, 2]):   # two dogs are cats; one is a cat, and one a fox
+        found = Findings(learn=learner(dls), probs=torch.eye(3)[preds]*.9 + .03, targs=torch.tensor([0, 1, 1, 2]), paths=[])
+        pages.append('Most confused classes' in make_report(found).html)
+    assert pages == [True, False]
 
 
 def test_the_worst_class_has_images():

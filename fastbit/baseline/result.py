@@ -242,8 +242,8 @@ class BaselineResult(ShownOnce):
         return rows + self._advice() + self._files()
 
     def _advice(self) -> list:
-        "The first pieces of advice; overfitting has a row already"
-        shown = [a for a in self.advice if a.kind != 'overfitting'][:MOST_SHOWN]
+        "The first pieces of advice; overfitting and groups have rows already"
+        shown = [a for a in self.advice if a.kind not in ('overfitting', 'groups')][:MOST_SHOWN]
         return [('' if i else 'would help', a.line) for i, a in enumerate(shown)]
 
     def _groups(self) -> str:

@@ -264,7 +264,7 @@ class Run:
         if isinstance(phase, HeadPhase): self._judge_split()
         took = time.perf_counter() - start
         if short: print(head_line(learn, phase, took), flush=True)
-        if isinstance(phase, HeadPhase) and is_writer() and self._has_time(CURVE_SECONDS): self.curve = head_curve(learn)
+        if isinstance(phase, HeadPhase): self._measure_curve()
         return took
 
     def _judge_split(self):
@@ -276,9 +276,11 @@ class Run:
         self.risk = loaders_risk(self.learn, o.data.seed)
         if self.risk and self.risk.matters: warn_data(self.risk.words())
 
-    def _has_time(self, seconds) -> bool:
-        "Is so much of a budget left?"
-        return self.budget is None or self.began + self.budget - time.perf_counter() > seconds
+    def _measure_curve(self):
+        "Compute the learning curve of linear probes, while the features of the frozen body are at hand"
+        if not is_writer() or self.options.data.fold not in (None, 1): return
+        left = float('inf') if self.budget is None else self.began + self.budget - time.perf_counter()
+        if left > CURVE_SECONDS: self.curve = head_curve(self.learn)
 
     def _goes_without(self, phase) -> bool:
         "Is an optional phase not needed, or is there too little time left?"
@@ -304,7 +306,7 @@ class Run:
 
     def _findings(self, measured, chosen) -> Findings:
         learn, dls = self.learn, self.learn.dls
-        advice = next_steps(learn, measured, self.settings, self.curve, chosen)
+        advice = next_steps(learn, measured, self.settings, self.curve, chosen, self.risk)
         images = dls[2] if measured.part == 'test' else dls.valid
         on_same = [f'The weights were chosen ({chosen})'] if chosen and measured.part == 'valid' else []
         return Findings(

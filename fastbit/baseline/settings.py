@@ -99,12 +99,17 @@ def default_options(
 # %% ../../nbs/baseline/06_settings.ipynb #49664007
 _OF_ONE_RUN = dict(out=True, overwrite=False, dry_run=False, open=False, procs=True)   # options; do they take a value?
 
+_FLAGS = dict(group='--group-regex')   # those that are not spelt as in Python
+_EXCLUDED = dict(folds=('valid_pct', 'budget'))   # by an option
+
+def _flag(name) -> str: return _FLAGS.get(name, f'--{name.replace("_", "-")}')
+
 def without_options(
     words:list, # After `fastbit`
     options:dict, # Name in Python -> does it take a value?
 ) -> list:
     "Drop options from the words of a command"
-    flags, left, rest = {f'--{k.replace("_", "-")}': takes for k, takes in options.items()}, [], iter(words)
+    flags, left, rest = {_flag(k): takes for k, takes in options.items()}, [], iter(words)
     for word in rest:
         name, has_value, _ = word.partition('=')
         if name not in flags: left.append(word)
@@ -118,10 +123,12 @@ def changed_command(
     "What to type for a run with some options changed, into another folder"
     known = {*settings, *RunOptions.option_fields(), *TrainOptions.option_fields(), *DataOptions.option_fields()}
     if not known.issuperset(changes): return ''
+    excluded = [o for k in changes for o in _EXCLUDED.get(k, ())]
+    usual = {k: o.default for cls in (DataOptions, RunOptions) for k, o in cls.option_fields().items()}
     typed = _typed_words()
-    if typed is None: return _call(settings | dict(out=None) | changes)
-    words = without_options(typed, _OF_ONE_RUN | dict.fromkeys(changes, True))
-    more = [w for k, v in changes.items() for w in (f'--{k.replace("_", "-")}', str(v))]
+    if typed is None: return _call(settings | {k: usual[k] for k in excluded} | dict(out=None) | changes)
+    words = without_options(typed, _OF_ONE_RUN | dict.fromkeys([*excluded, *changes], True))
+    more = [w for k, v in changes.items() for w in (_flag(k), str(v))]
     return shlex.join(['fastbit', *words, *more])
 
 def source_command(
@@ -130,11 +137,11 @@ def source_command(
     function:str,  # In Python, 'check_data'
 ) -> str:
     "What to type for another command on the same images"
-    usual = asdict(TableOptions())
+    usual = asdict(TableOptions()) | dict(group=None)
     table = {k: settings[k] for k, v in usual.items() if settings[k] != v}
     if _typed_words() is None:
         return f"{function}({', '.join([_source(settings), *(f'{k}={v!r}' for k, v in table.items())])})"
-    more = [w for k, v in table.items() for w in (f'--{k.replace("_", "-")}', str(v))]
+    more = [w for k, v in table.items() for w in (_flag(k), str(v))]
     path = [] if settings['path'] == 'digits' else [settings['path']]
     return shlex.join(['fastbit', command, *path, *more])
 

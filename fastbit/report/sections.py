@@ -134,12 +134,10 @@ def _tta(f) -> list|None:
     if f.tta is None or 'TTA' not in f.tta.index: return None
     return _records(f.tta.reset_index())
 
-def _groups(f): return getattr(f, 'groups', None)
-
 def _headline(f) -> dict:
     "The first lines: what to expect, compared with what, and the worst class"
-    groups, ev, table = _groups(f), f.evaluation, f.table
-    n_groups = None if groups is None else len(set(groups))
+    ev, table = f.evaluation, f.table
+    n_groups = ev.n_groups if getattr(getattr(f.learn.dls, 'image_set', None), 'grouped_by', '') else None
     images = 'test' if f.part == 'test' else 'held-out'
     trained = None if table is None else table.label[table.split == 'train']
     most_frequent = guessing([f.classes[t] for t in f.targs], trained)

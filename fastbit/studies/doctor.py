@@ -185,8 +185,10 @@ def _unchecked(table, good, labels) -> dict: # Kind -> why it was not looked for
     if good.empty: return dict.fromkeys(_OF_PIXELS, 'no image can be read')
     why = {}
     if table.split.nunique() < 2: why['copy_across_splits'] = 'the data has no split'
-    if good.label.nunique() < 2: why |= dict.fromkeys(('label', 'copy_other_label'), 'there is only one class')
-    if not labels: why['label'] = 'labels=False (--no-labels)'
+    if good.label.nunique() < 2: why |= dict.fromkeys(('label', 'groups', 'copy_other_label'), 'there is only one class')
+    if (table.split != '').all(): why['groups'] = 'the data has a split'
+    if 'group' in table: why['groups'] = 'groups are given'
+    if not labels: why |= dict.fromkeys(('label', 'groups'), 'labels=False (--no-labels)')
     return why
 
 def _image_issues(good, report, groups, max_value) -> list[Issue]:
