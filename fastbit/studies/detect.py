@@ -22,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 # %% ../../nbs/studies/01_detect.ipynb #060f7cb2
 from ..bodies.preprocess import MAX_16_BIT
+from ..data.balance import MAX_RATIO
 from ..data.check import depth_words
 from ..data.decode import LARGE, open_image, read_image
 from ..metrics.task import SINGLE_LABEL
@@ -71,7 +72,8 @@ KINDS = dict(   # the most serious first
     odd_size=Kind('Odd size', 'Much larger or smaller than the others: does it belong here?'),
     imbalance=Kind(
         'Class imbalance',
-        'The model will favor the large classes. Read the recall per class in the report, not only the accuracy.'),
+        'The model will favor the large classes. Read the recall per class in the report, not only the accuracy. '
+        'To train for the recall of all classes alike, use balance=\'loss\' (--balance loss).'),
     few=Kind('Few images', 'A class with so few images is hardly learned, and its accuracy hardly measured.'))
 
 class Issue(NamedTuple):
@@ -92,7 +94,6 @@ class Issue(NamedTuple):
 
 # %% ../../nbs/studies/01_detect.ipynb #43408ec2
 MIN_SIDE = 24    # pixels; an image with a shorter side is tiny
-MAX_RATIO = 10   # images of the largest class per image of the smallest
 MIN_IMAGES = 10  # images per class; with fewer, a held-out fifth is at most two images
 
 def _orientation(path) -> int:
