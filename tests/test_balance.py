@@ -251,7 +251,7 @@ def test_a_set_that_is_not_balanced_is_told_the_option(data):
     assert imbalance_words(counts, DataOptions(balance='none')) == ''   # the user has chosen
     counts.class_counts = np.array([100, 40, 10])
     assert imbalance_words(counts, DataOptions()) == ''
-    assert '--balance loss' in KINDS['imbalance'].advice
+    assert '--balance loss' in KINDS['imbalance'].advice and '--balance loss' in KINDS['imbalance'].hint
 
 
 # --- from end to end

@@ -33,6 +33,7 @@ class Kind(NamedTuple):
     "A kind of issue"
     title: str
     advice: str # what it means and what to do
+    hint: str = '' # the same in a few words, for a terminal
 
 KINDS = dict(   # the most serious first
     unreadable=Kind('Cannot be read', 'Training skips these files. Download them again, or delete them.'),
@@ -73,7 +74,8 @@ KINDS = dict(   # the most serious first
     imbalance=Kind(
         'Class imbalance',
         'The model will favor the large classes. Read the recall per class in the report, not only the accuracy. '
-        'To train for the recall of all classes alike, use balance=\'loss\' (--balance loss).'),
+        "To train for the recall of all classes alike, use balance='loss' (--balance loss).",
+        hint="balance='loss' (--balance loss) makes all classes count alike"),
     few=Kind('Few images', 'A class with so few images is hardly learned, and its accuracy hardly measured.'))
 
 class Issue(NamedTuple):
