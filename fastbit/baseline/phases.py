@@ -25,6 +25,7 @@ from ..bodies.fold import FoldedModel
 from ..core.processes import broadcast_model, gather_objects, world
 from ..core.restore import preserved, temp_attrs
 from ..core.store import CACHE_GB
+from ..data.balance import class_weights
 from ..hyperrule import HyperRule
 from ..metrics.calibration import fit_temperature
 from ..metrics.task import SINGLE_LABEL
@@ -219,11 +220,16 @@ def _smoothed(phase) -> str: return f', label smoothing {phase.label_smoothing:g
 def _smoothing_cbs(phase) -> list: return [SmoothLabels(phase.label_smoothing)] if phase.label_smoothing else []
 
 # %% ../../nbs/baseline/00_phases.ipynb #154b5895
+def _balances(learn) -> bool:
+    "Do all classes count alike in training? Then they do in a choice between phases"
+    return learn.class_weights is not None or getattr(learn.dls.train, 'balanced', None) is not None
+
 class Scores(NamedTuple):
     "What a phase reached on the validation images"
     accuracy: float   # in [0, 1]
     loss: float       # mean cross-entropy, nats
-    calibrated: float # the same after temperature scaling
+    calibrated: float # the same after temperature scaling; with `balance`, the mean over classes
+    alike: bool = False # do all classes count alike in it?
 
     @classmethod
     def of(cls,
@@ -232,9 +238,11 @@ class Scores(NamedTuple):
         "Measure a learner"
         with learn.no_logging(), learn.no_bar(): probs, targs = learn.get_preds()
         logits = probs.double().clamp_min(torch.finfo(probs.dtype).tiny).log()
-        loss = lambda temperature: cross_entropy(logits/temperature, targs).item()
+        loss = lambda temperature: cross_entropy(logits/temperature, targs, reduction='none')
         accuracy = (SINGLE_LABEL.decode(probs) == targs).double().mean().item()
-        return cls(accuracy, loss(1.), loss(fit_temperature(logits, targs)))
+        calibrated, alike = loss(fit_temperature(logits, targs)), _balances(learn)
+        weights = torch.from_numpy(class_weights(targs.bincount(minlength=learn.n_out)))[targs] if alike else 1.
+        return cls(accuracy, loss(1.).mean().item(), (calibrated*weights).mean().item(), alike)
 
     def beats(self,
         other, # `Scores`
@@ -251,7 +259,8 @@ class Scores(NamedTuple):
         "Compare two phases, in words"
         if watched == 'accuracy' and self.accuracy > other.accuracy:
             return f'validation accuracy ({self.accuracy:.2%} and {other.accuracy:.2%})'
-        return f'validation loss after calibration ({self.calibrated:.3f} and {other.calibrated:.3f})'
+        mean = ', mean over classes' if self.alike else ''
+        return f'validation loss after calibration{mean} ({self.calibrated:.3f} and {other.calibrated:.3f})'
 
 class Kept:
     "What a phase kept"

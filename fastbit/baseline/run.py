@@ -334,7 +334,7 @@ def imbalance_words(
     data:DataOptions, # As given
 ) -> str: # '': the classes have similar sizes, or the user has chosen
     "Name the option for training images of which one class has many times more than another"
-    if 'balance' in data.given: return ''
+    if 'balance' in data.given or data.fold not in (None, 1): return ''
     (few, small), *_, (many, large) = sorted(zip(dls.class_counts.tolist(), dls.vocab))
     if many <= MAX_RATIO*few: return ''
     return (f"Class {large} has {many} training images, {many/few:.0f} times as many as {small} ({few}), so training "
