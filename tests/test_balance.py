@@ -1,11 +1,13 @@
 "Classes of different sizes count alike: by weights in the loss, or by draws; exact in every way to train"
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.losses import CrossEntropyLossFlat
+from fastai.optimizer import SGD
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.class_weight import compute_class_weight
@@ -130,15 +132,17 @@ def test_a_choice_between_phases_counts_classes_alike(data):
 # --- whole batches from pieces
 
 def test_pieces_of_a_batch_give_the_weighted_gradient_of_the_whole(data):
-    "37 images in batches of 8: four, and a last one of 5; in pieces of 3"
+    "37 images in batches of 8: four, and a last one of 5; in pieces of 3. SGD, since Adam divides by what may be tiny"
     whole, pieces = learner(data, 'loss'), learner(data, 'loss')
-    for learn in (whole, pieces): learn.unfreeze()
+    for learn in (whole, pieces):
+        learn.opt_func = partial(SGD, mom=.9)
+        learn.unfreeze()
     quiet(whole, whole.fit, 1, 1e-3)
     pieces.micro_batch = 3
     pieces.dls.loaders[0] = rank_loader(pieces.dls.train)   # of one process
     quiet(pieces, pieces.fit, 1, 1e-3)
-    assert whole.history.steps.loss.tolist() == pytest.approx(pieces.history.steps.loss.tolist(), rel=1e-4)
-    for a, b in zip(whole.model.parameters(), pieces.model.parameters()): assert_close(a, b, rtol=1e-2, atol=1e-5)
+    assert whole.history.steps.loss.tolist() == pytest.approx(pieces.history.steps.loss.tolist(), rel=1e-5)
+    for a, b in zip(whole.model.parameters(), pieces.model.parameters()): assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('balance', HOWS)
@@ -280,7 +284,7 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
     results = json.loads((tmp_path/'out'/'results.json').read_text())
     assert results['settings']['balance'] == 'loss' and results['plan']['balance'].startswith('class weights')
     page = (tmp_path/'out'/'report.html').read_text()
-    assert 'Training weighed each image by its class' in page and 'shift_prior' in page
+    assert 'Training made all classes count alike' in page and 'shift_prior' in page
     weights = pd.read_csv(tmp_path/'out'/'history.csv')
     assert {'head', 'from blocks.2'} <= set(weights.phase)
 

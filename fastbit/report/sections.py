@@ -91,11 +91,9 @@ class DataSection:
 
 def _balance_words(f, n) -> str:
     "Say how training made classes of different sizes count alike, or name the option that does"
-    how = dict(loss='Training weighed each image by its class (balance=\'loss\').',
-               batches='Training drew each class equally often (balance=\'batches\').')
-    if f.balance in how: return ' ' + how[f.balance]
+    if f.balance != 'none': return f" Training made all classes count alike (balance='{f.balance}')."
     if n.max() <= MAX_RATIO*n.min(): return ''
-    return ' To train for the recall of all classes alike, use balance=\'loss\' (--balance loss).'
+    return " To train for the recall of all classes alike, use balance='loss' (--balance loss)."
 
 def _data(f) -> DataSection|None:
     "Count images; `None` for loaders without a table"
