@@ -28,9 +28,9 @@ FROM = 3   # of the 6 stages of the tiny body
 def data(tmp_path_factory): return write_folder(tmp_path_factory.mktemp('auto')/'data', dict(blue=14, green=14, red=12))
 
 
-def learner(data, bs=8, **kwargs):
+def learner(data, bs=8, balance='none', **kwargs):
     torch.manual_seed(0)
-    dls = image_dataloaders(data, TINY['arch'], size=32, bs=bs, num_workers=0, device='cpu')
+    dls = image_dataloaders(data, TINY['arch'], size=32, bs=bs, num_workers=0, device='cpu', balance=balance)
     return transfer_learner(dls, **TINY, metrics=accuracy, **kwargs)
 
 
@@ -113,22 +113,23 @@ class Stop(Callback):
         if self.learn.train_iter == self.at: raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize('at', [3, 8, 11])   # 4 batches a pass, 2 passes an epoch: in a pass, at the end of an epoch, later
-def test_it_resumes_bit_for_bit(data, tmp_path, at):
+# 4 batches a pass, 2 passes an epoch: in a pass, at the end of an epoch, later
+@pytest.mark.parametrize('at, balance', [(3, 'none'), (8, 'none'), (11, 'none'), (3, 'loss'), (11, 'batches')])
+def test_it_resumes_bit_for_bit(data, tmp_path, at, balance):
     how = dict(freeze_to=FROM, n_steps=64, views=3, mixup=.4)
-    straight, file = learner(data), tmp_path/'run.safetensors'
+    straight, file = learner(data, balance=balance), tmp_path/'run.safetensors'
     quiet(straight, straight.fit_upper, **how)
     assert upper_length(straight.dls.train.n, 8, 64).repeat == 2
-    broken = learner(data)
+    broken = learner(data, balance=balance)
     with pytest.raises(KeyboardInterrupt): quiet(broken, broken.fit_upper, **how, checkpoint=file, checkpoint_every=1, cbs=Stop(at))
     assert broken.loss_func(torch.zeros(2, broken.n_out), torch.tensor([0, 1])).item() == pytest.approx(np.log(broken.n_out))
-    again = learner(data)
+    again = learner(data, balance=balance)
     quiet(again, again.fit_upper, **how, checkpoint=file, checkpoint_every=1)
     assert same(state(straight), state(again))
     columns = ['phase', 'epoch', 'train_loss', 'valid_loss', 'accuracy']
     pd.testing.assert_frame_equal(straight.history.epochs[columns], again.history.epochs[columns])
     assert len(again.history.steps) == 64 and again.first_batch == 0
-    other = learner(data)
+    other = learner(data, balance=balance)
     with pytest.raises(ValueError, match='upper: views 3 there, 2 here'): other.fit_upper(FROM, 64, views=2, mixup=.4, checkpoint=file)
     with pytest.raises(ValueError, match='upper: mixup 0.4 there, 0.2 here'): other.fit_upper(FROM, 64, views=3, mixup=.2, checkpoint=file)
 

@@ -65,6 +65,17 @@ def test_the_rule_in_several_processes_gives_the_weights_of_one(data, alone, tmp
     assert len((tmp_path/'out'/'log.jsonl').read_text().splitlines()) == 3                     # one writes
 
 
+@pytest.mark.parametrize('balance', ['loss', 'batches'])
+def test_balanced_classes_in_two_processes(tmp_path, balance):
+    data = write_folder(tmp_path/'data', dict(blue=26, green=10, red=7))
+    for name, words in (('rule', BY_RULE), ('onecycle', (*BODY, '--recipe', 'onecycle', '--epochs', '3', '--bs', '9'))):
+        run(data, tmp_path/name, *words, '--balance', balance)
+        run(data, tmp_path/f'{name}2', *words, '--balance', balance, '--procs', '2', how=run_forked)
+        one, many = (pd.read_csv(tmp_path/o/'history.csv') for o in (name, f'{name}2'))
+        assert np.allclose(one.train_loss, many.train_loss, rtol=1e-5, equal_nan=True)
+        assert far(tmp_path/name, tmp_path/f'{name}2') <= (1e-5 if name == 'rule' else 1e-3)   # Adam divides by what may be tiny
+
+
 def test_auto_in_two_processes(data, alone, tmp_path):
     "Each has all activations, trains alike, and keeps the same of two phases"
     run(data, tmp_path/'out', *NORMS, '--steps', '20', '--bs', '9', '--procs', '2', how=run_forked)

@@ -131,7 +131,9 @@ def interrupted(dls, path, at=5, **kwargs):
     return learn
 
 
-def test_after_an_interrupt_the_learner_is_usable(dls, tmp_path):
+@pytest.mark.parametrize('balance', ['none', 'loss', 'batches'])
+def test_after_an_interrupt_the_learner_is_usable(make_folder, tmp_path, balance):
+    dls = image_dataloaders(make_folder(dict(blue=22, green=12, red=6)), 'test_efficientnet', size=32, bs=8, num_workers=0, balance=balance)
     learn = interrupted(dls, tmp_path/'run.safetensors')
     assert not any(isinstance(cb, Stop) for cb in learn.cbs) and learn.opt is None
     fit(learn, checkpoint=tmp_path/'run.safetensors')   # in the same process, too
@@ -172,7 +174,7 @@ def test_a_finished_run_is_not_trained_again(dls, tmp_path):
     (dict(fit=dict(n_steps=9)), 'rule: n steps 8 there, 9 here'), (dict(fit=dict(base_lr=.2)), 'rule: base lr'), (dict(fit=dict(mixup=.1)), 'rule: mixup 0.0 there, 0.1 here'),
     (dict(fit=dict(eval_every=3)), 'eval every 2 there, 3 here'), (dict(learner=dict(drop_rate=.1)), 'body: drop rate 0.0 there, 0.1 here'), (dict(learner=dict(bn='affine')), "bn 'frozen' there, 'affine' here"),
     (dict(learner=dict(arch='test_efficientnet_gn')), "arch 'test_efficientnet"), (dict(learner=dict(weights='file')), 'weights'),
-    (dict(data=dict(size=40)), 'preprocessing'), (dict(data=dict(seed=1)), 'seed 0 there, 1 here'), (dict(data=dict(k_per_class=2)), 'training images 32 there, 6 here'), (dict(data=dict(other=True)), 'contents differ'),
+    (dict(data=dict(balance='loss')), "balance None there, 'loss' here"), (dict(data=dict(balance='batches')), "balance None there, 'batches' here"), (dict(data=dict(size=40)), 'preprocessing'), (dict(data=dict(seed=1)), 'seed 0 there, 1 here'), (dict(data=dict(k_per_class=2)), 'training images 32 there, 6 here'), (dict(data=dict(other=True)), 'contents differ'),
     (dict(data=dict(renamed=True)), 'files labels and split differ'), (dict(learner=dict(cbs=[KeepBest('accuracy')])), 'keep best'), (dict(fit=dict(cbs=[KeepBest('accuracy')])), 'keep best')])
 def test_a_checkpoint_of_another_run_is_refused(folder, tmp_path, change, words):
     make = lambda **kwargs: image_dataloaders(folder, 'test_efficientnet', **dict(size=32, bs=8, num_workers=0) | kwargs)
@@ -286,13 +288,14 @@ def same_states(a, b):
     return all(map(torch.equal, weights, weights2)) and steps.equals(steps2) and hps == hps2 and epochs.equals(epochs2)
 
 
-@pytest.fixture(scope='module', params=[0, 2])
+@pytest.fixture(scope='module', params=[(0, 'batches'), (2, 'loss')], ids=str)   # with 'loss' the order is the plain one
 def straight_cycles(request, tmp_path_factory):
     "What makes a learner with so many loader processes, and its states after one cycle and after the next if nobody stops it"
     from fastai.vision.augment import Brightness
-    folder = write_folder(tmp_path_factory.mktemp('cycles')/'data', dict(blue=14, green=14, red=12))
+    folder = write_folder(tmp_path_factory.mktemp('cycles')/'data', dict(blue=22, green=12, red=6))
+    num_workers, balance = request.param
     def make():
-        dls = image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=request.param, batch_tfms=[Brightness(max_lighting=.5)])
+        dls = image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=num_workers, balance=balance, batch_tfms=[Brightness(max_lighting=.5)])
         return seeded(dls, drop_rate=.4)
     learn = cycle(make())
     one = state(learn)

@@ -291,7 +291,7 @@ def with_bs(
 
 # %% ../../nbs/baseline/02_recipes.ipynb #3eb99448
 _OF_TRAINING = (
-    'allow_copies', 'folds', 'fold', 'resize', 'crop', 'flip', 'augment', 'jitter', 'draft', 'max_value',
+    'allow_copies', 'folds', 'fold', 'resize', 'crop', 'flip', 'augment', 'jitter', 'draft', 'max_value', 'balance',
     'micro_batch', 'eval_every', 'checkpoint_every')
 
 @with_options(without=_OF_TRAINING)

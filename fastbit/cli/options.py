@@ -69,6 +69,8 @@ FLAGS = dict(
     flip=Flag('--no-flip', help='disable horizontal flips (e.g. for text)'),
     augment=Flag(metavar='LEVEL', help='random changes of training images: none, light (crop, flip) or strong '
                                        '(larger crops, rotation, brightness, colors) (default: light)'),
+    balance=Flag(metavar='HOW', help='make all classes count alike in training: none, loss (class weights) or '
+                                     'batches (each class drawn equally often) (default: none)'),
     jitter=Flag('--no-jitter', help='disable changes of brightness and color (e.g. where color is the class)'),
     draft=Flag('--full-decode', help='decode large JPEGs at full scale', old=('--no-draft',)),
     cache=Flag('--no-cache', help='do not read or write the cache'),

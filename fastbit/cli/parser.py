@@ -101,7 +101,7 @@ def _add_check(p):
 
 def _add_rule(p):
     pixels = ('resize', 'crop', 'flip', 'augment', 'jitter', 'draft', 'max_value')
-    _add_data(p, without=('allow_copies', 'folds', 'fold', *pixels))
+    _add_data(p, without=('allow_copies', 'folds', 'fold', 'balance', *pixels))
     g = p.add_argument_group('rule')
     add_options(g, TrainOptions, only=('size',))
     add_options(g, BiTRule, without=('eval_every', 'checkpoint_every', 'micro_batch'))

@@ -24,6 +24,7 @@ from fasttransform import Transform
 # %% ../../nbs/data/15_batches.ipynb #81da24bc
 from ..bodies.preprocess import MAX_16_BIT
 from ..core.text import warn_data
+from .balance import BalancedDraw, repeat_numbers
 from .pixels import PixelCache
 from .transforms import ImageFile, read_again
 
@@ -40,11 +41,13 @@ class ImageDL(TfmdDL):
         *,
         seed:int=0,             # Random seed of order and augmentation
         pixels:PixelCache=None, # Cache of decoded images; `None`: files are read each time
+        balanced:BalancedDraw=None, # Draws the images of a pass where it shuffles; `None`: each comes once
         **kwargs                # Arguments of `TfmdDL`
     ):
         super().__init__(dataset, **kwargs)
         self.seed, self.rng, self.pass_seed = seed, random.Random(seed), 0
         self.pixels = pixels
+        self.balanced, self.drawn = balanced, None
         # else torch draws from the global generator whenever a loader starts, and a resumed run starts one more
         self.fake_l.generator = _StatelessGenerator()
 
@@ -57,7 +60,10 @@ class ImageDL(TfmdDL):
         version, numbers, gauss = state
         self.rng.setstate((version, tuple(numbers), gauss))
 
-    def get_idxs(self): return super().get_idxs()[self.first*self.bs:] if self.first else super().get_idxs()
+    def get_idxs(self):
+        "Return the balanced order once per pass; in between, as for fastai's `get_preds`, every image once"
+        order, self.drawn = self.drawn or super().get_idxs(), None
+        return order[self.first*self.bs:] if self.first else order
 
     def wif(self):
         "Ignore Ctrl-C, which reaches every process of a terminal: workers finish their images, then end with it"
@@ -69,7 +75,12 @@ class ImageDL(TfmdDL):
         return {k: v for k, v in vars(self).items() if k not in ('after_batch', 'source')}
 
     def new(self, dataset=None, cls=None, **kwargs):
-        return super().new(dataset, cls, **{'seed': self.seed, 'pixels': self.pixels, **kwargs})
+        balanced = self.balanced if dataset is None or dataset is self.dataset else None   # of these images
+        return super().new(dataset, cls, **{'seed': self.seed, 'pixels': self.pixels, 'balanced': balanced, **kwargs})
+
+    def _number(self, s):
+        "Number of the image of a draw; fastai asks for item `None` to see one"
+        return s if self.balanced is None or s is None else s % self.n
 
     def _file(self, s):
         "Item `s` as an `ImageFile`, if it is a file and its first transform is one of ours"
@@ -90,11 +101,17 @@ class ImageDL(TfmdDL):
         super().randomize()
         if self.pixels is not None: self.pixels.refresh()   # what the workers of the last pass have added
         self.pass_seed = self.rng.getrandbits(64)   # drawn before the workers fork, so they agree
+        if self.balanced is not None and self.shuffle: self.drawn = self._draw()
+
+    def _draw(self) -> list:
+        "Numbers of the images of a pass; the k-th repeat of image i is `i + k*n`, for an augmentation that differs"
+        rows = self.balanced.draw(self.n, np.random.RandomState(self.rng.getrandbits(32)))
+        return (rows + self.n*repeat_numbers(rows)).tolist()
 
     def do_item(self, s):
         state = random.getstate()
         random.seed(f'{self.pass_seed}/{s}')
-        try: return super().do_item(s)
+        try: return super().do_item(self._number(s))
         finally: random.setstate(state)
 
 # %% ../../nbs/data/15_batches.ipynb #5518fad9

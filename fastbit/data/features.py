@@ -27,6 +27,7 @@ from ..core.store import CACHE_GB, RowStore, file_key, make_room, open_store
 from ..core.text import track, warn_data
 from ..core.threads import read_ahead
 from .augment import Augment
+from .balance import BalancedDraw
 from .pixels import PixelCache, common_folder
 from .transforms import ImageFile, draft_size, square_image, train_image
 
@@ -249,9 +250,10 @@ class FeatureDL:
         device='cpu',       # Where batches go
         repeat:int=1,       # Passes over the images in each epoch
         even:bool=False,    # Batches of equal size, within one image? Else the last one has what is left
+        balanced:BalancedDraw=None, # Draws the images of a pass where it shuffles; `None`: each comes once
     ):
         self.rows, self.index, self.targs = features.rows, features.index, targs
-        self.repeat, self.even = repeat, even
+        self.repeat, self.even, self.balanced = repeat, even, balanced
         self.bs, self.shuffle, self.seed = bs, shuffle, seed
         self.device = torch.device(device)
         self.n, self.passes = len(targs), 0
@@ -276,7 +278,8 @@ class FeatureDL:
         if not self.shuffle: return np.arange(self.n), np.zeros(self.n, dtype=int)
         rng = np.random.RandomState([self.seed % 2**32, self.passes])
         self.passes += 1
-        return rng.permutation(self.n), rng.randint(self.index.shape[1], size=self.n)
+        order = rng.permutation(self.n) if self.balanced is None else self.balanced.draw(self.n, rng)
+        return order, rng.randint(self.index.shape[1], size=self.n)
 
     def _rows(self, at):
         if isinstance(self.rows, torch.Tensor): return self.rows[torch.from_numpy(at)]

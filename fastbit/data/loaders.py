@@ -27,6 +27,7 @@ from ..core.checks import check_k_per_class, check_share
 from ..core.fonts import use_fonts_for
 from ..core.text import warn_data
 from .augment import Augment, read_level, resolve_augment
+from .balance import BalancedDraw
 from .batches import ImageDL, PathLabel, ReadImage, resolve_device, default_bs, choose_workers
 from .check import depth_words
 from .copies import copy_numbers
@@ -42,6 +43,11 @@ from ..hyperrule import HyperRule
 from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/data/17_loaders.ipynb #ad4f1c05
+def _class_numbers(table, vocab) -> np.ndarray:
+    "Class number of each training image"
+    number = {label: i for i, label in enumerate(vocab)}
+    return table.label[table.split == 'train'].map(number).to_numpy()
+
 class ImageSetLoaders(DataLoaders):
     "fastai's `DataLoaders` with the `ImageSet` from which they were made"
     image_set = None
@@ -60,6 +66,13 @@ class ImageSetLoaders(DataLoaders):
     def left_out(self) -> pd.DataFrame: return self.image_set.left_out
     @property
     def report(self) -> pd.DataFrame|None: return self.image_set.report
+    @property
+    def balance(self) -> str: return self.image_set.balance
+    @property
+    def class_counts(self) -> np.ndarray|None: # in the order of `vocab`
+        "Training images of each class; `None` for streams, which are not counted"
+        if self.table is None: return None
+        return np.bincount(_class_numbers(self.table, self.vocab), minlength=len(self.vocab))
     @property
     def image_size(self) -> tuple|None: return self.image_set.image_size
     @image_size.setter
@@ -96,9 +109,11 @@ def _make_loaders(images:ImageSet, bs, seed, batch_tfms, loading) -> ImageLoader
     label = [PathLabel(table), SINGLE_LABEL.target(vocab)]
     dsets = Datasets([Path(p) for p in table.path], [[ReadImage(draft_size(pp), pp.max_value)], label], splits=splits)
     workers = choose_workers(loading.num_workers, len(table), loading.device, augment.items)
+    balanced = BalancedDraw(_class_numbers(table, vocab)) if images.balance == 'batches' else None
     made = dsets.dataloaders(
         bs=bs, dl_type=ImageDL, seed=seed, shuffle=True, drop_last=False, device=loading.device, num_workers=workers,
         pixels=PixelCache(pp, table, loading.cache_gb) if loading.cache else None,
+        dl_kwargs=[dict(balanced=balanced), {}],
         after_item=[TrainImage(pp, replace(augment, batches=())), EvalImage(pp), ToTensor()],   # workers get these
         after_batch=[IntToFloatTensor(), *augment.batches, *(batch_tfms or [])])
     dls = ImageLoaders(*made.loaders, path=made.path, device=made.device)
@@ -116,11 +131,14 @@ def table_dataloaders(
     seed:int=0,            # Random seed of shuffling and augmentation
     augment:Augment=Augment(), # From `resolve_augment`
     batch_tfms:list=None,  # fastai batch transforms to add; no normalization
+    balance:str='none',    # As in `DataOptions`
     loading:LoaderOptions, # How images reach the device
 ) -> ImageLoaders: # With `image_set`; a test set is the third loader, `dls[2]`
     "Make fastai `DataLoaders` from a split table, without any check"
     loading = replace(loading, device=resolve_device(loading.device))
-    return _make_loaders(ImageSet(table=table, preprocess=pp, augment=augment), bs, seed, batch_tfms, loading)
+    DataOptions(balance=balance)   # for its error
+    images = ImageSet(table=table, preprocess=pp, augment=augment, balance=balance)
+    return _make_loaders(images, bs, seed, batch_tfms, loading)
 
 # %% ../../nbs/data/17_loaders.ipynb #4f5c35a7
 def check_folds(
@@ -249,5 +267,5 @@ def image_dataloaders(
         rule = HyperRule.for_data(1, images.image_size, size=size)
         pp = preprocess(rule.crop, train_size=rule.resize)
         augment = resolve_augment(data.augment, pp, data.jitter)   # at the size that it gets
-    images = replace(images, preprocess=pp, augment=augment)
+    images = replace(images, preprocess=pp, augment=augment, balance=data.balance)
     return _make_loaders(images, bs or default_bs(pp.size, loading.device), data.seed, batch_tfms, loading)

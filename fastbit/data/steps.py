@@ -19,6 +19,7 @@ from fastai.data.load import fa_collate
 
 # %% ../../nbs/data/21_steps.ipynb #4c90999f
 from ..core.processes import rank_range, world
+from .balance import BalancedDraw
 from .batches import ImageDL
 
 # %% ../../nbs/data/21_steps.ipynb #1127f990
@@ -27,19 +28,24 @@ def _rng(*key):
     return np.random.RandomState([k % 2**32 for k in key])
 
 @lru_cache(maxsize=4)
-def _pass_order(n, i, seed): return _rng(seed, i).permutation(n)
+def _pass_order(n, i, seed, balanced=None):
+    rng = _rng(seed, i)
+    return rng.permutation(n) if balanced is None else balanced.draw(n, rng)
 
 def step_rows(
     step:int,       # Optimizer step, from 0
     n:int,          # Images of the data
     batch_size:int, # Images per step
     seed:int=0,     # Random seed of the order
+    balanced:BalancedDraw=None, # Draws the images of a pass; `None`: each comes once
 ) -> np.ndarray: # `batch_size` numbers from 0 to n-1
     "Draw the images of an optimizer step"
-    if n < batch_size: return _rng(seed, step, 1).randint(n, size=batch_size)
+    if n < batch_size:
+        rng = _rng(seed, step, 1)
+        return rng.randint(n, size=batch_size) if balanced is None else balanced.draw(batch_size, rng)
     at = np.arange(step*batch_size, (step+1)*batch_size)
     passes = range(at[0]//n, at[-1]//n + 1)
-    return np.concatenate([_pass_order(n, i, seed)[at[at//n == i] % n] for i in passes])
+    return np.concatenate([_pass_order(n, i, seed, balanced)[at[at//n == i] % n] for i in passes])
 
 class Mixup(NamedTuple):
     "The mixup of one batch"
@@ -163,7 +169,7 @@ class StepDL(ImageDL):
     def do_item(self, s):
         step, lo = s
         places = self.positions(step).loaded[lo:lo+self.micro]
-        rows = step_rows(step, self.n, self.batch, self.seed)
+        rows = step_rows(step, self.n, self.batch, self.seed, self.balanced)
         return [self._one(step, int(i), int(rows[i])) for i in places]
 
     def _one(self, step, i, row):

@@ -231,9 +231,16 @@ class _Round(NamedTuple):
 
 _OF_FILES = (
     'group', 'time', 'folds', 'fold', 'allow_copies', 'valid_pct', 'test_pct', 'k_per_class',
-    'draft', 'num_workers', 'cache', 'cache_gb')   # not options of streams
+    'draft', 'balance', 'num_workers', 'cache', 'cache_gb')   # not options of streams
 
-@with_options(without=_OF_FILES, crop=True, flip=True)
+def _refuse_balance(unknown):
+    "Say what to do instead of an option that a stream cannot have"
+    if 'balance' not in unknown: return
+    raise ValueError("balance is for files: a stream is read in order, and its classes are not counted before. Set "
+                     "learn.class_weights = class_weights(counts), with the training images per class, or write shards "
+                     "with every class equally often.")
+
+@with_options(refuse=_refuse_balance, without=_OF_FILES, crop=True, flip=True)
 def stream_dataloaders(
     train:ImageStream,    # From `parquet_stream` or `tar_stream`
     valid:ImageStream,    # The same, for validation; made with buffer=0, since it needs no order

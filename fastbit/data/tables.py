@@ -53,6 +53,7 @@ class ImageSet:
     preprocess: Preprocess = None # resizing, and whether crops and flips are allowed; `None`: not decided yet
     augment: Augment = Augment() # what happens to training images
     image_size: tuple = None    # (height, width) of the training image with the median area, pixels; `None`: not measured yet
+    balance: str = 'none'       # how classes of different sizes are made to count alike: 'none', 'loss' or 'batches'
 
 def source_name(
     source:str|Path|pd.DataFrame # As for `read_image_set`

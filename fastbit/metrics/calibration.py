@@ -6,7 +6,7 @@ Docs: https://fastbit.github.io/fastbit/metrics/calibration.html.md"""
 
 # %% auto #0
 __all__ = ['BINS', 'TEMPERATURES', 'PRIOR_IMAGES', 'FEW_IMAGES', 'reliability_table', 'calibration_error', 'brier_scores',
-           'fit_temperature', 'apply_temperature', 'few_images_words']
+           'fit_temperature', 'apply_temperature', 'few_images_words', 'shift_prior']
 
 # %% ../../nbs/metrics/01_calibration.ipynb #ef8bee26
 import numpy as np, pandas as pd, torch, torch.nn.functional as F
@@ -92,3 +92,16 @@ def few_images_words(
 ) -> str: # '' from `FEW_IMAGES` on
     "Note that a temperature is shrunk, where that matters"
     return '' if n >= FEW_IMAGES else f'; only {n}, so it is shrunk towards 1'
+
+# %% ../../nbs/metrics/01_calibration.ipynb #94c4f1f8
+def shift_prior(
+    probs:torch.Tensor, # n x classes
+    old, # Share or count of each class for which the probabilities hold; a number: all classes are equally common
+    new, # The same, where they are used
+) -> torch.Tensor: # n x classes
+    "Adjust probabilities to other shares of the classes"
+    ratio = np.divide(*(np.broadcast_to(np.asarray(o, dtype=float), probs.shape[1]) for o in (new, old)))
+    if not np.isfinite(ratio).all() or (ratio < 0).any() or not ratio.any():
+        raise ValueError("The shares of the classes must be 0 or more, not all 0, and those of the model above 0.")
+    scaled = probs.double()*torch.as_tensor(ratio, device=probs.device)
+    return (scaled/scaled.sum(1, keepdim=True)).to(probs.dtype)

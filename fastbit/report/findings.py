@@ -120,6 +120,8 @@ class Findings:
     @property
     def table(self) -> pd.DataFrame|None: return getattr(self.learn.dls, 'table', None)
     @property
+    def balance(self) -> str: return getattr(self.learn.dls, 'balance', 'none') # as in `DataOptions`
+    @property
     def max_value(self) -> int: return getattr(getattr(self.learn.dls, 'preprocess', None), 'max_value', MAX_16_BIT)
 
     @cached_property

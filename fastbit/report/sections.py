@@ -21,6 +21,7 @@ import pandas as pd
 from .. import __version__
 from ..bodies.model import TransferModel, body_digest
 from ..core.machine import this_machine
+from ..data.balance import MAX_RATIO
 from ..metrics.calibration import few_images_words
 from ..metrics.intervals import effective_size
 from ..metrics.scores import METRIC_WORDS, format_interval, format_score
@@ -108,6 +109,12 @@ class DataSection:
     imbalance: str   # sentence; '': no class has more than twice the images of another
     samples: list    # `Picture`s
 
+def _balance_words(f, n) -> str:
+    "Say how training made classes of different sizes count alike, or name the option that does"
+    if f.balance != 'none': return f" Training made all classes count alike (balance='{f.balance}')."
+    if n.max() <= MAX_RATIO*n.min(): return ''
+    return " To train for the recall of all classes alike, use balance='loss' (--balance loss)."
+
 def _data(f) -> DataSection|None:
     "Count images; `None` for loaders without a table"
     table = f.table
@@ -121,7 +128,7 @@ def _data(f) -> DataSection|None:
         splits=[names[s] for s in splits],
         rows=[(label, *row, int(n[label])) for label, row in zip(counts.index, counts.values.tolist())],
         total=counts.sum().tolist() + [int(n.sum())],
-        imbalance=imbalance if n.max() > 2*n.min() else '',
+        imbalance=imbalance + _balance_words(f, n) if n.max() > 2*n.min() else '',
         samples=class_samples(f))
 
 # %% ../../nbs/report/05_sections.ipynb #e1208e16
@@ -194,6 +201,7 @@ def _sections(f) -> dict:
         cams=cam_pictures(f),
         reliability=reliability_picture(f),
         temperature=f.temperature,
+        equal_classes=f.balance != 'none',
         curves=curve_pictures(f),
         phases=_records(f.phases),
         data=_data(f),

@@ -22,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 # %% ../../nbs/studies/01_detect.ipynb #060f7cb2
 from ..bodies.preprocess import MAX_16_BIT
+from ..data.balance import MAX_RATIO
 from ..data.check import depth_words
 from ..data.decode import LARGE, open_image, read_image
 from ..metrics.task import SINGLE_LABEL
@@ -32,6 +33,7 @@ class Kind(NamedTuple):
     "A kind of issue"
     title: str
     advice: str # what it means and what to do
+    hint: str = '' # the same in a few words, for a terminal
 
 KINDS = dict(   # the most serious first
     unreadable=Kind('Cannot be read', 'Training skips these files. Download them again, or delete them.'),
@@ -71,7 +73,9 @@ KINDS = dict(   # the most serious first
     odd_size=Kind('Odd size', 'Much larger or smaller than the others: does it belong here?'),
     imbalance=Kind(
         'Class imbalance',
-        'The model will favor the large classes. Read the recall per class in the report, not only the accuracy.'),
+        'The model will favor the large classes. Read the recall per class in the report, not only the accuracy. '
+        "To train for the recall of all classes alike, use balance='loss' (--balance loss).",
+        hint="balance='loss' (--balance loss) makes all classes count alike"),
     few=Kind('Few images', 'A class with so few images is hardly learned, and its accuracy hardly measured.'))
 
 class Issue(NamedTuple):
@@ -92,7 +96,6 @@ class Issue(NamedTuple):
 
 # %% ../../nbs/studies/01_detect.ipynb #43408ec2
 MIN_SIDE = 24    # pixels; an image with a shorter side is tiny
-MAX_RATIO = 10   # images of the largest class per image of the smallest
 MIN_IMAGES = 10  # images per class; with fewer, a held-out fifth is at most two images
 
 def _orientation(path) -> int:

@@ -129,7 +129,8 @@ class DataCheck(ShownOnce):
         lines = [f'{self.data}: {self.n} images, {self.classes} classes; {self._count}']
         if self.source: lines.append(f'  source: {self.source}')
         for kind, part in self._by_kind:
-            lines.append(f'  {KINDS[kind].title.lower()}: {len(part)}')
+            hint = f'; {KINDS[kind].hint}' if KINDS[kind].hint else ''
+            lines.append(f'  {KINDS[kind].title.lower()}: {len(part)}{hint}')
             lines += [f'    {self._line(r)}' for r in part.head(3).itertuples()]
             if len(part) > 3: lines.append(f'    … and {len(part)-3} more')
         if self.passed: lines.append(f'  passed: {self._passed}')

@@ -129,7 +129,8 @@ class _Draws:
         whole, seed, o = self.whole, self.seed + repeat, self.loaders
         caching = dict(cache=o.cache, cache_gb=o.cache_gb)
         loading = dict(bs=whole.bs, num_workers=o.num_workers, device=whole.device)
-        dls = table_dataloaders(table, whole.preprocess, seed=seed, augment=whole.augment, **loading, **caching)
+        how = dict(augment=whole.augment, balance=whole.balance)
+        dls = table_dataloaders(table, whole.preprocess, seed=seed, **how, **loading, **caching)
         dls.image_size = whole.image_size
         set_seed(seed)
         learn = transfer_learner(dls, self.body.arch, self.body.weights, metrics=accuracy)

@@ -89,7 +89,7 @@ class Bench:
         split = dict(seed=o.seed, valid_pct=o.valid_pct, test_pct=o.test_pct, k_per_class=o.k_per_class)
         pixels = dict(size=self.size, flip=o.flip, crop=o.crop, max_value=o.max_value)
         # older boards have no such settings
-        later = ('augment', 'jitter', 'group', 'time', 'allow_copies')
+        later = ('augment', 'jitter', 'group', 'time', 'allow_copies', 'balance')
         pixels |= {k: getattr(o, k) for k in later if getattr(o, k) != getattr(DataOptions, k)}
         machine = dict(num_workers=self.loaders.num_workers, device=self.loaders.device)
         return split | pixels | machine | vars(self.table)

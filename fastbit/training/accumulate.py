@@ -46,7 +46,8 @@ def _check_loss(loss_func, micro_batch, whole):
     from_micro = f"cannot be computed from micro-batches of {micro_batch}. {whole}"
     ignored, reduction = getattr(loss, 'ignore_index', -100), getattr(loss, 'reduction', 'mean')
     if getattr(loss, 'weight', None) is not None:
-        raise ValueError(f"The loss weights its classes, and a weighted mean {from_micro}remove the weights.")
+        raise ValueError(f"The loss weights its classes, and a weighted mean {from_micro}use balance='loss' instead: "
+                         "it weighs images, which adds up.")
     if ignored >= 0:
         raise ValueError(f"The loss ignores class {ignored}, and a mean over the other images {from_micro}"
                          "remove ignore_index.")

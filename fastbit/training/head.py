@@ -36,6 +36,7 @@ from ..core.options import options_by_name
 from ..core.restore import preserved_rng, temp_attrs
 from ..core.store import CACHE_GB
 from ..core.text import warn_data
+from ..data.balance import class_weights
 from ..data.features import FeatureDL, Features, feature_shape, frozen_features
 from ..data.batches import ImageDL
 from ..metrics.losses import logistic_weights
@@ -211,6 +212,7 @@ def _loader_features(learn, dl, n, gb, views) -> tuple: # (features, class numbe
 def _on_features(learn, n, features, labels, **how):
     "Inside, the learner's data are features, and its model begins with the first stage that trains"
     dls, seed, device = learn.dls, getattr(learn.dls.train, 'seed', 0), learn.model.mean.device
+    how |= dict(balanced=getattr(dls.train, 'balanced', None))
     train, valid = [FeatureDL(f, y, dls.bs, shuffle=i == 0, seed=seed, device=device, **(how if i == 0 else {}))
                     for i, (f, y) in enumerate(zip(features, labels))]
     inner = DataLoaders(train, valid, path=dls.path, device=device)
@@ -291,12 +293,20 @@ def _units(learn) -> np.ndarray:
     y = _labels(learn.dls.train).numpy()
     return groups if min(len(np.unique(groups[y == c])) for c in np.unique(y)) > 1 else single
 
+def _weights(learn, y) -> np.ndarray|None:
+    "Class weights of logistic regression: those of the loss, times those that balance the images"
+    of_loss, balancing = logistic_weights(learn.loss_func, learn.n_out), learn.class_weights
+    # there are no batches to draw: weights have the same expectation
+    if learn.dls.train.balanced is not None: balancing = class_weights(np.bincount(y, minlength=learn.n_out))
+    given = [w for w in (of_loss, balancing) if w is not None]
+    return np.prod(given, axis=0) if given else None
+
 def _solve(learn, features, y, units):
     "Set the classifier to logistic regression on `features`, and measure it"
     head, n_images, views = learn.model.net.get_classifier(), *features.index.shape
     x = features.rows[features.index.ravel()].reshape(features.index.size, -1)
     images = np.repeat(np.arange(n_images), views)
-    weights = logistic_weights(learn.loss_func, learn.n_out)
+    weights = _weights(learn, y)
     seed = getattr(learn.dls.train, 'seed', 0)
     fit = logistic_head(x, y.numpy()[images], learn.n_out, groups=units[images], seed=seed, weights=weights)
     with torch.no_grad():

@@ -42,6 +42,7 @@ def describe_data(
     augment = getattr(dls, 'augment', None)
     if augment and augment.key != ():   # older checkpoints have no such line
         about['augment'] = augment.description(dls.preprocess)
+    if (balance := getattr(dls, 'balance', 'none')) != 'none': about['balance'] = balance
     if stream := getattr(train, 'stream', None):
         about |= dict(stream=stream.made_from, preprocessing=asdict(dls.preprocess))
     table, report = getattr(dls, 'table', None), getattr(dls, 'report', None)
@@ -66,6 +67,8 @@ def describe_run(
     keep_best = [f'{cb.monitor}, patience {cb.patience}' for cb in watched]
     described = [cb.description for cb in (*learn.cbs, *cbs) if getattr(type(cb), 'description', None)]
     if described: training['callbacks'] = described
+    weights = getattr(learn, 'class_weights', None)
+    if weights is not None: training['class_weights'] = [float(f'{w:.6g}') for w in weights]
     training = dict(loss=describe_loss(learn.loss_func), keep_best=keep_best, fastbit=__version__, **training)
     run = dict(data=describe_data(learn.dls), body=body, **how, training=training)
     return json.loads(json.dumps(run))   # as it is read from a file

@@ -32,6 +32,8 @@ from ..core.options import options_by_name
 from ..core.arguments import LEARNER_HABITS, refuse_unknown
 from ..core.fonts import use_fonts_for
 from ..core.text import is_interactive, warn_data
+from ..data.balance import class_weights
+from ..metrics.losses import BalancedLoss
 from ..metrics.task import SINGLE_LABEL
 from .callbacks import CurveRecorder, History, PlainLog, RarelyProgress
 from .checks import check_images_in, check_loaders
@@ -178,6 +180,8 @@ def transfer_learner(
     device = getattr(dls, 'device', None)
     SINGLE_LABEL.check_metrics(metrics, n_out)
     loss_func = SINGLE_LABEL.resolve_loss(loss_func, n_out, device or 'cpu')
+    weights = class_weights(dls.class_counts) if getattr(dls, 'balance', 'none') == 'loss' else None
+    if weights is not None: BalancedLoss(loss_func, weights)   # for its error
 
     use_fonts_for(getattr(dls, 'vocab', None) or ())
     net = body.build(n_out, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
@@ -190,7 +194,7 @@ def transfer_learner(
     if grad_checkpointing: net.set_grad_checkpointing(True)
     learn.precision = fast_precision(model.mean.device) if precision == 'auto' else precision
     if learn.precision != 'float32': learn.add_cb(DevicePrecision(learn.precision))
-    learn.arch, learn.weights_source = arch, body.weights
+    learn.class_weights, learn.arch, learn.weights_source = weights, arch, body.weights
     learn.body_settings = dict(
         arch=body.name, classes=n_out, bn=bn, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
         precision=learn.precision)

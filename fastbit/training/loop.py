@@ -11,7 +11,7 @@ __all__ = ['DividedLoaders', 'Loop']
 from contextlib import contextmanager, nullcontext
 
 # %% ../../nbs/training/08_loop.ipynb #7355bd72
-import torch
+import numpy as np, torch
 from fastai.callback.core import CancelBatchException, CancelEpochException
 from fastai.callback.progress import ShowGraphCallback
 from fastai.learner import Learner
@@ -27,6 +27,7 @@ from ..data.features import FeatureDL
 from ..data.batches import ImageDL
 from ..data.shared import RankBatch, rank_loader, shared_outputs
 from ..data.steps import StepBatch
+from ..metrics.losses import BalancedLoss, check_class_weights
 from ..metrics.task import SINGLE_LABEL
 from .accumulate import accumulate_step, check_accumulation
 from .checks import check_batches, check_mixing, check_norms
@@ -50,6 +51,20 @@ class Loop(Learner):
     fold_difference = None  # largest relative difference of the last folded inference; `None`: it was not folded
 
     @property
+    def class_weights(self) -> np.ndarray|None:
+        "Weight of the images of each class in training; `None`: all weigh 1. Validation measures the plain loss"
+        return self.__dict__.get('class_weights')
+
+    @class_weights.setter
+    def class_weights(self, weights):
+        self.__dict__['class_weights'] = None if weights is None else check_class_weights(weights, self.n_out)
+
+    def balanced_loss(self) -> BalancedLoss|None: # `None`: training minimizes `loss_func`
+        "Return the loss that training minimizes with `class_weights`; raise `ValueError` if it cannot have them"
+        if self.class_weights is None: return None
+        return BalancedLoss(self.loss_func, self.class_weights, next(self.model.parameters()).device)
+
+    @property
     def position(self) -> Position:
         "Return where the fit is"
         return Position.of(self)
@@ -67,6 +82,7 @@ class Loop(Learner):
         check_batches(self.dls.train)
         self.check_norms()
         self.loss_func = self.loss_func   # class weights go where the model has gone since
+        self.balanced_loss()   # for its error
         SINGLE_LABEL.check_metrics(self.metrics, self.n_out)
         check_mixing(self, cbs)
         self.run_fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
@@ -123,6 +139,11 @@ class Loop(Learner):
     # An epoch
 
     def _do_epoch_train(self):
+        loss = self.balanced_loss()
+        # callbacks that smooth labels or mix images wrap this loss in theirs, and unwrap it before validation
+        with nullcontext() if loss is None else temp_attrs(self, loss_func=loss): self._train_batches()
+
+    def _train_batches(self):
         # features of a frozen body are in the memory of every process, and steps of a rule divide themselves
         whole = world() == 1 or self.position.counts_steps or isinstance(self.dls.train, FeatureDL)
         if whole: return super()._do_epoch_train()

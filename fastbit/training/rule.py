@@ -24,6 +24,7 @@ from ..core.options import options_by_name
 from ..core.checks import resolve_steps
 from ..core.processes import is_writer
 from ..core.text import warn_data
+from ..data.balance import weight_range
 from ..data.check import header_sizes, median_size
 from ..data.split import training_size
 from ..data.steps import step_loader
@@ -40,7 +41,7 @@ def rule_differences(
     rule:HyperRule, # To follow
 ) -> list[str]: # A sentence each
     "List how a run by `rule` would differ from the authors', besides the rule's own numbers"
-    return [*_body_differences(learn), *_data_differences(learn.dls, rule)]
+    return [*_body_differences(learn), *_data_differences(learn.dls, rule), *_balance_differences(learn)]
 
 def _body_differences(learn) -> list[str]:
     found, model, settings = [], learn.model, learn.body_settings
@@ -50,6 +51,14 @@ def _body_differences(learn) -> list[str]:
         found.append(f"BatchNorm, which BiT does not have, is not trained (bn='{model.bn}')")
     if settings.get('drop_rate') or settings.get('drop_path_rate'):
         found.append('dropout or drop path is on; the authors use none')
+    return found
+
+def _balance_differences(learn) -> list[str]:
+    "List what makes classes of different sizes count alike; the authors' images do"
+    found, weights = [], learn.class_weights
+    if weights is not None: found.append(f'{weight_range(weights)} in the loss; the authors weigh all images alike')
+    if getattr(learn.dls.train, 'balanced', None) is not None:
+        found.append('every class is drawn equally often; the authors draw every image equally often')
     return found
 
 def _data_differences(dls, rule) -> list[str]:
@@ -204,6 +213,7 @@ def _unfreeze_for(learn, rule, cbs):
     try:
         check_accumulation(learn.model, learn.loss_func, learn.micro_batch, rule.batch_size, [*learn.cbs, *cbs])
         learn.check_norms(rule.batch_size)   # every step has as many images
+        learn.balanced_loss()   # for its error
     except ValueError:
         learn.freeze_to(n_frozen)
         raise

@@ -35,6 +35,7 @@ from ..core.processes import is_writer
 from ..core.store import CACHE_GB
 from ..core.text import warn_data
 from ..data.steps import mixup_draw
+from ..metrics.losses import BalancedLoss
 from .checkpoint import EpochCheckpoint, Resume, check_checkpoint, checkpoint_lock
 from .head import _batch_transforms, _features, _on_features, _print_features
 from .head import can_draw_views, check_head_options
@@ -50,6 +51,8 @@ def smoothed_loss(
     "Make cross-entropy with label smoothing, and the class weights of `loss_func`; raise `ValueError` for another loss"
     if not 0 <= smoothing < 1:
         raise ValueError(f"label_smoothing={smoothing!r}: a share of the target, from 0 to below 1.")
+    if isinstance(loss_func, BalancedLoss):   # outside: the weight is the image's, not that of the smoothed classes
+        return loss_func.with_loss(smoothed_loss(loss_func.func, smoothing))
     if type(loss_func) is not CrossEntropyLossFlat:
         raise ValueError(f"label_smoothing={smoothing:g} is for cross-entropy, and loss_func is another loss. "
                          "Pass label_smoothing=0.")
