@@ -127,12 +127,13 @@ def chromium(dark=False):
 
 
 def look_at(page: Path, width: int, dark=False) -> dict:
-    "Open a page in headless Chromium and say what went wrong: {errors, broken pictures, pixels wider than the window, requests}"
+    "Open a page in headless Chromium and say what went wrong: {errors, broken pictures, pixels wider than the window, requests}, with what is folded opened"
     with chromium(dark) as browser:
         browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=False))   # windows are not made narrower than 500
         browser.get(Path(page).resolve().as_uri())
         browser.execute_async_script('const done = arguments[0]; Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => done())')
         run = browser.execute_script
+        folded = run('return [...document.querySelectorAll("details:not([open])")].map(d => { d.open = true; return d.querySelector("summary").innerText })')
         requests = [r for line in browser.get_log('performance') if '"Network.requestWillBeSent"' in line['message'] for r in [__import__('json').loads(line['message'])['message']['params']['request']['url']] if not r.startswith(('data:', 'file:'))]
         return dict(errors=[o['message'] for o in browser.get_log('browser') if o['level'] in ('SEVERE', 'WARNING')], pictures=run('return document.images.length'), broken=run('return [...document.images].filter(i => !i.naturalWidth).map(i => i.alt)'),
-                    too_wide=run('return document.documentElement.scrollWidth - window.innerWidth'), requests=requests, text=run('return document.body.innerText'))
+                    too_wide=run('return document.documentElement.scrollWidth - window.innerWidth'), requests=requests, folded=folded, text=run('return document.body.innerText'))

@@ -1,10 +1,11 @@
 "Faults that were put in are found, with the recall and the precision that the documentation states, and nothing is changed"
-import os, shutil
+import os, re, shutil
 
 import numpy as np, pandas as pd, pytest
 from PIL import Image, ImageDraw
 
 from fastbit.studies import check_data, label_table
+from fastbit.studies.detect import KINDS
 from conftest import look_at, run_fastbit
 
 COLOURS = dict(bird='#1f77b4', cat='#d62728', fox='#2ca02c', owl='#9467bd')
@@ -93,6 +94,9 @@ def test_a_clean_folder_has_nothing_to_see_and_the_command_says_so(planted, tmp_
         for i in range(30): drawing(label, i).save(tmp_path/'data'/label/f'{i}.png')
     run = run_fastbit('check', 'data', '--no-labels', cwd=tmp_path)
     assert run.returncode == 0 and 'nothing found' in run.stdout, run.stdout + run.stderr
+    passed, unchecked = (re.search(rf'{what}: (.*)', run.stdout)[1] for what in ('passed', 'not checked'))
+    assert {'unreadable files', 'duplicates', 'dark images', 'classes with few images'} <= set(passed.split(', ')) and 'label errors' not in passed
+    assert unchecked == 'duplicates across splits (the data has no split); label errors, images that may belong to groups (turned off)'
     (tmp_path/'data'/'fox'/'cut.png').write_bytes(b'x')
     run = run_fastbit('check', 'data', '--no-labels', '--out', 'seen', cwd=tmp_path)
     assert run.returncode == 1 and 'cannot be read: 1' in run.stdout
@@ -120,9 +124,19 @@ def test_a_wrong_copy_does_not_vouch_for_itself():
     assert together.wrong[:6].all() and (together.suggested[:6] == 'a').all()
 
 
+def test_what_passed_is_neither_found_nor_unchecked(planted, checked):
+    found = set(checked.rows.kind)
+    assert not found & set(checked.passed) and {'dark', 'blurry', 'imbalance'} <= set(checked.passed)
+    assert checked.unchecked == ('images that may belong to groups (the data has a split)',)
+    assert set(KINDS) - found - set(checked.passed) == {'groups'}
+    html = (checked.out/'check.html').read_text()
+    assert '<b>Passed:</b> ' in html and 'blurry images' in html and '<b>Not checked:</b> images that may' in html
+
+
 def test_what_most_images_are_is_no_fault_of_any(tmp_path):
     for label in ('bird', 'fox'):
         (tmp_path/label).mkdir()
         for i in range(12): drawing(label, i).resize((20, 16)).save(tmp_path/label/f'{i}.png')
     res = check_data(tmp_path, labels=False, verbose=False)
     assert not (res.rows.kind == 'tiny').any() and 'tiny (24 of 24 images)' in res.skipped and res.skipped in str(res)
+    assert 'tiny' not in res.passed

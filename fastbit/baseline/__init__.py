@@ -1,5 +1,6 @@
 "One call: from images to a measured baseline"
 from ..config import Auto, BiTRule, HeadOnly, OneCycle
+from .advice import Advice, Commands, RunFigures, what_helps
 from .auto import Decision, Situation, decide
 from .budget import TimeLimit, parse_budget
 from .phases import HeadPhase, OneCyclePhase, RulePhase, UpperPhase
@@ -9,7 +10,7 @@ from .result import BaselineResult, Measured
 from .run import Run, baseline
 
 __all__ = [
-    'Auto', 'baseline', 'BaselineResult', 'BiTRule', 'decide', 'Decision', 'folder_rule', 'head_phases', 'HeadOnly',
-    'HeadPhase', 'Measured', 'OneCycle', 'onecycle_phases', 'OneCyclePhase', 'parse_budget', 'Plan', 'RulePhase',
-    'Run', 'Situation', 'TimeLimit', 'UpperPhase',
+    'Advice', 'Auto', 'baseline', 'BaselineResult', 'BiTRule', 'Commands', 'decide', 'Decision', 'folder_rule',
+    'head_phases', 'HeadOnly', 'HeadPhase', 'Measured', 'OneCycle', 'onecycle_phases', 'OneCyclePhase',
+    'parse_budget', 'Plan', 'RulePhase', 'Run', 'RunFigures', 'Situation', 'TimeLimit', 'UpperPhase', 'what_helps',
 ]

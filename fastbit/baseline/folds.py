@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 # %% ../../nbs/baseline/08_folds.ipynb #42e09aac
+from .next_steps import next_steps
 from .phases import HeadPhase
 from .plan import Plan
 from .result import BaselineResult, Folds, Measured, log_probs
@@ -205,16 +206,18 @@ class FoldsRun:
         folds = Folds(
             accuracies=[self.outputs[k].accuracy for k in range(1, self.n + 1)], members=folders, model=model,
             trained_on=digest_sketch(digests) if len(digests) else None, test=self._test(model, learn))
+        settings = self.options.settings()
+        advice = next_steps(learn, measured, settings, first.curve, risk=first.risk, worth=FOLDS_WORTH)
         findings = Findings(
             learn=learn, probs=measured.probs, targs=measured.targs, paths=pooled.rows.path.tolist(),
             groups=measured.groups, title=plan.data, plan=str(plan), tta=measured.gain, worth=FOLDS_WORTH,
             temperature=measured.temperature, left_out=pd.concat([learn.dls.left_out, learn.dls.skipped]),
-            seed=plan.seed, command=run_command(self.options.settings()), n_models=self.n, metric=metric,
-            known=measured.evaluation)
+            seed=plan.seed, command=run_command(settings), n_models=self.n, metric=metric,
+            known=measured.evaluation, learning_curve=first.curve, advice=tuple(advice))
         seconds = {k: pooled.seconds[k] for k in ('training', 'evaluation')}
         return BaselineResult(
             plan=plan, measured=measured, risk=first.risk, findings=findings, epochs=learn.history.epochs,
-            steps=learn.history.steps, seconds=seconds, settings=self.options.settings(), folds=folds)
+            steps=learn.history.steps, seconds=seconds, settings=settings, folds=folds)
 
     def _test(self, model, learn) -> Evaluation|None:
         "Measure all models together on the test set"

@@ -7,6 +7,9 @@ Docs: https://fastbit.github.io/fastbit/report/figures.html.md"""
 # %% auto #0
 __all__ = ['plot_losses', 'plot_rates', 'plot_lr_find', 'plot_confusion', 'plot_reliability']
 
+# %% ../../nbs/report/01_figures.ipynb #d8768ab5
+from collections import Counter
+
 # %% ../../nbs/report/01_figures.ipynb #6db61f0e
 import numpy as np, pandas as pd
 from matplotlib import rcParams
@@ -139,13 +142,18 @@ def most_confused(
     chosen = np.sort(np.argsort(-wrong, kind='stable')[:n])
     return matrix[np.ix_(chosen, chosen)], [classes[i] for i in chosen]
 
+def _shortened(text, starts) -> str:
+    "Cut a long name at its end, or in its middle if another begins alike"
+    if len(text) <= 18: return text
+    return f'{text[:17]}…' if starts[text[:17]] == 1 else f'{text[:9]}…{text[-8:]}'
+
 def drawable(
     names # Names of classes
 ) -> list[str]: # At most 18 characters each; `no. 3` for the third name if no installed font has its characters
     "Shorten or replace names so that a figure can show them"
     lost = missing_characters(names, font_families(names))
-    shorten = lambda text: text if len(text) <= 18 else f'{text[:17]}…'
-    return [f'no. {i}' if lost & set(str(c)) else shorten(str(c)) for i, c in enumerate(names, 1)]
+    starts = Counter(str(c)[:17] for c in names)
+    return [f'no. {i}' if lost & set(str(c)) else _shortened(str(c), starts) for i, c in enumerate(names, 1)]
 
 # %% ../../nbs/report/01_figures.ipynb #9288c74f
 def plot_confusion(

@@ -56,12 +56,13 @@ def confused_pairs(
     targs,   # n class numbers
     preds,   # n class numbers
     n:int=8, # Pairs at most
+    least:int=1, # Images of a pair
 ) -> list[tuple]: # (true class, predicted class, numbers of the images)
     "List which class was predicted for which, most images first"
     both = pd.DataFrame(dict(true=np.asarray(targs), predicted=np.asarray(preds)))
     groups = both[both.true != both.predicted].groupby(['true', 'predicted']).groups
     most_first = sorted(groups.items(), key=lambda o: -len(o[1]))
-    return [(int(t), int(p), [int(i) for i in rows]) for (t, p), rows in most_first[:n]]
+    return [(int(t), int(p), [int(i) for i in rows]) for (t, p), rows in most_first[:n] if len(rows) >= least]
 
 # %% ../../nbs/report/03_findings.ipynb #55f1be0b
 def _common_folder(items) -> Path|None:
@@ -110,6 +111,9 @@ class Findings:
     command: str = ''        # Python call or command that repeats the run
     metric: str = 'accuracy' # headline of the run, a key of `METRIC_WORDS`
     known: Evaluation = None # of these predictions; `None`: computed here
+    head_accuracy: float = None # of the classifier on the frozen body, on the validation images; `None`: unknown, or that is the model
+    learning_curve: object = None # of linear probes on the training images; `None`: unknown
+    advice: tuple = ()       # what would help: pieces with text and command, the most helpful first
 
     @property
     def classes(self) -> list: return [str(c) for c in self.learn.dls.vocab]

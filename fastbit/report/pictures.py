@@ -57,9 +57,9 @@ class ConfusedPair:
     pictures: list # `Picture`s of some of them
 
 def confused_examples(f:Findings, shown=4) -> list[ConfusedPair]:
-    "Show the most confused pairs of classes, with examples"
+    "Show the most confused pairs of classes, with examples; mistakes that happened once are not a pattern"
     pairs = []
-    for t, p, rows in confused_pairs(f.targs, f.predicted):
+    for t, p, rows in confused_pairs(f.targs, f.predicted, least=2):
         true, predicted = f.classes[t], f.classes[p]
         alt = f'An image of class {true}, predicted as {predicted}'
         examples = rows[:shown] if f.paths else []
@@ -126,7 +126,7 @@ def confusion_picture(f:Findings) -> Picture:
     alt = f'Confusion matrix of {len(classes)} classes: {n_right} of {len(f.targs)} on the diagonal'
     for t, p, rows in confused_pairs(f.targs, f.predicted, 3):
         alt += f', {len(rows)} of {classes[t]} predicted as {classes[p]}'
-    caption = 'Rows: true class; columns: predicted class'
+    caption = 'Rows: true class; columns: predicted class. Numbers: images; colors: their share of the true class'
     if len(classes) > MAX_PLOTTED_CLASSES: caption += f'; the {MAX_PLOTTED_CLASSES} classes with the most mistakes'
     return _figure(plot_confusion(matrix, classes), alt, caption + _undrawn(matrix, classes))
 

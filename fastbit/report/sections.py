@@ -25,6 +25,7 @@ from ..metrics.calibration import few_images_words
 from ..metrics.intervals import effective_size
 from ..metrics.scores import METRIC_WORDS, format_interval, format_score
 from .findings import Findings, class_table, data_name
+from .headline import accuracy_sentence, baseline_sentences, guessing, interval_words, worst_class
 from .page import Report, percent, percent_interval, render_page
 from .pictures import cam_pictures, class_samples, confused_examples, confusion_picture, curve_pictures
 from .pictures import highest_loss, reliability_picture
@@ -152,9 +153,33 @@ def _tta(f) -> list|None:
     if f.tta is None or 'TTA' not in f.tta.index: return None
     return _records(f.tta.reset_index())
 
+def _first_lines(f) -> dict:
+    "The first lines: what to expect, compared with what, and the worst class"
+    ev, table = f.evaluation, f.table
+    n_groups = ev.n_groups if getattr(getattr(f.learn.dls, 'image_set', None), 'grouped_by', '') else None
+    images = 'test' if f.part == 'test' else 'held-out'
+    trained = None if table is None else table.label[table.split == 'train']
+    most_frequent = guessing([f.classes[t] for t in f.targs], trained)
+    return dict(
+        expected=accuracy_sentence(ev.low, ev.high, ev.n, images, n_groups),
+        compared=baseline_sentences(*most_frequent, f.head_accuracy, on_validation=f.part == 'test'),
+        worst=worst_class(class_table(f.targs, f.predicted, f.classes)))
+
+def _curve_words(f) -> str:
+    "What the linear probes scored; '': there were none"
+    c = f.learning_curve
+    if c is None: return ''
+    scores = ', '.join(f'{a:.1%} with {n}' for n, a in zip(c.images, c.accuracies))
+    return ('Linear probes on the features of the frozen body, tested by cross-validation on training images: '
+            f'{scores} images. Band of the gain from twice the {c.n} training images: '
+            f'{100*c.twice.low:+.1f} to {100*c.twice.high:+.1f} points (90%).')
+
 def _sections(f) -> dict:
     "All values of `templates/report.html`"
     return dict(
+        **_first_lines(f),
+        advice=f.advice,
+        curve_words=_curve_words(f),
         evaluation=f.evaluation,
         headline=_headline(f),
         part=_part_words(f),
@@ -183,8 +208,10 @@ def _headline(f) -> MetricRow|None:
 
 def _title(f) -> str:
     name, metric = f.title or data_name(f.learn.dls) or 'Images', _headline(f)
-    if metric: return f'{name}: {metric.name} {metric.value}'
-    return f'{name}: {f.evaluation.accuracy:.1%} accuracy'
+    ev = f.evaluation
+    interval = f' (95% CI {metric.interval})' if metric and metric.interval else ''
+    if metric: return f'{name}: {metric.name} {metric.value}{interval}'
+    return f'{name}: {ev.accuracy:.1%} accuracy (95% CI {interval_words(ev.low, ev.high)})'
 
 def _part_words(f) -> str: return dict(valid='validation', test='test')[f.part]
 

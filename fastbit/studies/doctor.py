@@ -57,6 +57,16 @@ def unused_issues(
     return [Issue('unused', path, '', '', detail=reason) for path, reason in skipped if is_odd(reason)]
 
 # %% ../../nbs/studies/02_doctor.ipynb #0660ca3f
+_NAMES = dict(   # in a list, where a title is no noun
+    unreadable='unreadable files', truncated='truncated files', label='label errors', rotated='images rotated by EXIF',
+    depth='16-bit images on a wrong scale', tiny='tiny images', dark='dark images', light='overexposed images',
+    blurry='blurry images', low_information='almost empty images', odd_size='images of odd size',
+    few='classes with few images')
+
+def kind_name(kind) -> str:
+    "Name a kind of issue in a list"
+    return _NAMES.get(kind, KINDS[kind].title.lower())
+
 @dataclass(frozen=True)
 class IssueCard:
     "An issue on the page: its images, with words below"
@@ -85,6 +95,8 @@ class DataCheck(ShownOnce):
     n: int             # images
     classes: int       # number of classes
     skipped: str = ''  # what is not listed, and why
+    passed: tuple = () # kinds of issues that were looked for and not found
+    unchecked: tuple = () # what was not looked for, and why, in words
     out: Path = None   # folder of `check.csv` and `check.html`
     source: str = ''   # folder or columns that were used
     max_value: int = MAX_16_BIT # as for `read_image`
@@ -100,6 +112,9 @@ class DataCheck(ShownOnce):
 
     @property
     def _count(self) -> str: return f'{len(self.rows)} issues' if self.found else 'nothing found'
+
+    @property
+    def _passed(self) -> str: return ', '.join(map(kind_name, self.passed))
 
     @staticmethod
     def _line(r) -> str:
@@ -117,6 +132,8 @@ class DataCheck(ShownOnce):
             lines.append(f'  {KINDS[kind].title.lower()}: {len(part)}')
             lines += [f'    {self._line(r)}' for r in part.head(3).itertuples()]
             if len(part) > 3: lines.append(f'    … and {len(part)-3} more')
+        if self.passed: lines.append(f'  passed: {self._passed}')
+        if self.unchecked: lines.append(f'  not checked: {"; ".join(self.unchecked)}')
         if self.skipped: lines.append(f'  not listed: {self.skipped}')
         if self.out: lines.append(f'files: {self.out}')
         return '\n'.join(lines)
@@ -139,6 +156,8 @@ class DataCheck(ShownOnce):
             classes=self.classes,
             version=__version__,
             skipped=self.skipped,
+            passed=self._passed,
+            unchecked=self.unchecked,
             sections=sections)
 
     def save(self,
@@ -151,12 +170,33 @@ class DataCheck(ShownOnce):
         write_text(self.out/'check.html', self.html())
 
 # %% ../../nbs/studies/02_doctor.ipynb #8af3b615
-def _without_usual(issues, n) -> tuple[list, list]: # The other issues; what is not listed, in words
+def _without_usual(issues, n) -> tuple[list, list, list]: # The other issues; what is not listed, in words; its kinds
     "Drop issues that more than half of the images have"
     counts = pd.Series([o.kind for o in issues]).value_counts()
     usual = [k for k in ('tiny', *ODD_KINDS) if counts.get(k, 0) > n/2]
     words = [f'{KINDS[k].title.lower()} ({counts[k]} of {n} images)' for k in usual]
-    return [o for o in issues if o.kind not in usual], words
+    return [o for o in issues if o.kind not in usual], words, usual
+
+_OF_FILES = ('unreadable', 'truncated', 'unused', 'imbalance', 'few')   # kinds that need no pixels
+_OF_LABELS = ('label', 'groups', 'copy_other_label')   # kinds that need two classes
+_OF_PIXELS = tuple(k for k in KINDS if k not in _OF_FILES)
+
+def _unchecked(table, good, labels) -> dict: # Kind -> why it was not looked for
+    "Find what the data or the options leave unchecked"
+    if good.empty: return dict.fromkeys(_OF_PIXELS, 'no image can be read')
+    why = {}
+    if table.split.nunique() < 2: why['copy_across_splits'] = 'the data has no split'
+    if good.label.nunique() < 2: why |= dict.fromkeys(_OF_LABELS, 'there is only one class')
+    if (table.split != '').all(): why['groups'] = 'the data has a split'
+    if 'group' in table: why['groups'] = 'groups are given'
+    if not labels: why |= dict.fromkeys(('label', 'groups'), 'turned off')
+    return why
+
+def _unchecked_words(why) -> tuple: # One text per reason
+    "List what was not looked for, by reason"
+    by_reason = {}
+    for kind, reason in why.items(): by_reason.setdefault(reason, []).append(kind_name(kind))
+    return tuple(f'{", ".join(kinds)} ({reason})' for reason, kinds in by_reason.items())
 
 def _image_issues(good, report, groups, max_value) -> list[Issue]:
     "Run the detectors that look at pixels, on images that can be read"
@@ -201,7 +241,8 @@ def check_data(
     if len(good):
         groups = duplicate_groups(report[report.reason == ''])
         issues += _image_issues(good, report, groups, max_value)
-    issues, not_listed = _without_usual(issues, len(good))
+    issues, not_listed, common = _without_usual(issues, len(good))
+    unchecked = _unchecked(table, good, labels)
     ordinary = count_reasons(o for o in skipped if not is_odd(o[1]))
     if ordinary: not_listed.append(f'other files ({ordinary})')
     if labels and good.label.nunique() > 1:
@@ -210,14 +251,16 @@ def check_data(
         features = frozen_features(model, list(good.path), pp, cache=cache, cache_gb=cache_gb)
         rows = features.rows[features.index[:, 0]].reshape(len(good), -1)
         issues += label_issues(good, rows, groups) + group_issues(good, rows, groups)
-    elif labels: not_listed.append('label errors (there is only one class)')
     order = {k: i for i, k in enumerate(KINDS)}
+    found = {o.kind for o in issues}
     result = DataCheck(
         rows=pd.DataFrame(sorted(issues, key=lambda o: order[o.kind]), columns=Issue._fields),
         data=name,
         n=len(table),
         classes=table.label.nunique(),
         skipped='; '.join(not_listed),
+        passed=tuple(k for k in KINDS if k not in found | set(common) | set(unchecked)),
+        unchecked=_unchecked_words(unchecked),
         source=images.source,
         max_value=max_value)
     if out is not None: result.save(out)

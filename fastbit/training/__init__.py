@@ -10,12 +10,13 @@ from . import results, one_cycle, upper   # these modules and those below add me
 from .tta import TTAResult, tta_probs, view_logits
 from .rate_finder import RateCurve
 from .head import logistic_head
+from .curve import LearningCurve, head_curve, probe_curve
 from .rule import rule_differences, rule_text
 from .similar import SimilarityRisk, similarity_risk
 
 __all__ = [
     'accumulate_step', 'check_accumulation', 'Checkpoint', 'FitStopped', 'ForeachSGD', 'FusedAdam', 'History',
-    'JsonLog', 'KeepBest', 'logistic_head', 'LossNotFinite', 'PlainLog', 'Position', 'RateCurve',
-    'read_checkpoint', 'rule_differences', 'rule_text', 'SimilarityRisk', 'similarity_risk',
-    'transfer_learner', 'TransferLearner', 'tta_probs', 'TTAResult', 'view_logits',
+    'head_curve', 'JsonLog', 'KeepBest', 'LearningCurve', 'logistic_head', 'LossNotFinite', 'PlainLog', 'Position',
+    'probe_curve', 'RateCurve', 'read_checkpoint', 'rule_differences', 'rule_text', 'SimilarityRisk',
+    'similarity_risk', 'transfer_learner', 'TransferLearner', 'tta_probs', 'TTAResult', 'view_logits',
 ]
