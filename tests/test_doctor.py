@@ -96,7 +96,7 @@ def test_a_clean_folder_has_nothing_to_see_and_the_command_says_so(planted, tmp_
     assert run.returncode == 0 and 'nothing found' in run.stdout, run.stdout + run.stderr
     passed, unchecked = (re.search(rf'{what}: (.*)', run.stdout)[1] for what in ('passed', 'not checked'))
     assert {'unreadable files', 'duplicates', 'dark images', 'classes with few images'} <= set(passed.split(', ')) and 'label errors' not in passed
-    assert unchecked == 'duplicates across splits (the data has no split); label errors (labels=False (--no-labels))'
+    assert unchecked == 'duplicates across splits (the data has no split); label errors, images that may belong to groups (turned off)'
     (tmp_path/'data'/'fox'/'cut.png').write_bytes(b'x')
     run = run_fastbit('check', 'data', '--no-labels', '--out', 'seen', cwd=tmp_path)
     assert run.returncode == 1 and 'cannot be read: 1' in run.stdout
@@ -126,10 +126,11 @@ def test_a_wrong_copy_does_not_vouch_for_itself():
 
 def test_what_passed_is_neither_found_nor_unchecked(planted, checked):
     found = set(checked.rows.kind)
-    assert not found & set(checked.passed) and {'dark', 'odd_size', 'imbalance'} <= set(checked.passed) and not checked.unchecked   # the folder has splits
-    assert set(KINDS) - found - set(checked.passed) == set()
+    assert not found & set(checked.passed) and {'dark', 'blurry', 'imbalance'} <= set(checked.passed)
+    assert checked.unchecked == ('images that may belong to groups (the data has a split)',)
+    assert set(KINDS) - found - set(checked.passed) == {'groups'}
     html = (checked.out/'check.html').read_text()
-    assert '<b>Passed:</b> ' in html and 'images of odd size' in html and 'Not checked' not in html
+    assert '<b>Passed:</b> ' in html and 'blurry images' in html and '<b>Not checked:</b> images that may' in html
 
 
 def test_what_most_images_are_is_no_fault_of_any(tmp_path):

@@ -124,8 +124,8 @@ def _points(share) -> str:
 def _groups(f) -> Advice|None:
     if f.grouped is None: return None
     at_random, apart = f.grouped
-    text = (f'Keep images of the same object, person, place or video in one split: a linear probe reaches {at_random:.0%} '
-            f'with a random split, and {apart:.0%} when similar images are kept together.')
+    text = ('Keep images of the same object, person, place or video in one split: a linear probe reaches '
+            f'{at_random:.0%} with a random split, and {apart:.0%} when similar images are kept together.')
     return Advice('groups', text, f.commands.rerun(group='REGEX'), 100*(at_random - apart))
 
 def _measure(f) -> Advice|None:
@@ -153,7 +153,7 @@ def _images(f) -> Advice|None:
     if low > 0:
         text = f'Label more images: twice as many would gain {_points(low)} to {_points(high)} points (linear probe).'
         probe = 1 - f.curve.accuracies[-1]
-        scale = min(1, (1 - f.accuracy)/probe) if probe else 1   # where fine-tuning has halved the errors, so it may the gain
+        scale = min(1, (1 - f.accuracy)/probe) if probe else 1   # half the errors of the probe: half its gain
         return Advice('images', text, f.commands.rerun(), 100*scale*(low + high)/2)
     if high >= SMALL_GAIN: return None   # it may be much or nothing
     text = (f'More images of the same kind would not help measurably: twice as many change the accuracy by '
@@ -250,4 +250,5 @@ def mistake_figures(
     return dict(
         n=len(targs), n_right=int(right.sum()), pair=worst_pair(targs.numpy(), preds.numpy(), classes),
         rare=rare_classes(targs.numpy(), preds.numpy(), trained, classes),
-        suspects=int(small[rows, targs].sum()), expected=float((probs*small).sum()), n_groups=n_groups, effective=worth*effective)
+        suspects=int(small[rows, targs].sum()), expected=float((probs*small).sum()),
+        n_groups=n_groups, effective=worth*effective)

@@ -160,7 +160,7 @@ def _tta(f) -> list|None:
     if f.tta is None or 'TTA' not in f.tta.index: return None
     return _records(f.tta.reset_index())
 
-def _headline(f) -> dict:
+def _first_lines(f) -> dict:
     "The first lines: what to expect, compared with what, and the worst class"
     ev, table = f.evaluation, f.table
     n_groups = ev.n_groups if getattr(getattr(f.learn.dls, 'image_set', None), 'grouped_by', '') else None
@@ -177,18 +177,18 @@ def _curve_words(f) -> str:
     c = f.learning_curve
     if c is None: return ''
     scores = ', '.join(f'{a:.1%} with {n}' for n, a in zip(c.images, c.accuracies))
-    return (f'Linear probes on the features of the frozen body, tested by cross-validation on training images: {scores} '
-            f'images. Band of the gain from twice the {c.n} training images: '
+    return ('Linear probes on the features of the frozen body, tested by cross-validation on training images: '
+            f'{scores} images. Band of the gain from twice the {c.n} training images: '
             f'{100*c.twice.low:+.1f} to {100*c.twice.high:+.1f} points (90%).')
 
 def _sections(f) -> dict:
     "All values of `templates/report.html`"
     return dict(
-        **_headline(f),
+        **_first_lines(f),
         advice=f.advice,
         curve_words=_curve_words(f),
         evaluation=f.evaluation,
-        headline=_chosen_metric(f),
+        headline=_headline(f),
         part=_part_words(f),
         n_wrong=int((f.predicted != f.targs).sum()),
         chosen=f.chosen,
@@ -210,14 +210,15 @@ def _sections(f) -> dict:
         summary=f.summary,
         provenance=_provenance(f))
 
-def _chosen_metric(f) -> MetricRow|None:
+def _headline(f) -> MetricRow|None:
     "The metric of a run; `None` where it is the accuracy, which has its own card"
     return None if f.metric == 'accuracy' else _score_row(f, f.metric)
 
 def _title(f) -> str:
-    name, metric = f.title or data_name(f.learn.dls) or 'Images', _chosen_metric(f)
-    if metric: return f'{name}: {metric.name} {metric.value}'
+    name, metric = f.title or data_name(f.learn.dls) or 'Images', _headline(f)
     ev = f.evaluation
+    interval = f' (95% CI {metric.interval})' if metric and metric.interval else ''
+    if metric: return f'{name}: {metric.name} {metric.value}{interval}'
     return f'{name}: {ev.accuracy:.1%} accuracy (95% CI {interval_words(ev.low, ev.high)})'
 
 def _part_words(f) -> str: return dict(valid='validation', test='test')[f.part]

@@ -179,6 +179,7 @@ def _without_usual(issues, n) -> tuple[list, list, list]: # The other issues; wh
     return [o for o in issues if o.kind not in usual], words, usual
 
 _OF_FILES = ('unreadable', 'truncated', 'unused', 'imbalance', 'few')   # kinds that need no pixels
+_OF_LABELS = ('label', 'groups', 'copy_other_label')   # kinds that need two classes
 _OF_PIXELS = tuple(k for k in KINDS if k not in _OF_FILES)
 
 def _unchecked(table, good, labels) -> dict: # Kind -> why it was not looked for
@@ -186,11 +187,17 @@ def _unchecked(table, good, labels) -> dict: # Kind -> why it was not looked for
     if good.empty: return dict.fromkeys(_OF_PIXELS, 'no image can be read')
     why = {}
     if table.split.nunique() < 2: why['copy_across_splits'] = 'the data has no split'
-    if good.label.nunique() < 2: why |= dict.fromkeys(('label', 'groups', 'copy_other_label'), 'there is only one class')
+    if good.label.nunique() < 2: why |= dict.fromkeys(_OF_LABELS, 'there is only one class')
     if (table.split != '').all(): why['groups'] = 'the data has a split'
     if 'group' in table: why['groups'] = 'groups are given'
-    if not labels: why |= dict.fromkeys(('label', 'groups'), 'labels=False (--no-labels)')
+    if not labels: why |= dict.fromkeys(('label', 'groups'), 'turned off')
     return why
+
+def _unchecked_words(why) -> tuple: # One text per reason
+    "List what was not looked for, by reason"
+    by_reason = {}
+    for kind, reason in why.items(): by_reason.setdefault(reason, []).append(kind_name(kind))
+    return tuple(f'{", ".join(kinds)} ({reason})' for reason, kinds in by_reason.items())
 
 def _image_issues(good, report, groups, max_value) -> list[Issue]:
     "Run the detectors that look at pixels, on images that can be read"
@@ -254,7 +261,7 @@ def check_data(
         classes=table.label.nunique(),
         skipped='; '.join(not_listed),
         passed=tuple(k for k in KINDS if k not in found | set(common) | set(unchecked)),
-        unchecked=tuple(f'{kind_name(k)} ({why})' for k, why in unchecked.items()),
+        unchecked=_unchecked_words(unchecked),
         source=images.source,
         max_value=max_value)
     if out is not None: result.save(out)
