@@ -70,6 +70,16 @@ def test_an_unreadable_image_has_a_row_of_nan(predictor, tmp_path):
     assert found.paths[2] == '' and predictor.embed([]).features.shape == (0, found.features.shape[1])
 
 
+def test_an_ensemble_has_no_features(run, predictor):
+    "With folds each image was predicted by another model, whose features cannot be compared"
+    from dataclasses import replace
+    from fastbit.export import Predictor
+    from fastbit.export.ensemble import EnsembleModel
+    both = Predictor(EnsembleModel([predictor.model, predictor.model]), predictor.about)
+    with pytest.raises(ValueError, match='an ensemble of 2, and each of them has different features'): both.embed(run[1].findings.paths)
+    assert example_features(replace(run[1].findings, n_models=2, features=None)) is None
+
+
 # The report
 
 def test_the_report_explains_its_mistakes(run):

@@ -27,7 +27,7 @@ from .inputs import image_items
 from .predict import Predictor, pixel_batches
 from ..metrics.task import SINGLE_LABEL
 
-# %% ../../nbs/export/06_embed.ipynb #0befd37d
+# %% ../../nbs/export/06_embed.ipynb #153cf608
 class Embeddings(NamedTuple):
     "Features of images"
     features: np.ndarray # n x num_features, float32; NaN for an image that cannot be read
@@ -49,9 +49,11 @@ def _body_of(model):
 def _check_single(predictor):
     "Raise `ValueError` for an ensemble: the features of its members mean different things"
     if not isinstance(predictor.model, EnsembleModel): return
-    first = Path(ensemble_folder(predictor.folder) or 'FOLDER')/'1'
+    folder = predictor.folder and ensemble_folder(predictor.folder)
+    one = f', e.g. {folder/"1"}' if folder else ''
     n = len(predictor.model.models)
-    raise ValueError(f"This model is an ensemble of {n}, and each of them has different features: use one, e.g. {first}.")
+    raise ValueError(f"This model is an ensemble of {n}, and each of them has different features: "
+                     f"use one of them{one}.")
 
 @patch
 def embed(self:Predictor,
