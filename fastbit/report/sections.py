@@ -25,6 +25,8 @@ from ..data.balance import MAX_RATIO
 from ..metrics.calibration import few_images_words
 from ..metrics.intervals import effective_size
 from ..metrics.scores import METRIC_WORDS, format_interval, format_score
+from .examples import explain_mistakes, with_features
+from .feature_map import map_picture
 from .findings import Findings, class_table, data_name
 from .headline import accuracy_sentence, baseline_sentences, guessing, interval_words, worst_class
 from .page import Report, percent, percent_interval, render_page
@@ -195,10 +197,13 @@ def _sections(f) -> dict:
         metrics=_metric_rows(f),
         tta=_tta(f),
         mistakes=highest_loss(f),
+        explained=explain_mistakes(f),
+        compared_with=f.features.words if f.features else '',
         pairs=confused_examples(f),
         per_class=class_table(f.targs, f.predicted, f.classes, f.table),
         confusion=confusion_picture(f),
         cams=cam_pictures(f),
+        feature_map=map_picture(f),
         reliability=reliability_picture(f),
         temperature=f.temperature,
         equal_classes=f.balance != 'none',
@@ -234,4 +239,5 @@ def make_report(
 ) -> Report: # Shown inline; `.save('report.html')` writes it
     "Make one self-contained page of HTML about a run; raise `ValueError` if the predictions are not finite"
     findings.check()
+    findings = with_features(findings)
     return Report(render_page('report.html', title=_title(findings), lead=_lead(findings), **_sections(findings)))
