@@ -15,7 +15,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from fastbit.baseline import baseline
-from fastbit.baseline.phases import Scores
 from fastbit.baseline.run import imbalance_words
 from fastbit.bodies.preprocess import body_preprocess
 from fastbit.cli.command import main
@@ -25,7 +24,6 @@ from fastbit.data.balance import BalancedDraw
 from fastbit.data.shared import rank_loader
 from fastbit.data.steps import step_loader
 from fastbit.data.streams import ImageStream
-from fastbit.metrics.calibration import fit_temperature
 from fastbit.studies.detect import KINDS
 from fastbit.training import logistic_head, rule_differences, transfer_learner
 from fastbit.training.head import FeatureScaler
@@ -113,20 +111,6 @@ def test_fastais_mixup_mixes_two_weighted_losses(data):
     learn, wanted = learner(data, 'loss'), Wanted()
     quiet(learn, learn.fit, 1, 1e-3, cbs=[MixUp(), wanted])
     assert wanted.seen[0] == pytest.approx(wanted.seen[1], rel=1e-5) and type(learn.loss_func) is CrossEntropyLossFlat
-
-
-def test_a_choice_between_phases_counts_classes_alike(data):
-    "Else a second phase that gives up the small classes would be kept"
-    alike, plain = (quiet(o, o.fit_head, solver='lbfgs') for o in (learner(data, 'batches'), learner(data, 'none')))
-    plain.model.load_state_dict(alike.model.state_dict())
-    probs, y = alike.get_preds()
-    y = y.as_subclass(torch.Tensor)
-    logits = probs.double().log()
-    each = nn.functional.cross_entropy(logits/fit_temperature(logits, y), y, reduction='none')
-    of_class = torch.stack([each[y == c].mean() for c in range(3)])
-    a, b = Scores.of(alike), Scores.of(plain)
-    assert a.calibrated == pytest.approx(of_class.mean().item(), rel=1e-4) and b.calibrated == pytest.approx(each.mean().item(), rel=1e-4)
-    assert a.loss == pytest.approx(b.loss) and 'mean over classes' in a.words(b) and 'classes' not in b.words(a)
 
 
 # --- whole batches from pieces

@@ -25,7 +25,6 @@ from ..bodies.fold import FoldedModel
 from ..core.processes import broadcast_model, gather_objects, world
 from ..core.restore import preserved, temp_attrs
 from ..core.store import CACHE_GB
-from ..data.balance import class_weights
 from ..hyperrule import HyperRule
 from ..metrics.calibration import fit_temperature
 from ..metrics.scores import METRIC_WORDS, format_score, metric_order, metric_value
@@ -225,17 +224,12 @@ def _smoothing_cbs(phase) -> list: return [SmoothLabels(phase.label_smoothing)] 
 # %% ../../nbs/baseline/00_phases.ipynb #154b5895
 _LOSSES = (None, 'loss', 'valid_loss')   # metrics with which the loss after calibration decides
 
-def _balances(learn) -> bool:
-    "Do all classes count alike in training? Then they do in a choice between phases"
-    return learn.class_weights is not None or getattr(learn.dls.train, 'balanced', None) is not None
-
 class Scores(NamedTuple):
     "What a phase reached on the validation images"
     accuracy: float   # in [0, 1]
     loss: float       # mean cross-entropy, nats
-    calibrated: float # the same after temperature scaling; with `balance`, the mean over classes
+    calibrated: float # the same after temperature scaling
     value: float|None = None # of the metric that decides; `None`: the loss after calibration does
-    alike: bool = False # do all classes count alike in the loss after calibration?
 
     @classmethod
     def of(cls,
@@ -245,15 +239,13 @@ class Scores(NamedTuple):
         "Measure a learner"
         with learn.no_logging(), learn.no_bar(): probs, targs = learn.get_preds()
         logits = probs.double().clamp_min(torch.finfo(probs.dtype).tiny).log()
-        loss = lambda temperature: cross_entropy(logits/temperature, targs, reduction='none')
+        loss = lambda temperature: cross_entropy(logits/temperature, targs).item()
         accuracy = (SINGLE_LABEL.decode(probs) == targs).double().mean().item()
         value = None
         if metric not in _LOSSES:
             value = metric_value(metric, probs, targs, metric_order(metric, learn.dls.vocab))
             if value != value: value = None   # undefined
-        calibrated, alike = loss(fit_temperature(logits, targs)), _balances(learn)
-        weights = torch.from_numpy(class_weights(targs.bincount(minlength=learn.n_out)))[targs] if alike else 1.
-        return cls(accuracy, loss(1.).mean().item(), (calibrated*weights).mean().item(), value, alike)
+        return cls(accuracy, loss(1.), loss(fit_temperature(logits, targs)), value)
 
     def _decides(self, watched) -> float|None:
         if watched in _LOSSES: return None
@@ -277,8 +269,7 @@ class Scores(NamedTuple):
         if None not in (own, others) and own > others:
             values = ' and '.join(format_score(watched, o) for o in (own, others))
             return f'validation {METRIC_WORDS[watched].label} ({values})'
-        mean = ', mean over classes' if self.alike else ''
-        return f'validation loss after calibration{mean} ({self.calibrated:.3f} and {other.calibrated:.3f})'
+        return f'validation loss after calibration ({self.calibrated:.3f} and {other.calibrated:.3f})'
 
 class Kept:
     "What a phase kept"
