@@ -273,7 +273,7 @@ class Run:
         best = getattr(learn, 'keep_best', None)
         chosen = f'the weights of {best.where}, by {best.monitor}' if best and best.where else ''
         chosen = '; '.join(o for o in (chosen, *self.kept) if o)
-        seconds = dict(training=sum(self.took), evaluation=measured.seconds)
+        seconds = dict(training=sum(self.took), evaluation=measured.seconds, features=measured.answers.seconds)
         return BaselineResult(
             plan=plan, measured=measured, findings=self._findings(measured, chosen),
             epochs=learn.history.epochs, steps=learn.history.steps, seconds=seconds, settings=self.settings,
@@ -288,7 +288,8 @@ class Run:
             title=self.planned.data, plan=str(self.planned), tta=measured.gain, validation=measured.validation,
             temperature=measured.temperature, chosen=on_same, phases=phase_times(self.planned, self.took),
             left_out=pd.concat([dls.left_out, dls.skipped], ignore_index=True), curve=learn.rate_curve,
-            seed=self.planned.seed, command=run_command(self.settings))
+            seed=self.planned.seed, command=run_command(self.settings), answers=measured.answers.answers,
+            distances=measured.answers.distances.get(measured.part))
 
     def save(self, result:BaselineResult):
         "Write the files, if the run has a folder, and remove the checkpoint that they replace"

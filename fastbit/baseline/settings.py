@@ -25,7 +25,7 @@ from ..config import TableOptions, TrainOptions, recipe_name
 from ..core.checks import CHECKPOINTS, check_out, found_checkpoints
 from ..core.processes import world
 from ..data.augment import augment_text
-from ..export.artifact import CONFIG, WEIGHTS
+from ..export.artifact import FILES
 from ..training.callbacks import KeepBest
 
 # %% ../../nbs/baseline/06_settings.ipynb #a91ec451
@@ -146,5 +146,5 @@ def clear_run(
     for name in (*RESULT_FILES, *CHECKPOINTS): (out/name).unlink(missing_ok=True)
     model = out/'model'
     if not model.is_dir(): return
-    for name in (WEIGHTS, CONFIG): (model/name).unlink(missing_ok=True)
+    for name in FILES: (model/name).unlink(missing_ok=True)
     model.rmdir()   # `check_target` found no other files

@@ -4,9 +4,18 @@ from .calibration import apply_temperature, brier_scores, calibration_error, fit
 from .evaluation import Evaluation, evaluate_probs, mean_probs
 from .losses import SoftmaxLoss, resolve_loss
 from .task import SINGLE_LABEL, Task
+from .selective import PrecisionThreshold, needed_images, risk_coverage_area, risk_coverage_interval, selective_curve
+from .selective import threshold_for_precision
+from .conformal import coverage_range, prediction_sets, set_threshold
+from .unlike import FeatureGaussian, distance_limit, fit_feature_gaussian, p_values
+from .answers import HeldOutAnswers, SelectiveEvaluation, evaluate_selective, held_out_answers
 
 __all__ = [
     'accuracy_interval', 'apply_temperature', 'bootstrap_interval', 'brier_scores', 'calibration_error',
-    'effective_size', 'evaluate_probs', 'Evaluation', 'fit_temperature', 'Interval', 'macro_f1', 'mean_probs', 'reliability_table', 'resolve_loss',
-    'SINGLE_LABEL', 'SoftmaxLoss', 'Task', 'wilson_interval',
+    'coverage_range', 'distance_limit', 'effective_size', 'evaluate_probs', 'evaluate_selective', 'Evaluation',
+    'FeatureGaussian', 'fit_feature_gaussian', 'fit_temperature', 'held_out_answers', 'HeldOutAnswers', 'Interval',
+    'macro_f1', 'mean_probs', 'needed_images', 'p_values', 'prediction_sets', 'PrecisionThreshold',
+    'reliability_table', 'resolve_loss', 'risk_coverage_area', 'risk_coverage_interval', 'selective_curve',
+    'SelectiveEvaluation', 'set_threshold', 'SINGLE_LABEL', 'SoftmaxLoss', 'Task', 'threshold_for_precision',
+    'wilson_interval',
 ]

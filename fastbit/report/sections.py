@@ -22,6 +22,7 @@ from .. import __version__
 from ..bodies.model import TransferModel, body_digest
 from ..core.machine import this_machine
 from ..metrics.calibration import few_images_words
+from .unsure import unsure_section
 from .findings import Findings, class_table, data_name
 from .page import Report, percent, percent_interval, render_page
 from .pictures import cam_pictures, class_samples, confused_examples, confusion_picture, curve_pictures
@@ -139,6 +140,7 @@ def _sections(f) -> dict:
         cams=cam_pictures(f),
         reliability=reliability_picture(f),
         temperature=f.temperature,
+        unsure=unsure_section(f),
         curves=curve_pictures(f),
         phases=_records(f.phases),
         data=_data(f),
