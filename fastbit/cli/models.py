@@ -134,8 +134,14 @@ def run_evaluate(args) -> int:
     for name, text in source_rows(images.source, images.skipped): print(f'  {name:10}  {text}')
     print(evaluate_probs(res.probs, res.targs))
     if predictor.about.temperature: print(_calibration_words(res, predictor.about.temperature))
-    if limits: print(predictor.measure_selective(res, **limits))
+    if limits: print(_limit_words(predictor, res, limits))
     return 0
+
+def _limit_words(predictor, res, limits) -> str:
+    "What thresholds do on these images, and where they are from"
+    where = (f'thresholds: chosen on {predictor.answers.n} validation images; '
+             'for an independent check, evaluate on other images')
+    return f'{predictor.measure_selective(res, **limits)}\n{where}'
 
 def _calibration_words(res, temperature) -> str:
     from fastbit.metrics.calibration import apply_temperature, calibration_error, reliability_table

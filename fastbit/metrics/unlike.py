@@ -7,17 +7,17 @@ Docs: https://fastbit.github.io/fastbit/metrics/unlike.html.md"""
 # %% auto #0
 __all__ = ['DIRECTIONS', 'unit_length', 'FeatureGaussian', 'fit_feature_gaussian', 'p_values', 'distance_limit']
 
-# %% ../../nbs/metrics/08_unlike.ipynb #bbcdbe1f
+# %% ../../nbs/metrics/08_unlike.ipynb #451cca04
 import math
 from dataclasses import dataclass
 
-# %% ../../nbs/metrics/08_unlike.ipynb #a0fac247
+# %% ../../nbs/metrics/08_unlike.ipynb #48680da1
 import numpy as np
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
-# %% ../../nbs/metrics/08_unlike.ipynb #e8d0f2c5
+# %% ../../nbs/metrics/08_unlike.ipynb #5a27eec1
 DIRECTIONS = 128   # in the comparison 64, 128, 256 and all gave AUROC .898, .908, .910 and .908
 
 def unit_length(
@@ -81,7 +81,7 @@ def fit_feature_gaussian(
         variances=np.maximum(shrunk(largest), floor).astype(np.float32),
         rest=float(np.float32(max(shrunk(others), floor))))
 
-# %% ../../nbs/metrics/08_unlike.ipynb #ed88e592
+# %% ../../nbs/metrics/08_unlike.ipynb #423f3667
 def p_values(
     distances,  # n
     validation, # Distances of validation images
