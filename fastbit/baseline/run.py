@@ -315,7 +315,7 @@ class Run:
         chosen = f'the weights of {best.where}, by {best.monitor}' if best and best.where else ''
         chosen = '; '.join(o for o in (chosen, *self.kept) if o)
         findings = self._findings(measured, chosen)
-        seconds = dict(training=sum(self.took), evaluation=measured.seconds)
+        seconds = dict(training=sum(self.took), evaluation=measured.seconds, answers=measured.answers.seconds)
         if findings.features: seconds['features'] = findings.features.seconds
         return BaselineResult(
             plan=plan, measured=measured, risk=self.risk, findings=findings,
@@ -335,7 +335,8 @@ class Run:
             left_out=pd.concat([dls.left_out, dls.skipped], ignore_index=True), curve=learn.rate_curve,
             seed=self.planned.seed, command=run_command(self.settings), metric=self.options.train.metric,
             known=measured.evaluation, head_accuracy=head_accuracy(learn), learning_curve=self.curve,
-            advice=tuple(advice))
+            advice=tuple(advice), answers=measured.answers.answers,
+            distances=measured.answers.distances.get(measured.part))
         later = self.out is None or self.options.data.folds is not None   # where there is a report, if at all
         if later or not measured.probs.isfinite().all(): return found
         limit = None if self.budget is None else BUDGET_FEATURES

@@ -26,7 +26,7 @@ from ..core.checks import CHECKPOINTS, check_out, found_checkpoints
 from ..core.processes import world
 from ..data.augment import augment_text
 from ..data.groups import group_text
-from ..export.artifact import CONFIG, WEIGHTS
+from ..export.artifact import FILES
 from ..export.ensemble import clear_ensemble
 from ..training.callbacks import KeepBest
 
@@ -209,5 +209,5 @@ def clear_run(
     model = out/'model'
     if not model.is_dir(): return
     clear_ensemble(model)
-    for name in (WEIGHTS, CONFIG): (model/name).unlink(missing_ok=True)
+    for name in FILES: (model/name).unlink(missing_ok=True)
     model.rmdir()   # `check_target` found no other files

@@ -82,6 +82,9 @@ def _check_rates(given):
     if by_rule: HyperRule.for_data(1, 32, **{k: given[k] for k in RULE if k in given})   # for its errors
 
 def _check_shares(given):
+    for name, usual in dict(min_precision=.95, coverage=.9, unlike=.05).items():
+        if 0 < given.get(name, usual) < 1: continue
+        raise ValueError(f"{option_flag(name)} must be between 0 and 1 (did you mean {usual}?)")
     for name in ('valid_pct', 'test_pct'):
         v = given.get(name, .1)
         if 0 < v < 1 or (v == 0 and name == 'test_pct'): continue

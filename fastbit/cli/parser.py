@@ -12,7 +12,7 @@ import argparse
 
 # %% ../../nbs/cli/02_parser.ipynb #f62c027b
 from .. import __version__
-from .options import OneSpelling, Parser, add_option, add_options
+from .options import OneSpelling, Parser, add_option, add_options, read_share
 from ..config import METRICS, RECIPES, WATCHED, BiTRule, BodyOptions, DataOptions, LoaderOptions
 from ..config import RecipeOptions, RunOptions, TableOptions, TrainOptions, recipes_with
 
@@ -121,12 +121,25 @@ def _add_bs(p):
                    help='images that go through the model at once (default: by size and device)')
     add_options(p, LoaderOptions, only=('device',))
 
+def _add_limits(p, what):
+    "Options for not answering"
+    g = p.add_argument_group('when not to answer')
+    how = dict(type=read_share, default=argparse.SUPPRESS)
+    _value(g, '--min-precision', 'SHARE', **how,
+           help=f'{what[0]} the images whose confidence gives at least this precision, such as 0.95, and print '
+                '"unsure" for the others')
+    _value(g, '--coverage', 'SHARE', **how,
+           help=f'{what[1]} sets of classes that contain the true one for this share of images, such as 0.9')
+    _value(g, '--unlike', 'SHARE', **how,
+           help=f'{what[2]} images unlike the training images, with this share of false alarms, such as 0.05')
+
 def _add_predict(p):
     _add_model(p)
     _value(p, 'images', 'IMAGES', nargs='+', help='files, and folders of images')
     _switch(p, '--csv', 'print CSV instead of a table, with the reason for each image that cannot be read')
     _switch(p, '--spreadsheet', 'print CSV for spreadsheets: names that look like formulas get an apostrophe')
     _switch(p, '--probs', 'print the probability of every class')
+    _add_limits(p, ('answer', 'print', 'mark'))
     _add_batches(p)
 
 def _add_embed(p):
@@ -161,6 +174,7 @@ def _add_evaluate(p):
     p.add_argument('--split', choices=['train', 'valid', 'test'],
                    help='part of the data (default: test if there is one, else valid, else everything)')
     _switch(p, '--all', 'measure on training images, too')
+    _add_limits(p, ('measure answers to', 'measure', 'count'))
     _add_batches(p)
 
 def _add_export(p):

@@ -23,7 +23,7 @@ from ..bodies.fold import FoldedModel, can_fold
 from ..bodies.model import TransferModel
 from ..core.files import write_text
 from ..data.decode import check_regular
-from .artifact import CONFIG, WEIGHTS, load_artifact, read_config
+from .artifact import CONFIG, FILES, load_artifact, read_config
 from .record import Artifact
 from ..metrics.task import SINGLE_LABEL
 
@@ -59,8 +59,9 @@ _OWN = ('temperature', 'evaluation', 'trained_on')   # what the members do not t
 def _copy(source, target):
     "Copy an artifact, by hard links where the file system has them"
     target.mkdir(parents=True, exist_ok=True)
-    for name in (WEIGHTS, CONFIG):
+    for name in FILES:
         (target/name).unlink(missing_ok=True)
+        if not (source/name).exists(): continue
         try: os.link(source/name, target/name)
         except OSError: shutil.copy2(source/name, target/name)
 
@@ -89,7 +90,7 @@ def clear_ensemble(
     except (OSError, ValueError): return
     (folder/ENSEMBLE).unlink()
     for name in members:
-        for file in (WEIGHTS, CONFIG): (folder/name/file).unlink(missing_ok=True)
+        for file in FILES: (folder/name/file).unlink(missing_ok=True)
         if (folder/name).is_dir() and not any((folder/name).iterdir()): (folder/name).rmdir()
 
 def _check_alike(records):

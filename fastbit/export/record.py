@@ -20,6 +20,7 @@ from PIL import Image
 from .. import __version__
 from ..bodies.names import timm_name
 from ..bodies.preprocess import Preprocess, check_max_value
+from .abstain import check_summary
 
 # %% ../../nbs/export/00_record.ipynb #8db0d908
 MAX_CLASSES = 1_000_000         # more than any published classifier has
@@ -73,6 +74,7 @@ class Artifact:
     trained_on: dict|None = None   # training images, from `digest_sketch`; `None`: unknown
     versions: dict = field(default_factory=dict) # of the packages that made it, from `made_with`
     sha256: str = ''         # of `model.safetensors`; '' before it is written
+    abstain: dict|None = None # sizes and digest of the answers on validation images; `None`: there are none
 
     def __post_init__(self):
         if not isinstance(self.arch, str) or '.' in self.arch:
@@ -88,12 +90,18 @@ class Artifact:
             if not isinstance(value, kind): raise ValueError(f"{name} is {value!r}.")
         if self.trained_on is not None and not _is_sketch(self.trained_on):
             raise ValueError(f"trained_on is not a number of images and at most {SKETCH} digests.")
+        if self.abstain is not None: check_summary(self.abstain)
 
     def _measured(self) -> str:
         e = self.evaluation or {}
         if not all(_is_number(e.get(k)) for k in ('accuracy', 'low', 'high', 'n')): return 'not measured'
         return (f"accuracy {e['accuracy']:.2%} (95% CI {100*e['low']:.1f}–{e['high']:.1%}, n = {e['n']}, "
                 f"{e.get('part', 'held out')})")
+
+    def _thresholds(self) -> str:
+        if self.abstain is None: return 'none'
+        far = ', and distances from the training images' if self.abstain['directions'] else ''
+        return f"from {self.abstain['images']} validation images{far}"
 
     def __str__(self):
         pp = self.preprocess
@@ -105,6 +113,7 @@ class Artifact:
             'images': f'{pp.size} px, {pp.resize}, {pp.interpolation}',
             'measured': self._measured(),
             'temperature': 'none' if self.temperature is None else f'{self.temperature:.3g}',
+            'thresholds': self._thresholds(),
             'made with': ', '.join(f'{k} {v}' for k, v in self.versions.items()),
             'sha256': self.sha256}
         return '\n'.join(f'{k:12} {v}' for k, v in rows.items())

@@ -6,10 +6,18 @@ from .evaluation import Evaluation, evaluate_probs, mean_probs
 from .scores import Score, class_order, metric_value
 from .losses import SoftmaxLoss, resolve_loss
 from .task import SINGLE_LABEL, Task, score_metric
+from .selective import PrecisionThreshold, needed_images, risk_coverage_area, risk_coverage_interval, selective_curve
+from .selective import threshold_for_precision
+from .conformal import coverage_range, prediction_sets, set_threshold
+from .unlike import FeatureGaussian, distance_limit, fit_feature_gaussian, p_values
+from .answers import HeldOutAnswers, SelectiveEvaluation, evaluate_selective, held_out_answers
 
 __all__ = [
     'accuracy_interval', 'apply_temperature', 'bootstrap_interval', 'brier_scores', 'calibration_error',
-    'class_order', 'effective_size', 'evaluate_probs', 'Evaluation', 'fit_temperature', 'Interval', 'macro_f1',
-    'mean_probs', 'metric_value', 'reliability_table', 'resolve_loss', 'Score', 'score_metric', 'shift_prior',
-    'SINGLE_LABEL', 'SoftmaxLoss', 'Task', 'wilson_interval',
+    'class_order', 'coverage_range', 'distance_limit', 'effective_size', 'evaluate_probs', 'evaluate_selective',
+    'Evaluation', 'FeatureGaussian', 'fit_feature_gaussian', 'fit_temperature', 'held_out_answers', 'HeldOutAnswers',
+    'Interval', 'macro_f1', 'mean_probs', 'metric_value', 'needed_images', 'p_values', 'prediction_sets',
+    'PrecisionThreshold', 'reliability_table', 'resolve_loss', 'risk_coverage_area', 'risk_coverage_interval',
+    'Score', 'score_metric', 'selective_curve', 'SelectiveEvaluation', 'set_threshold', 'shift_prior',
+    'SINGLE_LABEL', 'SoftmaxLoss', 'Task', 'threshold_for_precision', 'wilson_interval',
 ]

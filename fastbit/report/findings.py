@@ -19,6 +19,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 # %% ../../nbs/report/03_findings.ipynb #88429999
 from ..bodies.preprocess import MAX_16_BIT
+from ..metrics.answers import HeldOutAnswers
 from ..metrics.evaluation import Evaluation
 from ..metrics.intervals import wilson_interval
 from ..metrics.scores import metric_order
@@ -109,6 +110,8 @@ class Findings:
     features: object = None  # `ExampleFeatures` of training and held-out images; `None`: not computed
     curve: tuple = None      # of the rate finder: rates, losses, {rule: (rate, loss)}, rate that was used
     seed: int = None         # random seed of the run
+    answers: HeldOutAnswers = None # on the validation images; `None`: unknown
+    distances: np.ndarray = None # n: of these images from the training images; `None`: unknown
     command: str = ''        # Python call or command that repeats the run
     metric: str = 'accuracy' # headline of the run, a key of `METRIC_WORDS`
     known: Evaluation = None # of these predictions; `None`: computed here

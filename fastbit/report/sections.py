@@ -27,6 +27,7 @@ from ..metrics.intervals import effective_size
 from ..metrics.scores import METRIC_WORDS, format_interval, format_score
 from .examples import explain_mistakes, with_features
 from .feature_map import map_picture
+from .unsure import unsure_section
 from .findings import Findings, class_table, data_name
 from .headline import accuracy_sentence, baseline_sentences, guessing, interval_words, worst_class
 from .page import Report, percent, percent_interval, render_page
@@ -207,6 +208,7 @@ def _sections(f) -> dict:
         reliability=reliability_picture(f),
         temperature=f.temperature,
         equal_classes=f.balance != 'none',
+        unsure=unsure_section(f),
         curves=curve_pictures(f),
         phases=_records(f.phases),
         data=_data(f),

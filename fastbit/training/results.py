@@ -22,6 +22,7 @@ from ..core.text import show as show_it
 from ..data.views import default_views
 from ..export.artifact import check_target, save_artifact
 from ..export.record import Artifact, digest_sketch, made_with
+from ..metrics.answers import HeldOutAnswers
 from ..metrics.calibration import fit_temperature
 from ..metrics.evaluation import Evaluation
 from ..metrics.scores import class_order
@@ -30,6 +31,7 @@ from ..report.page import Report
 from ..report.findings import Findings, data_name
 from ..report.sections import make_report
 from .learner import TransferLearner
+from .answers import MeasuredAnswers, measure_answers
 from .tta import find_loader, find_preprocess, image_groups, tta_probs, view_logits
 
 # %% ../../nbs/training/13_results.ipynb #003d826a
@@ -80,11 +82,21 @@ def report(self:TransferLearner,
     paths = [o for o in items if isinstance(o, (str, Path))]
     res = tta_probs(self, dl, default_views(pp), pp)
     probs, targs = res.plain, res[1]
+    part = 'test' if ds_idx == 2 else 'valid'
+    kept = _held_out(self, {part: (probs, targs)} if ds_idx in (1, 2) else {})
     return make_report(Findings(
         learn=self, probs=probs, targs=targs, paths=paths if len(paths) == len(targs) else [],
-        groups=res.groups, part='test' if ds_idx == 2 else 'valid', title=data_name(self.dls), tta=res.report,
+        groups=res.groups, part=part, title=data_name(self.dls), tta=res.report,
         temperature=self.temperature, chosen=_chosen_on(self, ds_idx),
-        left_out=getattr(self.dls, 'left_out', None), curve=self.rate_curve))
+        left_out=getattr(self.dls, 'left_out', None), curve=self.rate_curve,
+        answers=kept.answers, distances=kept.distances.get(part) if ds_idx in (1, 2) else None))
+
+def _held_out(learn, measured) -> MeasuredAnswers:
+    "Measure the validation images, and others as far as they are `measured`, for thresholds"
+    if 'valid' not in measured:
+        logits, targs = _plain_logits(learn, 1, None)
+        measured = dict(valid=(SINGLE_LABEL.mean_probs(logits), targs), **measured)
+    return measure_answers(learn, measured, learn.temperature)
 
 def _chosen_on(learn, ds_idx) -> list[str]:
     "List what was chosen on the images that are reported on"
@@ -116,6 +128,7 @@ def export(self:TransferLearner,
     folder:str|Path,         # Made; `FileExistsError` if there is something
     evaluation:Evaluation|bool=None, # From `learn.evaluate` on `part`; `None`: measured now, on validation; `False`: none
     *,
+    answers:HeldOutAnswers|bool=None, # On validation images, for thresholds; `None`: measured now; `False`: none
     part:str='valid',        # What `evaluation` was measured on
     preprocess:Preprocess=None, # How a file becomes pixels; `None`: as the loaders do, which have to be fastbit's
     overwrite:bool=False,    # Replace an artifact that is there?
@@ -129,4 +142,5 @@ def export(self:TransferLearner,
     check_target(folder, overwrite)   # before the measuring
     if evaluation is None: evaluation = self.evaluate(show=False)
     if evaluation: about = replace(about, evaluation=dict(part=part, **asdict(evaluation)))
-    return save_artifact(folder, self.model.net, about, overwrite)
+    if answers is None and evaluation and len(self.dls.loaders) > 1: answers = _held_out(self, {}).answers
+    return save_artifact(folder, self.model.net, about, overwrite, answers or None)

@@ -4,13 +4,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import fastbit
-from fastbit.artifact import save_artifact
-from fastbit.predict import load_predictor
+from fastbit.export import load_predictor, save_artifact
+from fastbit.export.artifact import FORMAT
 from test_artifact import GOLDEN, about_net, golden_picture, some_net
+from test_unsure import some_answers
 
-from fastbit.artifact import FORMAT
 name = f'{fastbit.__version__}-format{FORMAT}'
 folder = GOLDEN/f'artifact-{name}'
-save_artifact(folder, some_net(), about_net(evaluation=dict(part='valid', n=40, accuracy=.9, low=.77, high=.96), weights_from='somewhere', trained_on=dict(images=1, digests=['0123456789abcdef'])))
-df = load_predictor(folder, 'cpu').predict(golden_picture(), probs=True)
-(GOLDEN/f'answers-{name}.json').write_text(json.dumps(dict(prediction=df.prediction[0], probs=df.filter(like='p(').iloc[0].tolist(), calibrated=df.calibrated[0])) + '\n')
+net = some_net()
+about = about_net(
+    evaluation=dict(part='valid', n=40, accuracy=.9, low=.77, high=.96), weights_from='somewhere',
+    trained_on=dict(images=1, digests=['0123456789abcdef']))
+save_artifact(folder, net, about, answers=some_answers(40, net.num_features))
+df = load_predictor(folder, 'cpu').predict(golden_picture(), probs=True, min_precision=.9, coverage=.9, unlike=.05)
+row = df.iloc[0]
+answers = dict(prediction=row.prediction, probs=df.filter(like='p(').iloc[0].tolist(), calibrated=row.calibrated,
+               answer=row.answer, set=row['set'], p_value=row.p_value)
+(GOLDEN/f'answers-{name}.json').write_text(json.dumps(answers) + '\n')
