@@ -37,7 +37,7 @@ from ..report.page import Report
 from ..report.examples import with_features
 from ..report.findings import Findings
 from ..report.sections import make_report
-from ..report.unsure import PRECISIONS
+from ..report.unsure import SHOWN_PRECISIONS
 from ..training.answers import MeasuredAnswers, measure_answers
 from ..training.learner import TransferLearner
 from ..training.similar import SimilarityRisk
@@ -131,8 +131,9 @@ def unsure_words(
     answers:HeldOutAnswers # On validation images
 ) -> str:
     "Say which share of the images a model may answer for a guaranteed precision"
-    found = [answers.precision(wanted) for wanted in PRECISIONS]
-    reached = [f'{o.wanted:.0%} precision on the {o.share:.0%} most confident' for o in found if o.threshold is not None]
+    found = [answers.precision(wanted) for wanted in SHOWN_PRECISIONS]
+    known = [o for o in found if o.threshold is not None]
+    reached = [f'{o.wanted:.0%} precision on the {o.share:.0%} most confident' for o in known]
     if reached: return ', '.join(reached) + ' (validation images; 95% confidence)'
     return found[0].why_not()
 

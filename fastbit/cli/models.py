@@ -42,7 +42,9 @@ def answer_table(
     if 'unlike' in df: show['unlike'] = df.unlike.map({True: 'yes', False: 'no'})
     return show.to_string(index=False, float_format='{:.4f}'.format, na_rep='')
 
-def _limits(args) -> dict: return {k: v for k in ('min_precision', 'coverage', 'unlike') if (v := getattr(args, k, None))}
+def _limits(args) -> dict:
+    "The thresholds that were asked for"
+    return {k: v for k in ('min_precision', 'coverage', 'unlike') if (v := getattr(args, k, None))}
 
 def run_predict(args) -> int:
     "Run `fastbit predict`; return 1 if some images have no prediction"

@@ -241,6 +241,7 @@ def load_answers(
     "Read the answers on validation images; raise `ValueError` with the reason if they are damaged or dangerous"
     file = artifact_folder(folder)/ANSWERS
     if about.abstain is None or not file.exists(): return None
-    try: return tensors_answers(_read_tensors(file, about.abstain['sha256'], expected_answers(about.abstain, n_features)))
+    expected = expected_answers(about.abstain, n_features)
+    try: return tensors_answers(_read_tensors(file, about.abstain['sha256'], expected))
     except ValueError as e: raise ValueError(f"{file} cannot be used: {_first_line(e)}.") from e
 

@@ -21,7 +21,8 @@ from .selective import one_per_group
 # %% ../../nbs/metrics/07_conformal.ipynb #848ac8a8
 def _rank(n, coverage) -> int:
     "The rank that a new image does not pass with a probability of `coverage`; above n: there is none"
-    if not 0 < coverage < 1: raise ValueError(f'coverage={coverage!r} must be between 0 and 1 (did you mean coverage=0.9?)')
+    if not 0 < coverage < 1:
+        raise ValueError(f'coverage={coverage!r} must be between 0 and 1 (did you mean coverage=0.9?)')
     return math.ceil((n+1)*coverage - 1e-9)
 
 def set_threshold(

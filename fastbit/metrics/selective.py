@@ -169,7 +169,8 @@ class PrecisionThreshold:
         if self.tested < self.needed:
             return (f'No threshold reaches {_percent(self.wanted)} with these {self.tested} {unit}s: with all answered '
                     f'right, at least {self.needed} {unit}s are needed.{possible}')
-        return (f'No threshold reaches {_percent(self.wanted)} with {_percent(self.confidence)} confidence: too many of '
+        which = f'{_percent(self.wanted)} with {_percent(self.confidence)} confidence'
+        return (f'No threshold reaches {which}: too many of '
                 f'the most confident of these {self.tested} {unit}s are wrong.{possible}')
 
 def threshold_for_precision(

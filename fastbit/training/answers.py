@@ -1,4 +1,4 @@
-"""What a trained model needs to know when not to answer: its answers on validation images, and how far these are from the training images
+"""What a model needs to know when not to answer: answers on validation images, distances from training images
 
 Docs: https://fastbit.github.io/fastbit/training/answers.html.md"""
 
@@ -36,7 +36,8 @@ def pooled_features(
     "Compute the pooled features of images, as validation sees them"
     pixels = getattr(learn.dls.valid, 'pixels', None)
     found = frozen_features(
-        learn.model, paths, learn.dls.preprocess, bs=max(learn.dls.valid.bs, 32), cache=_is_cached(learn), pixels=pixels)
+        learn.model, paths, learn.dls.preprocess, bs=max(learn.dls.valid.bs, 32), cache=_is_cached(learn),
+        pixels=pixels)
     return found.rows[found.index[:, 0]].reshape(len(found.index), -1)
 
 def _training_gaussian(learn, seed=0) -> FeatureGaussian|None: # `None`: fewer than two training images, or all alike
