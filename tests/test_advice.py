@@ -79,6 +79,7 @@ def test_a_perfect_score_on_twenty_images_says_measure_and_nothing_else():
     (dict(), 'with 405 held-out images (now 100)', 'fastbit baseline photos --valid-pct 0.41'),
     (dict(n_all=500, n_train=400), 'with 405 held-out images (now 100)', ''),                      # most would be held out
     (dict(n_all=500, n_train=400, commands=ALL), 'Measure on all 500 images by cross-validation: about ±4 points instead of ±8', 'fastbit baseline photos --folds 5'),
+    (dict(n_all=100, n_train=80, commands=ALL), 'with 405 images (now 100)', ''),                     # of cross-validation already
     (dict(part='test'), 'with 405 held-out images', 'fastbit baseline photos --test-pct 0.41'),
     (dict(drawn=False), 'with 405 held-out images', ''),                                           # a split of the data's own
     (dict(n_groups=10, effective=25.), 'with about 422 held-out images of 43 groups (now 100 of 10)', 'fastbit baseline photos --valid-pct 0.43')])
@@ -94,6 +95,11 @@ def test_the_width_is_wilsons_and_is_halved(right, n):
     assert half_width(right/n, n) == pytest.approx((ci.high - ci.low)/2, abs=1e-6)
     more = images_to_halve(right/n, n)
     assert half_width(right/n, more) == pytest.approx(half_width(right/n, n)/2, rel=1e-3)
+
+
+@pytest.mark.parametrize('low, high, words', [(.031, .064, '3 to 6 points'), (.01, .05, '1 to 5 points'), (.002, .013, '0.2 to 1.3 points')])
+def test_a_band_has_the_digits_that_it_deserves(low, high, words):
+    assert f'would gain {words} (linear probe)' in what_helps(replace(MANY, curve=curve(low, high)))[0].text
 
 
 def test_figures_of_mistakes():
@@ -147,7 +153,7 @@ def test_in_python_they_are_calls(folder):
         assert taken['path'] == str(folder) and name in ('baseline', 'check_data', 'leaderboard') and 'out' not in taken
     assert 'valid_pct=0.4' in commands.rerun(valid_pct=.4)
     assert res.advice and all(not a.command or a.command.split('(')[0] in ('baseline', 'check_data', 'leaderboard') for a in res.advice)
-    page = res.report().html
+    page = re.sub('</?span>', '', res.report().html)
     assert all(f'<code>{a.command}</code>' in page.replace('&#39;', "'") for a in res.advice if a.command)
     lines = str(res).splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith('would help'))
@@ -206,6 +212,7 @@ def test_too_little_to_tell():
     assert probe_curve(x, y) is None                     # no mistakes
     assert probe_curve(x[:12], y[:12]) is None           # four per class
     x, y = noisy(200, np.random.default_rng(2))
+    assert probe_curve(x, y, np.arange(200) % 12) is None   # four groups per class
     assert probe_curve(x, y, n=10**6) is None            # 160 images say nothing about a million
 
 

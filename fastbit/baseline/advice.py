@@ -140,18 +140,24 @@ def _measure(f) -> Advice|None:
         return Advice('measure', text, folds, 100*(half - then))
     option = dict(valid='valid_pct', test='test_pct')[f.part]
     typed = f.commands.rerun(**{option: round(share + .005, 2)}) if f.drawn and share <= MOST_HELD_OUT else ''
-    what, so_many = f'{n:.0f} held-out images', f'{f.n}'
+    kind = 'images' if f.n >= f.n_all else 'held-out images'   # all, by cross-validation
+    what, so_many = f'{n:.0f} {kind}', f'{f.n}'
     if f.n_groups:
-        what = f'about {n:.0f} held-out images of {-(-n*f.n_groups//f.n):.0f} groups'
+        what = f'about {n:.0f} {kind} of {-(-n*f.n_groups//f.n):.0f} groups'
         so_many = f'{f.n} of {f.n_groups}'
     text = f'Measure on more images: with {what} (now {so_many}) the interval would be half as wide (now {now} points).'
     return Advice('measure', text, typed, 100*half/2)
+
+def _band(low, high) -> str:
+    "Write a gain from and to, in percentage points"
+    digits = 0 if 100*low >= 1 else 1
+    return f'{100*low:.{digits}f} to {100*high:.{digits}f}'
 
 def _images(f) -> Advice|None:
     if f.curve is None or not f.n_wrong: return None
     low, high = f.curve.twice
     if low > 0:
-        text = f'Label more images: twice as many would gain {_points(low)} to {_points(high)} points (linear probe).'
+        text = f'Label more images: twice as many would gain {_band(low, high)} points (linear probe).'
         probe = 1 - f.curve.accuracies[-1]
         scale = min(1, (1 - f.accuracy)/probe) if probe else 1   # half the errors of the probe: half its gain
         return Advice('images', text, f.commands.rerun(), 100*scale*(low + high)/2)

@@ -21,23 +21,28 @@ from sklearn.metrics import precision_recall_fscore_support
 from ..bodies.preprocess import MAX_16_BIT
 from ..metrics.answers import HeldOutAnswers
 from ..metrics.evaluation import Evaluation
-from ..metrics.intervals import wilson_interval
+from ..metrics.intervals import accuracy_interval
 from ..metrics.scores import metric_order
 from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/report/03_findings.ipynb #bba9895f
+def _recall_interval(right, of_class, groups) -> tuple: # NaN: no images
+    if not of_class.any(): return np.nan, np.nan
+    return accuracy_interval(right[of_class], None if groups is None else np.asarray(groups)[of_class])
+
 def class_table(
     targs,   # n class numbers
     preds,   # n class numbers
     classes, # Their names
     table:pd.DataFrame=None, # Columns label and split, to count training images; `None`: unknown
+    groups=None, # n: images of one group are not independent; `None`: all are
 ) -> pd.DataFrame: # Columns class, training images, images, right, recall, low, high (95% Wilson), precision, f1
     "Tabulate recall, precision and F1 per class, lowest recall first"
     targs, preds = np.asarray(targs), np.asarray(preds)
     precision, recall, f1, n = precision_recall_fscore_support(
         targs, preds, labels=range(len(classes)), zero_division=0)
     right = np.bincount(targs[targs == preds], minlength=len(classes))
-    ends = [wilson_interval(r, k) if k else (np.nan, np.nan) for r, k in zip(right, n)]
+    ends = [_recall_interval(targs == preds, targs == c, groups) for c in range(len(classes))]
     df = pd.DataFrame({
         'class': list(map(str, classes)),
         'images': n,

@@ -173,7 +173,7 @@ def _first_lines(f) -> dict:
     return dict(
         expected=accuracy_sentence(ev.low, ev.high, ev.n, images, n_groups),
         compared=baseline_sentences(*most_frequent, f.head_accuracy, on_validation=f.part == 'test'),
-        worst=worst_class(class_table(f.targs, f.predicted, f.classes)))
+        worst=worst_class(class_table(f.targs, f.predicted, f.classes, groups=f.groups)))
 
 def _curve_words(f) -> str:
     "What the linear probes scored; '': there were none"
@@ -201,7 +201,7 @@ def _sections(f) -> dict:
         explained=explain_mistakes(f),
         compared_with=f.features.words if f.features else '',
         pairs=confused_examples(f),
-        per_class=class_table(f.targs, f.predicted, f.classes, f.table),
+        per_class=class_table(f.targs, f.predicted, f.classes, f.table, f.groups),
         confusion=confusion_picture(f),
         cams=cam_pictures(f),
         feature_map=map_picture(f),

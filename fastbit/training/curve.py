@@ -69,7 +69,7 @@ CURVE_IMAGES = 2000   # at most, and as many in all folds that are computed
 CURVE_LEVEL = .9      # of the band
 DRAWS = 2             # of the smaller subsets, per fold
 MIN_ERRORS = 10       # of the largest probe, and
-MIN_PER_CLASS = 6     # images per class, to tell anything
+MIN_PER_CLASS = 6     # images per class, or groups, to tell anything
 FARTHEST = 20         # training images per image of the largest probe, at most
 
 class LearningCurve(NamedTuple):
@@ -122,7 +122,8 @@ def probe_curve(
     start, n, y = time.perf_counter(), n or len(y), np.asarray(y)
     groups = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     largest = len(y)*(FOLDS_OF_CURVE-1)/FOLDS_OF_CURVE
-    if len(y) < MIN_PER_CLASS*len(np.unique(y)) or n > FARTHEST*largest: return None
+    n_units = len(y) if groups is None else len(np.unique(groups))
+    if n_units < MIN_PER_CLASS*len(np.unique(y)) or n > FARTHEST*largest: return None
     with threadpool_limits(1, user_api='blas'):   # as in `logistic_head`
         tested, right = _tested(_rotated(FeatureScaler().fit(x).transform(x)), y, groups, seed)
     if (1 - right[:, -1]).sum() < MIN_ERRORS: return None
