@@ -7,7 +7,7 @@ from PIL import Image
 from conftest import run_fastbit, start_fastbit, write_folder
 
 QUICK = ('--arch', 'test_efficientnet', '--weights', 'random', '--size', 32, '--recipe', 'onecycle', '--epochs', 2, '--bs', 8)
-FILES = ['history.csv', 'left_out.csv', 'log.jsonl', 'loss.png', 'model', 'predictions.csv', 'rate.png', 'report.html', 'results.json']
+FILES = ['history.csv', 'left_out.csv', 'log.jsonl', 'loss.png', 'model', 'neighbors.safetensors', 'predictions.csv', 'rate.png', 'report.html', 'results.json']
 
 
 @pytest.fixture(scope='module')

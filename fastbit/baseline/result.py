@@ -24,11 +24,13 @@ from ..core.text import ShownOnce, format_seconds, rows_html
 from ..data.batches import PathLabel
 from ..data.views import default_views
 from ..export.ensemble import save_ensemble
+from ..export.similar import INDEX_FILE, save_index
 from ..metrics.calibration import few_images_words, fit_temperature
 from ..metrics.evaluation import Evaluation
 from ..metrics.task import SINGLE_LABEL
 from ..report.figures import plot_losses, plot_rates
 from ..report.page import Report
+from ..report.examples import with_features
 from ..report.findings import Findings
 from ..report.sections import make_report
 from ..training.learner import TransferLearner
@@ -171,7 +173,7 @@ class BaselineResult(ShownOnce):
     findings: Findings       # what the report shows, with the learner
     epochs: pd.DataFrame     # one row per epoch, over all phases
     steps: pd.DataFrame      # one row per optimizer step
-    seconds: dict            # of training and evaluation
+    seconds: dict            # of training, evaluation, and the features of examples for the report
     settings: dict           # options of the run
     fold_difference: float = None # largest relative difference that folding made to the outputs; `None`: the body was not folded
     chosen: str = ''         # which phase or epoch was kept, and by what; '': there was nothing to choose
@@ -226,7 +228,7 @@ class BaselineResult(ShownOnce):
         if self.calibrated is not None: rows.append(('calibration', self._calibration_words()))
         rows += [(k, v) for k, v in (('chosen', self._chosen_words()), ('overfitting', self._overfitting())) if v]
         training, evaluation = (format_seconds(self.seconds[k]) for k in ('training', 'evaluation'))
-        rows.append(('time', f'{training} training, {evaluation} evaluation'))
+        rows.append(('time', f'{training} training, {evaluation} evaluation{self._feature_words()}'))
         return rows + self._files()
 
     def _groups(self) -> str:
@@ -235,6 +237,10 @@ class BaselineResult(ShownOnce):
         if n is None: return ''
         if images.grouped_by: return f' in {n} groups'
         return '' if n == self.evaluation.n else f' ({n} without near-duplicates)'
+
+    def _feature_words(self) -> str:
+        seconds = self.seconds.get('features', 0.)
+        return f', {format_seconds(seconds)} features for the report' if seconds >= 1 else ''
 
     def _tta_words(self) -> str:
         t = self.tta
@@ -293,12 +299,15 @@ def _save_plots(result, out):
 def _save_model(result, folder):
     "Write the model, or the mean of those of all folds"
     folds = result.folds
-    if folds is None: return result.learn.export(folder, result.evaluation, part=result.part, overwrite=True)
+    if folds is None:
+        about = result.learn.export(folder, result.evaluation, part=result.part, overwrite=True)
+        if features := result.findings.features: save_index(folder.parent/INDEX_FILE, features.train, about.sha256)
+        return
     evaluation = dict(part='folds', **asdict(result.evaluation))
     if folds.members: save_ensemble(folder, folds.members, result.temperature, evaluation, folds.trained_on)
 
 RESULT_FILES = ('results.json', 'report.html', 'history.csv', 'log.jsonl', 'predictions.csv', 'left_out.csv',
-                'loss.png', 'rate.png')   # of a finished run, besides the folder `model`
+                'loss.png', 'rate.png', INDEX_FILE)   # of a finished run, besides the folder `model`
 
 @patch
 def save(self:BaselineResult,
@@ -312,7 +321,9 @@ def save(self:BaselineResult,
     for name, df in tables.items(): write_text(out/f'{name}.csv', csv_text(df))
     if not (brief or self.folds): _save_plots(self, out)
     if self.probs.isfinite().all():
-        if not brief: self.report().save(out/'report.html')
+        if not brief:
+            self.findings = with_features(self.findings)
+            self.report().save(out/'report.html')
         _save_model(self, out/'model')
     write_text(out/'results.json', json.dumps(self.as_dict(), indent=1, default=str) + '\n')
     self.out = out

@@ -44,7 +44,7 @@ def check_exists(
 
 # %% ../../nbs/cli/04_arguments.ipynb #1d67c9cc
 COUNTS = ('epochs', 'bs', 'batch_size', 'micro_batch', 'k_per_class', 'patience', 'n_steps', 'stop_after',
-          'eval_every', 'checkpoint_every', 'views', 'procs')
+          'eval_every', 'checkpoint_every', 'views', 'procs', 'n')
 CHOICES = dict(
     resize=('squash', 'crop', 'pad'),
     augment=('none', 'light', 'strong'),
@@ -114,7 +114,7 @@ def _check_files(args):
     path = getattr(args, 'path', None)
     if command == 'evaluate': check_exists(path)
     elif path is not None: check_exists(path, others=PUBLIC_NAMES)
-    about_model = command in ('predict', 'evaluate', 'export')
+    about_model = command in ('predict', 'evaluate', 'export', 'embed', 'similar', 'label-next')
     if about_model and not args.model.endswith('.pkl'): check_exists(args.model, 'folder')
     for p in getattr(args, 'images', ()):
         if '://' not in p: check_exists(p)   # an address has a separate error
@@ -122,7 +122,10 @@ def _check_files(args):
         raise ValueError(f'{args.file}: the name ends in .onnx.')
     if getattr(args, 'plot', None) and Path(args.plot).suffix not in ('.png', '.svg', '.pdf'):
         raise ValueError(f"--plot {args.plot}: the name ends in .png, .svg or .pdf.")
-    written = args.file if command == 'export' else getattr(args, 'plot', None)
+    if getattr(args, 'among', None): check_exists(args.among)
+    if getattr(args, 'html', None) and Path(args.html).suffix not in ('.html', '.htm'):
+        raise ValueError(f"--html {args.html}: the name ends in .html.")
+    written = args.file if command == 'export' else getattr(args, 'plot', None) or getattr(args, 'html', None)
     if written: _check_written(written)
 
 def _check_written(file):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 # %% ../../nbs/cli/07_command.ipynb #68e40328
 from .arguments import check_arguments
+from .examples import run_embed, run_label_next, run_similar
 from .messages import in_shell, one_line, show_warning
 from .models import run_bodies, run_cache, run_evaluate, run_export, run_predict
 from .options import option_flag, two_spellings
@@ -24,7 +25,8 @@ from ..core.processes import launched_rank, leave_processes, peer_lost
 
 # %% ../../nbs/cli/07_command.ipynb #aa97f985
 COMMANDS = dict(baseline=run_baseline, leaderboard=run_leaderboard, check=run_check, rule=run_rule, predict=run_predict,
-                evaluate=run_evaluate, export=run_export, bodies=run_bodies, cache=run_cache)
+                evaluate=run_evaluate, export=run_export, bodies=run_bodies, cache=run_cache, embed=run_embed,
+                similar=run_similar) | {'label-next': run_label_next}
 OLD_COMMANDS = dict(recipe='rule', compare='leaderboard', onnx='export')
 
 def read_arguments(words:list):

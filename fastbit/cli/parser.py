@@ -113,6 +113,9 @@ def _add_model(p):
 
 def _add_batches(p):
     _switch(p, '--tta', 'test-time augmentation: average over horizontal flips, or over crops where flips are disabled')
+    _add_bs(p)
+
+def _add_bs(p):
     p.add_argument('--batch-size', '--bs', dest='bs', type=int, metavar='N', action=OneSpelling,
                    default=argparse.SUPPRESS,
                    help='images that go through the model at once (default: by size and device)')
@@ -125,6 +128,29 @@ def _add_predict(p):
     _switch(p, '--spreadsheet', 'print CSV for spreadsheets: names that look like formulas get an apostrophe')
     _switch(p, '--probs', 'print the probability of every class')
     _add_batches(p)
+
+def _add_embed(p):
+    _add_model(p)
+    _value(p, 'images', 'IMAGES', nargs='+', help='files, and folders of images')
+    _value(p, '-o', 'FILE', dest='output', required=True, help='file to write: .parquet, .csv or .npz')
+    _add_bs(p)
+
+def _add_similar(p):
+    _add_model(p)
+    _value(p, 'images', 'IMAGES', nargs='+', help='files, and folders of images')
+    _value(p, '--in', 'FOLDER', dest='among',
+           help='folder of images to search, labeled by its class folders (default: the training images of the run)')
+    _value(p, '-n', 'N', type=int, default=5, help='similar images of each (default: 5)')
+    _value(p, '--html', 'FILE', help='write a page with the pictures')
+    _switch(p, '--open', 'open the page in the browser (default name: similar.html)')
+    _add_bs(p)
+
+def _add_label_next(p):
+    _add_model(p)
+    _value(p, 'images', 'IMAGES', nargs='+', help='unlabeled images: folders and files')
+    _value(p, '-n', 'N', type=int, default=20, help='images to choose (default: 20)')
+    _switch(p, '--csv', 'print CSV instead of a table')
+    _add_bs(p)
 
 def _add_evaluate(p):
     _add_model(p)
@@ -164,6 +190,16 @@ _COMMANDS = dict(
     evaluate=(_add_evaluate, 'measure a trained model on labeled images',
               'Accuracy and other metrics with 95%% confidence intervals, on a folder of class folders or a CSV file. '
               'Images that the model was trained on are skipped.'),
+    embed=(_add_embed, 'write the features of images to a file',
+           'Write the features that the classifier sees, one row per image, to a .parquet, .csv or .npz file. '
+           'Exit status 1 if some of the images cannot be read.'),
+    similar=(_add_similar, 'find the training images most similar to an image',
+             'List the training images whose features are most similar to those of an image, with labels and '
+             'similarity. Exit status 1 if some of the images cannot be read.'),
+    **{'label-next': (
+        _add_label_next, 'choose which unlabeled images to label next',
+        'Rank unlabeled images by how much their labels would help: images that the model is uncertain of and that are '
+        'not alike, with the reason for each.')},
     export=(_add_export, 'write a trained model as an ONNX file',
             'Write one file from resized uint8 pixels to probabilities, and compare it with PyTorch.'),
     bodies=(_add_bodies, 'list bodies and where their weights come from',

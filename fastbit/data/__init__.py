@@ -9,6 +9,7 @@ from .transforms import ImageFile, square_image, train_image
 from .views import resolve_views, default_views, view_image
 from .pixels import PixelCache
 from .features import Features, frozen_features
+from .neighbors import FeatureIndex, nearest_rows
 from .batches import ImageDL, PathLabel
 from .loaders import ImageLoaders, image_dataloaders, table_dataloaders
 from .public import PUBLIC_SETS, digits_table, named_table
@@ -19,11 +20,10 @@ from .stream_dl import stream_dataloaders
 
 __all__ = [
     'check_images', 'check_table', 'resolve_views', 'default_views', 'digits_table', 'draw_flower',
-    'drawn_flowers', 'duplicate_groups', 'exif_times', 'Features', 'few_shot_table', 'FLOWERS', 'fold_numbers',
-    'frozen_features', 'image_dataloaders',
-    'image_table', 'ImageDL', 'ImageFile', 'ImageLoaders', 'ImageSet', 'ImageStream', 'inspect_image',
-    'mixup_draw', 'named_table', 'open_image', 'parquet_stream', 'path_groups', 'PathLabel', 'PixelCache',
-    'PUBLIC_SETS',
-    'read_image', 'read_image_set', 'split_table', 'square_image', 'step_rows', 'StepDL',
+    'drawn_flowers', 'duplicate_groups', 'exif_times', 'FeatureIndex', 'Features', 'few_shot_table', 'FLOWERS',
+    'fold_numbers', 'frozen_features', 'image_dataloaders', 'image_table',
+    'ImageDL', 'ImageFile', 'ImageLoaders', 'ImageSet', 'ImageStream', 'inspect_image',
+    'mixup_draw', 'named_table', 'nearest_rows', 'open_image', 'parquet_stream', 'path_groups', 'PathLabel',
+    'PixelCache', 'PUBLIC_SETS', 'read_image', 'read_image_set', 'split_table', 'square_image', 'step_rows', 'StepDL',
     'stream_dataloaders', 'table_dataloaders', 'tar_stream', 'train_image', 'view_image',
 ]

@@ -3,8 +3,10 @@ from .record import Artifact
 from .artifact import load_artifact, read_config, save_artifact
 from .predict import Predictor, confidence_table, load_predictor
 from .onnx import export_onnx
+from .embed import Embeddings, save_embeddings
+from .similar import load_index, save_index
 
 __all__ = [
-    'Artifact', 'confidence_table', 'export_onnx', 'load_artifact', 'load_predictor', 'Predictor', 'read_config',
-    'save_artifact',
+    'Artifact', 'confidence_table', 'Embeddings', 'export_onnx', 'load_artifact', 'load_index', 'load_predictor',
+    'Predictor', 'read_config', 'save_artifact', 'save_embeddings', 'save_index',
 ]

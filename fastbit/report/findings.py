@@ -104,6 +104,7 @@ class Findings:
     chosen: list = ()        # sentences: what was chosen on these same images
     phases: pd.DataFrame = None # one row per phase: name, images, took and expected (seconds); `None`: unknown
     left_out: pd.DataFrame = None # skipped files, columns path and reason; `None`: unknown
+    features: object = None  # `ExampleFeatures` of training and held-out images; `None`: not computed
     curve: tuple = None      # of the rate finder: rates, losses, {rule: (rate, loss)}, rate that was used
     seed: int = None         # random seed of the run
     command: str = ''        # Python call or command that repeats the run

@@ -64,9 +64,10 @@ def thumbnail(
     caption:str='',  # Text below it
     wrong:bool=False, # Is the prediction in the caption wrong?
     max_value:int=MAX_16_BIT, # As for `read_image`
+    size:int=THUMB,  # Longer side, pixels
 ) -> Picture:
     "Read an image file as a small `Picture`"
-    try: uri = picture_uri(enlarge(read_image(path, 2*THUMB, max_value)))
+    try: uri = picture_uri(enlarge(read_image(path, 2*size, max_value), size), size)
     except Exception as e:   # a broken file can raise anything in Pillow
         uri = ''
         caption = f'{caption} (cannot be read: {e})'

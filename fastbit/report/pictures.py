@@ -34,14 +34,19 @@ def class_samples(f:Findings, most=24) -> list[Picture]:
     return [thumbnail(r.path, f'{about} {r.label}', r.label, max_value=f.max_value) for r in first.itertuples()]
 
 # %% ../../nbs/report/04_pictures.ipynb #e95a4d08
-def highest_loss(f:Findings, most=12) -> list[Picture]:
+SHOWN = 12   # images of the highest loss
+SHOWN_PER_PAIR = 4   # examples of a confused pair of classes
+
+def _highest(f, most) -> list[int]: return f.losses.argsort(descending=True, stable=True)[:most].tolist()
+
+def highest_loss(f:Findings, most=SHOWN) -> list[Picture]:
     "Show the images with the highest loss"
     if not f.paths: return []
     pictures = []
-    for i in f.losses.argsort(descending=True, stable=True)[:most].tolist():
+    for i in _highest(f, most):
         true, predicted = f.classes[f.targs[i]], f.classes[f.predicted[i]]
         sure = f'{f.confidence[i]:.0%}'
-        caption = f'{true}, predicted {predicted} ({sure})'
+        caption = f'predicted {predicted} ({sure}), labeled {true}'
         if true == predicted: caption = f'{true}, correct with low confidence ({sure})'
         alt = f'An image of class {true}, predicted as {predicted} with probability {sure}'
         pictures.append(thumbnail(f.paths[i], alt, caption, true != predicted, f.max_value))
@@ -56,7 +61,7 @@ class ConfusedPair:
     of: int        # images of the true class
     pictures: list # `Picture`s of some of them
 
-def confused_examples(f:Findings, shown=4) -> list[ConfusedPair]:
+def confused_examples(f:Findings, shown=SHOWN_PER_PAIR) -> list[ConfusedPair]:
     "Show the most confused pairs of classes, with examples"
     pairs = []
     for t, p, rows in confused_pairs(f.targs, f.predicted):
@@ -70,6 +75,13 @@ def confused_examples(f:Findings, shown=4) -> list[ConfusedPair]:
             of=int((f.targs == t).sum()),
             pictures=[thumbnail(f.paths[i], alt, max_value=f.max_value) for i in examples]))
     return pairs
+
+def shown_mistakes(f:Findings) -> list[int]:
+    "List the mistakes whose images the report shows, by their number, each once"
+    if not f.paths: return []
+    wrong = [i for i in _highest(f, SHOWN) if f.predicted[i] != f.targs[i]]
+    pairs = [i for _, _, rows in confused_pairs(f.targs, f.predicted) for i in rows[:SHOWN_PER_PAIR]]
+    return list(dict.fromkeys([*wrong, *pairs]))
 
 # %% ../../nbs/report/04_pictures.ipynb #3457d8b1
 def _cam_rows(f, most) -> list[int]:

@@ -23,6 +23,8 @@ from ..bodies.model import TransferModel, body_digest
 from ..core.machine import this_machine
 from ..metrics.calibration import few_images_words
 from ..metrics.intervals import effective_size
+from .examples import explain_mistakes, with_features
+from .feature_map import map_picture
 from .findings import Findings, class_table, data_name
 from .page import Report, percent, percent_interval, render_page
 from .pictures import cam_pictures, class_samples, confused_examples, confusion_picture, curve_pictures
@@ -143,10 +145,13 @@ def _sections(f) -> dict:
         metrics=_metric_rows(f),
         tta=_tta(f),
         mistakes=highest_loss(f),
+        explained=explain_mistakes(f),
+        compared=f.features.words if f.features else '',
         pairs=confused_examples(f),
         per_class=class_table(f.targs, f.predicted, f.classes, f.table),
         confusion=confusion_picture(f),
         cams=cam_pictures(f),
+        feature_map=map_picture(f),
         reliability=reliability_picture(f),
         temperature=f.temperature,
         curves=curve_pictures(f),
@@ -170,6 +175,7 @@ def make_report(
 ) -> Report: # Shown inline; `.save('report.html')` writes it
     "Make one self-contained page of HTML about a run; raise `ValueError` if the predictions are not finite"
     findings.check()
+    findings = with_features(findings)
     name = findings.title or data_name(findings.learn.dls) or 'Images'
     title = f'{name}: {findings.evaluation.accuracy:.1%} accuracy'
     return Report(render_page('report.html', title=title, lead=_lead(findings), **_sections(findings)))

@@ -3,11 +3,12 @@ from .compare import Comparison, compare_runs, mcnemar_p, paired_difference, rea
 from .detect import label_table
 from .doctor import DataCheck, check_data
 from .few_shot import few_shot_curve
+from .label_next import rank_to_label
 from .probe import probe
 from .leaderboard import Leaderboard, leaderboard
 
 __all__ = [
     'check_data', 'compare_runs', 'Comparison', 'DataCheck', 'few_shot_curve', 'label_table',
     'Leaderboard', 'leaderboard', 'mcnemar_p', 'paired_difference', 'probe',
-    'read_predictions',
+    'rank_to_label', 'read_predictions',
 ]
