@@ -18,12 +18,12 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-# %% ../../nbs/export/07_similar.ipynb #80dc5faa
+# %% ../../nbs/export/07_similar.ipynb #053a1c01
 from ..core.files import whole_file
 from ..core.text import warn_data
 from ..data.decode import check_regular
 from ..data.neighbors import FeatureIndex, nearest_rows, unit_rows
-from .embed import Embeddings
+from .embed import Embeddings, check_single
 from .inputs import image_items
 from .predict import Predictor
 
@@ -63,17 +63,19 @@ def load_index(
         reason = f'it has no {e}' if isinstance(e, KeyError) else str(e).rstrip('.')
         raise ValueError(f"{file} cannot be used: {reason}.") from e
 
-# %% ../../nbs/export/07_similar.ipynb #5cf7e6c2
+# %% ../../nbs/export/07_similar.ipynb #6681ca9d
 _NO_INDEX = ("{folder} has no {file}, the features of the training images: `fastbit baseline` writes it. "
              "Search a folder instead, among=FOLDER.")
 
 @patch
 def training_index(self:Predictor) -> FeatureIndex:
     "Read the features of the run's training images; raise `FileNotFoundError` if the results do not include them"
-    folder = None if self.folder is None else Path(self.folder)
-    places = [] if folder is None else [folder/INDEX_FILE, folder.absolute().parent/INDEX_FILE]
-    file = next((p for p in places[:2 if folder and folder.name == 'model' else 1] if p.exists()), None)
-    if file is None: raise FileNotFoundError(_NO_INDEX.format(folder=folder or 'This model', file=INDEX_FILE))
+    check_single(self)
+    if self.folder is None: raise FileNotFoundError(_NO_INDEX.format(folder='This model', file=INDEX_FILE))
+    folder = Path(self.folder).absolute()
+    results = folder.parent if folder.name == 'model' else folder   # `load_predictor` opens both
+    file = next((f for f in (folder/INDEX_FILE, results/INDEX_FILE) if f.exists()), None)
+    if file is None: raise FileNotFoundError(_NO_INDEX.format(folder=self.folder, file=INDEX_FILE))
     return load_index(file, self.about.sha256)
 
 def _folder_labels(folder, paths) -> list:
