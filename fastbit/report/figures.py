@@ -10,9 +10,6 @@ __all__ = ['plot_losses', 'plot_rates', 'plot_lr_find', 'plot_confusion', 'plot_
 # %% ../../nbs/report/01_figures.ipynb #d8768ab5
 from collections import Counter
 
-# %% ../../nbs/report/01_figures.ipynb #0a65a919
-from collections import Counter
-
 # %% ../../nbs/report/01_figures.ipynb #6db61f0e
 import numpy as np, pandas as pd
 from matplotlib import rcParams
