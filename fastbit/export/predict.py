@@ -35,7 +35,7 @@ from ..data.tables import read_image_set
 from ..data.views import cut_view, default_views, view_sizes
 from ..data.transforms import draft_size, squares_of
 from .artifact import load_answers, load_artifact
-from .ensemble import ensemble_folder, folded, load_ensemble
+from .ensemble import EnsembleModel, ensemble_folder, folded, load_ensemble
 from .inputs import image_items
 from .record import Artifact, count_trained_on
 from ..metrics.answers import HeldOutAnswers, SelectiveEvaluation, evaluate_selective
@@ -191,6 +191,9 @@ class Predictor:
         given = {k: v for k, v in asked.items() if v is not None}
         if not given: return _Limits(None, None, None)
         name, value = next(iter(given.items()))
+        if isinstance(self.model, EnsembleModel):
+            raise ValueError(f"{name}={value:g}: the confidences of an ensemble were not measured on images that all of its "
+                             "models have not seen, so there is no threshold. Train one model, without folds=.")
         if self.answers is None:
             raise ValueError(f"{name}={value:g}: this model has no answers on validation images to choose a threshold "
                              "from. Train it again, or export it again with learn.export(FOLDER).")
