@@ -245,13 +245,17 @@ def test_loaders_that_fastbit_did_not_make_have_no_distances(folder, tmp_path):
     with pytest.raises(ValueError, match='unlike=0.2: this model has no distances from its training images'): p.predict(picture(0, 0), unlike=.2)
 
 
-def test_groups_of_the_data_are_kept(tmp_path):
-    "A column of groups, as data with patients or videos has it"
-    from fastbit.training.answers import _groups
-    table = pd.DataFrame(dict(path=['a', 'b', 'c'], group=['x', 'y', 'x']))
-    learn = type('L', (), dict(dls=type('D', (), dict(table=table))))
-    assert _groups(learn, type('V', (), dict(items=['c', 'b']))).tolist() == ['x', 'y']
-    assert _groups(type('L', (), dict(dls=type('D', (), dict(table=table[['path']])))), None) is None
+def test_groups_of_the_data_are_kept(run, tmp_path):
+    "Images of one patient or video prove less than as many independent ones"
+    table = pd.DataFrame([(str(f), f.parent.name, f'{f.parent.name}{int(f.stem)//4}') for f in sorted(run[1].rglob('*.png'))], columns=['path', 'label', 'group'])
+    baseline(table, **TINY, group_col='group', recipe='head', size=32, valid_pct=.4, device='cpu', num_workers=0, out=tmp_path/'out', verbose=False)
+    p = load_predictor(tmp_path/'out', 'cpu')
+    n_groups = len(np.unique(p.answers.groups))
+    assert p.answers.groups.shape == (p.answers.n,) and n_groups < p.answers.n/2
+    assert p.answers.precision(.9).tested == n_groups and f'with these {n_groups} groups' in str(p.answers.precision(.9))
+    unseen = table[table.path.isin(pd.read_csv(tmp_path/'out'/'predictions.csv').path)]
+    alone, together = (p.evaluate_selective(unseen, coverage=.9, **own).coverage_interval for own in ({}, dict(group_col='group')))
+    assert together != alone   # the interval of groups
 
 
 def test_onnx_has_distances_and_thresholds(run, tmp_path):

@@ -329,8 +329,8 @@ class Predictor:
         "Measure what thresholds do on labeled images: precision and share answered, coverage and size of sets, alarms"
         asked = dict(min_precision=min_precision, coverage=coverage, unlike=unlike)
         self._limits(**asked)   # for its errors
-        return evaluate_selective(
-            self.answers, self.scaled(found.probs), found.targs, distances=found.distances, **asked)
+        more = dict(distances=found.distances, groups=found.groups)
+        return evaluate_selective(self.answers, self.scaled(found.probs), found.targs, **more, **asked)
 
     @delegates(read_image_set)
     def evaluate_selective(self,

@@ -17,6 +17,7 @@ import numpy as np, torch
 # %% ../../nbs/training/20_answers.ipynb #fc3c5773
 from ..bodies.fold import can_fold
 from ..data.features import frozen_features
+from ..data.groups import group_numbers
 from ..metrics.answers import HeldOutAnswers, held_out_answers
 from ..metrics.unlike import FeatureGaussian, fit_feature_gaussian
 from .head import can_draw_views
@@ -46,12 +47,6 @@ def _training_gaussian(learn, seed=0) -> FeatureGaussian|None: # `None`: fewer t
     try: return fit_feature_gaussian(pooled_features(learn, [items[i] for i in drawn]))
     except ValueError: return None
 
-def _groups(learn, dl) -> np.ndarray|None:
-    "The groups of a loader's images; `None`: the data has none"
-    table = getattr(learn.dls, 'table', None)
-    if table is None or 'group' not in table: return None
-    of = dict(zip(table.path.astype(str), table.group.astype(str)))
-    return np.array([of[str(p)] for p in dl.items])
 
 # %% ../../nbs/training/20_answers.ipynb #4d0beb02
 class MeasuredAnswers(NamedTuple):
@@ -71,10 +66,10 @@ def measure_answers(
     start, loaders = time.perf_counter(), dict(zip(('valid', 'test'), learn.dls.loaders[1:]))
     own_loaders = can_draw_views(learn.dls) and can_fold(learn.model)
     gaussian = _training_gaussian(learn) if own_loaders else None
+    groups = group_numbers(learn.dls.table, loaders['valid'].items) if own_loaders else None
     distances = {}
     if gaussian is not None:
         distances = {part: gaussian.distances(pooled_features(learn, loaders[part].items)) for part in held_out}
     answers = held_out_answers(
-        probs, targs, temperature, groups=_groups(learn, loaders['valid']) if own_loaders else None,
-        gaussian=gaussian, distance=distances.get('valid'))
+        probs, targs, temperature, groups=groups, gaussian=gaussian, distance=distances.get('valid'))
     return MeasuredAnswers(answers, distances, time.perf_counter() - start)
