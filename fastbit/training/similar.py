@@ -145,5 +145,7 @@ def loaders_risk(
     parts = list(zip(learn.head_features, learn.dls.loaders))
     x = np.concatenate([f.rows[f.index[:, 0]].reshape(len(f.index), -1) for f, _ in parts])
     paths = [str(p) for _, dl in parts for p in dl.items]
+    by_path = np.argsort(paths)   # as `check_data` has them, for the same folds and the same answer
+    x, paths = x[by_path], [paths[i] for i in by_path]
     label = dict(zip(learn.dls.table.path, learn.dls.table.label))
     return similarity_risk(x, [label[p] for p in paths], group_numbers(learn.dls.table, paths), seed)
