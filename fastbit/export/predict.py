@@ -193,7 +193,7 @@ class Predictor:
         name, value = next(iter(given.items()))
         if isinstance(self.model, EnsembleModel):
             raise ValueError(f"{name}={value:g}: the confidences of an ensemble were not measured on images that none of "
-                             "its models has seen, so there is no threshold. Train one model, without folds=.")
+                             "of its models has seen, so there is no threshold. Train one model, without folds=.")
         if self.answers is None:
             raise ValueError(f"{name}={value:g}: this model has no answers on validation images to choose a threshold "
                              "from. Train it again, or export it again with learn.export(FOLDER).")
