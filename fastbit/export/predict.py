@@ -192,7 +192,7 @@ class Predictor:
         if not given: return _Limits(None, None, None)
         name, value = next(iter(given.items()))
         if isinstance(self.model, EnsembleModel):
-            raise ValueError(f"{name}={value:g}: the confidences of an ensemble were not measured on images that none of "
+            raise ValueError(f"{name}={value:g}: the confidences of an ensemble were not measured on images that none "
                              "of its models has seen, so there is no threshold. Train one model, without folds=.")
         if self.answers is None:
             raise ValueError(f"{name}={value:g}: this model has no answers on validation images to choose a threshold "
