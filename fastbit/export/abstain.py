@@ -19,7 +19,7 @@ from ..metrics.answers import MAX_ANSWERS, HeldOutAnswers
 from ..metrics.unlike import FeatureGaussian
 
 # %% ../../nbs/export/05_abstain.ipynb #5e0af26b
-ANSWERS = 'abstain.safetensors'   # next to the weights
+ANSWERS = 'abstain.tensors'   # safetensors; timm up to 1.0.26 fails where a folder has two files with that ending
 MAX_DIRECTIONS = 4096             # of a `FeatureGaussian`
 
 def answers_tensors(
