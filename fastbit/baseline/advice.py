@@ -202,7 +202,7 @@ def _body(f) -> Advice|None:
 _KINDS = (_groups, _measure, _images, _labels, _pair, _balance, _overfitting, _body)
 
 def what_helps(
-    figures:RunFigures # Of a run
+    figures:RunFigures # Numbers from one run
 ) -> list[Advice]: # The largest expected gain first; at most five
     "List what would help, as far as the figures tell"
     found = [about(figures) for about in _KINDS]

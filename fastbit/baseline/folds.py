@@ -62,7 +62,7 @@ class FoldOutputs:
         return f'accuracy {self.accuracy:.2%} on {len(self.targs)} images, {took}'
 
     def save(self,
-        folder:Path # Of the fold
+        folder:Path # Folder of one fold
     ):
         "Write the tensors; the rows are in the fold's `predictions.csv`"
         tensors = {k: getattr(self, k).clone(memory_format=torch.contiguous_format) for k in ('probs', 'tta', 'targs')}
@@ -70,7 +70,7 @@ class FoldOutputs:
         with whole_file(folder/OUTPUTS) as f: save_file(tensors, f, metadata=about)
 
 def fold_outputs(
-    result:BaselineResult, # Of a fold
+    result:BaselineResult, # Result of one fold
 ) -> FoldOutputs:
     "Collect what a finished fold predicted"
     m, gain = result.measured, result.gain
@@ -80,7 +80,7 @@ def fold_outputs(
         seconds=seconds)
 
 def read_outputs(
-    folder:Path # Of a finished fold
+    folder:Path # Folder of one finished fold
 ) -> FoldOutputs:
     "Read what a finished fold predicted; raise `ValueError` for files that do not belong together"
     try:
@@ -111,14 +111,14 @@ def check_fold_options(
     if world() > 1: raise ValueError(f"folds={n}: folds run in one process, and there are {world()}.")
 
 def fold_folder(
-    out:Path|None, # Of the results; `None`: nothing is written
+    out:Path|None, # Folder for results; `None`: nothing is written
     fold:int,      # 1 or more
 ) -> Path|None:
     "Name the folder of one fold"
     return None if out is None else Path(out)/f'fold-{fold}'
 
 def fold_record(
-    options:RunRecord, # Of all folds
+    options:RunRecord, # Options with `folds`
     fold:int,          # 1 or more
 ) -> RunRecord:
     "Return the options of one fold"

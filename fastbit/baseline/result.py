@@ -71,7 +71,7 @@ def log_probs(
 
 def measure(
     learn:TransferLearner, # Trained, on fastbit's loaders
-    metric:str='accuracy', # Of the run
+    metric:str='accuracy', # Metric that the run reports
 ) -> Measured:
     "Predict the held-out images, and measure with intervals"
     dls, start = learn.dls, time.perf_counter()
