@@ -1,5 +1,5 @@
 "Faults that were put in are found, with the recall and the precision that the documentation states, and nothing is changed"
-import os, re, shutil
+import os, re, shutil, sys, warnings
 
 import numpy as np, pandas as pd, pytest
 from PIL import Image, ImageDraw
@@ -140,3 +140,20 @@ def test_what_most_images_are_is_no_fault_of_any(tmp_path):
     res = check_data(tmp_path, labels=False, verbose=False)
     assert not (res.rows.kind == 'tiny').any() and 'tiny (24 of 24 images)' in res.skipped and res.skipped in str(res)
     assert 'tiny' not in res.passed
+
+def _import_again(monkeypatch, package):
+    "Forget a package, so that the next import runs its modules"
+    for name in [m for m in sys.modules if m.split('.')[0] == package]: monkeypatch.delitem(sys.modules, name)
+
+def test_looking_for_label_errors_leaves_the_warnings_on(monkeypatch):
+    "cleanlab 2.9 switches off all warnings of a process as it is imported; if it does not, `_cleanlab_filter` can go"
+    with warnings.catch_warnings():
+        _import_again(monkeypatch, 'cleanlab')
+        import cleanlab.filter
+        assert warnings.filters[0] == ('ignore', None, Warning, None, 0), 'no longer needed'
+    with warnings.catch_warnings():
+        warnings.simplefilter('always')
+        before = list(warnings.filters)
+        _import_again(monkeypatch, 'cleanlab')
+        label_table(np.random.RandomState(0).randn(20, 4), list('ab')*10)
+        assert warnings.filters == before

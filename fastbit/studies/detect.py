@@ -214,6 +214,12 @@ def odd_issues(
     return issues
 
 # %% ../../nbs/studies/01_detect.ipynb #9c15c9bb
+def _cleanlab_filter():
+    "Import `find_label_issues`, which takes a second: cleanlab 2.9 switches off all warnings of the process as it is imported"
+    with warnings.catch_warnings():
+        from cleanlab.filter import find_label_issues
+    return find_label_issues
+
 def label_table(
     features:np.ndarray, # n x numbers
     labels,              # n names
@@ -221,7 +227,7 @@ def label_table(
     seed:int=0,          # Random seed of the five parts
 ) -> pd.DataFrame: # Columns label, suggested, score (out-of-sample probability of the label), wrong (is it flagged?)
     "Find label errors by cross-validation; classes with fewer than five images are not judged: nan and False"
-    from cleanlab.filter import find_label_issues
+    find_label_issues = _cleanlab_filter()
     labels = np.asarray(labels, dtype=object)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     names, y = np.unique(labels.astype(str), return_inverse=True)
