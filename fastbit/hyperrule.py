@@ -34,8 +34,8 @@ class Schedule(NamedTuple):
     n_steps: int      # after which training ends
 
 def resolution(
-    height:int, # Of the images, pixels
-    width:int,  # Of the images, pixels
+    height:int, # Height of the images, pixels
+    width:int,  # Width of the images, pixels
 ) -> Resolution:
     "Choose the resolution for images of a size"
     return Resolution(160, 128) if height*width < SMALL_IMAGE else Resolution(512, 480)
@@ -147,7 +147,7 @@ class HyperRule:
         image_size:int|tuple,  # (height, width) of a typical image, pixels; one number for a square
         batch_size:int=BATCH_SIZE, # Images per optimizer step
         base_lr:float=BASE_LR, # Learning rate of a batch of 512
-        scale:str='linear',    # Of another batch size: 'linear' scales rate, steps and milestones, `None` nothing; 'preset': 128 at 0.001
+        scale:str='linear',   # 'linear': rate, steps and milestones scale with the batch; `None`: nothing does; 'preset': 128 at rate 0.001
         n_steps:int=None,      # Length of the schedule, which warm-up and milestones scale with; `None`: the rule's
         stop_after:int=None,   # End after so many steps of it; `None`: at its end
         mixup:float=None,      # Alpha; `None`: the rule's

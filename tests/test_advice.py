@@ -147,12 +147,12 @@ def test_commands_can_be_typed_back(on_the_command_line):
 def test_in_python_they_are_calls(folder):
     res = baseline(folder, **TINY, size=32, num_workers=0, recipe='head', verbose=False)
     commands = run_commands(res.settings)
-    for call in (commands.rerun(valid_pct=.4), commands.check, commands.leaderboard):
+    for call in (commands.rerun(valid_pct=.4), commands.check, commands.leaderboard(size=32)):
         name, args = re.fullmatch(r'(\w+)\((.*)\)', call).groups()
         taken = eval(f'dict(path={args})')
         assert taken['path'] == str(folder) and name in ('baseline', 'check_data', 'leaderboard') and 'out' not in taken
     assert 'valid_pct=0.4' in commands.rerun(valid_pct=.4)
-    assert res.advice and all(not a.command or a.command.split('(')[0] in ('baseline', 'check_data', 'leaderboard') for a in res.advice)
+    assert res.advice and all(not a.command or a.command.split('(')[0] in ('baseline', 'check_data', 'leaderboard', 'rank_to_label') for a in res.advice)
     page = re.sub('</?span>', '', res.report().html)
     assert all(f'<code>{a.command}</code>' in page.replace('&#39;', "'") for a in res.advice if a.command)
     lines = str(res).splitlines()

@@ -271,6 +271,13 @@ def test_the_command(data, tmp_path, monkeypatch, capsys):
     assert 'Training made all classes count alike' in page and 'shift_prior' in page
     weights = pd.read_csv(tmp_path/'out'/'history.csv')
     assert {'head', 'from blocks.2'} <= set(weights.phase)
+    image = str(next(data.rglob('*.png')))
+    assert main(['predict', 'out', image]) == 0 and 'note: probabilities for classes that are equally common' in capsys.readouterr().err
+    labeled = write_folder(tmp_path/'labeled', dict(blue=2, green=2, red=2))
+    assert main(['evaluate', 'out', str(labeled)]) == 0 and 'equally common' in capsys.readouterr().out
+    config = tmp_path/'out'/'model'/'config.json'
+    config.write_text(config.read_text().replace('"balance": "loss"', '"balance": "lose"'))
+    assert main(['predict', 'out', image]) == 2 and "balance 'lose'; it must be one of none, loss, batches" in capsys.readouterr().err
 
 
 def test_the_plan_says_what_is_drawn(data):

@@ -1,5 +1,6 @@
 "Groups never cross a split, a fold or a draw; figures are those that scikit-learn computes from the same features"
 import json, os, warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
@@ -16,6 +17,7 @@ from fastbit.data import fold_numbers, frozen_features, image_dataloaders, read_
 from fastbit.data.groups import group_numbers, untrained_classes
 from fastbit.export import load_predictor
 from fastbit.metrics import accuracy_interval
+from fastbit.report.sections import make_report
 from fastbit.training.head import STRENGTHS, FeatureScaler
 
 SMALL = dict(size=32, verbose=False, recipe='head')   # the bundled weights
@@ -221,6 +223,25 @@ def test_the_ensemble_is_the_mean_of_its_members(units, folds):
     saved = json.loads((out/'results.json').read_text())
     assert saved['folds']['accuracies'] == result.folds.accuracies and saved['settings']['folds'] == 3
     assert 'fold' in pd.read_csv(out/'predictions.csv') and (out/'report.html').exists()
+
+
+def test_the_report_of_folds_shows_training_images_of_the_other_folds(folds):
+    out, result = folds
+    features, page = result.findings.features, (out/'report.html').read_text()
+    among, own = features.folds
+    near = features.nearest(3).index
+    assert near.shape == (len(own), 3) and (among[near] != own[:, None]).all()
+    group = dict(zip(result.predictions.path, result.predictions.group))
+    for i, row in enumerate(features.rows): assert group[str(result.findings.paths[row])] not in {group[features.train.paths[k]] for k in near[i]}
+    assert 'Below each mistake' in page and 'Points: images, each held out once' in page
+    trained = replace(result.findings, folds=None, features=None)   # as if each fold had trained its body
+    assert 'the features of these models cannot be compared' in make_report(trained).html.replace('\n', ' ')
+
+
+def test_the_test_set_of_folds_is_measured_by_the_metric_of_the_run(units):
+    result = run(units, group_col='group', folds=2, test_pct=.3, metric='macro_f1')
+    score = result.folds.test.score('macro_f1')
+    assert f'test        macro-F1 {score.value:.4f} (95% CI ' in str(result) and 'accuracy' in str(result).split('test   ')[1]
 
 
 def test_the_command_groups_and_folds(units, tmp_path):

@@ -68,7 +68,9 @@ def _population(n=200_000, classes=4):
     return (1.5*logits).softmax(1), targs
 
 
-def test_the_bootstrap_intervals_cover_the_truth():
+def test_the_bootstrap_intervals_cover_the_truth(monkeypatch):
+    monkeypatch.setattr('fastbit.metrics.evaluation.RANKED_CELLS', 0)   # areas below curves, which test_scores.py measures
+    monkeypatch.setattr('fastbit.metrics.intervals.RESAMPLES', 100)
     probs, targs = _population()
     truth, rng, n = evaluate_probs(probs, targs), np.random.default_rng(2), 300
     covered = dict(loss=0, f1=0, brier=0)
@@ -88,7 +90,8 @@ def _groups(rng, n_groups, sizes, probs, targs):
 
 
 @pytest.mark.parametrize('n_groups, sizes', [(12, (10, 11)), (40, (1, 21))])
-def test_intervals_of_groups_cover_the_truth_and_plain_ones_do_not(n_groups, sizes):
+def test_intervals_of_groups_cover_the_truth_and_plain_ones_do_not(monkeypatch, n_groups, sizes):
+    monkeypatch.setattr('fastbit.metrics.intervals.RESAMPLES', 200)
     probs, targs = _population(50_000)
     sure, losses = probs[torch.arange(len(targs)), targs], -probs[torch.arange(len(targs)), targs].log().numpy()
     right = (probs.argmax(1) == targs).numpy()

@@ -7,7 +7,7 @@ import ast, inspect, json, re, shlex
 from functools import wraps
 from pathlib import Path
 
-import pytest, timm
+import numpy as np, pytest, timm, torch
 
 import fastbit.all as fa
 from fastbit import bodies
@@ -16,6 +16,7 @@ from fastbit.bodies import load, weights
 from fastbit.cli import command, parser
 from fastbit.data import PUBLIC_SETS, digits_table, drawn_flowers, image_table, public
 from fastbit.config import recipes_with
+from fastbit.metrics import fit_feature_gaussian, held_out_answers
 from fastbit.training import TransferLearner
 
 NBS = Path(__file__).parents[1]/'nbs'
@@ -43,7 +44,11 @@ def small(tmp_path, monkeypatch):
     "A folder `photos`, a network in `results`, stand-ins for what a network would bring"
     photos = drawn_flowers(tmp_path/'photos', 8)
     net = bodies.build_body('test_efficientnet', 6, 'random')
-    fa.save_artifact(tmp_path/'results'/'model', net, fa.Artifact('test_efficientnet', tuple(sorted(fa.FLOWERS)), fa.body_preprocess('test_efficientnet', 32)))
+    about = fa.Artifact('test_efficientnet', tuple(sorted(fa.FLOWERS)), fa.body_preprocess('test_efficientnet', 32))
+    features = np.random.default_rng(0).random((100, net.num_features))
+    right = torch.eye(6)[torch.arange(100) % 6]
+    answers = held_out_answers(.5*right + .5/6, torch.arange(100) % 6, gaussian=(g := fit_feature_gaussian(features)), distance=g.distances(features))
+    fa.save_artifact(tmp_path/'results'/'model', net, about, answers=answers)
     fa.draw_flower('poppy', 77).save(tmp_path/'new.jpg')
     monkeypatch.chdir(tmp_path)
 

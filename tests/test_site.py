@@ -171,8 +171,11 @@ def browser():
     with chromium() as b: yield b
 
 
+def set_width(browser, width): browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=False))
+
+
 def open_page(browser, url, width, scheme='light'):
-    browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=False))
+    set_width(browser, width)
     browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[dict(name='prefers-color-scheme', value=scheme)]))
     browser.get(url)
 
@@ -185,15 +188,16 @@ for (const img of document.images) if (!img.naturalWidth) seen.push('picture: ' 
 return seen'''
 
 
-@pytest.mark.parametrize('where', WIDTHS)
-def test_every_page_in_a_browser(site, url, browser, where):
-    "No console error, no failed or foreign request, no broken picture, nothing wider than the window"
+def test_every_page_in_a_browser(site, url, browser):
+    "No console error, no failed or foreign request, no broken picture, nothing wider than the window of a desktop, and then of a phone"
     problems = []
     for page in pages(site):
         browser.get_log('browser'); browser.get_log('performance')
-        open_page(browser, url + page, WIDTHS[where])
+        open_page(browser, url + page, WIDTHS['desktop'])
         browser.execute_async_script('const done = arguments[0]; Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => done())')
-        problems += [(page, o) for o in browser.execute_script(TOO_WIDE)]
+        for where, width in WIDTHS.items():
+            set_width(browser, width)
+            problems += [(page, where, o) for o in browser.execute_script(TOO_WIDE)]
         problems += [(page, o['message']) for o in browser.get_log('browser') if o['level'] in ('SEVERE', 'WARNING')]
         for m in (json.loads(line['message'])['message'] for line in browser.get_log('performance')):
             if m['method'] == 'Network.requestWillBeSent' and not m['params']['request']['url'].startswith((url, 'data:')): problems.append((page, m['params']['request']['url']))

@@ -36,7 +36,7 @@ class Situation:
     def of(cls,
         learn:TransferLearner, # With fastbit's loaders
         batch_size:int, # Images per optimizer step
-        views:int|None, # Of each image; `None`: as many as help
+        views:int|None, # Views of each image; `None`: as many as help
         cache_gb:float, # Disk space for activations
     ):
         "Look at a learner"

@@ -20,6 +20,7 @@ from fastai.callback.core import Callback, CancelFitException, CancelTrainExcept
 # %% ../../nbs/baseline/03_budget.ipynb #38c58ba8
 from .phases import measure_phases
 from ..core.text import format_seconds
+from ..training.answers import TRAINING_IMAGES
 from ..training.learner import TransferLearner
 from ..training.upper import UpperLength, upper_length
 
@@ -101,6 +102,10 @@ def _read_time(text) -> float:
     return sum(float(n)*units[unit or 's'] for n, unit in parts)
 
 # %% ../../nbs/baseline/03_budget.ipynb #a5c2a274
+def _feature_images(n_train, n_held_out) -> int:
+    "Images whose features a trained body computes in the end, for thresholds and neighbors"
+    return min(n_train, TRAINING_IMAGES) + n_held_out
+
 def option_seconds(
     option:BudgetOption,
     speed:Speed,  # Measured at any size: work grows with the number of pixels
@@ -114,6 +119,7 @@ def option_seconds(
     head, forward = speed.head*k, min(speed.head, speed.train/3)*k
     total = (n_train + n_valid)*head + speed.solving + views*(n_valid + n_test)*forward + FIXED
     if option.recipe == 'head': return total
+    total += _feature_images(n_train, n_valid + n_test)*forward
     return total + option.passes*n_train*speed.train*k + option.n_evals*n_valid*forward
 
 class Choice(NamedTuple):
@@ -171,7 +177,7 @@ def fit_to_budget(
     began:float,  # `time.perf_counter()` at the start of the budget
     smaller:bool, # Try smaller sizes, too?
     recipe:str,   # 'auto', 'onecycle' or 'head'
-    lengths:list=(), # Of 'auto', as for `budget_options`
+    lengths:list=(), # Lengths of 'auto', as for `budget_options`
 ) -> Fitted:
     "Find the best option that ends in time, measured at its own size"
     dls, known = learn.dls, {}
@@ -236,14 +242,16 @@ def phase_limit(
     deadline:float, # `time.perf_counter()` at the end of the budget
 ) -> TimeLimit:
     "Limit a phase to the time that is left, less the evaluation and the report"
-    after = (3*plan.n_valid + 2*plan.n_test)*plan.forward + FIXED   # the choice of the better phase, TTA
+    images = 3*plan.n_valid + 2*plan.n_test   # the choice of the better phase, TTA
+    if len(plan.phases) > 1: images += _feature_images(plan.n_train, plan.n_valid + plan.n_test)
+    after = images*plan.forward + FIXED
     # from now on: activations are computed before the first step, and count
     return TimeLimit(max(1., deadline - time.perf_counter() - after), plan.n_valid*plan.forward, began=time.monotonic())
 
 def late_words(
     limit:TimeLimit,
     phase,           # An `OneCyclePhase` or `UpperPhase`
-    n_batches:int,   # Of an epoch
+    n_batches:int,   # Batches of an epoch
 ) -> str:
     "Report a phase that was shortened"
     total = phase.n_steps(n_batches)

@@ -213,11 +213,16 @@ class FoldsRun:
             groups=measured.groups, title=plan.data, plan=str(plan), tta=measured.gain, worth=FOLDS_WORTH,
             temperature=measured.temperature, left_out=pd.concat([learn.dls.left_out, learn.dls.skipped]),
             seed=plan.seed, command=run_command(settings), n_models=self.n, metric=metric,
-            known=measured.evaluation, learning_curve=first.curve, advice=tuple(advice))
+            known=measured.evaluation, learning_curve=first.curve, advice=tuple(advice), folds=self._shared(pooled))
         seconds = {k: pooled.seconds[k] for k in ('training', 'evaluation')}
         return BaselineResult(
             plan=plan, measured=measured, risk=first.risk, findings=findings, epochs=learn.history.epochs,
             steps=learn.history.steps, seconds=seconds, settings=settings, folds=folds)
+
+    def _shared(self, pooled) -> np.ndarray|None:
+        "The fold of each image, if all folds have the same body: nothing but the classifier was trained"
+        only_head = all(isinstance(p, HeadPhase) for p in self.first.phases)
+        return pooled.rows.fold.to_numpy() if only_head else None
 
     def _test(self, model, learn) -> Evaluation|None:
         "Measure all models together on the test set"
@@ -227,7 +232,9 @@ class FoldsRun:
         known = rows[rows.label.isin(set(predictor.classes))]
         grouped = dict(group_col='group') if 'group' in rows else {}
         columns = dict(path_col='path', label_col='label', split_col='split')
-        return predictor.evaluate(known, 'test', **columns, **grouped)
+        found = predictor.labeled_probs(known, 'test', **columns, **grouped)
+        order = metric_order(self.options.train.metric, predictor.classes)
+        return SINGLE_LABEL.evaluate(found.probs, found.targs, found.groups, order=order)
 
     def _model(self, k):
         "The trained model of a fold, from memory or from its folder"

@@ -13,13 +13,21 @@ import torch
 # %% ../../nbs/baseline/10_next_steps.ipynb #9f5f8dee
 from .advice import Advice, Commands, RunFigures, mistake_figures, what_helps
 from .result import Measured, how_overfitted
-from .settings import changed_command, source_command
+from .settings import changed_command, label_next_command, source_command
 from ..metrics.task import SINGLE_LABEL
 from ..training.curve import LearningCurve
 from ..training.learner import TransferLearner
 from ..training.similar import SimilarityRisk
 
 # %% ../../nbs/baseline/10_next_steps.ipynb #c39df7e5
+def _shorter_side(
+    report # From `check_images`; `None`: files were not checked
+) -> int|None: # Pixels
+    "Find the median of the shorter sides of the readable files"
+    if report is None: return None
+    sides = report.loc[report.reason == '', ['width', 'height']].min(axis=1)
+    return int(sides.median()) if sides.notna().any() else None
+
 def run_commands(
     settings:dict # From `RunRecord.settings`
 ) -> Commands:
@@ -27,13 +35,14 @@ def run_commands(
     return Commands(
         rerun=lambda **changes: changed_command(settings, **changes),
         check=source_command(settings, 'check', 'check_data'),
-        leaderboard=source_command(settings, 'leaderboard', 'leaderboard'))
+        label_next=label_next_command(settings),
+        leaderboard=lambda **options: source_command(settings, 'leaderboard', 'leaderboard', **options))
 
 def next_steps(
     learn:TransferLearner, # Trained, on fastbit's loaders
     measured:Measured,     # On the held-out images
     settings:dict,         # From `RunRecord.settings`
-    curve:LearningCurve=None, # Of linear probes; `None`: unknown
+    curve:LearningCurve=None, # Learning curve of linear probes; `None`: unknown
     chosen:str='',         # Which weights were kept, and by what; '': there was nothing to choose
     risk:SimilarityRisk=None, # How much a random split flatters; `None`: not judged
     worth:float=1.,        # Independent images per image, as for `evaluate_probs`
@@ -50,5 +59,6 @@ def next_steps(
     return what_helps(RunFigures(
         grouped=(risk.random, risk.apart) if risk and risk.matters else None,
         n_train=dls.train.n, n_all=len(table), part=part, drawn=drawn, curve=curve,
+        size=dls.preprocess.size, side=_shorter_side(images.report),
         overfitting='' if chosen else how_overfitted(learn.history.epochs),
         commands=run_commands(settings), **mistakes))

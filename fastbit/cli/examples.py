@@ -52,7 +52,7 @@ def left_aligned(
     return ['  '.join(text.ljust(w) for text, w in zip(row, widths)).rstrip() for row in zip(*texts)]
 
 def similar_text(
-    path:str,        # Of the image
+    path:str,        # Path of the image
     answer:str,      # Prediction of the model, in words
     near,        # DataFrame with the columns path, label and similarity
 ) -> str:

@@ -21,9 +21,9 @@ def unused_port() -> int:
         return s.getsockname()[1]
 
 def environment(
-    rank:int, # Of the process
+    rank:int, # Rank of the process
     n:int,    # Processes
-    port:int, # Of the first one
+    port:int, # Port of the first one
 ) -> dict:
     "Return the environment of a process, with the variables that `torchrun` would set"
     threads = os.environ.get('OMP_NUM_THREADS') or max(1, (os.cpu_count() or 1)//n)

@@ -51,12 +51,14 @@ def run_predict(args) -> int:
     from fastbit.core.files import csv_text
     from fastbit.export.inputs import check_no_url, image_items
     from fastbit.export.predict import load_predictor
+    from fastbit.export.record import EQUAL_CLASSES
     for p in args.images: check_no_url(p)
     items = image_items(args.images)   # folders without images are found before the model is loaded
     options = dict(tta=args.tta, probs=args.probs, bs=getattr(args, 'bs', None), **_limits(args))
     predictor = load_predictor(args.model, getattr(args, 'device', None))
     with contextlib.redirect_stdout(sys.stderr):   # a line of progress is not a row
         df = predictor.predict(items, **options)
+    if predictor.about.balance != 'none': print(f'fastbit: note: {EQUAL_CLASSES}', file=sys.stderr)
     if 'min_precision' in args:
         print(f'fastbit: note: {predictor.answers.precision(args.min_precision)}', file=sys.stderr)
     if args.csv or args.spreadsheet:
@@ -73,7 +75,7 @@ def run_predict(args) -> int:
 # %% ../../nbs/cli/06_models.ipynb #7d01ba80
 def unseen_rows(
     about,   # `Artifact` of the model
-    digests, # Of the images' files, hexadecimal
+    digests, # Digests of the images' files, hexadecimal
 ) -> list[bool]:
     "Find the images that the model was certainly not trained on, if it was trained on any of them"
     known = set(about.trained_on['digests'])
@@ -118,6 +120,7 @@ def run_evaluate(args) -> int:
     "Run `fastbit evaluate`"
     from fastbit.data.tables import read_image_set, source_rows
     from fastbit.export.predict import load_predictor
+    from fastbit.export.record import EQUAL_CLASSES
     from fastbit.metrics.evaluation import evaluate_probs
     from fastbit.metrics.scores import class_order
     predictor = load_predictor(args.model, getattr(args, 'device', None))
@@ -141,6 +144,7 @@ def run_evaluate(args) -> int:
     print(evaluation)
     print(evaluation.more())
     if predictor.about.temperature: print(_calibration_words(res, predictor.about.temperature))
+    if predictor.about.balance != 'none': print(EQUAL_CLASSES)
     if limits: print(_limit_words(predictor, res, limits))
     return 0
 

@@ -56,7 +56,7 @@ def resolve_steps(
 CHECKPOINTS = ('checkpoint.safetensors', 'checkpoint-2.safetensors')   # of a run's phases, in the folder of its results
 
 def found_checkpoints(
-    folder:Path # Of results
+    folder:Path # Folder of results
 ) -> list: # Paths; empty: nothing to resume
     "List the checkpoints in a folder of results; those of a finished run have been removed"
     return [folder/name for name in CHECKPOINTS if (folder/name).is_file()]
@@ -109,7 +109,7 @@ def check_file(
 
 def check_out(
     out:str|Path,       # Folder for results, which need not exist
-    settings:dict=None, # Of the run that will write there, as in `results.json`; `None`: something else writes there
+    settings:dict=None, # Settings of the run that will write there, as in `results.json`; `None`: something else writes there
 ):
     "Raise `ValueError` if `out` contains a finished run, `OSError` if it cannot be written to; create nothing"
     out = Path(out)

@@ -97,7 +97,7 @@ def writer_first():
         if is_writer(): barrier()
 
 def all_reduce(
-    tensors:list # Of the same shapes in every process; replaced by their sums, in place
+    tensors:list # Tensors of the same shapes in every process; replaced by their sums, in place
 ):
     "Sum tensors over all processes in one exchange, with the same bits in every process"
     if not _group(): return

@@ -169,7 +169,7 @@ _CONVERT = dict.fromkeys(_RAW, 'in a camera raw format (convert to JPEG or PNG)'
     '.heic': _HEIC, '.heif': _HEIC, '.hif': _HEIC, '.jxl': _JXL}
 
 def why_no_image(
-    path:str|Path # Of a file without the extension of an image
+    path:str|Path # A file without the extension of an image
 ) -> str: # '' if its bytes are those of an image
     "Say in a few words why a file is not used as an image"
     ext = os.path.splitext(path)[1].lower()

@@ -27,7 +27,7 @@ _MAX_ROWS = 1_000         # that are examined one by one
 _MAX_FILES = 2_000_000    # below a folder that is searched
 
 def sample_of(
-    cells:list,     # Of any kind
+    cells:list,     # Cells of any kind
     n:int=_SAMPLE,  # How many
 ) -> list:
     "Choose some of `cells`, evenly spaced"
@@ -194,7 +194,7 @@ def _joined(folder, cells) -> list[str]:
     return [os.path.normpath(o) if untidy(o) else o for o in paths]
 
 def check_some_exist(
-    paths, # Of a table
+    paths, # Paths of a table
 ):
     "Raise `FileNotFoundError` if none of the files exists"
     paths = list(paths)

@@ -113,7 +113,7 @@ def _float_texts(numbers) -> list[str]:
     return ['' if o != o else text(o) for o in numbers.tolist()]
 
 def as_texts(
-    column:pd.Series # Of any type
+    column:pd.Series # A column of any type
 ) -> list[str]: # Not stripped; '' for missing values
     "Convert the cells of a column to text, whole floats as integers"
     if pd.api.types.is_float_dtype(column): return _float_texts(column.to_numpy(float, na_value=np.nan))

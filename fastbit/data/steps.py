@@ -55,7 +55,7 @@ class Mixup(NamedTuple):
 def mixup_draw(
     step:int,       # Optimizer step, from 0
     batch_size:int, # Images per step
-    alpha:float,    # Of Beta(alpha, alpha), above 0
+    alpha:float,    # Both parameters of the Beta distribution, above 0
     seed:int=0,     # Random seed of the draw
 ) -> Mixup:
     "Draw the mixup of an optimizer step: one lambda, and partners from the whole batch"

@@ -26,7 +26,7 @@ _CROP_VIEWS = ('crop_top_left', 'crop_top_right', 'crop_bottom_left', 'crop_bott
 VIEWS = ('identity', 'hflip', *_CROP_VIEWS, *(f'{c}_hflip' for c in _CROP_VIEWS))
 
 def default_views(
-    pp:Preprocess=None, # Of the data; `None`: loaders that fastbit did not make
+    pp:Preprocess=None, # Preprocessing of the data; `None`: loaders that fastbit did not make
 ) -> tuple: # Names for `tta`
     "Choose the image and its horizontal flip, or without flips the image and its five crops"
     if pp is None or pp.flip: return ('identity', 'hflip')
@@ -39,7 +39,7 @@ def _possible_views(pp) -> tuple:
 
 def resolve_views(
     views,              # Names; 'five_crops' stands for the five
-    pp:Preprocess=None, # Of the data; `None`: loaders that fastbit did not make
+    pp:Preprocess=None, # Preprocessing of the data; `None`: loaders that fastbit did not make
 ) -> tuple: # Names, with 'five_crops' replaced
     "Resolve the names of views; raise `ValueError` for names that do not exist or do not suit the data"
     if not isinstance(views, (str, list, tuple)):

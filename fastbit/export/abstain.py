@@ -49,7 +49,7 @@ def tensors_answers(
 # %% ../../nbs/export/05_abstain.ipynb #9d1a9478
 def answers_summary(
     answers:HeldOutAnswers,
-    sha256:str, # Of the file
+    sha256:str, # SHA-256 of the file
 ) -> dict:
     "Make the entry of `config.json` about a file of answers"
     directions = len(answers.gaussian.variances) if answers.gaussian else 0
@@ -68,7 +68,7 @@ def check_summary(
 
 def expected_answers(
     summary:dict,   # Checked
-    n_features:int, # Of the model's pooled features
+    n_features:int, # Pooled features of the model
 ) -> dict: # Name -> tensor without memory
     "Give the names, types and shapes of the tensors that a record promises"
     n, k = summary['images'], summary['directions']

@@ -108,7 +108,7 @@ def save_artifact(
 # %% ../../nbs/export/01_artifact.ipynb #480c3e8c
 MAX_CONFIG = 2**26              # bytes of `config.json`: a million classes with long names
 _NEW_IN_2 = {'max_value'}       # fields of the preprocessing that format 1 lacks; their defaults are what it meant
-_NEW_IN_3 = {'abstain'}         # fields of the record that formats 1 and 2 lack
+_NEW_IN_3 = {'abstain', 'balance'}         # fields of the record that formats 1 and 2 lack
 _JSON_TYPES = dict(architecture=str, num_classes=int, fastbit=dict)
 
 def _first_line(e) -> str: return (str(e).splitlines() or [type(e).__name__])[0][:300].rstrip('.')
@@ -236,7 +236,7 @@ def load_artifact(
 def load_answers(
     folder:str|Path, # As for `load_artifact`
     about:Artifact,  # Its record
-    n_features:int,  # Of the model's pooled features
+    n_features:int,  # Pooled features of the model
 ) -> HeldOutAnswers|None: # `None`: the folder has none
     "Read the answers on validation images; raise `ValueError` with the reason if they are damaged or dangerous"
     file = artifact_folder(folder)/ANSWERS

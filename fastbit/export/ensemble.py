@@ -68,7 +68,7 @@ def _copy(source, target):
 def save_ensemble(
     folder:str|Path, # Made; an ensemble that is there is replaced
     members:list,    # Folders of artifacts of the same classes and preprocessing
-    temperature:float=None, # Of the mean probabilities; `None`: not fitted
+    temperature:float=None, # Temperature of the mean probabilities; `None`: not fitted
     evaluation:dict=None,   # As in `Artifact`
     trained_on:dict=None,   # As in `Artifact`: the images of all members
 ) -> Artifact: # The record of the whole
@@ -83,7 +83,7 @@ def save_ensemble(
     return _about(about, records)
 
 def clear_ensemble(
-    folder:Path # Of `save_ensemble`; nothing happens if there is none
+    folder:Path # Folder of `save_ensemble`; nothing happens if there is none
 ):
     "Remove an ensemble; other files in the folder stay"
     try: members = _read(folder)['members']

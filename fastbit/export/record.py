@@ -20,9 +20,11 @@ from PIL import Image
 from .. import __version__
 from ..bodies.names import timm_name
 from ..bodies.preprocess import Preprocess, check_max_value
+from ..config import BALANCES
 from .abstain import check_summary
 
 # %% ../../nbs/export/00_record.ipynb #8db0d908
+EQUAL_CLASSES = 'probabilities for classes that are equally common; shift_prior() adjusts them to others'
 MAX_CLASSES = 1_000_000         # more than any published classifier has
 MAX_SIDE = 4096                 # pixels; more than any published body was trained on
 SKETCH = 1000                   # digests of training images in a record: all of up to this many images, else a sample
@@ -74,6 +76,7 @@ class Artifact:
     trained_on: dict|None = None   # training images, from `digest_sketch`; `None`: unknown
     versions: dict = field(default_factory=dict) # of the packages that made it, from `made_with`
     sha256: str = ''         # of `model.safetensors`; '' before it is written
+    balance: str = 'none'    # how training made all classes count alike, as in `DataOptions`
     abstain: dict|None = None # sizes and digest of the answers on validation images; `None`: there are none
 
     def __post_init__(self):
@@ -90,6 +93,8 @@ class Artifact:
             if not isinstance(value, kind): raise ValueError(f"{name} is {value!r}.")
         if self.trained_on is not None and not _is_sketch(self.trained_on):
             raise ValueError(f"trained_on is not a number of images and at most {SKETCH} digests.")
+        if self.balance not in BALANCES:
+            raise ValueError(f"balance {self.balance!r}; it must be one of {', '.join(BALANCES)}.")
         if self.abstain is not None: check_summary(self.abstain)
 
     def _measured(self) -> str:
@@ -103,6 +108,8 @@ class Artifact:
         far = ', and distances from the training images' if self.abstain['directions'] else ''
         return f"from {self.abstain['images']} validation images{far}"
 
+    def _balanced(self) -> dict: return {} if self.balance == 'none' else dict(balanced=EQUAL_CLASSES)
+
     def __str__(self):
         pp = self.preprocess
         shown = ', '.join(self.classes[:10])
@@ -114,6 +121,7 @@ class Artifact:
             'measured': self._measured(),
             'temperature': 'none' if self.temperature is None else f'{self.temperature:.3g}',
             'thresholds': self._thresholds(),
+            **self._balanced(),
             'made with': ', '.join(f'{k} {v}' for k, v in self.versions.items()),
             'sha256': self.sha256}
         return '\n'.join(f'{k:12} {v}' for k, v in rows.items())
@@ -130,7 +138,7 @@ def made_with() -> dict: # Package -> version
 
 # %% ../../nbs/export/00_record.ipynb #9974aad5
 def digest_sketch(
-    digests # Of the training files' bytes, hexadecimal; '' for a file that was not read
+    digests # Digests of the training files' bytes, hexadecimal; '' for a file that was not read
 ) -> dict: # `images`, their number, and `digests`, for `Artifact`
     "Sample training images by their `SKETCH` smallest digests"
     known = sorted({d[:16] for d in digests if d})
@@ -143,7 +151,7 @@ class TrainedOn(NamedTuple):
 
 def count_trained_on(
     about:Artifact,
-    digests,         # Of files' bytes, hexadecimal
+    digests,         # Digests of files' bytes, hexadecimal
 ) -> TrainedOn:
     "Count files that the model was trained on"
     if not about.trained_on: return TrainedOn(0, False)

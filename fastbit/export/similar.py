@@ -136,7 +136,7 @@ def similar(self:Predictor,
     return df
 
 def warn_moved(
-    paths:pd.Series # Of training images
+    paths:pd.Series # Paths of training images
 ):
     "Warn about training images that are not where they were"
     missing = [p for p in dict.fromkeys(paths) if not os.path.exists(p)]

@@ -34,7 +34,7 @@ def _as_shares(name, values) -> np.ndarray:
     raise ValueError(f'{name} must be numbers from 0 to 1, one per validation image.')
 
 def check_wanted(
-    name:str, # Of the argument
+    name:str, # Name of the argument
     value,    # A number, or a mistake
     usual:float, # A value that would work, for the message
 ):
@@ -114,10 +114,10 @@ class HeldOutAnswers:
 def held_out_answers(
     probs:torch.Tensor, # n x classes: plain probabilities of validation images
     targs:torch.Tensor, # n class numbers
-    temperature:float=None, # Of the model; `None`: the probabilities are used as they are
+    temperature:float=None, # Temperature of the model; `None`: the probabilities are used as they are
     *,
     groups=None,        # n: images of one group are not independent; `None`: all are
-    gaussian:FeatureGaussian=None, # Of the training images; `None`: unknown
+    gaussian:FeatureGaussian=None, # Gaussian of the training images; `None`: unknown
     distance=None,      # n: of the validation images, by `gaussian`
     seed:int=0,         # Random seed of the images that are kept
 ) -> HeldOutAnswers:
@@ -178,7 +178,7 @@ class SelectiveEvaluation(ShownOnce):
         return '\n'.join(rows)
 
 def evaluate_selective(
-    answers:HeldOutAnswers, # Of validation images
+    answers:HeldOutAnswers, # Answers on validation images
     probs:torch.Tensor,     # n x classes: probabilities of other images, with the same temperature
     targs:torch.Tensor,     # n class numbers
     *,

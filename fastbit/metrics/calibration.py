@@ -22,7 +22,7 @@ BINS = 15   # of the confidence in [0, 1]; C. Guo et al. 2017, and torchmetrics'
 def reliability_table(
     probs:torch.Tensor, # n x classes, rows sum to one
     targs:torch.Tensor, # n class numbers
-    n_bins:int=BINS,    # Of equal width
+    n_bins:int=BINS,    # Bins of equal width
 ) -> pd.DataFrame: # Columns low, high (of the bin), n, confidence, accuracy (means), acc_low, acc_high (95% CI)
     "Compare confidence with accuracy, bin by bin; bins without images are omitted"
     confidence, best = (o.numpy() for o in torch.as_tensor(probs).double().max(1))

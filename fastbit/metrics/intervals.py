@@ -188,9 +188,9 @@ def class_degrees(
     return max(2., variances.sum()**2/(variances**2/np.maximum(1/variances - 1, 1)).sum())
 
 def logit_interval(
-    value:float, # Of all rows
+    value:float, # Score of all rows
     values,      # One per resample, from `bootstrap_values`; NaN where a resample leaves it undefined
-    degrees:float, # Of freedom, from `class_degrees`
+    degrees:float, # Degrees of freedom, from `class_degrees`
     perfect:float, # Images that a perfect score is worth: it gets Wilson's interval of so many
     low:float=0.,  # Lowest value; the highest is 1
     confidence:float=.95, # In (0, 1)

@@ -214,9 +214,9 @@ def _flat(loss) -> CrossEntropyLossFlat:
     return flat
 
 def resolve_loss(
-    loss_func,    # Of fastai, torch or timm, a `partial`, or a function of logits and class numbers; `None`: cross-entropy
+    loss_func,    # A loss of fastai, torch or timm, a `partial`, or a function of logits and class numbers; `None`: cross-entropy
     n_out:int,    # Classes
-    device='cpu', # Of the model
+    device='cpu', # Device of the model
 ): # A loss with `activation`, `decodes` and `reduction`; the same object if it has them
     "Complete a loss so that it works everywhere; raise `ValueError` unless it is for one label per image, with softmax"
     if loss_func is None: return CrossEntropyLossFlat()
@@ -284,7 +284,7 @@ class BalancedLoss:
     def __init__(self,
         func,    # From `resolve_loss`
         weights, # One per class, with mean 1 over the training images
-        device='cpu', # Of the model
+        device='cpu', # Device of the model
     ):
         if why := _why_not_weighed(func):
             raise ValueError(f"loss_func={_name_of(func)} {why}, so images cannot be weighed by their class in it. "

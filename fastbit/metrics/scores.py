@@ -103,7 +103,7 @@ MAX_GRADES = 20   # classes; more numbers are ids, such as 001.Black_footed_Alba
 _NUMBERED = re.compile(r'(?P<before>\D*?)(?P<number>\d+)(?P<after>(?:[^\dA-Za-z]\D*)?)')
 
 def class_order(
-    names,                # Of the classes, by number
+    names,                # Names of the classes, by number
     most:int=MAX_GRADES,  # Classes at most
 ) -> tuple|None: # The place of each class, from 0; `None` where the names are not ordered
     "Find the order of classes named 0, 1, 2, 'grade 1', 'stage_2' or '0_none', '1_mild'"
@@ -115,8 +115,8 @@ def class_order(
     return tuple(places[number] for number in numbers)
 
 def metric_order(
-    metric:str, # Of the run
-    names,      # Of the classes, by number
+    metric:str, # Metric of the run
+    names,      # Names of the classes, by number
 ) -> tuple|None: # As from `class_order`
     "Find the order of classes; the listed one where quadratic-weighted kappa was asked for and names are not numbered"
     if metric != 'quadratic_kappa': return class_order(names)
@@ -126,7 +126,7 @@ def quadratic_statistics(
     targs, # n class numbers
     preds, # n class numbers
     order, # The place of each class, from `class_order`
-) -> Callable: # Of weights, n x resamples: one quadratic-weighted kappa per resample
+) -> Callable: # Function of weights, n x resamples: one quadratic-weighted kappa per resample
     "Compute quadratic-weighted kappa from sums over images"
     t, p = np.asarray(order, dtype=float)[targs], np.asarray(order, dtype=float)[preds]
     rows = np.stack([np.ones(len(t)), t, p, t*t + p*p, t*p])
@@ -193,7 +193,7 @@ def score_statistics(
     targs,       # n class numbers
     order=None,  # The place of each class, from `class_order`; `None`: classes have no order
     ranks:bool=True, # Compute ROC-AUC and PR-AUC, too?
-) -> Callable: # Of weights, resamples x n: name -> one value per resample, NaN where it is undefined
+) -> Callable: # Function of weights, resamples x n: name -> one value per resample, NaN where it is undefined
     "Compute all scores of many resamples at once"
     probs, targs = np.asarray(probs), np.asarray(targs)
     preds, n_classes = probs.argmax(1), probs.shape[1]

@@ -90,7 +90,7 @@ _STARTS = 5        # in simulations of 60 to 2,000 images one start was best bel
 
 def needed_images(
     wanted:float, # Precision, in (0, 1)
-    confidence:float=CONFIDENCE, # Of the guarantee, in (0, 1)
+    confidence:float=CONFIDENCE, # Confidence of the guarantee, in (0, 1)
 ) -> int:
     "Compute how many images, all of them right, it takes to guarantee a precision"
     return math.ceil(math.log(1-confidence)/math.log(wanted) - 1e-9)

@@ -13,15 +13,15 @@ import time
 from dataclasses import dataclass, replace
 
 # %% ../../nbs/report/06_examples.ipynb #69674859
-import numpy as np
+import numpy as np, pandas as pd
 
 # %% ../../nbs/report/06_examples.ipynb #0bedcad6
 from ..bodies.model import TransferModel
 from ..core.processes import world
 from ..core.text import format_seconds
 from ..data.batches import ImageDL
-from ..data.features import frozen_features
-from ..data.neighbors import FeatureIndex, near_similarity, nearest_rows, sample_by_class
+from ..data.features import FeatureMemory, frozen_features
+from ..data.neighbors import FeatureIndex, Neighbors, near_similarity, nearest_rows, sample_by_class
 from .findings import Findings
 from .page import Picture, Report, render_page, thumbnail
 from .pictures import shown_mistakes
@@ -39,6 +39,21 @@ class ExampleFeatures:
     rows: np.ndarray     # k: their numbers in `Findings.paths`, ascending
     seconds: float       # that they took
     limit: float         # seconds that they were allowed
+    folds: tuple = None  # fold of each training image, and of each held-out one; `None`: there are no folds
+
+    def nearest(self,
+        most:int # Neighbors of each held-out image
+    ) -> Neighbors:
+        "Find the most similar training images; with folds, among the images of the other folds"
+        if self.folds is None: return nearest_rows(self.held_out, self.train.rows, most)
+        among, own = map(np.asarray, self.folds)
+        most = min(most, *(np.sum(among != k) for k in np.unique(own)))
+        index, similarity = np.zeros((len(own), most), dtype=int), np.zeros((len(own), most), dtype=np.float32)
+        for k in np.unique(own):
+            others, rows = np.flatnonzero(among != k), own == k
+            found = nearest_rows(self.held_out[rows], self.train.rows[others], most)
+            index[rows], similarity[rows] = others[found.index], found.similarity
+        return Neighbors(index, similarity)
 
     @property
     def words(self) -> str:
@@ -51,13 +66,27 @@ def _knows_images(f) -> bool:
     dls = f.learn.dls
     loaders = all(isinstance(dl, ImageDL) for dl in dls.loaders)
     known = f.table is not None and getattr(dls, 'preprocess', None) is not None
-    one = f.n_models == 1   # with folds, another model predicted each image
-    return bool(f.paths) and one and loaders and known and isinstance(f.learn.model, TransferModel)
+    one_body = f.n_models == 1 or f.folds is not None
+    return bool(f.paths) and one_body and loaders and known and isinstance(f.learn.model, TransferModel)
 
 def _is_cached(learn) -> bool:
     "Was the classifier alone trained, on features that are kept?"
     only_head = learn.model.n_frozen == len(learn.model.stages) - 1
     return only_head and learn.dls.train.pixels is not None
+
+def _training_images(f) -> pd.DataFrame: # Columns path and label, and fold if there are folds
+    "List the images that were trained on; with folds, each was, by the models of the other folds"
+    if f.folds is None: return f.table[f.table.split == 'train']
+    return pd.DataFrame(dict(path=f.paths, label=[f.classes[i] for i in f.targs], fold=f.folds))
+
+def _features_of(f, dl, paths, cached) -> np.ndarray: # n x features
+    learn, pp = f.learn, f.learn.dls.preprocess
+    how = dict(bs=max(dl.bs, 32), pixels=dl.pixels)
+    if not cached:
+        memory = getattr(learn, 'feature_memory', None) or FeatureMemory()
+        return memory.features(learn.model, paths, pp, **how)
+    found = frozen_features(learn.model, paths, pp, **how)
+    return found.rows[found.index[:, 0]].reshape(len(paths), -1)
 
 def _limit(f) -> float:
     "Seconds: as long as the evaluation took, or `EXAMPLE_SECONDS`"
@@ -81,21 +110,19 @@ def example_features(
     shown = shown_mistakes(f)
     mapped = sample_by_class(f.targs.numpy(), min(HELD_OUT, n//3), seed)
     rows = np.union1d(np.array(shown, dtype=int), mapped)
-    train = f.table[f.table.split == 'train']
+    train = _training_images(f)
+    n_train = len(train)
     most = max(len(f.classes), min(EXAMPLES, n - len(rows)))   # one per class at least
     train = train.iloc[sample_by_class(train.label.astype(str), most, seed)]
-    def features(dl, paths):
-        how = dict(bs=max(dls.bs, 32), cache=cached, pixels=dl.pixels)
-        found = frozen_features(f.learn.model, paths, dls.preprocess, **how)
-        return found.rows[found.index[:, 0]].reshape(len(paths), -1)
     index = FeatureIndex(
-        rows=features(dls.train, train.path.tolist()),
+        rows=_features_of(f, dls.train, train.path.tolist(), cached),
         paths=train.path.astype(str).tolist(),
         labels=train.label.astype(str).tolist(),
-        n_images=int((f.table.split == 'train').sum()))
-    held_out = features(dls.valid, [f.paths[i] for i in rows])
+        n_images=n_train)
+    held_out = _features_of(f, dls.valid, [f.paths[i] for i in rows], cached)
+    folds = None if f.folds is None else (train.fold.to_numpy(), np.asarray(f.folds)[rows])
     seconds = time.perf_counter() - start
-    return ExampleFeatures(train=index, held_out=held_out, rows=rows, seconds=seconds, limit=limit)
+    return ExampleFeatures(train=index, held_out=held_out, rows=rows, seconds=seconds, limit=limit, folds=folds)
 
 def with_features(
     f:Findings
@@ -130,9 +157,9 @@ def small_picture(
     return thumbnail(path, f'A training image of class {label}', label, max_value=max_value, size=SMALL)
 
 def near_note(
-    label:str,   # Of the image
-    labels,      # Of its neighbors, most similar first
-    similarity,  # Of its neighbors
+    label:str,   # Label of the image
+    labels,      # Labels of its neighbors, most similar first
+    similarity,  # Similarities of its neighbors
     near:float,  # From `near_similarity`
 ) -> str: # '': no neighbor is nearly identical, or all of these have the same label
     "Say that a nearly identical image has another label"
@@ -148,7 +175,7 @@ def explain_mistakes(
     "Find the training images that are most similar to each mistake that a report shows"
     shown, features = shown_mistakes(f), f.features
     if features is None or not shown: return {}
-    found = nearest_rows(features.held_out, features.train.rows, most)
+    found = features.nearest(most)
     near, at = near_similarity(found.similarity[:, 0]), {int(row): k for k, row in enumerate(features.rows)}
     pictures = _Pictures(features.train, f.max_value)
     return {str(f.paths[i]): _explanation(f, i, found.index[at[i]], found.similarity[at[i]], near, pictures)

@@ -90,7 +90,7 @@ def _is_free(xy, i, taken, apart) -> bool: return all(np.abs(xy[i] - xy[k]).max(
 def thumbnail_rows(
     points:pd.DataFrame, # Columns x, y and label
     classes:list,        # Those that get thumbnails
-    n:int=THUMBS_PER_CLASS, # Of each class
+    n:int=THUMBS_PER_CLASS, # Images of each class
 ) -> list[int]: # Row numbers
     "Choose images to show on the map: central ones of each class that do not cover each other"
     xy, chosen = points[['x', 'y']].to_numpy(), []
@@ -139,7 +139,7 @@ def _draw_image(ax, point, img, color_of):
 # %% ../../nbs/report/07_feature_map.ipynb #0cc7956b
 MAP_IMAGES = 1000   # images on the map, at most
 _LOOK_FOR = ('Images with similar features lie near each other; distances between clusters mean little. '
-             'Small points: training images; large: held-out; rings: mistakes. '
+             '{points}; rings: mistakes. '
              'Look for rings inside the cluster of another class (label errors, or classes that the model cannot tell '
              'apart), and for a class in several clusters (different kinds of images with one label)')
 
@@ -154,6 +154,7 @@ def map_images(
     "List the images of the map, held-out ones first"
     held, train = f.features.rows, f.features.train
     chosen = sample_by_class(train.labels, max(0, MAP_IMAGES - len(held)))
+    if f.features.folds is not None: chosen = chosen[:0]   # each was held out
     wrong = (f.predicted != f.targs).numpy()[held]
     first = pd.DataFrame(dict(
         path=[str(f.paths[i]) for i in held], label=[f.classes[f.targs[i]] for i in held], held_out=True, wrong=wrong))
@@ -184,8 +185,10 @@ def map_picture(
     n_held, n_wrong = int(points.held_out.sum()), int(points.wrong.sum())
     gray = points.label.nunique() - len(classes)
     others = f'; {gray} classes are gray: those with the most mistakes are colored' if gray else ''
+    has_train = n_held < len(points)
+    kinds = 'Small points: training images; large: held-out' if has_train else 'Points: images, each held out once'
     return Picture(
         uri=picture_uri(fig),
         alt=f'Map of the features of {n_held} held-out and {len(points)-n_held} training images, '
             f'{len(classes)} classes in color; {n_wrong} mistakes are ringed',
-        caption=f'{_LOOK_FOR}{others}. Made by {places.how}')
+        caption=f'{_LOOK_FOR.format(points=kinds)}{others}. Made by {places.how}')

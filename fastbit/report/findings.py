@@ -102,6 +102,7 @@ class Findings:
     part: str = 'valid'      # 'valid' or 'test': the split of these images
     n_models: int = 1        # models that predicted: with folds each image has the one that did not see it
     worth: float = 1.        # as for `evaluate_probs`
+    folds: np.ndarray = None # n fold numbers, where all folds share a frozen body; `None`: one model, or trained bodies
     groups: object = None    # n group numbers; `None`: the images are independent
     title: str = ''          # name of the data; '': `data_name` of the learner's loaders
     plan: str = ''           # the plan of the run, in words

@@ -39,7 +39,7 @@ def accuracy_sentence(
 
 # %% ../../nbs/report/06_headline.ipynb #89b7fe7a
 def guessing(
-    labels, # Of the held-out images
+    labels, # Labels of the held-out images
     trained=None, # Labels of the training images; `None`: those of the held-out ones
 ) -> tuple: # (most frequent class of training, its share of the held-out images)
     "Find what always answering the most frequent class would score"
@@ -50,7 +50,7 @@ def guessing(
 
 def baseline_sentences(
     most_frequent:str, # Class
-    share:float,       # Of the held-out images
+    share:float,       # Share of the held-out images
     frozen:float=None, # Accuracy of the classifier on the frozen body; `None`: unknown, or it is the model itself
     on_validation:bool=False, # Was that measured on validation images, and the accuracy on a test set?
 ) -> str:

@@ -200,6 +200,7 @@ def _sections(f) -> dict:
         mistakes=highest_loss(f),
         explained=explain_mistakes(f),
         compared_with=f.features.words if f.features else '',
+        unexplained=_unexplained(f),
         pairs=confused_examples(f),
         per_class=class_table(f.targs, f.predicted, f.classes, f.table, f.groups),
         confusion=confusion_picture(f),
@@ -216,6 +217,13 @@ def _sections(f) -> dict:
         plan=f.plan,
         summary=f.summary,
         provenance=_provenance(f))
+
+def _unexplained(f) -> str:
+    "Say why there are no similar training images; '': there are, or the run cannot have any"
+    if f.n_models == 1 or f.folds is not None: return ''
+    return ("Each image was predicted by the model that did not see it, and the features of these models cannot be "
+            "compared. With recipe='head' (--recipe head) the models share their features, and similar training "
+            "images are shown.")
 
 def _headline(f) -> MetricRow|None:
     "The metric of a run; `None` where it is the accuracy, which has its own card"

@@ -30,7 +30,7 @@ def paired_difference(
     right_b, # n of True or False: is the second?
     confidence:float=.95, # Level of the interval, in (0, 1)
     groups=None, # n: images of one group are not independent; `None`: all are
-) -> PairedDifference: # Of b - a
+) -> PairedDifference: # The difference b - a
     "Compute the difference of two paired proportions with its Bonett-Price interval, or that of groups"
     d = np.asarray(right_b, dtype=int) - np.asarray(right_a, dtype=int)
     if groups is None:

@@ -215,7 +215,7 @@ def odd_issues(
 
 # %% ../../nbs/studies/01_detect.ipynb #9c15c9bb
 def _cleanlab_filter():
-    "Import `find_label_issues`, which takes a second: cleanlab 2.9 switches off all warnings of the process as it is imported"
+    "Import what takes a second, and keep the warnings on: cleanlab 2.9 switches them all off as it is imported"
     with warnings.catch_warnings():
         from cleanlab.filter import find_label_issues
     return find_label_issues

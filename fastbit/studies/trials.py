@@ -58,7 +58,7 @@ class Tuning(NamedTuple):
 
 def as_tuning(
     recipe,          # A name, or an object such as `OneCycle(epochs=3)`
-    epochs:int=None, # Of recipes that have them, given by name; `None`: the recipe's own
+    epochs:int=None, # Epochs of recipes that have them, given by name; `None`: the recipe's own
 ) -> Tuning:
     "Read a recipe; raise `ValueError` for an unknown one, or for `epochs` with an object, which has its own"
     name = recipe_name(recipe)

@@ -20,7 +20,7 @@ from ..core.processes import all_reduce, per_process_rng, world
 # %% ../../nbs/training/00_accumulate.ipynb #f3e88b11
 def check_accumulation(
     model:nn.Module,  # In the state that it trains in
-    loss_func,        # Of fastai, torch, or any function that returns the mean over a batch
+    loss_func,        # A loss of fastai or torch, or any function that returns the mean over a batch
     micro_batch:int,  # Images that go through the model at once
     batch_size:int,   # Images in an optimizer step
     cbs=(),           # Callbacks of the fit

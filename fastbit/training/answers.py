@@ -26,7 +26,7 @@ from .head import can_draw_views
 TRAINING_IMAGES = 5000   # at most, that the Gaussian is fitted on: 40 times its directions
 
 def _is_cached(learn) -> bool:
-    "Are features of this frozen body in the cache? Those of a body that was trained are not worth keeping"
+    "Are features of this frozen body in the cache?"
     found = getattr(learn, 'head_features', None)
     return bool(found and found[0].where) and learn.model.n_frozen == len(learn.model.stages) - 1
 
@@ -35,10 +35,10 @@ def pooled_features(
     paths, # Image files
 ) -> np.ndarray: # n x features
     "Compute the pooled features of images, as validation sees them"
-    pixels = getattr(learn.dls.valid, 'pixels', None)
-    found = frozen_features(
-        learn.model, paths, learn.dls.preprocess, bs=max(learn.dls.valid.bs, 32), cache=_is_cached(learn),
-        pixels=pixels)
+    model, pp, valid = learn.model, learn.dls.preprocess, learn.dls.valid
+    how = dict(bs=max(valid.bs, 32), pixels=getattr(valid, 'pixels', None))
+    if not _is_cached(learn): return learn.feature_memory.features(model, paths, pp, **how)
+    found = frozen_features(model, paths, pp, **how)
     return found.rows[found.index[:, 0]].reshape(len(found.index), -1)
 
 def _training_gaussian(learn, seed=0) -> FeatureGaussian|None: # `None`: fewer than two training images, or all alike
@@ -58,7 +58,7 @@ class MeasuredAnswers(NamedTuple):
 def measure_answers(
     learn,         # A trained `TransferLearner`
     held_out:dict, # 'valid', and 'test' if there is one: (probabilities n x classes without TTA, class numbers) of all images
-    temperature:float=None, # Of the model; `None`: none
+    temperature:float=None, # Temperature of the model; `None`: none
 ) -> MeasuredAnswers:
     "Collect the answers on validation images, and measure how far the held-out images are from the training images"
     probs, targs = held_out['valid']

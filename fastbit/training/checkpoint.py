@@ -228,7 +228,7 @@ class EpochCheckpoint(Checkpoint):
 # %% ../../nbs/training/15_checkpoint.ipynb #36391167
 @contextmanager
 def checkpoint_lock(
-    path:str|Path # Of a checkpoint; `None`: nothing to lock
+    path:str|Path # A checkpoint; `None`: nothing to lock
 ):
     "Be the only run that writes this checkpoint; `ValueError` while another one does"
     if path is None or not is_writer():

@@ -25,7 +25,7 @@ class LossNotFinite(FloatingPointError):
 
     @classmethod
     def in_step(cls,
-        step:int,    # Of the fit, from 1
+        step:int,    # Step of the fit, from 1
         loss:float,  # NaN or infinite
         lr:float,    # Learning rate of that step, of the last stage
         peak:float,  # Largest learning rate of the fit

@@ -87,10 +87,10 @@ class LogisticFit(NamedTuple):
 def logistic_head(
     x:np.ndarray,      # n x features
     y:np.ndarray,      # n class numbers
-    n_classes:int,     # Of the classifier; some may not be in `y`
+    n_classes:int,     # Classes of the classifier; some may not be in `y`
     groups:np.ndarray=None, # Rows of one group stay together in cross-validation; `None`: each is its own
-    seed:int=0,        # Of the folds
-    weights:np.ndarray=None, # Of each class, with mean 1; classes of weight 0 are ignored. `None`: all count alike
+    seed:int=0,        # Random seed of the folds
+    weights:np.ndarray=None, # Weight of each class, with mean 1; classes of weight 0 are ignored. `None`: all count alike
 ) -> LogisticFit:
     "Fit multinomial logistic regression, with C by cross-validation; `ValueError` with fewer than two classes"
     groups = np.arange(len(y)) if groups is None else groups
@@ -223,7 +223,7 @@ SOLVERS = ('sgd', 'lbfgs')
 HEAD_EPOCHS = 10   # epochs over the features; 5, 10, 20 and 40 do equally well on 655 stamps, splits 100 to 102
 
 def check_head_options(
-    views:int,      # Of each training image
+    views:int,      # Views of each training image
     solver:str,     # As in `fit_head`
     cache_gb:float, # GB that the cache may take
 ):
@@ -259,7 +259,7 @@ def fit_head(self:TransferLearner,
     n_epoch:int=HEAD_EPOCHS, # Epochs over the features; of 'sgd'
     lr:float=None,    # Peak learning rate; `None`: the recipe's for what trains
     *,
-    views:int=1,      # Of each training image: 1: as validation sees it, k: and k-1 augmentations, drawn once
+    views:int=1,      # Views of each training image; 1: as validation sees it, k: and k-1 augmentations, drawn once
     solver:str='sgd', # 'sgd': one-cycle; 'lbfgs': logistic regression at its optimum, with the loss's class weights
     cbs=None,         # fastai callbacks; of 'sgd'
     cache:bool=True,  # Keep the features for other runs, and look for kept ones?

@@ -58,7 +58,7 @@ def describe_run(
     how:dict, # One item: what trains ('rule', 'one_cycle') and its numbers, JSON-able
     cbs=(), # Callbacks of the fit, besides the learner's
     **training, # Further settings that the numbers depend on, JSON-able
-) -> dict: # Of dicts, JSON-able
+) -> dict: # Dicts by name, JSON-able
     "Describe what a checkpoint has to agree with before a fit resumes from it"
     source = learn.weights_source
     shapes = _digest([k, list(v.shape)] for k, v in learn.model.state_dict().items())
@@ -75,8 +75,8 @@ def describe_run(
 
 # %% ../../nbs/training/06_identity.ipynb #6c95d20a
 def run_differences(
-    there:dict, # Of the checkpoint
-    here:dict,  # Of the run that would resume from it
+    there:dict, # Identity of the checkpoint
+    here:dict,  # Identity of the run that would resume from it
 ) -> list[str]: # Empty if they agree
     "List how two runs differ, a line each"
     found = []

@@ -33,6 +33,7 @@ from ..core.arguments import LEARNER_HABITS, refuse_unknown
 from ..core.fonts import use_fonts_for
 from ..core.text import is_interactive, warn_data
 from ..data.balance import class_weights
+from ..data.features import FeatureMemory
 from ..metrics.losses import BalancedLoss
 from ..metrics.task import SINGLE_LABEL
 from .callbacks import CurveRecorder, History, PlainLog, RarelyProgress
@@ -69,9 +70,10 @@ class TransferLearner(Loop):
         cbs=None,                # fastai callbacks
         path:str|Path=None,      # Where `save` writes; `None`: that of `dls`
         model_dir:str|Path='models', # Below `path`
-        **kwargs                 # Of fastai's `Learner`
+        **kwargs                 # Options of fastai's `Learner`
     ):
         self.n_out = len(model.net.get_classifier().bias)
+        self.feature_memory = FeatureMemory()   # of the trained body
         super().__init__(
             dls, model, splitter=TransferModel.stage_params, train_bn=False, lr=lr, wd=wd, moms=moms, cbs=cbs,
             path=path, model_dir=model_dir, **kwargs)

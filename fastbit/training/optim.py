@@ -46,8 +46,8 @@ class FusedAdam(_GroupOptimizer):
     def __init__(self,
         params,            # Parameters, or lists of them: the groups
         lr:float,          # Learning rate
-        mom:float=.9,      # Of the gradient's average (β1)
-        sqr_mom:float=.99, # Of its square's (β2); fastai's
+        mom:float=.9,      # Decay of the gradient's average (β1)
+        sqr_mom:float=.99, # Decay of the average of its square (β2); fastai's
         eps:float=1e-5,    # fastai's
         wd:float=.01,      # Weight decay; fastai's
     ): super().__init__(params, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)

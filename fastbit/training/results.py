@@ -120,7 +120,8 @@ def model_record(
     return Artifact(
         arch=learn.model.net.pretrained_cfg['architecture'], classes=tuple(map(str, learn.dls.vocab)), preprocess=pp,
         temperature=learn.temperature, trained_on=_trained_on(learn.dls), versions=made_with(),
-        weights_from='' if source.kind == 'random' else f'{timm_name(learn.arch)}, {source}')
+        weights_from='' if source.kind == 'random' else f'{timm_name(learn.arch)}, {source}',
+        balance=getattr(learn.dls, 'balance', 'none'))
 
 @patch
 @options_by_name

@@ -66,7 +66,7 @@ def view_logits(
     learn,    # A fastai `Learner` of images
     dl,       # Its data, with or without labels
     views,    # From `resolve_views`
-    pp:Preprocess=None, # Of the data; `None`: loaders that fastbit did not make
+    pp:Preprocess=None, # Preprocessing of the data; `None`: loaders that fastbit did not make
 ) -> ViewLogits:
     "Compute the model's outputs for every view of every image of `dl`"
     squares = dict(after_item=[SquaresImage(views, pp)]) if pp else {}
@@ -101,7 +101,7 @@ def tta_probs(
     learn,        # A fastai `Learner` of images
     dl,           # Its data, with or without labels
     views=None,   # Names of `VIEWS`, 'five_crops' for five of them; `None`: `default_views`
-    pp:Preprocess=None, # Of the data; `None`: loaders that fastbit did not make
+    pp:Preprocess=None, # Preprocessing of the data; `None`: loaders that fastbit did not make
 ) -> TTAResult: # (probabilities n x classes, targs n or `None`), with `.report`
     "Average the probabilities of named views, and compare with plain prediction"
     views, start = resolve_views(default_views(pp) if views is None else views, pp), time.perf_counter()

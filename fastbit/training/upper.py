@@ -73,7 +73,7 @@ class MixActivations(Callback):
     "MixUp of what is cached: each batch with itself in another order, with one lambda per optimizer step"
     run_valid, order = False, 20   # inside what smooths the labels, which has order 0
     def __init__(self,
-        alpha:float, # Of Beta(alpha, alpha), above 0
+        alpha:float, # Both parameters of the Beta distribution, above 0
         seed:int=0,  # Random seed of the draws
     ): self.alpha, self.seed = alpha, seed
 
