@@ -27,7 +27,7 @@ def typed(**changes): return ' '.join(['fastbit baseline photos', *(f'--{k.repla
 def without(*names): return lambda **changes: '' if set(names) & set(changes) else typed(**changes)
 
 
-COMMANDS = Commands(without('folds', 'balance'), 'fastbit check photos', 'fastbit leaderboard photos')
+COMMANDS = Commands(without('folds', 'balance'), 'fastbit check photos', leaderboard=lambda **options: ' '.join(['fastbit leaderboard photos', *(f'--{k} {v}' for k, v in options.items())]))
 ALL = replace(COMMANDS, rerun=typed)
 MANY = RunFigures(n=10_000, n_right=9_999, n_train=40_000, n_all=50_000, commands=COMMANDS)   # nothing to say
 
@@ -79,7 +79,7 @@ def test_a_perfect_score_on_twenty_images_says_measure_and_nothing_else():
     (dict(), 'with 405 held-out images (now 100)', 'fastbit baseline photos --valid-pct 0.41'),
     (dict(n_all=500, n_train=400), 'with 405 held-out images (now 100)', ''),                      # most would be held out
     (dict(n_all=500, n_train=400, commands=ALL), 'Measure on all 500 images by cross-validation: about ±4 points instead of ±8', 'fastbit baseline photos --folds 5'),
-    (dict(n_all=100, n_train=80, commands=ALL), 'with 405 images (now 100)', ''),                     # of cross-validation already
+    (dict(n_all=100, n_train=80, commands=ALL, in_folds=True), 'with 405 images (now 100)', ''),                     # of cross-validation already
     (dict(part='test'), 'with 405 held-out images', 'fastbit baseline photos --test-pct 0.41'),
     (dict(drawn=False), 'with 405 held-out images', ''),                                           # a split of the data's own
     (dict(n_groups=10, effective=25.), 'with about 422 held-out images of 43 groups (now 100 of 10)', 'fastbit baseline photos --valid-pct 0.43')])
@@ -290,3 +290,19 @@ def test_advice_is_on_the_page_and_in_the_record(tmp_path):
     saved = json.loads((tmp_path/'out'/'results.json').read_text())
     assert [a['text'] for a in saved['advice']] == [a.text for a in res.advice] and 'learning_curve' in saved
     assert 'What would help' in (tmp_path/'out'/'report.html').read_text()
+
+
+def test_larger_images_are_advised_where_files_have_more_pixels():
+    kinds = lambda **changes: {a.kind: a for a in what_helps(replace(RunFigures(n=400, n_right=380, n_train=900, n_all=1300, commands=COMMANDS), **changes))}
+    found = kinds(size=64, side=480)
+    assert found['size'].command == 'fastbit leaderboard photos --size 128 --top 0' and found['body'].command == 'fastbit leaderboard photos --size 64'
+    assert '480 pixels or more on the shorter side, and the model sees 64' in found['size'].text
+    assert 'size' not in kinds(size=64, side=90) and 'size' not in kinds(size=64) and 'size' not in kinds(size=64, side=480, n_right=399)
+
+
+def test_unlabeled_images_are_ranked_where_there_are_results():
+    more = lambda commands: next(a for a in what_helps(RunFigures(n=104, n_right=84, n_train=416, n_all=520, curve=curve(.03, .06), commands=commands)) if a.kind == 'images')
+    ranked = more(replace(COMMANDS, label_next='fastbit label-next out FOLDER'))
+    assert ranked.line.endswith('how much their labels would help: fastbit label-next out FOLDER') and not ranked.again
+    plain = more(COMMANDS)
+    assert plain.again and plain.line == plain.text and plain.command == 'fastbit baseline photos'

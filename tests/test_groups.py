@@ -1,5 +1,5 @@
 "Groups never cross a split, a fold or a draw; figures are those that scikit-learn computes from the same features"
-import json, os, warnings
+import json, os, shutil, warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 
-from conftest import TINY, run_fastbit
+from conftest import TINY, picture, run_fastbit
 from fastbit.baseline import baseline
 from fastbit.bodies.model import TransferModel
 from fastbit.core.text import DataWarning
@@ -190,6 +190,107 @@ def test_a_class_that_is_one_group_is_refused_or_stays_in_training(units):
         table = image_dataloaders(one, **TINY_DATA, group_col='group', folds=3, fold=1).table
     assert set(table.split[table.label == 'faction0']) == {'train'}
     assert untrained_classes(one.label.to_numpy(), fold_numbers(one.label.to_numpy(), 3, 0, one.group.to_numpy())) == ['faction0']
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    "cohort(rows) -> CSV file of made-up pictures: (label, group, split) of each"
+    def write(rows, **columns):
+        table = pd.DataFrame(rows, columns=['label', 'group', 'split']).assign(path=[f'{i}.png' for i in range(len(rows))], **columns)
+        for i, label in enumerate(table.label): picture(i, sorted(set(table.label)).index(label), (36, 36)).save(tmp_path/f'{i}.png')
+        table.drop(columns=[c for c in ('group', 'split') if (table[c] == '').all()]).to_csv(tmp_path/'cohort.csv', index=False)
+        return tmp_path/'cohort.csv'
+    return write
+
+
+def folds_of(table, n, **options):
+    "The fold of each image, from the loaders of each fold"
+    dls = [image_dataloaders(table, **TINY_DATA, folds=n, fold=k, **options) for k in range(1, n+1)]
+    return dls, pd.concat([d.table[d.table.split == 'valid'] for d in dls])
+
+
+def test_a_group_that_trains_for_a_lone_class_is_measured_in_no_fold(cohort):
+    rows = [(label, f'p{g}', '') for g in range(6) for label in ('a', 'b') for _ in range(3)] + [('rare', 'p5', '')]*4
+    with pytest.warns(DataWarning, match='rare; with them 6 images of other classes, of the same groups'): dls, measured = folds_of(cohort(rows), 3, group_col='group')
+    assert 'p5' not in set(measured.group) and set(measured.group) == {f'p{g}' for g in range(5)}
+    for d in dls: assert not set(d.table.group[d.table.split == 'valid']) & set(d.table.group[d.table.split == 'train'])
+
+
+def test_a_fold_that_would_have_nothing_to_measure_is_refused_at_once(cohort):
+    rows = [(label, f'p{g}', '') for g in range(3) for label in ('a', 'b') for _ in range(3)] + [('rare', 'p2', '')]*4
+    with pytest.raises(ValueError, match='folds=3: fold . has no images to measure, .* such as folds=2'): folds_of(cohort(rows), 3, group_col='group')
+
+
+def test_images_of_one_group_can_be_tested_but_not_divided(cohort, tmp_path):
+    rows = [(label, f'p{g}', 'train') for g in range(4) for label in ('a', 'b') for _ in range(3)] + [(label, 'p9', 'test') for label in ('a', 'b') for _ in range(4)]
+    table = cohort(rows)
+    result = baseline(table, **SMALL, group_col='group', folds=2, out=tmp_path/'out')
+    assert result.folds.test.n == 8 and (result.folds.test.low, result.folds.test.high) == (0, 1)   # one group tells nothing about another
+    only = pd.read_csv(table).query("split == 'test'").drop(columns='split').assign(path=lambda d: [str(tmp_path/p) for p in d.path])
+    predictor = load_predictor(tmp_path/'out')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', DataWarning)   # nor was it trained on them
+        assert predictor.evaluate(only, group_col='group').n == 8
+    with pytest.raises(ValueError, match='puts all 8 images into one group'): image_dataloaders(only, **TINY_DATA, group_col='group')
+
+
+def test_the_test_set_of_folds_is_checked_once_for_all(cohort, tmp_path):
+    rows = [(label, f'p{i}', 'train') for i in range(6) for label in ('a', 'b')] + [('a', 'p0', 'test')]*2 + [('b', 'p9', 'test')]*2 + [('new', 'p9', 'test')]*3
+    table = cohort(rows)
+    shutil.copy(tmp_path/'1.png', tmp_path/'14.png')   # a test image that is in training too
+    with pytest.warns(DataWarning) as said: dls, measured = folds_of(table, 2, group_col='group')
+    words = '\n'.join(str(w.message) for w in said)
+    assert '3 of 7 images in the test set are not used' in words and "2 of 4 test images belong to groups (column 'group') that are also in training" in words
+    assert words.count('byte for byte in training too') == words.count('are not used') == 1 and len(measured) == 12
+    assert len(dls[1].image_set.set_aside) == 4 and 'no training images' in dls[0].skipped.reason.iloc[0]
+
+
+@pytest.mark.parametrize('options, words', [
+    (dict(folds=2, test_pct=.1), 'test_pct=0.1, and the data already has a split'), (dict(time='when'), "time='when', and the data already has a split")])
+def test_a_split_of_the_data_and_another_are_one_too_many(cohort, options, words):
+    rows = [(label, '', split) for split in ('train', 'valid') for label in ('a', 'b') for _ in range(4)]
+    with pytest.raises(ValueError, match=words): image_dataloaders(cohort(rows, when=range(16)), **TINY_DATA, **options)
+
+
+def test_the_same_time_is_not_cut_and_a_large_one_is_said(cohort):
+    table = cohort([('ab'[i % 2], '', '') for i in range(60)], year=[2020]*6 + [2021]*42 + [2022]*12)
+    split = lambda t: image_dataloaders(t, **TINY_DATA, time='year').table
+    assert (split(table).split == 'valid').sum() == 12
+    late = cohort([('ab'[i % 2], '', '') for i in range(60)], year=[2020]*6 + [2021]*54)
+    with pytest.warns(DataWarning, match='54 of 60 images are held out instead of 12: too many have the same time'): assert (split(late).split == 'valid').sum() == 54
+
+
+def test_near_duplicates_in_other_folds_are_said(cohort, tmp_path):
+    table = cohort([(label, f'p{i}', '') for i in range(6) for label in ('a', 'b')])
+    with Image.open(tmp_path/'0.png') as img: img.resize((64, 64)).save(tmp_path/'2.png')   # the picture of another group
+    numbers = pd.read_csv(table).assign(group=[f'p{i}' for i in range(12)])
+    numbers.to_csv(table, index=False)
+    found = [w for w in _said(lambda: folds_of(table, 6, group_col='group')) if 'near-duplicates of images in other folds too' in w]
+    assert len(found) == 1 and found[0].startswith('2 of 12 images')
+
+
+def _said(f) -> list:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        f()
+    return [str(w.message) for w in said]
+
+
+def test_folds_of_other_images_are_not_continued(units, cache, tmp_path, monkeypatch):
+    "An image that was added, or has another label, may have been seen by the model that would measure it"
+    from fastbit.baseline import folds as module
+    here = shutil.copytree(units, tmp_path/'units')
+    train, n = module.FoldsRun._train_one, []
+    def once(self, k, verbose):
+        if n: raise KeyboardInterrupt
+        n.append(k)
+        return train(self, k, verbose)
+    with monkeypatch.context() as m:
+        m.setattr(module.FoldsRun, '_train_one', once)
+        with pytest.raises(KeyboardInterrupt): run(here, group_col='group', folds=3, out=tmp_path/'out')
+    table = pd.read_csv(here/'units.csv')
+    table.assign(label=table.label.where(table.index != 3, 'faction2')).to_csv(here/'units.csv', index=False)
+    with pytest.raises(ValueError, match='fold-1 is of other images: files, labels or groups have changed'): run(here, group_col='group', folds=3, out=tmp_path/'out')
 
 
 def test_interrupted_folds_resume_bit_for_bit(units, folds, cache, tmp_path, monkeypatch):

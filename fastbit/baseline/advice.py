@@ -17,7 +17,7 @@ from typing import Callable, NamedTuple
 import numpy as np, torch
 
 # %% ../../nbs/baseline/09_advice.ipynb #38ae8c77
-from ..metrics.intervals import effective_size, wilson_interval
+from ..metrics.intervals import FOLDS_WORTH, effective_size, wilson_interval
 from ..metrics.task import SINGLE_LABEL
 from ..training.curve import LearningCurve
 
@@ -54,6 +54,7 @@ class RunFigures:
     size: int = None     # side of the images for the model, pixels; `None`: unknown
     side: int = None     # shorter side of the images' files, pixels, the median; `None`: unknown
     part: str = 'valid'  # 'valid' or 'test': the split of the held-out images
+    in_folds: bool = False # was each image held out once, by cross-validation?
     drawn: bool = True   # were the held-out images drawn at random?
     n_groups: int = None # groups of the held-out images; `None`: there are none
     effective: float = None # independent images that would measure as precisely; `None`: all are
@@ -138,13 +139,13 @@ def _measure(f) -> Advice|None:
     per_image = f.n/f.independent
     n, folds = images_to_halve(f.accuracy, f.independent)*per_image, f.commands.rerun(folds=ADVISED_FOLDS)
     now, share = f'±{_points(half)}', n/f.n_all
-    if folds and f.drawn and f.part == 'valid' and f.n_all > 1.5*f.n:
-        then = half_width(f.accuracy, f.n_all/per_image)
+    if folds and not f.in_folds and f.drawn and f.part == 'valid' and f.n_all > 1.5*f.n:
+        then = half_width(f.accuracy, FOLDS_WORTH*f.n_all/per_image)
         text = f'Measure on all {f.n_all} images by cross-validation: about ±{_points(then)} points instead of {now}.'
         return Advice('measure', text, folds, 100*(half - then))
     option = dict(valid='valid_pct', test='test_pct')[f.part]
     typed = f.commands.rerun(**{option: round(share + .005, 2)}) if f.drawn and share <= MOST_HELD_OUT else ''
-    kind = 'images' if f.n >= f.n_all else 'held-out images'   # all, by cross-validation
+    kind = 'images' if f.in_folds else 'held-out images'
     what, so_many = f'{n:.0f} {kind}', f'{f.n}'
     if f.n_groups:
         what = f'about {n:.0f} {kind} of {-(-n*f.n_groups//f.n):.0f} groups'

@@ -35,11 +35,13 @@ from ..export.predict import Predictor
 from ..export.record import digest_sketch
 from ..metrics.calibration import fit_temperature
 from ..metrics.evaluation import Evaluation
-from ..metrics.intervals import FOLDS_WORTH
+from ..metrics.intervals import FOLDS_WORTH, Interval
 from ..metrics.scores import metric_order
 from ..metrics.task import SINGLE_LABEL
 from ..report.findings import Findings
+from ..training.curve import LearningCurve
 from ..training.results import model_record
+from ..training.similar import SimilarityRisk
 
 # %% ../../nbs/baseline/08_folds.ipynb #a24cbe42
 OUTPUTS = 'outputs.safetensors'   # in the folder of a fold, next to its results
@@ -52,6 +54,7 @@ class FoldOutputs:
     tta: torch.Tensor         # n x classes, mean over the views
     targs: torch.Tensor       # n class numbers
     views: tuple              # of the test-time augmentation
+    dealt: str                # digest of the images and their folds, from `ImageSet`
     seconds: dict             # of training and evaluation, and of plain prediction and TTA
 
     @property
@@ -66,7 +69,7 @@ class FoldOutputs:
     ):
         "Write the tensors; the rows are in the fold's `predictions.csv`"
         tensors = {k: getattr(self, k).clone(memory_format=torch.contiguous_format) for k in ('probs', 'tta', 'targs')}
-        about = dict(views=json.dumps(self.views), seconds=json.dumps(self.seconds))
+        about = dict(views=json.dumps(self.views), dealt=self.dealt, seconds=json.dumps(self.seconds))
         with whole_file(folder/OUTPUTS) as f: save_file(tensors, f, metadata=about)
 
 def fold_outputs(
@@ -77,7 +80,7 @@ def fold_outputs(
     seconds = dict(result.seconds) | {what: float(s) for what, s in gain.seconds.items()}
     return FoldOutputs(
         rows=m.predictions, probs=m.probs, tta=m.tta_probs, targs=torch.as_tensor(m.targs), views=tuple(m.views),
-        seconds=seconds)
+        dealt=result.learn.dls.image_set.dealt, seconds=seconds)
 
 def read_outputs(
     folder:Path # Folder of one finished fold
@@ -94,8 +97,8 @@ def read_outputs(
     if len(rows) != len(tensors['targs']):
         raise ValueError(f"{folder}: predictions.csv has {len(rows)} rows, and {OUTPUTS} {len(tensors['targs'])}. "
                          "Delete the folder, and rerun.")
-    views, seconds = json.loads(about['views']), json.loads(about['seconds'])
-    return FoldOutputs(rows=rows, views=tuple(views), seconds=seconds, **tensors)
+    views, seconds, dealt = json.loads(about['views']), json.loads(about['seconds']), about.get('dealt', '')
+    return FoldOutputs(rows=rows, views=tuple(views), dealt=dealt, seconds=seconds, **tensors)
 
 # %% ../../nbs/baseline/08_folds.ipynb #920ca576
 def check_fold_options(
@@ -141,6 +144,13 @@ def _finished(record) -> FoldOutputs|None:
         raise ValueError(f"{folder} is of a run with other settings. Choose another out=, or delete the folder.")
     return read_outputs(folder)
 
+def _digests(images) -> list: # Hexadecimal; empty: the files were not checked
+    "The contents of the images that the folds train on: all but the test set"
+    if images.report is None: return []
+    aside = set() if images.set_aside is None else set(images.set_aside.path)
+    used = images.report[(images.report.reason == '') & ~images.report.path.isin(aside)]
+    return used.digest.tolist()
+
 class FoldsRun:
     "The folds of a run: trained or read, then pooled"
     def __init__(self,
@@ -164,9 +174,28 @@ class FoldsRun:
         first = next(iter(self.todo.values()), None) or _without_files(records[self.n])
         self.first = self.start(first)
         plan = self.first.plan()
+        self._check_same_images()
+        self._remember_first()
         plan.folds = self.n
         plan.split = plan.split.replace(f'fold {first.data.fold} of', 'each of')
         return plan
+
+    def _check_same_images(self):
+        "Raise `ValueError` if a finished fold is of other images, labels, groups or folds: it may have seen what it measured"
+        dealt = self.first.learn.dls.image_set.dealt
+        other = next((k for k, o in self.outputs.items() if o.dealt != dealt), None)
+        if other is None: return
+        raise ValueError(f"{fold_folder(self.out, other)} is of other images: files, labels or groups have changed "
+                         "since then. Choose another out=, delete the folder, or pass overwrite=True.")
+
+    def _remember_first(self):
+        "Read what the first fold found out about the images, if it is finished"
+        self.risk = self.curve = None
+        if 1 not in self.outputs: return
+        found = json.loads((fold_folder(self.out, 1)/'results.json').read_text(encoding='utf-8'))
+        risk, curve = found.get('similarity'), found.get('learning_curve')
+        if risk: self.risk = SimilarityRisk(**risk | dict(interval=Interval(*risk['interval'])))
+        if curve: self.curve = LearningCurve(**curve | dict(twice=Interval(*curve['twice'])))
 
     def train(self,
         verbose:int=1 # 0: print nothing; 1: a line for each fold; 2: everything
@@ -198,25 +227,25 @@ class FoldsRun:
         "Pool the predictions, and measure with intervals"
         first, pooled = self.first, pool_outputs([self.outputs[k] for k in range(1, self.n + 1)])
         learn, plan, metric = first.learn, first.planned, self.options.train.metric
+        risk, curve = first.risk or self.risk, first.curve or self.curve
         measured = measure_pooled(pooled, metric_order(metric, learn.dls.vocab))
         folders = [] if self.out is None else [fold_folder(self.out, k)/'model' for k in range(1, self.n + 1)]
         model = EnsembleModel([self._model(k) for k in range(1, self.n + 1)]).eval()
-        images = learn.dls.image_set
-        digests = [] if images.report is None else images.report.digest[images.report.reason == '']
+        digests = _digests(learn.dls.image_set)
         folds = Folds(
             accuracies=[self.outputs[k].accuracy for k in range(1, self.n + 1)], members=folders, model=model,
             trained_on=digest_sketch(digests) if len(digests) else None, test=self._test(model, learn))
         settings = self.options.settings()
-        advice = next_steps(learn, measured, settings, first.curve, risk=first.risk, worth=FOLDS_WORTH)
+        advice = next_steps(learn, measured, settings, curve, risk=risk, worth=FOLDS_WORTH)
         findings = Findings(
             learn=learn, probs=measured.probs, targs=measured.targs, paths=pooled.rows.path.tolist(),
             groups=measured.groups, title=plan.data, plan=str(plan), tta=measured.gain, worth=FOLDS_WORTH,
             temperature=measured.temperature, left_out=pd.concat([learn.dls.left_out, learn.dls.skipped]),
             seed=plan.seed, command=run_command(settings), n_models=self.n, metric=metric,
-            known=measured.evaluation, learning_curve=first.curve, advice=tuple(advice), folds=self._shared(pooled))
+            known=measured.evaluation, learning_curve=curve, advice=tuple(advice), folds=self._shared(pooled))
         seconds = {k: pooled.seconds[k] for k in ('training', 'evaluation')}
         return BaselineResult(
-            plan=plan, measured=measured, risk=first.risk, findings=findings, epochs=learn.history.epochs,
+            plan=plan, measured=measured, risk=risk, findings=findings, epochs=learn.history.epochs,
             steps=learn.history.steps, seconds=seconds, settings=settings, folds=folds)
 
     def _shared(self, pooled) -> np.ndarray|None:
@@ -229,10 +258,9 @@ class FoldsRun:
         rows = learn.dls.image_set.set_aside
         if rows is None: return None
         predictor = Predictor(model.to(learn.dls.device), model_record(learn, learn.dls.preprocess))
-        known = rows[rows.label.isin(set(predictor.classes))]
         grouped = dict(group_col='group') if 'group' in rows else {}
         columns = dict(path_col='path', label_col='label', split_col='split')
-        found = predictor.labeled_probs(known, 'test', **columns, **grouped)
+        found = predictor.labeled_probs(rows, 'test', **columns, **grouped)
         order = metric_order(self.options.train.metric, predictor.classes)
         return SINGLE_LABEL.evaluate(found.probs, found.targs, found.groups, order=order)
 
@@ -254,7 +282,7 @@ def pool_outputs(
     cat = lambda name: torch.cat([getattr(o, name) for o in outputs])
     seconds = pd.DataFrame([o.seconds for o in outputs]).sum().to_dict()
     tensors = dict(probs=cat('probs'), tta=cat('tta'), targs=cat('targs'))
-    return FoldOutputs(rows=rows, views=outputs[0].views, seconds=seconds, **tensors)
+    return FoldOutputs(rows=rows, views=outputs[0].views, dealt=outputs[0].dealt, seconds=seconds, **tensors)
 
 def measure_pooled(
     pooled:FoldOutputs,

@@ -59,6 +59,7 @@ def next_steps(
     return what_helps(RunFigures(
         grouped=(risk.random, risk.apart) if risk and risk.matters else None,
         n_train=dls.train.n, n_all=len(table), part=part, drawn=drawn, curve=curve,
+        in_folds=worth < 1,
         size=dls.preprocess.size, side=_shorter_side(images.report),
         overfitting='' if chosen else how_overfitted(learn.history.epochs),
         commands=run_commands(settings), **mistakes))

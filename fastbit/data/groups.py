@@ -67,14 +67,14 @@ def path_groups(
     if missed:
         warn_data(f"group={pattern.pattern!r} does not match {len(missed)} of {len(paths)} paths, and each of these "
                   f"images counts as a group:{first_of(missed)}")
-    check_group_names(names, f'group={pattern.pattern!r}')
     return names
 
 def check_group_names(
-    names:list, # One per image
-    what:str,   # Option that they are from
+    names,    # One per image that is to be split
+    what:str, # Where they are from, in words
 ):
-    "Raise `ValueError` if all images are in one group"
+    "Raise `ValueError` if all images are in one group, before a split is drawn"
+    names = list(names)
     if len(set(names)) > 1: return
     raise ValueError(f"{what} puts all {len(names)} images into one group, {names[0]!r}: nothing could be held out.")
 

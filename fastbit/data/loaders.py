@@ -8,6 +8,7 @@ Docs: https://fastbit.github.io/fastbit/data/loaders.html.md"""
 __all__ = ['ImageSetLoaders', 'ImageLoaders', 'table_dataloaders', 'check_folds', 'image_dataloaders']
 
 # %% ../../nbs/data/17_loaders.ipynb #af1b7256
+import hashlib
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -31,11 +32,12 @@ from .balance import BalancedDraw
 from .batches import ImageDL, PathLabel, ReadImage, resolve_device, default_bs, choose_workers
 from .check import depth_words
 from .copies import copy_numbers
-from .groups import EXIF, exif_times, find_groups
+from .groups import EXIF, check_group_names, exif_times, find_groups
 from .labels import natural_order
 from .pixels import PixelCache
 from .split import (
-    check_table, drop_unreadable, few_shot_table, drop_untrained, fold_table, split_table, training_size)
+    check_table, check_undivided, drop_unreadable, drop_untrained, few_shot_table, fold_table, split_table,
+    training_size, warn_shared)
 from .tables import ImageSet, read_image_set
 from .test_items import find_labels, find_test_items
 from .transforms import EvalImage, TrainImage, draft_size
@@ -175,7 +177,9 @@ def _split_words(table, data, grouped_by) -> str:
         own = ', the test set is the data\'s' if (table.split == 'test').any() else ''
         how = f'stratified, seed {data.seed}' if data.time is None else f'the latest by {data.time}'
         words = f'{data.valid_pct:.0%} to validate{test}, {how}{own}'
-    if data.folds: words = f'fold {data.fold or 1} of {data.folds} to validate, stratified, seed {data.seed}'
+    if data.folds:
+        test = f', after {data.test_pct:.0%} to test' if data.test_pct else ''
+        words = f'fold {data.fold or 1} of {data.folds} to validate{test}, stratified, seed {data.seed}'
     words += _group_words(table, grouped_by)
     return words if data.k_per_class is None else f'{words}; {data.k_per_class} training images per class'
 
@@ -190,16 +194,39 @@ def _group_words(table, grouped_by) -> str:
 def _drawn(table, data) -> pd.DataFrame:
     "The table with its split: drawn, or that of a fold"
     if data.folds is None: return split_table(table, data.valid_pct, data.seed, data.test_pct)
-    test = split_table(table, data.test_pct, data.seed).split.replace(dict(valid='test')) if data.test_pct else None
-    if test is not None: table = table.assign(split=test)
-    table = fold_table(table, data.folds, data.fold or 1, data.seed)
-    return table
+    check_undivided(table, data.test_pct)
+    if data.test_pct:
+        test = split_table(table, data.test_pct, data.seed).split.replace(dict(valid='test'))
+        table = table.assign(split=test)
+    return fold_table(table, data.folds, data.fold or 1, data.seed)
 
 def _set_aside(table, data) -> tuple: # (the other rows, test images or `None`)
     "Take the test set out of the rows of a fold: it is for all models together"
     test = table.split == 'test'
     if not data.fold or not test.any(): return table, None
     return table[~test].reset_index(drop=True), table[test].reset_index(drop=True)
+
+def _undealt(table) -> pd.DataFrame:
+    "The rows of all folds as training rows"
+    return table.assign(split=np.where(table.split == 'test', 'test', 'train'))
+
+def _deal_digest(table, report) -> str:
+    "Digest what is dealt out to which fold: path, label, group, fold and contents of each image"
+    h, contents = hashlib.blake2b(digest_size=12), {} if report is None else dict(zip(report.path, report.digest))
+    for r in table.itertuples():
+        test = r.fold if r.split != 'test' else 'test'
+        row = '\0'.join(map(str, (r.path, r.label, getattr(r, 'group', ''), test, contents.get(r.path, ''))))
+        h.update(f'{row}\n'.encode('utf-8', 'surrogateescape'))
+    return h.hexdigest()
+
+def _check_drawing(images, data):
+    "Raise `ValueError` for groups or a time that a split cannot be drawn by"
+    table = images.table
+    to_draw = table[table.split != 'test'] if data.folds else table[table.split == '']
+    if data.time is not None and to_draw.empty:
+        splits = ', '.join(sorted(set(table.split)))
+        raise ValueError(f"time={data.time!r}, and the data already has a split ({splits}). Leave one of them out.")
+    if images.grouped_by and len(to_draw): check_group_names(to_draw.group, images.grouped_by)
 
 def _with_groups(table, copies, data):
     "Add the times of photos, and groups of near-duplicates where no others are given"
@@ -215,6 +242,7 @@ def _copies(report, data) -> dict|None:
 
 def _split_set(images, data, check, cache) -> ImageSet:
     "Drop rows that cannot be used, and split the others"
+    _check_drawing(images, data)
     table, left_out, report = images.table, images.left_out, None
     if check:
         table, left_out, report = drop_unreadable(table, cache=cache)
@@ -223,14 +251,19 @@ def _split_set(images, data, check, cache) -> ImageSet:
     table = _with_groups(table, copies, data)
     is_drawn = data.time is None and bool((table.split == '').any() or data.folds)
     split = _split_words(table, data, images.grouped_by)
-    table, aside = _set_aside(_drawn(table, data), data)
-    if data.k_per_class is not None: table = few_shot_table(table, data.k_per_class, data.seed)
-    table, untrained = drop_untrained(table)
+    first = data.fold in (None, 1)   # what is wrong with all folds is said once
+    table, untrained = drop_untrained(_drawn(table, data), warn=first)
     digests = None if report is None else dict(zip(report.path, report.digest))
-    first = data.folds is None or data.fold == 1   # what is wrong with all folds is said once
-    if first: check_table(table, digests, copies, images.grouped_by)
+    shared = dict(digests=digests, copies=copies, grouped_by=images.grouped_by)
+    if data.folds:
+        if first: warn_shared(_undealt(table), **shared)
+        shared = {}   # of one fold there is nothing more to say
+    dealt = _deal_digest(table, report) if data.folds else ''
+    table, aside = _set_aside(table, data)
+    if data.k_per_class is not None: table = few_shot_table(table, data.k_per_class, data.seed)
+    if first: check_table(table, **shared)
     skipped = pd.concat([images.skipped, untrained], ignore_index=True)
-    how = dict(split=split, is_drawn=is_drawn, set_aside=aside)
+    how = dict(split=split, is_drawn=is_drawn, set_aside=aside, dealt=dealt)
     return replace(images, table=table, skipped=skipped, left_out=left_out, report=report, **how)
 
 @with_options(without=('bs',), crop=True, flip=True)

@@ -23,7 +23,7 @@ from .columns import (
     _flag, _is_flag, _listed, _plain, choose_columns, split_word)
 from .csvfile import names_image, read_grid
 from .filepaths import Located, as_suffix, exists_below, locate_files, one_row_per_file, sample_of
-from .groups import as_times, check_group_names
+from .groups import as_times
 from .labels import as_texts, clean_label, is_number, one_label, whole_numbers
 
 # %% ../../nbs/data/07_rows.ipynb #2ee3c6e9
@@ -243,7 +243,6 @@ def _extra_columns(table, used) -> dict:
             raise ValueError(
                 f"{len(empty)} of {len(cells)} rows have nothing in the column {str(c)!r}: {table.lines(empty)}. "
                 "Fill them in, or leave these rows out.")
-        if name == 'group': check_group_names(cells, f'group_col={str(c)!r}')
         extra[name] = cells if name == 'group' else as_times(cells, str(c))
     return extra
 
