@@ -398,7 +398,7 @@ def test_a_curve_over_nested_draws(folder, tmp_path, capsys):
     from fastbit.studies import few_shot_curve
     args = dict(ks=(1, 3, None), repeats=2, arch='test_efficientnet', weights='random', size=32, batch_size=8, n_steps=3, num_workers=0, seed=4)
     df, fig = few_shot_curve(folder, **args, out=tmp_path/'curve.csv')
-    assert list(df) == ['k', 'repeat', 'accuracy'] and df.k.tolist() == [1, 1, 3, 3, 'all', 'all'] and df.repeat.tolist() == [0, 1]*3 and df.accuracy.between(0, 1).all()
+    assert list(df) == ['k', 'repeat', 'accuracy', 'low', 'high'] and df.k.tolist() == [1, 1, 3, 3, 'all', 'all'] and df.repeat.tolist() == [0, 1]*3 and df.accuracy.between(0, 1).all()
     assert pd.read_csv(tmp_path/'curve.csv').accuracy.tolist() == df.accuracy.tolist()
     ax, = fig.axes
     assert [t.get_text() for t in ax.get_xticklabels()] == ['1', '3', 'all'] and ax.lines[0].get_ydata().tolist() == df.groupby('k', sort=False).accuracy.median().tolist()

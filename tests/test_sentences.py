@@ -121,7 +121,7 @@ def _board(*rows):
     "(accuracy, behind, behind_low, behind_high, failed) each, 80 images"
     columns = ['accuracy', 'behind', 'behind_low', 'behind_high', 'failed']
     df = pd.DataFrame(rows, columns=columns).assign(low=.5, high=.99, loss=.3, images_s=90., params_m=1., disk_mb=4., seconds=3., test_accuracy=float('nan'), test_low=float('nan'), test_high=float('nan'))
-    df = df.assign(body=[f'lite{i}' for i in range(len(df))], recipe='probe')
+    df = df.assign(score=df.accuracy, score_low=.5, score_high=.99, test_score=float('nan'), body=[f'lite{i}' for i in range(len(df))], recipe='probe')
     return Leaderboard(df, 'photos', 80, '' if rows[0][-1] else 'lite0, probe')
 
 
@@ -146,7 +146,7 @@ def test_a_board_of_failures_has_nobody_ahead():
 
 def test_equal_accuracy_is_ranked_by_loss_then_by_the_order_of_the_call(tmp_path):
     from fastbit.studies.trials import rank_rows, run_name
-    row = lambda body, loss: dict(body=body, recipe='probe', accuracy=.5, loss=loss, failed='')
+    row = lambda body, loss: dict(body=body, recipe='probe', score=.5, loss=loss, failed='')
     rows = [row('b', .4), row('c', .3), row('a', .3)]
     for r in rows:
         folder = tmp_path/'runs'/run_name(r['body'], 'probe')

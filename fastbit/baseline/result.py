@@ -63,6 +63,7 @@ class Measured:
     predictions: pd.DataFrame  # a row per held-out image: path, split, label, perhaps group, prediction, probability, calibrated
     seconds: float             # that measuring took
     answers: MeasuredAnswers = None # on the validation images, and distances from the training images; `None`: of folds
+    plain: dict = None         # part of the data -> (probabilities without TTA, class numbers); `None`: of folds
 
 def log_probs(
     probs:torch.Tensor # n x classes
@@ -103,7 +104,8 @@ def measure(
         validation=evaluate(valid.plain, valid[1], valid.groups) if part == 'test' else None,
         predictions=_predictions(dls, held_out, temperature),
         seconds=seconds,
-        answers=measure_answers(learn, plain, temperature))
+        answers=measure_answers(learn, plain, temperature),
+        plain=plain)
 
 def _group_column(dls, dl) -> dict:
     "The names of groups, where images have them"

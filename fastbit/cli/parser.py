@@ -82,6 +82,8 @@ def _add_leaderboard(p):
            help='bodies to fine-tune, the best of the probes; 0: none (default: 2)')
     add_options(g, TrainOptions, only=('size',))
     add_option(g, _RECIPE['epochs'])
+    _value(g, '--metric', 'METRIC', default=argparse.SUPPRESS,
+           help=f'score that ranks the rows: {", ".join(METRICS)} (default: accuracy)')
     add_options(p.add_argument_group('machine'), LoaderOptions, without=('bs',))
     g = p.add_argument_group('output')
     add_options(g, RunOptions, only=('out',))
@@ -192,7 +194,7 @@ _COMMANDS = dict(
               'From images to a measured baseline: check the data, train by a recipe, evaluate, write the results.'),
     leaderboard=(_add_leaderboard, 'compare bodies and recipes on a folder of images',
                  'Probe bodies on a folder of images with their features and logistic regression, fine-tune the best, '
-                 'and rank them by accuracy, ties by loss. Rerun it to add what is missing.'),
+                 'and rank them by accuracy or another score, ties by loss. Rerun it to add what is missing.'),
     check=(_add_check, 'find problems in a folder of images',
            'Find unreadable files, duplicates across splits, label errors and other causes of wrong numbers. '
            'Nothing is changed. Exit status 1 if something was found.'),

@@ -36,8 +36,8 @@ def data_label(path) -> str:
 
 def _defaults(args) -> dict:
     "What the options of a command are where they are not typed"
-    records = [DataOptions, TableOptions, LoaderOptions]
-    if args.command == 'baseline': records += [BodyOptions, TrainOptions, RECIPES[args.recipe]]
+    records = [DataOptions, TableOptions, LoaderOptions, TrainOptions]
+    if args.command == 'baseline': records += [BodyOptions, RECIPES[args.recipe]]
     return {name: o.default for record in records for name, o in record.option_fields().items()}
 
 def _question(args) -> str:

@@ -23,7 +23,7 @@ from matplotlib.ticker import PercentFormatter
 from .. import __version__
 from ..baseline.recipes import make_recipe, rule_numbers, with_bs
 from ..bodies.weights import weights_source
-from ..config import BiTRule, BodyOptions, DataOptions, LoaderOptions, TableOptions
+from ..config import BiTRule, BodyOptions, DataOptions, LoaderOptions, TableOptions, check_metric
 from ..core.options import with_options
 from ..core.files import csv_text, write_text
 from ..core.text import format_seconds
@@ -31,49 +31,76 @@ from ..data.loaders import image_dataloaders, table_dataloaders
 from ..data.public import resolve_source
 from ..data.split import few_shot_table
 from ..data.tables import source_rows
-from ..metrics.intervals import wilson_interval
+from ..metrics.scores import METRIC_WORDS, Score
 from ..report.page import Report, picture_uri, render_page
+from .difference import held_out_probs, score_interval_text, score_text
 from ..training.learner import transfer_learner
 
 # %% ../../nbs/studies/03_few_shot.ipynb #2db1835a
 def plot_few_shot(
-    df:pd.DataFrame, # From `few_shot_curve`: columns k, repeat, accuracy
+    df:pd.DataFrame, # From `few_shot_curve`: columns k, repeat, and the metric
     n_valid:int=None, # Held-out images, for the label of the axis
+    metric:str='accuracy', # Column to plot, a key of `METRIC_WORDS`
 ) -> Figure:
     "Plot every run as a point, with a line through the medians and a band from the worst to the best"
     fig = Figure(figsize=(6, 3.8), layout='constrained')
     ax = fig.add_subplot()
     ks = list(dict.fromkeys(df.k))
-    stats = df.groupby('k', sort=False).accuracy.agg(['min', 'median', 'max']).loc[ks]
+    words, values = METRIC_WORDS[metric], df[metric]
+    stats = df.groupby('k', sort=False)[metric].agg(['min', 'median', 'max']).loc[ks]
     at = range(len(ks))
     ax.fill_between(at, stats['min'], stats['max'], color='C0', alpha=.15, lw=0)
     ax.plot(at, stats['median'], color='C0', marker='o')
-    ax.plot([ks.index(k) for k in df.k], df.accuracy, 'o', color='C0', ms=3, alpha=.5)
+    ax.plot([ks.index(k) for k in df.k], values, 'o', color='C0', ms=3, alpha=.5)
     for i, m in zip(at, stats['median']):
-        ax.annotate(f'{m:.1%}', (i, m), xytext=(6, -12), textcoords='offset points', size=9)
+        ax.annotate(score_text(metric, m), (i, m), xytext=(6, -12), textcoords='offset points', size=9)
     images = f' on {n_valid} held-out images' if n_valid else ''
+    top = None if metric == 'loss' else 1
     ax.set(xticks=list(at), xticklabels=[str(k) for k in ks], xlabel='training images per class',
-           ylabel=f'accuracy{images}', ylim=(0, 1), xlim=(-.2, len(ks)-.7))
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
+           ylabel=f'{words.label}{images}', ylim=(min(0, values.min()), top), xlim=(-.2, len(ks)-.7))
+    if words.percent: ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.spines[['top', 'right']].set_visible(False)
     return fig
 
 # %% ../../nbs/studies/03_few_shot.ipynb #7e5dcab9
+def _few_shot_rows(df, metric) -> list[dict]:
+    "The median and the range of each `k`, as text, and how much better it is than the one before"
+    sign = -1 if metric == 'loss' else 1   # the better, the higher
+    groups = (sign*df[metric]).groupby(df.k, sort=False)
+    stats = groups.agg(worst='min', median='median', best='max')
+    rows, before = [], None
+    for k, r in stats.iterrows():
+        gain = None if before is None else r['median'] - before['median']
+        texts = {name: score_text(metric, sign*value) for name, value in r.items()}
+        clear = before is not None and r.worst > before['median']
+        gain_text = '' if gain is None else _gain_text(metric, gain)
+        rows.append(dict(k=k, gain=gain, gain_text=gain_text, is_clear=clear, **texts))
+        before = r
+    return rows
+
+def _gain_text(metric, gain) -> str:
+    return f'{100*gain:+.1f}' if METRIC_WORDS[metric].percent else f'{gain:+.3f}'
+
+def _middle_interval(df, metric) -> str:
+    "The interval of a run in the middle of the last ones; '' where it is unknown"
+    last = df[df.k == df.k.iloc[-1]]
+    middle = last.iloc[(last[metric] - last[metric].median()).abs().argmin()]
+    return score_interval_text(metric, middle.get('low', float('nan')), middle.get('high', float('nan')))
+
 def few_shot_page(
     df:pd.DataFrame, # From `few_shot_curve`
     n_valid:int,     # Held-out images
     name:str='',     # Name of the data
     arch:str='',     # Name of the body
+    metric:str='accuracy', # Metric of the curve, a key of `METRIC_WORDS`
 ) -> Report: # Shown inline; `.save` writes it
     "Make one self-contained page of the curve"
-    stats = df.groupby('k', sort=False).accuracy.agg(low='min', median='median', high='max').reset_index()
-    rows = stats.assign(gain=stats['median'].diff()).astype(object).to_dict('records')
-    rows[0]['gain'] = None
-    low, high = wilson_interval(round(rows[-1]['median']*n_valid), n_valid)
-    title = f'{name or "Images"}: accuracy against training images per class'
-    words = dict(title=title, arch=arch, repeats=int(df.repeat.max())+1, version=__version__)
-    numbers = dict(n=n_valid, rows=rows, low=low, high=high, fig=picture_uri(plot_few_shot(df, n_valid)))
-    return Report(render_page('few_shot.html', **words, **numbers))
+    label, rows = METRIC_WORDS[metric].label, _few_shot_rows(df, metric)
+    title = f'{name or "Images"}: {label} against training images per class'
+    words = dict(title=title, arch=arch, repeats=int(df.repeat.max())+1, version=__version__, label=label)
+    words['points'] = ' points' if METRIC_WORDS[metric].percent else ''
+    numbers = dict(n=n_valid, rows=rows, interval=_middle_interval(df, metric))
+    return Report(render_page('few_shot.html', **words, **numbers, fig=picture_uri(plot_few_shot(df, n_valid, metric))))
 
 # %% ../../nbs/studies/03_few_shot.ipynb #3964d8ae
 _NOT_HERE = ('folds', 'fold', 'test_pct', 'k_per_class', 'eval_every', 'checkpoint_every')   # options of other functions
@@ -86,15 +113,17 @@ def few_shot_curve(
     *,
     body:BodyOptions,
     size:int=None,            # Side of the images, pixels; `None`: the rule's
+    metric:str='accuracy',    # What is measured: one of `METRICS`
     rule:BiTRule,
     data:DataOptions,         # The first repeat draws and trains with `seed`, each of the others with the next number
     loaders:LoaderOptions,
     table:TableOptions,
     out:str|Path=None,        # CSV file, replaced after each run, with a page (`.html`) next to it at the end; `None`: none
     verbose:bool=True,        # Print a line for each run?
-) -> tuple[pd.DataFrame, Figure]: # Columns k ('all' for `None`), repeat, accuracy; a plot with median and range
+) -> tuple[pd.DataFrame, Figure]: # Columns k ('all' for `None`), repeat, the metric, low and high (its 95% interval); a plot
     "Train by the BiT-HyperRule on `k` images per class, for several `k` and draws, and evaluate each run"
     _check_draws(ks, repeats)
+    check_metric('metric', metric)
     if out is not None: _check_table_file(Path(out))
     rule = with_bs(rule, loaders.bs)
     make_recipe(rule, loaders).check()   # before the data is looked at
@@ -107,9 +136,10 @@ def few_shot_curve(
     whole = image_dataloaders(source, body.arch, **sizes, **vars(data), **loading, **vars(table))
     if verbose:
         for key, text in source_rows(whole.source, whole.skipped): print(f'  {key:10}  {text}', flush=True)
-    df = _all_draws(_Draws(whole, body, rule_numbers(rule), data.seed, loaders), ks, repeats, out, verbose)
-    if out is not None: few_shot_page(df, whole.valid.n, name, body.arch).save(Path(out).with_suffix('.html'))
-    return df, plot_few_shot(df, whole.valid.n)
+    draws = _Draws(whole, body, rule_numbers(rule), data.seed, loaders, metric)
+    df = _all_draws(draws, ks, repeats, out, verbose)
+    if out is not None: few_shot_page(df, whole.valid.n, name, body.arch, metric).save(Path(out).with_suffix('.html'))
+    return df, plot_few_shot(df, whole.valid.n, metric)
 
 @dataclass
 class _Draws:
@@ -119,12 +149,13 @@ class _Draws:
     numbers: dict         # of the rule
     seed: int             # of the first repeat
     loaders: LoaderOptions
+    metric: str
 
     def table(self, k, repeat) -> pd.DataFrame:
         "Return the split with `k` training images per class"
         return self.whole.table if k is None else few_shot_table(self.whole.table, k, self.seed + repeat)
 
-    def accuracy(self, table, repeat) -> float:
+    def score(self, table, repeat) -> Score:
         "Train on a table, and measure on the held-out images"
         whole, seed, o = self.whole, self.seed + repeat, self.loaders
         caching = dict(cache=o.cache, cache_gb=o.cache_gb)
@@ -137,25 +168,27 @@ class _Draws:
         with learn.no_logging(), learn.no_bar():
             rule = learn.hyperrule(**self.numbers)
             learn.fit_rule(rule, eval_every=rule.steps_to_do)
-            return learn.evaluate(show=False).accuracy
+            return held_out_probs(learn, dls.valid, self.metric).evaluate().score(self.metric)
 
 def _all_draws(draws, ks, repeats, out, verbose) -> pd.DataFrame:
     "One row for each `k` and repeat, written to `out` after each"
-    rows = []
+    rows, label = [], METRIC_WORDS[draws.metric].label
     for k in ks:
         for repeat in range(repeats):
             start, table = time.perf_counter(), draws.table(k, repeat)
-            rows.append(('all' if k is None else k, repeat, draws.accuracy(table, repeat)))
-            df = pd.DataFrame(rows, columns=['k', 'repeat', 'accuracy'])
+            score = draws.score(table, repeat)
+            low, high = score.interval or (float('nan'), float('nan'))
+            value = float('nan') if score.value is None else score.value
+            rows.append(('all' if k is None else k, repeat, value, low, high))
+            df = pd.DataFrame(rows, columns=['k', 'repeat', draws.metric, 'low', 'high'])
             if out is not None: write_text(out, csv_text(df))
-            if verbose: print(_run_line(rows[-1], repeats, table, time.perf_counter() - start), flush=True)
+            if not verbose: continue
+            line = f'k = {df.k.iloc[-1]}, repeat {repeat+1} of {repeats}: {label} {score_text(draws.metric, value)}'
+            print(f'{line}, {_trained_on(table, time.perf_counter() - start)}', flush=True)
     return df
 
-def _run_line(row, repeats, table, seconds) -> str:
-    k, repeat, right = row
-    n = (table.split == 'train').sum()
-    return (f'k = {k}, repeat {repeat+1} of {repeats}: accuracy {right:.1%}, '
-            f'trained on {n} images in {format_seconds(seconds)}')
+def _trained_on(table, seconds) -> str:
+    return f"trained on {(table.split == 'train').sum()} images in {format_seconds(seconds)}"
 
 def _check_draws(ks, repeats):
     if not ks or any(k is not None and (not isinstance(k, int) or k < 1) for k in ks):

@@ -24,7 +24,7 @@ from .. import __version__
 from ..baseline.recipes import make_recipe
 from ..bodies.weights import weights_source
 from ..config import DataOptions, LoaderOptions, TableOptions
-from ..config import foreign_option, recipe_name, recipes_with
+from ..config import check_metric, foreign_option, recipe_name, recipes_with
 from ..core.options import Options, with_options
 from ..core.checks import check_share
 from ..core.checks import check_out, make_out
@@ -34,9 +34,12 @@ from ..data.batches import resolve_device
 from ..data.loaders import image_dataloaders
 from ..data.public import resolve_source
 from ..data.tables import source_rows
+from ..metrics.scores import METRIC_WORDS
 from ..report.page import picture_uri, render_page
 from .probe import installed_bodies
-from .trials import Bench, as_body, as_tuning, check_question, data_digest, fine_tuned, probed, rank_rows, run_name
+from .trials import Bench, as_body, as_tuning, check_question, data_digest, fine_tuned, probed
+from .difference import difference_text, score_interval_text, score_text
+from .trials import rank_rows, row_rank, run_name
 
 # %% ../../nbs/studies/06_leaderboard.ipynb #b5b1d9b0
 def _or_blank(values, text) -> list:
@@ -46,30 +49,36 @@ def _or_blank(values, text) -> list:
 @dataclass(repr=False)
 class Leaderboard(ShownOnce):
     "Bodies and recipes on one data set, the best first; `print` it"
-    rows: pd.DataFrame # one row per run, the best first: body, recipe, accuracy, loss, behind, costs, test_accuracy, failed
+    rows: pd.DataFrame # one row per run, the best first: body, recipe, score, accuracy, loss, behind, costs, test_score, failed
     data: str          # name of the data
     n: int             # validation images
     best: str = ''     # 'body, recipe' of the first row; '': everything failed
     n_test: int = 0    # test images; 0: no test set
     out: Path = None   # where the files are
+    metric: str = 'accuracy' # that ranks the rows, a key of `METRIC_WORDS`
+
+    @property
+    def label(self) -> str: return METRIC_WORDS[self.metric].label
 
     def _table(self) -> pd.DataFrame:
-        d = self.rows
-        spans = [f'{low:.1%} to {high:.1%}' if low == low else '' for low, high in zip(d.low, d.high)]
+        d, metric = self.rows, self.metric
+        score = ['failed' if r.failed else score_text(metric, r.score) for r in d.itertuples()]
+        accuracy = {} if metric == 'accuracy' else {'accuracy': _or_blank(d.accuracy, '{:.1%}'.format)}
         return pd.DataFrame({
             'body': d.body, 'recipe': d.recipe,
-            'accuracy': ['failed' if failed else f'{a:.1%}' for a, failed in zip(d.accuracy, d.failed)],
-            '95% CI': spans,
+            self.label: score,
+            '95% CI': [score_interval_text(metric, r.score_low, r.score_high) for r in d.itertuples()],
             'behind the best': [self._behind(i, r) for i, r in enumerate(d.itertuples())],
+            **accuracy,
             'images/s': _or_blank(d.images_s, '{:.0f}'.format),
             'M params': _or_blank(d.params_m, '{:.1f}'.format),
             'MB': _or_blank(d.disk_mb, '{:.0f}'.format),
             'took': _or_blank(d.seconds, format_seconds)})
 
     def _behind(self, i, row) -> str:
-        "Percentage points behind the first row"
-        if row.behind != row.behind: return ''
-        return f'{100*row.behind:+.1f} ({100*row.behind_low:+.1f} to {100*row.behind_high:+.1f})' if i else '–'
+        "The score minus that of the first row"
+        if row.failed: return ''
+        return difference_text(self.metric, row.behind, row.behind_low, row.behind_high) if i else '–'
 
     @property
     def failures(self) -> list[str]:
@@ -88,25 +97,29 @@ class Leaderboard(ShownOnce):
         more = lambda d: f' and {len(d)-1} more' if len(d) > 1 else ''
         names = lambda d: f'{d.iloc[0].body}, {d.iloc[0].recipe}{more(d)}'
         if len(tied := others[others.behind == 0]): return f'ties with {names(tied)}'
-        near = others[others.behind_high >= 0]
-        if len(near): return f'has the highest accuracy, not significantly above {names(near)}'
+        lower = self.metric == 'loss'
+        near = others[~(others.behind_low > 0) if lower else ~(others.behind_high < 0)]
+        best, above = ('lowest', 'below') if lower else ('highest', 'above')
+        if len(near): return f'has the {best} {self.label}, not significantly {above} {names(near)}'
         return 'is significantly ahead'
 
     def _notes(self) -> list[str]:
-        ranking = f'Rows are ranked by accuracy on the {self.n} validation images; rows of equal accuracy by loss.'
+        ties = '' if self.metric == 'loss' else f'; rows of equal {self.label} by loss'
+        unit = 'percentage points' if METRIC_WORDS[self.metric].percent else f'difference in {self.label}'
+        ranking = f'Rows are ranked by {self.label} on the {self.n} validation images{ties}.'
         if self._others() is None: notes = [ranking]
         else: notes = [
             f'{ranking} The top score is slightly optimistic because it is the best of several.',
-            'Behind the best: percentage points, with the 95% interval of the difference on the same images. '
+            f'Behind the best: {unit}, with the 95% interval of the difference on the same images. '
             'If the interval includes 0, the difference is not significant.']
         if self.n_test: return self._test_note() + notes
         return notes + ['For a score on which nothing was chosen, hold out a test set: test_pct=0.2 (--test-pct 0.2).']
 
     def _test_note(self) -> list[str]:
         first = self.rows.iloc[0]
-        if not self.best or first.test_accuracy != first.test_accuracy: return []
-        span = f'{first.test_low:.1%} to {first.test_high:.1%}'
-        score = f'{first.test_accuracy:.1%} ({span})'
+        if not self.best or first.test_score != first.test_score: return []
+        interval = score_interval_text(self.metric, first.test_score_low, first.test_score_high)
+        score = f'{self.label} {score_text(self.metric, first.test_score)} (95% CI {interval})'
         return [f'{self.best}: {score} on {self.n_test} test images, on which nothing was chosen.']
 
     def __str__(self):
@@ -126,8 +139,11 @@ class Leaderboard(ShownOnce):
     def html(self) -> str:
         "Make one self-contained page: the table, and accuracy against cost"
         words = dict(title=f'{self.data}: {len(self.rows)} rows compared', notes=self._notes(), failures=self.failures)
-        first = dict(best=self.best, standing=self.standing(), first=self.rows.iloc[0], n=self.n)
-        fig = picture_uri(plot_cost(self.rows)) if self.best else ''
+        top, metric = self.rows.iloc[0], self.metric
+        interval = score_interval_text(metric, top.score_low, top.score_high)
+        score = dict(label=self.label, score=score_text(metric, top.score), interval=interval)
+        first = dict(best=self.best, standing=self.standing(), first=top, n=self.n, **score)
+        fig = picture_uri(plot_cost(self.rows, metric)) if self.best else ''
         parts = dict(table=self._table(), fig=fig, links=self._links(), version=__version__)
         return render_page('leaderboard.html', **words, **first, **parts)
 
@@ -144,28 +160,30 @@ class Leaderboard(ShownOnce):
         self.out.mkdir(parents=True, exist_ok=True)
         write_text(self.out/'leaderboard.csv', csv_text(self.rows))
         if self.best:
-            plot_cost(self.rows).savefig(buf := io.BytesIO(), format='png', dpi=150)
+            plot_cost(self.rows, self.metric).savefig(buf := io.BytesIO(), format='png', dpi=150)
             write_bytes(self.out/'accuracy_cost.png', buf.getvalue())
         write_text(self.out/'leaderboard.html', self.html())
 
 # %% ../../nbs/studies/06_leaderboard.ipynb #7ceef5b7
 def plot_cost(
-    rows:pd.DataFrame # Rows of a `Leaderboard`
+    rows:pd.DataFrame, # Rows of a `Leaderboard`
+    metric:str='accuracy', # That ranks them, a key of `METRIC_WORDS`
 ) -> Figure:
-    "Plot accuracy with its interval against the time per image"
+    "Plot the metric with its interval against the time per image"
     fig = Figure(figsize=(8, 4.2), layout='constrained')
     ax = fig.add_subplot()
-    good = rows[rows.failed == '']
+    good, words = rows[rows.failed == ''], METRIC_WORDS[metric]
+    scale, unit = (100, ', %') if words.percent else (1, '')
     colors = {b: f'C{i}' for i, b in enumerate(dict.fromkeys(good.body))}
     markers = dict(zip(dict.fromkeys(good.recipe), cycle('osD^v<>P')))
     for r in good.itertuples():
         shift = 1 + .03*list(markers).index(r.recipe)   # next to each other, not on top
         x = 1000/r.images_s*shift
-        ax.vlines(x, 100*r.low, 100*r.high, color=colors[r.body], lw=1.2, alpha=.5)
-        ax.plot(x, 100*r.accuracy, markers[r.recipe], color=colors[r.body], ms=6)
+        ax.vlines(x, scale*r.score_low, scale*r.score_high, color=colors[r.body], lw=1.2, alpha=.5)
+        ax.plot(x, scale*r.score, markers[r.recipe], color=colors[r.body], ms=6)
     for b, c in colors.items(): ax.plot([], [], 'o', color=c, label=b)
     for r, m in markers.items(): ax.plot([], [], m, color='.4', label=r)
-    ax.set(xlabel='milliseconds per image, on this machine', ylabel='validation accuracy, %', xscale='log')
+    ax.set(xlabel='milliseconds per image, on this machine', ylabel=f'validation {words.label}{unit}', xscale='log')
     ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.xaxis.set_minor_formatter(ScalarFormatter())
     ax.margins(x=.15, y=.1)
@@ -183,6 +201,7 @@ def leaderboard(
     *,
     size:int=None,            # Side of the images, pixels, for all; `None`: each body's own
     epochs:int=None,          # Epochs of the recipes that have them; `None`: as `baseline`
+    metric:str='accuracy',    # What ranks the rows, and decides within a recipe as in `baseline`: one of `METRICS`
     data:DataOptions,
     loaders:LoaderOptions,
     table:TableOptions,
@@ -190,6 +209,7 @@ def leaderboard(
     verbose:bool=True,        # Print a line for each run, and the board?
 ) -> Leaderboard:
     "Probe bodies, fine-tune the best, and rank them; a second call with the same `out` does only what is missing"
+    check_metric('metric', metric)
     bodies, tunings = _choices(archs, recipes, top, epochs)
     for tuning in tunings: make_recipe(tuning.options, loaders).check()
     check_share(data.valid_pct, data.test_pct)
@@ -200,12 +220,13 @@ def leaderboard(
     usually = lambda key, asked, default: usual.get(key, default) if asked is None else asked
     data = replace(data, flip=usually('flip', data.flip, True), crop=usually('crop', data.crop, True))
     bench = Bench(source=source, size=usually('size', size, None), data=data, loaders=loaders, table=table,
-                  epochs=epochs, out=out, verbose=verbose)
+                  epochs=epochs, out=out, verbose=verbose, metric=metric)
     first = image_dataloaders(source, bodies[0].arch, **bench.image_options(), cache=False)
+    _check_defined(metric, first.table)
     bench = replace(bench, images=data_digest(first.table, first.report))
     check_question(out, bench.question())
-    if verbose: _print_plan(name, first, len(bodies), tunings, top)
-    board = _finished(rank_rows(_all_rows(bench, bodies, tunings, top), out), name, first, out)
+    if verbose: _print_plan(name, first, len(bodies), tunings, top, metric)
+    board = _finished(rank_rows(_all_rows(bench, bodies, tunings, top), out, metric), name, first, bench)
     if verbose: show(board)
     return board
 
@@ -240,27 +261,35 @@ def _check_weights(body):
         typed = f"archs=['{body.arch}={body.weights}']"
         raise type(e)(str(e).replace(f'weights={body.weights!r}', typed)) from e
 
-def _print_plan(name, first, n_bodies, tunings, top):
+def _check_defined(metric, table):
+    "Raise `ValueError` for a metric that validation images of one class do not have"
+    if metric not in ('roc_auc', 'kappa', 'quadratic_kappa'): return
+    if table.label[table.split == 'valid'].nunique() > 1: return
+    raise ValueError(f"metric={metric!r} is undefined: all validation images are of one class. "
+                     "Choose metric='accuracy', or another split.")
+
+def _print_plan(name, first, n_bodies, tunings, top, metric):
     "What will be compared"
     n_test = int((first.table.split == 'test').sum())
     test = f', {n_test} test' if n_test else ''
     best = f'the best {min(top, n_bodies)} to fine-tune by {", ".join(t.name for t in tunings)}'
+    ranked = '' if metric == 'accuracy' else f'; ranked by {METRIC_WORDS[metric].label}'
     print(f'{name}: {len(first.table)} images, {len(first.vocab)} classes; {first.train.n} train, '
-          f'{first.valid.n} valid{test}; {n_bodies} bodies to probe, {best}', flush=True)
+          f'{first.valid.n} valid{test}; {n_bodies} bodies to probe, {best}{ranked}', flush=True)
     for key, text in source_rows(first.source, first.skipped): print(f'  {key:10}  {text}', flush=True)
 
 def _all_rows(bench, bodies, tunings, top) -> list:
     "A row for each probe, and for each recipe of the best bodies"
     rows = [probed(bench, b) for b in bodies]
     by_name = {b.name: b for b in bodies}
-    good = sorted((r for r in rows if not r['failed']), key=lambda r: (-r['accuracy'], r['loss']))
+    good = sorted((r for r in rows if not r['failed']), key=lambda r: row_rank(r, bench.metric))
     return rows + [fine_tuned(bench, by_name[r['body']], tuning, r) for r in good[:top] for tuning in tunings]
 
-def _finished(rows, name, first, out) -> Leaderboard:
+def _finished(rows, name, first, bench) -> Leaderboard:
     "The board of some rows, with its files"
-    top = rows.iloc[0]
+    top, out = rows.iloc[0], bench.out
     best = '' if top.failed else f'{top.body}, {top.recipe}'
     n_test = int((first.table.split == 'test').sum())
-    board = Leaderboard(rows=rows, data=name, n=first.valid.n, best=best, n_test=n_test, out=out)
+    board = Leaderboard(rows=rows, data=name, n=first.valid.n, best=best, n_test=n_test, out=out, metric=bench.metric)
     board.save(out)
     return board

@@ -49,6 +49,8 @@ class Probe(NamedTuple):
     "A linear probe of a body"
     predictions: pd.DataFrame # validation images: path, split, label, prediction, probability
     loss: float               # mean cross-entropy
+    probs: np.ndarray         # n x classes
+    targs: np.ndarray         # n class numbers
 
 def probe(
     learn,               # A `TransferLearner` with its body frozen
@@ -71,4 +73,5 @@ def probe(
         label=names(targs),
         prediction=names(SINGLE_LABEL.decode(probs)),
         probability=SINGLE_LABEL.confidence(probs).tolist()))
-    return Probe(frame, SINGLE_LABEL.evaluate(probs, targs).loss)
+    loss = SINGLE_LABEL.evaluate(probs, targs).loss
+    return Probe(predictions=frame, loss=loss, probs=probs.numpy(), targs=targs.numpy())

@@ -6,7 +6,7 @@ Docs: https://fastbit.github.io/fastbit/studies/trials.html.md"""
 
 # %% auto #0
 __all__ = ['Body', 'as_body', 'Tuning', 'as_tuning', 'Bench', 'run_name', 'data_digest', 'check_question', 'probed', 'fine_tuned',
-           'rank_rows']
+           'row_rank', 'rank_rows']
 
 # %% ../../nbs/studies/05_trials.ipynb #d5c46339
 import hashlib, json, os, re, time
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% ../../nbs/studies/05_trials.ipynb #732d5e05
-import pandas as pd
+import numpy as np, pandas as pd
 from fastai.torch_core import set_seed
 
 # %% ../../nbs/studies/05_trials.ipynb #3cebe7fb
@@ -29,8 +29,9 @@ from ..core.files import csv_text, write_text
 from ..data.augment import identity
 from ..data.groups import group_text
 from ..data.loaders import image_dataloaders
-from ..metrics.intervals import accuracy_interval
+from ..metrics.scores import METRIC_WORDS, metric_order
 from .compare import compare_runs, read_predictions
+from .difference import HeldOutProbs, held_out_probs, score_difference, score_interval_text, score_text
 from .probe import forward_speed, probe
 from ..training.learner import transfer_learner
 from ..training.tta import image_groups
@@ -70,6 +71,8 @@ def as_tuning(
     changed = [f'{k}={v}' for k, v in asdict(recipe).items() if v != usual[k]]
     return Tuning(f"{name}({', '.join(changed)})" if changed else name, recipe)
 
+_LATER = ('augment', 'jitter', 'group', 'time', 'allow_copies', 'balance')   # settings that older boards do not have
+
 @dataclass(frozen=True)
 class Bench:
     "What all rows of a leaderboard share"
@@ -82,15 +85,14 @@ class Bench:
     out: Path           # folder of the leaderboard
     verbose: bool
     images: str = ''    # `data_digest` of the images
+    metric: str = 'accuracy' # that ranks the rows, a key of `METRIC_WORDS`
 
     def image_options(self) -> dict:
         "Return arguments of `image_dataloaders` and `baseline`, besides the cache"
         o = self.data
         split = dict(seed=o.seed, valid_pct=o.valid_pct, test_pct=o.test_pct, k_per_class=o.k_per_class)
         pixels = dict(size=self.size, flip=o.flip, crop=o.crop, max_value=o.max_value)
-        # older boards have no such settings
-        later = ('augment', 'jitter', 'group', 'time', 'allow_copies', 'balance')
-        pixels |= {k: getattr(o, k) for k in later if getattr(o, k) != getattr(DataOptions, k)}
+        pixels |= {k: getattr(o, k) for k in _LATER if getattr(o, k) != getattr(DataOptions, k)}
         machine = dict(num_workers=self.loaders.num_workers, device=self.loaders.device)
         return split | pixels | machine | vars(self.table)
 
@@ -104,6 +106,7 @@ class Bench:
         if 'group' in settings: settings['group'] = group_text(self.data.group)
         if not isinstance(self.data.augment, str):
             settings['augment'] = ', '.join(identity(f).digest for f in self.data.augment)
+        if self.metric != 'accuracy': settings['metric'] = self.metric   # older boards have no such setting
         return dict(version=__version__, epochs=self.epochs, **settings, images=self.images)
 
     def folder(self, body, recipe) -> Path: return self.out/'runs'/run_name(body.name, recipe)
@@ -133,16 +136,18 @@ def check_question(
         write_text(file, json.dumps(question, indent=1) + '\n')
         return
     before = json.loads(file.read_text())
-    other = [k for k in question if question[k] != before.get(k)]
+    other = [k for k in {**question, **before} if question.get(k) != before.get(k)]
     if not other: return
-    changed = f'another {other[0]} ({before.get(other[0])!r}, now {question[other[0]]!r})'
+    usual = {k: str(getattr(DataOptions, k, 'accuracy')) for k in ('metric', *_LATER)}   # not in the question
+    was, now = (o.get(other[0], usual.get(other[0])) for o in (before, question))
+    changed = f'another {other[0]} ({was!r}, now {now!r})'
     differs = 'other images' if other[0] == 'images' else changed
     raise ValueError(f"{out}{os.sep} already contains a comparison with {differs}. "
                      "Choose another out=, or delete the folder.")
 
 # %% ../../nbs/studies/05_trials.ipynb #05da0f13
-_NUMBERS = ('accuracy', 'low', 'high', 'loss', 'images_s', 'params_m', 'disk_mb', 'seconds',
-            'test_accuracy', 'test_low', 'test_high')
+_SCORES = ('score', 'score_low', 'score_high', 'accuracy', 'low', 'high')
+_NUMBERS = (*_SCORES, 'loss', 'images_s', 'params_m', 'disk_mb', 'seconds', *(f'test_{k}' for k in _SCORES))
 
 def _row(body, recipe, **values) -> dict:
     empty = dict.fromkeys(_NUMBERS, float('nan'))
@@ -155,52 +160,77 @@ def _costs(learn) -> dict:
     n = sum(p.numel() for p in net.parameters())
     return dict(images_s=forward_speed(learn), params_m=n/1e6, disk_mb=size/1e6)
 
-def _tested(ev) -> dict: return dict(test_accuracy=ev.accuracy, test_low=ev.low, test_high=ev.high)
+def _scores(ev, metric, part='') -> dict:
+    "The metric of the board and the accuracy, each with its interval"
+    if metric not in ('accuracy', 'macro_f1', 'loss', *ev.scores):
+        raise FloatingPointError('The predictions are not finite: training diverged. Try a lower learning rate.')
+    score = ev.score(metric)
+    low, high = score.interval or (float('nan'), float('nan'))
+    value = float('nan') if score.value is None else score.value
+    found = dict(score=value, score_low=low, score_high=high, accuracy=ev.accuracy, low=ev.low, high=ev.high)
+    return {part + k: v for k, v in found.items()}
 
-def _probe_row(bench, body) -> tuple:
-    "(row, predictions) of a linear probe"
-    start = time.perf_counter()
+class _Made(NamedTuple):
+    "What a run leaves"
+    row: dict
+    held_out: HeldOutProbs           # validation images
+    predictions: pd.DataFrame = None # of the validation images; `None`: the run wrote them
+
+def _probe_row(bench, body) -> _Made:
+    "A linear probe"
+    start, metric = time.perf_counter(), bench.metric
     dls = image_dataloaders(bench.source, body.arch, **bench.image_options(), **bench.caching)
     set_seed(bench.data.seed)
     learn = transfer_learner(dls, body.arch, body.weights)
-    predictions, loss = probe(learn, **bench.caching)
-    n, right = len(predictions), int((predictions.label == predictions.prediction).sum())
-    low, high = accuracy_interval(predictions.label == predictions.prediction, image_groups(learn, dls.valid))
+    found = probe(learn, **bench.caching)
+    order, groups = metric_order(metric, dls.vocab), image_groups(learn, dls.valid)
+    held_out = HeldOutProbs(found.probs, found.targs, groups=groups, order=order)
+    scores = _scores(held_out.evaluate(), metric)
     seconds = time.perf_counter() - start
-    test = _tested(learn.evaluate(ds_idx=2, show=False)) if len(dls.loaders) > 2 else {}
-    score = dict(accuracy=right/n, low=low, high=high, loss=loss, seconds=seconds)
-    return _row(body.name, 'probe', **score, **test, **_costs(learn)), predictions
+    if len(dls.loaders) > 2:
+        test = held_out_probs(learn, dls.loaders[2], metric)
+        scores |= _scores(test.evaluate(), metric, 'test_')
+    row = _row(body.name, 'probe', **scores, loss=found.loss, seconds=seconds, **_costs(learn))
+    return _Made(row, held_out, found.predictions)
 
-def _tune_row(bench, body, tuning, costs) -> tuple:
-    "(row, `None`) of a baseline, which writes its own predictions"
-    folder = bench.folder(body, tuning.name)
+def _tune_row(bench, body, tuning, costs) -> _Made:
+    "A baseline, which writes its own predictions"
+    folder, metric = bench.folder(body, tuning.name), bench.metric
     (folder/'results.json').unlink(missing_ok=True)   # of a run whose row was not written
-    res = baseline(bench.source, body.arch, body.weights, tuning.options, out=folder, verbose=False,
+    res = baseline(bench.source, body.arch, body.weights, tuning.options, out=folder, verbose=False, metric=metric,
                    **bench.caching, **bench.image_options())
-    ev = res.validation or res.evaluation
-    test = _tested(res.evaluation) if res.part == 'test' else {}
-    score = dict(accuracy=ev.accuracy, low=ev.low, high=ev.high, loss=ev.loss, seconds=sum(res.seconds.values()))
-    return _row(body.name, tuning.name, **score, **costs, **test), None
+    ev, dls = res.validation or res.evaluation, res.learn.dls
+    scores = _scores(ev, metric)
+    if res.part == 'test': scores |= _scores(res.evaluation, metric, 'test_')
+    row = _row(body.name, tuning.name, **scores, loss=ev.loss, seconds=sum(res.seconds.values()), **costs)
+    probs, targs = (np.asarray(o) for o in res.measured.plain['valid'])
+    order, groups = metric_order(metric, dls.vocab), image_groups(res.learn, dls.valid)
+    return _Made(row, HeldOutProbs(probs, targs, groups=groups, order=order))
+
 
 # %% ../../nbs/studies/05_trials.ipynb #2e922e4f
 def _stored_row(file, question) -> dict|None:
     "A finished row of the same question; `None` if there is none"
+    needed = 'valid.npz' if 'metric' in question else 'predictions.csv'
     with suppress(OSError, ValueError):
         found = json.loads(file.read_text())
-        same = found['what'] == question and not found['row']['failed']
-        if same and (file.parent/'predictions.csv').exists(): return found['row']
+        same = found['what'] == question and not found['row']['failed'] and 'score' in found['row']
+        if same and (file.parent/needed).exists(): return found['row']
 
-def _store_row(folder, question, row, predictions=None):
+def _store_row(folder, question, made):
     folder.mkdir(parents=True, exist_ok=True)
-    if predictions is not None: write_text(folder/'predictions.csv', csv_text(predictions))
-    write_text(folder/'row.json', json.dumps(dict(what=question, row=row), indent=1, default=float) + '\n')
+    if made.predictions is not None: write_text(folder/'predictions.csv', csv_text(made.predictions))
+    if 'metric' in question: made.held_out.save(folder/'valid.npz')
+    write_text(folder/'row.json', json.dumps(dict(what=question, row=made.row), indent=1, default=float) + '\n')
 
 def _reason(e) -> str: return ' '.join(str(e).split()) or type(e).__name__
 
-def _row_line(row, note) -> str:
+def _row_line(row, metric, note) -> str:
     if row['failed']: return f"{row['body']}, {row['recipe']}: failed: {row['failed']}"
-    span = f"{row['low']:.1%} to {row['high']:.1%}"
-    return f"{row['body']}, {row['recipe']}: accuracy {row['accuracy']:.1%} ({span}){note}"
+    interval = score_interval_text(metric, row['score_low'], row['score_high'])
+    span = f' (95% CI {interval})' if interval else ''
+    score = f"{METRIC_WORDS[metric].label} {score_text(metric, row['score'])}"
+    return f"{row['body']}, {row['recipe']}: {score}{span}{note}"
 
 def _attempt(bench, body, recipe, make) -> dict:
     "A row: from an earlier call, made now, or the reason why it failed"
@@ -210,10 +240,11 @@ def _attempt(bench, body, recipe, make) -> dict:
     if row is None:
         note = ''
         try:
-            row, predictions = make()
-            _store_row(folder, question, row, predictions)
+            made = make()
+            _store_row(folder, question, made)
+            row = made.row
         except Exception as e: row = _row(body.name, recipe, failed=_reason(e))
-    if bench.verbose: print(_row_line(row, note), flush=True)
+    if bench.verbose: print(_row_line(row, bench.metric, note), flush=True)
     return row
 
 # %% ../../nbs/studies/05_trials.ipynb #165a399d
@@ -235,15 +266,23 @@ def fine_tuned(
     return _attempt(bench, body, tuning.name, lambda: _tune_row(bench, body, tuning, costs))
 
 # %% ../../nbs/studies/05_trials.ipynb #9bc7dc90
+def row_rank(
+    row:dict,   # From `probed` or `fine_tuned`
+    metric:str, # A key of `METRIC_WORDS`
+) -> tuple: # To sort by, lowest first
+    "Rank a row by its score, ties by loss; rows without a score come last"
+    failed, undefined = bool(row['failed']), row['score'] != row['score']
+    if failed or undefined: return failed, undefined, 0., 0.
+    return failed, undefined, row['score'] if metric == 'loss' else -row['score'], row['loss']
+
 def rank_rows(
     rows:list, # From `probed` and `fine_tuned`
     out:Path,  # Folder of the leaderboard, with the predictions of each row
-) -> pd.DataFrame: # With columns behind, behind_low, behind_high: accuracy behind the first row, with its 95% interval
-    "Rank by accuracy, ties by loss; failures come last"
-    df = pd.DataFrame(rows)
-    order = dict(ascending=[False, True], kind='stable', na_position='last', ignore_index=True)
-    df = df.sort_values(['accuracy', 'loss'], **order)
-    behind = [_behind(df.iloc[0], r, out) for _, r in df.iterrows()]
+    metric:str='accuracy', # That ranks the rows, a key of `METRIC_WORDS`
+) -> pd.DataFrame: # With columns behind, behind_low, behind_high: score minus that of the first row, with its 95% interval
+    "Rank by a metric, ties by loss; failures come last"
+    df = pd.DataFrame(sorted(rows, key=lambda row: row_rank(row, metric)))
+    behind = [_behind(df.iloc[0], r, out, metric) for _, r in df.iterrows()]
     ends = dict(behind_low=[o.low for o in behind], behind_high=[o.high for o in behind])
     return df.assign(behind=[o.difference for o in behind], **ends)
 
@@ -252,12 +291,15 @@ class _Behind(NamedTuple):
     low: float = float('nan')
     high: float = float('nan')
 
-def _behind(best, row, out) -> _Behind:
+def _behind(best, row, out, metric) -> _Behind:
     "How far a row is behind the best, on the same validation images"
     if row.failed: return _Behind()
-    c = compare_runs(_valid_predictions(best, out), _valid_predictions(row, out))
+    if metric == 'accuracy': c = compare_runs(_valid_predictions(best, out), _valid_predictions(row, out))
+    else: c = score_difference(metric, _held_out(best, out), _held_out(row, out))
     return _Behind(c.difference, c.low, c.high)
 
 def _valid_predictions(row, out) -> pd.DataFrame:
     found = read_predictions(out/'runs'/run_name(row.body, row.recipe))
     return found[found.split == 'valid']
+
+def _held_out(row, out) -> HeldOutProbs: return HeldOutProbs.read(out/'runs'/run_name(row.body, row.recipe)/'valid.npz')
