@@ -13,7 +13,8 @@ from .unlike import FeatureGaussian, distance_limit, fit_feature_gaussian, p_val
 from .multilabel import LabelsEvaluation, choose_thresholds, decode_labels, evaluate_labels
 from .asymmetric import AsymmetricLoss, BinaryLoss
 from .stratify import iterative_folds, iterative_parts
-from .numbers import NumberLoss, NumberScale, NumbersEvaluation, conformal_interval, evaluate_numbers
+from .numbers import NumberScale, NumbersEvaluation, conformal_interval, evaluate_numbers
+from .number_loss import NumberLoss
 from .answers import HeldOutAnswers, SelectiveEvaluation, evaluate_selective, held_out_answers
 
 __all__ = [

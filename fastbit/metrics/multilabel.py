@@ -7,20 +7,20 @@ Docs: https://fastbit.github.io/fastbit/metrics/multilabel.html.md"""
 # %% auto #0
 __all__ = ['LABEL_METRICS', 'decode_labels', 'choose_thresholds', 'label_statistics', 'LabelsEvaluation', 'evaluate_labels']
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #5b1454f6
+# %% ../../nbs/metrics/10_multilabel.ipynb #99badb05
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #443d6d49
+# %% ../../nbs/metrics/10_multilabel.ipynb #ff7aaec0
 import numpy as np, pandas as pd
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #8a23b1e0
+# %% ../../nbs/metrics/10_multilabel.ipynb #4b87a7ed
 from ..core.text import ShownOnce
 from .intervals import Interval, accuracy_interval, bootstrap_values, class_degrees
 from .intervals import logit_interval, percentile_interval
 from .scores import RANKED_CELLS, Score, rank_areas, rank_images
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #f1be2a02
+# %% ../../nbs/metrics/10_multilabel.ipynb #504268aa
 def _check_cells(probs, targs) -> tuple: # Arrays
     "Raise `ValueError` unless there is one label, 0 or 1, per probability"
     probs, targs = np.asarray(probs), np.asarray(targs)
@@ -44,7 +44,7 @@ def decode_labels(
     probs = np.asarray(probs)
     return probs >= _as_thresholds(thresholds, probs.shape[-1])
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #44a2ec1c
+# %% ../../nbs/metrics/10_multilabel.ipynb #4cc6845d
 _USUAL = .5
 
 def _best_threshold(probs, targs) -> float: # Both flat
@@ -71,7 +71,7 @@ def choose_thresholds(
     if not per_class: return _best_threshold(probs.ravel(), targs.ravel())
     return np.array([_best_threshold(p, t) for p, t in zip(probs.T, targs.T)])
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #d5ee7cf7
+# %% ../../nbs/metrics/10_multilabel.ipynb #6d1add9c
 def label_statistics(
     probs,         # n x classes
     targs,         # n x classes of 0 or 1
@@ -105,7 +105,7 @@ def _mean_known(values) -> np.ndarray:
     known = np.isfinite(values)
     return _ratio(np.where(known, values, 0).sum(1), known.sum(1))
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #bbb4d4d4
+# %% ../../nbs/metrics/10_multilabel.ipynb #87e60e0a
 LABEL_METRICS = dict(map='mAP', macro_f1='macro-F1', micro_f1='micro-F1', exact_match='exact match', loss='loss')
 
 def _format(name, value) -> str:
@@ -178,7 +178,7 @@ class LabelsEvaluation(ShownOnce):
 
     def _repr_html_(self): return self.table().to_html(index=False, border=0)
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #53e4019d
+# %% ../../nbs/metrics/10_multilabel.ipynb #c3a7abb8
 def _cell_losses(probs, targs) -> np.ndarray: # n: mean over the classes
     p = probs.astype(float).clip(np.finfo(probs.dtype).eps, 1-np.finfo(probs.dtype).eps)   # as scikit-learn's log_loss
     return -np.where(targs, np.log(p), np.log1p(-p)).mean(1)

@@ -7,10 +7,10 @@ Docs: https://fastbit.github.io/fastbit/metrics/stratify.html.md"""
 # %% auto #0
 __all__ = ['iterative_parts', 'iterative_folds']
 
-# %% ../../nbs/metrics/12_stratify.ipynb #f6f0579d
+# %% ../../nbs/metrics/12_stratify.ipynb #fe8d7054
 import numpy as np
 
-# %% ../../nbs/metrics/12_stratify.ipynb #e0b23131
+# %% ../../nbs/metrics/12_stratify.ipynb #aad5072b
 def _check_labels(targets) -> np.ndarray: # n x labels, 0 or 1
     targets = np.asarray(targets)
     if targets.ndim != 2 or not len(targets) or not np.isin(targets, (0, 1)).all():
@@ -18,13 +18,12 @@ def _check_labels(targets) -> np.ndarray: # n x labels, 0 or 1
                          'label.')
     return targets.astype(int)
 
-def _unit_counts(targets, groups) -> tuple: # (unit of each row, units x labels: images, with one column for none)
+def _unit_counts(targets, groups) -> tuple: # (unit of each row, units x labels: images)
     "Count the labels of what is dealt out together: images, or groups of images"
-    hot = np.c_[targets, ~targets.any(1)].astype(int)
-    if groups is None: return np.arange(len(hot)), hot
+    if groups is None: return np.arange(len(targets)), targets
     unit = np.unique(np.asarray(groups), return_inverse=True)[1]
-    counts = np.zeros((unit.max()+1, hot.shape[1]), dtype=int)
-    np.add.at(counts, unit, hot)
+    counts = np.zeros((unit.max()+1, targets.shape[1]), dtype=int)
+    np.add.at(counts, unit, targets)
     return unit, counts
 
 def _most(values, among) -> np.ndarray:
@@ -46,14 +45,17 @@ def iterative_parts(
     order = rng.permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind='stable')]   # large groups first: small ones fill what is left
     lacking, room, part = np.outer(shares, counts.sum(0)), shares*len(unit), np.full(len(sizes), -1)
-    while (part < 0).any():
-        left = counts[part < 0].sum(0)
-        label = np.argmin(np.where(left > 0, left, left.max()+1))
-        for u in order[(part[order] < 0) & (counts[order, label] > 0)]:
-            best = _most(room, _most(lacking[:, label], np.arange(len(shares))))
+    def deal(units, wanting):
+        for u in units:
+            best = _most(room, _most(wanting, np.arange(len(shares))))
             part[u] = rng.choice(best)
             lacking[part[u]] -= counts[u]
             room[part[u]] -= sizes[u]
+
+    while (left := counts[part < 0].sum(0)).any():
+        label = np.argmin(np.where(left > 0, left, left.max()+1))   # the rarest
+        deal(order[(part[order] < 0) & (counts[order, label] > 0)], lacking[:, label])
+    deal(order[part[order] < 0], room)   # without any label
     return part[unit]
 
 def iterative_folds(
