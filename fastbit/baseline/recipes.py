@@ -190,14 +190,15 @@ class AutoRecipe(OneCycleRecipe):
         head = HeadPhase(**caching)
         if not chosen.second: return [head]
         if chosen.second == 'all layers': return [head, self._all_layers(chosen.n_epoch, before=head.history)]
-        upper = self._upper(chosen, before=head.history, **caching)
+        smoothing = SMOOTHING if learn.task.is_single else 0.   # spreads one label over all classes
+        upper = self._upper(chosen, smoothing, before=head.history, **caching)
         return [head, upper, self._all_layers(chosen.n_epoch, before=head.history, only_after_head=True)]
 
-    def _upper(self, chosen, **how):
+    def _upper(self, chosen, smoothing, **how):
         o = self.options
         return UpperPhase(
             name=chosen.name, freeze_to=chosen.freeze_to, length=chosen.length, views=chosen.views,
-            lr=UPPER_LR if o.lr is None else o.lr, label_smoothing=_smoothing(self.train, SMOOTHING),
+            lr=UPPER_LR if o.lr is None else o.lr, label_smoothing=_smoothing(self.train, smoothing),
             mixup=o.mixup, bn=self.train.bn or 'train', checkpoint_every=o.checkpoint_every,
             metric=_deciding(self.train), **how)
 

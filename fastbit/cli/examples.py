@@ -63,8 +63,12 @@ def similar_text(
 
 def _answers(predictor, found) -> list[str]:
     "The predictions for images, in words"
+    from fastbit.export.predict import label_sets
     from fastbit.metrics.task import SINGLE_LABEL
     probs = predictor.head_probs(found.features)
+    if not predictor.task.is_single:
+        sets = label_sets(probs.numpy(), predictor.task.decode(probs), predictor.classes)
+        return [reason or f'predicted {", ".join(names) or "no label"}' for reason, (names, _) in zip(found.reasons, sets)]
     names = [predictor.classes[i] for i in SINGLE_LABEL.decode(probs)]
     return [reason or f'predicted {name} ({p:.0%})'
             for reason, name, p in zip(found.reasons, names, SINGLE_LABEL.confidence(probs).tolist())]

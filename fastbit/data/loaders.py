@@ -17,6 +17,7 @@ import numpy as np, pandas as pd
 import fastai.vision.data  # registers how batches of images are shown
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import IntToFloatTensor, ToTensor
+from fastcore.foundation import L
 
 # %% ../../nbs/data/17_loaders.ipynb #c873f567
 from ..bodies.preprocess import Preprocess, body_preprocess
@@ -32,17 +33,30 @@ from .batches import ImageDL, PathLabel, ReadImage, resolve_device, default_bs, 
 from .check import depth_words
 from .copies import copy_numbers
 from .groups import EXIF, exif_times, find_groups
-from .labels import natural_order
+from .label_sets import hot_labels, label_names
 from .pixels import PixelCache
 from .split import (
     check_table, drop_unreadable, few_shot_table, drop_untrained, fold_table, split_table, training_size)
 from .tables import ImageSet, read_image_set
-from .test_items import find_labels, find_test_items
+from .test_items import find_label_sets, find_labels, find_test_items
 from .transforms import EvalImage, TrainImage, draft_size
 from ..hyperrule import HyperRule
-from ..metrics.task import SINGLE_LABEL
+from ..metrics.task import Task
 
 # %% ../../nbs/data/17_loaders.ipynb #ad4f1c05
+_OF_ONE_LABEL = dict(   # options of one label per image, and what several labels have instead
+    balance="For rare labels use loss='asymmetric'",
+    k_per_class='Give a table with the images to train on',
+    folds='Hold out a part once, with valid_pct')
+
+def _check_task(task, data):
+    "Raise `ValueError` for options that have no meaning for several labels per image"
+    if task.is_single: return
+    asked = {k: getattr(data, k) for k in _OF_ONE_LABEL}
+    name = next((k for k, v in asked.items() if v not in (None, 'none')), None)
+    if name is None: return
+    raise ValueError(f"{name}={asked[name]!r} is for one label per image, and these have several. {_OF_ONE_LABEL[name]}.")
+
 def _class_numbers(table, vocab) -> np.ndarray:
     "Class number of each training image"
     number = {label: i for i, label in enumerate(vocab)}
@@ -69,9 +83,13 @@ class ImageSetLoaders(DataLoaders):
     @property
     def balance(self) -> str: return self.image_set.balance
     @property
+    def task(self) -> Task: return self.image_set.task
+    @property
     def class_counts(self) -> np.ndarray|None: # in the order of `vocab`
         "Training images of each class; `None` for streams, which are not counted"
         if self.table is None: return None
+        if not self.task.is_single:
+            return hot_labels(self.table.label[self.table.split == 'train'], self.vocab).sum(0).astype(int)
         return np.bincount(_class_numbers(self.table, self.vocab), minlength=len(self.vocab))
     @property
     def image_size(self) -> tuple|None: return self.image_set.image_size
@@ -95,7 +113,8 @@ class ImageLoaders(ImageSetLoaders):
         items = find_test_items(test_items, self.vocab.o2i)
         if not with_labels: return super().test_dl(items.images, rm_type_tfms, **kwargs)
         paths, classes = self.valid_ds.tls
-        labels = find_labels(items, classes.tfms.fs[0].of, self.vocab.o2i)
+        find = find_labels if self.task.is_single else find_label_sets
+        labels = find(items, classes.tfms.fs[0].of, self.vocab.o2i)
         labels = classes._new(labels, split_idx=1)
         labels.tfms.fs = labels.tfms.fs[1:]   # without `PathLabel`
         return self.valid.new(Datasets(tls=[paths._new(items.images, split_idx=1), labels]), **kwargs)
@@ -104,9 +123,9 @@ class ImageLoaders(ImageSetLoaders):
 def _make_loaders(images:ImageSet, bs, seed, batch_tfms, loading) -> ImageLoaders:
     table, pp, augment = images.table, images.preprocess, images.augment
     splits = [np.flatnonzero(table.split == s).tolist() for s in ('train', 'valid')]
-    vocab = natural_order(table.label)
+    vocab = label_names(table.label)
     use_fonts_for(vocab)
-    label = [PathLabel(table), SINGLE_LABEL.target(vocab)]
+    label = [PathLabel(table), *L(images.task.target(vocab))]
     dsets = Datasets([Path(p) for p in table.path], [[ReadImage(draft_size(pp), pp.max_value)], label], splits=splits)
     workers = choose_workers(loading.num_workers, len(table), loading.device, augment.items)
     balanced = BalancedDraw(_class_numbers(table, vocab)) if images.balance == 'batches' else None
@@ -215,6 +234,7 @@ def _copies(report, data) -> dict|None:
 
 def _split_set(images, data, check, cache) -> ImageSet:
     "Drop rows that cannot be used, and split the others"
+    _check_task(images.task, data)
     table, left_out, report = images.table, images.left_out, None
     if check:
         table, left_out, report = drop_unreadable(table, cache=cache)

@@ -23,7 +23,9 @@ from ..core.text import first_of, warn_data
 from .check import check_images, header_sizes, median_size
 from .filepaths import check_some_exist
 from .groups import fold_numbers, untrained_classes
+from .label_sets import has_label_sets, hot_labels, label_names
 from .tables import skipped_frame
+from ..metrics.stratify import iterative_parts
 
 # %% ../../nbs/data/10_split.ipynb #0900aba7
 def _draw_stratified(labels, share, n_all, seed):
@@ -36,6 +38,19 @@ def _draw_stratified(labels, share, n_all, seed):
             f"{len(labels)} images of {labels.nunique()} classes are too few to hold {share:.0%} out and keep one of "
             "each class on both sides.")
     return train_test_split(some, test_size=n, stratify=labels[some], random_state=seed)[1]
+
+_PARTS = 1e-6      # smallest share of a part of images with several labels
+
+def _draw_label_sets(labels, groups, share, seed):
+    "Draw from the index of `labels`, tuples, the `share` of the images, with about that share of each label's"
+    if min(len(labels), len(labels) if groups is None else groups.nunique()) < 2:
+        raise ValueError(f"{len(labels)} images are too few to hold {share:.0%} out.")
+    hot = hot_labels(labels, label_names(labels))
+    share = min(max(share, _PARTS), 1-_PARTS)
+    part = iterative_parts(hot, (1-share, share), seed, None if groups is None else groups.to_numpy())
+    if (part == 1).any() and (part == 0).any(): return labels.index[part == 1]
+    raise ValueError(f"{len(labels)} images{'' if groups is None else f' in {groups.nunique()} groups'} are too few to hold "
+                     f"{share:.0%} out. Use a larger share, or more images.")
 
 _DRAWS = 50        # of groups, of which the best counts
 _CLOSE = .01       # mean distance from the share, at which no further draw is needed
@@ -87,6 +102,7 @@ def _draw(table, rows, share, n_all, seed):
     "Draw row numbers: the `share` of `n_all` from `rows`"
     groups = table.group[rows] if 'group' in table else None
     if 'time' in table: return _draw_latest(table.time[rows], groups, share, n_all)
+    if has_label_sets(table.label): return _draw_label_sets(table.label[rows], groups, share*n_all/len(rows), seed)
     if groups is None: return _draw_stratified(table.label[rows], share, n_all, seed)
     return _draw_groups(table.label[rows], groups, share, n_all, seed)
 
@@ -172,7 +188,8 @@ class TrainedRows(NamedTuple):
 def drop_untrained(
     table:pd.DataFrame # Columns path, label, split; '' is still to be drawn, and counts as training
 ) -> TrainedRows:
-    "Drop held-out images of classes without training images, with a warning"
+    "Drop held-out images of classes without training images, with a warning; of several labels these labels only"
+    if has_label_sets(table.label): return TrainedRows(_trained_labels(table), skipped_frame())
     trained = set(table.label[table.split.isin(['train', ''])])
     unknown = ~table.label.isin(trained)
     if not trained or not unknown.any(): return TrainedRows(table, skipped_frame())
@@ -185,6 +202,15 @@ def drop_untrained(
             f"training images ({classes}). If they are unlabeled, classify them with `fastbit predict`.")
     reasons = [f'of the class {label}, which has no training images' for label in table.label[unknown]]
     return TrainedRows(table[~unknown].reset_index(drop=True), skipped_frame(zip(table.path[unknown], reasons)))
+
+def _trained_labels(table) -> pd.DataFrame:
+    "Drop labels without training images, with a warning"
+    trained = set(label_names(table.label[table.split.isin(['train', ''])]))
+    unknown = [o for o in label_names(table.label) if o not in trained]
+    if not trained or not unknown: return table
+    warn_data(f"{len(unknown)} label(s) have no training images and are dropped: {', '.join(unknown[:10])}. "
+              "Held-out images keep their other labels.")
+    return table.assign(label=[tuple(o for o in names if o in trained) for names in table.label])
 
 class ReadableRows(NamedTuple):
     "The rows whose files can be read, and the others"
@@ -218,15 +244,16 @@ def check_table(
 ):
     "Raise `ValueError` for a split that cannot be trained on; warn about a suspicious one"
     train, valid, test = (table[table.split == s] for s in ('train', 'valid', 'test'))
-    n_classes = table.label.nunique()
+    names = label_names(table.label)
+    n_classes = len(names)
     if n_classes < 2:
         raise ValueError(
-            f"Only one class, {table.label.iloc[0]!r}: a classifier needs two. Are the images one folder too high or "
+            f"Only one class, {names[0] if names else ''!r}: a classifier needs two. Are the images one folder too high or "
             "too low?")
     for part, name in ((train, 'training'), (valid, 'validation')):
         if part.empty: raise ValueError(f"There are no {name} images.")
     if len(train) < n_classes: warn_data(f"Fewer training images ({len(train)}) than classes ({n_classes}).")
-    untested = sorted(set(train.label) - set(valid.label))
+    untested = sorted(set(label_names(train.label)) - set(label_names(valid.label)))
     if untested and 'fold' not in table:   # other folds may have them, and `fold_table` warns where none has
         warn_data(
             f"{len(untested)} class(es) have no validation image, so the accuracy does not cover them: "

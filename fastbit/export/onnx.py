@@ -96,14 +96,16 @@ class PixelsToProbs(nn.Module):
         for name in ('mean', 'std'): self.register_buffer(name, getattr(members[0], name).detach().cpu())
         self.temperature = predictor.about.temperature or 1.
         self.stages = members[0].stages
-        self.distance = _distance(predictor.answers)
+        self.distance, self.task = _distance(predictor.answers), predictor.task
 
     @property
     def outputs(self) -> list: # Names
         "Name what `forward` returns"
+        if not self.task.is_single: return ['probabilities']
         return ['probabilities', 'calibrated'] + ['distance']*(self.distance is not None)
 
-    def _probs(self, logits) -> tuple: # (plain, calibrated)
+    def _probs(self, logits) -> tuple: # (plain, calibrated), or (plain,) of several labels
+        if not self.task.is_single: return self.task.activation(logits),
         return SINGLE_LABEL.activation(logits), SINGLE_LABEL.activation(logits/self.temperature)
 
     def _mean(self, x):
@@ -172,6 +174,7 @@ def _as_graph(model, about, answers):
         temperature=about.temperature,
         sha256=about.sha256)
     if answers is not None: metadata['thresholds'] = onnx_thresholds(answers)
+    if about.task != 'label': metadata |= dict(task=about.task, thresholds=about.thresholds)
     for k, v in metadata.items(): graph.metadata_props.add(key=k, value=json.dumps(v))
     return graph
 

@@ -20,6 +20,9 @@ from PIL import Image
 from .. import __version__
 from ..bodies.names import timm_name
 from ..bodies.preprocess import Preprocess, check_max_value
+from ..metrics.several import label_score_words, labels_task
+from ..metrics.task import SINGLE_LABEL, Task
+from ..metrics.tasks import named_task
 from .abstain import check_summary
 
 # %% ../../nbs/export/00_record.ipynb #8db0d908
@@ -55,6 +58,12 @@ def _check_preprocess(pp):
         value = getattr(pp, name)
         if not isinstance(value, bool): raise ValueError(f"preprocess: {name} is {value!r}; it must be true or false.")
 
+def _check_thresholds(thresholds, task, n_classes):
+    if thresholds is None: return
+    if task == 'label': raise ValueError("thresholds are of several labels per image, and task is 'label'.")
+    ok = isinstance(thresholds, tuple) and len(thresholds) == n_classes and all(_is_number(v, 0, 1) for v in thresholds)
+    if not ok: raise ValueError(f'thresholds must be {n_classes} numbers from 0 to 1, one per class.')
+
 def _is_sketch(o):
     if not isinstance(o, dict) or set(o) != {'images', 'digests'}: return False
     digests = o['digests']
@@ -75,6 +84,8 @@ class Artifact:
     versions: dict = field(default_factory=dict) # of the packages that made it, from `made_with`
     sha256: str = ''         # of `model.safetensors`; '' before it is written
     abstain: dict|None = None # sizes and digest of the answers on validation images; `None`: there are none
+    task: str = 'label'      # what an answer is, a key of `TASKS`
+    thresholds: tuple|None = None # probability from which on an image has a label, one per class; `None`: 0.5, or one label per image
 
     def __post_init__(self):
         if not isinstance(self.arch, str) or '.' in self.arch:
@@ -91,14 +102,25 @@ class Artifact:
         if self.trained_on is not None and not _is_sketch(self.trained_on):
             raise ValueError(f"trained_on is not a number of images and at most {SKETCH} digests.")
         if self.abstain is not None: check_summary(self.abstain)
+        named_task(self.task)
+        _check_thresholds(self.thresholds, self.task, len(self.classes))
+
+    @property
+    def answers_with(self) -> Task:
+        "Return the task, with the names of the classes and the thresholds"
+        return SINGLE_LABEL if self.task == 'label' else labels_task(self.classes, self.thresholds)
 
     def _measured(self) -> str:
         e = self.evaluation or {}
+        if self.task == 'labels':
+            if not all(_is_number(e.get(k)) for k in ('map', 'n')): return 'not measured'
+            return f"{label_score_words('map', e['map'], e.get('map_interval'))}, n = {e['n']}, {e.get('part', 'held out')}"
         if not all(_is_number(e.get(k)) for k in ('accuracy', 'low', 'high', 'n')): return 'not measured'
         return (f"accuracy {e['accuracy']:.2%} (95% CI {100*e['low']:.1f}–{e['high']:.1%}, n = {e['n']}, "
                 f"{e.get('part', 'held out')})")
 
     def _thresholds(self) -> str:
+        if self.thresholds: return f'{_range(self.thresholds)}, from which on an image has a label'
         if self.abstain is None: return 'none'
         far = ', and distances from the training images' if self.abstain['directions'] else ''
         return f"from {self.abstain['images']} validation images{far}"
@@ -107,7 +129,8 @@ class Artifact:
         pp = self.preprocess
         shown = ', '.join(self.classes[:10])
         if len(self.classes) > 10: shown += ', …'
-        rows = {
+        rows = {} if self.task == 'label' else {'task': named_task(self.task).name}
+        rows |= {
             'body': self.weights_from or f'{self.arch}, from random weights',
             'classes': f'{len(self.classes)}: {shown}',
             'images': f'{pp.size} px, {pp.resize}, {pp.interpolation}',
@@ -117,6 +140,10 @@ class Artifact:
             'made with': ', '.join(f'{k} {v}' for k, v in self.versions.items()),
             'sha256': self.sha256}
         return '\n'.join(f'{k:12} {v}' for k, v in rows.items())
+
+def _range(values) -> str:
+    low, high = min(values), max(values)
+    return f'{low:.3g}' if low == high else f'{low:.3g} to {high:.3g}'
 
 def made_with() -> dict: # Package -> version
     "Collect the versions that a prediction may depend on"

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 # %% ../../nbs/report/05_sections.ipynb #6625dc81
-import pandas as pd
+import numpy as np, pandas as pd
 
 # %% ../../nbs/report/05_sections.ipynb #e91102d5
 from .. import __version__
@@ -23,13 +23,16 @@ from ..bodies.model import TransferModel, body_digest
 from ..core.machine import this_machine
 from ..data.balance import MAX_RATIO
 from ..metrics.calibration import few_images_words
+from ..data.label_sets import label_counts
 from ..metrics.intervals import effective_size
 from ..metrics.scores import METRIC_WORDS, format_interval, format_score
+from ..metrics.several import label_score_words
 from .examples import explain_mistakes, with_features
 from .feature_map import map_picture
 from .unsure import unsure_section
 from .findings import Findings, class_table, data_name
 from .headline import accuracy_sentence, baseline_sentences, guessing, interval_words, worst_class
+from .labels_page import label_mistakes, label_rows, label_samples, label_sentences
 from .page import Report, percent, percent_interval, render_page
 from .pictures import cam_pictures, class_samples, confused_examples, confusion_picture, curve_pictures
 from .pictures import highest_loss, reliability_picture
@@ -117,6 +120,22 @@ def _balance_words(f, n) -> str:
     if f.balance != 'none': return f" Training made all classes count alike (balance='{f.balance}')."
     if n.max() <= MAX_RATIO*n.min(): return ''
     return " To train for the recall of all classes alike, use balance='loss' (--balance loss)."
+
+def _label_data(f) -> DataSection|None:
+    "Count the images of each label; sums are of images"
+    table = f.table
+    if table is None: return None
+    names = dict(train='training', valid='validation', test='test')
+    splits = [s for s in names if (table.split == s).any()]
+    counts = {s: label_counts(table.label[table.split == s]) for s in splits}
+    n = label_counts(table.label)
+    images = [int((table.split == s).sum()) for s in splits]
+    return DataSection(
+        splits=[names[s] for s in splits],
+        rows=[(label, *(int(counts[s].get(label, 0)) for s in splits), int(n[label])) for label in n.index],
+        total=[*images, sum(images)],
+        imbalance=f'An image has {n.sum()/max(len(table), 1):.2g} labels on average; the last row counts images.',
+        samples=label_samples(f))
 
 def _data(f) -> DataSection|None:
     "Count images; `None` for loaders without a table"
@@ -236,10 +255,61 @@ def _lead(f) -> str:
     unused = 'not used for training' if f.chosen else 'not used for training or for choosing weights'
     return f'{arch}, evaluated on {len(f.targs)} {_part_words(f)} images, {unused}'
 
+_LABEL_NOTES = dict(
+    map='average precision, averaged over the labels; bootstrap',
+    macro_f1='F1 averaged over the labels, at the thresholds; bootstrap',
+    micro_f1='F1 of all labels together, at the thresholds; bootstrap',
+    exact_match='images with all labels right, at the thresholds; Wilson',
+    loss='binary cross-entropy, nats, mean over images and labels; bootstrap')
+
+def _label_metrics(f) -> list[MetricRow]:
+    "List the metrics of several labels with their intervals"
+    rows = f.evaluation.table().itertuples(index=False)
+    return [MetricRow(*row, note) for row, note in zip(rows, _LABEL_NOTES.values())]
+
+def _threshold_words(f) -> str:
+    where = 'these same images, so F1 and exact match are slightly optimistic' if f.part == 'valid' else 'the validation images'
+    if getattr(f.learn, 'thresholds', None) is None: return 'An image has each label with a probability of at least 0.5.'
+    return f'An image has each label whose probability reaches its threshold. The thresholds were chosen by F1 on {where}.'
+
+def _label_sections(f) -> dict:
+    "All values of `templates/labels.html`"
+    ev, rows = f.evaluation, label_rows(f)
+    expected, compared = label_sentences(f)
+    known = ev.per_class[ev.per_class.ap.notna()]
+    name = f.title or data_name(f.learn.dls) or 'Images'
+    wrong = (f.predicted != (np.asarray(f.targs) > 0)).any(1)
+    return dict(
+        title=f'{name}: {label_score_words("map", ev.map, ev.map_interval)}',
+        lead=_lead(f),
+        expected=expected,
+        compared=compared,
+        evaluation=ev,
+        map_interval=_short_interval(ev.map_interval),
+        part=_part_words(f),
+        n_wrong=int(wrong.sum()),
+        worst=None if known.empty else known.loc[known.ap.idxmin()].to_dict(),
+        chosen=f.chosen,
+        mistakes=label_mistakes(f),
+        per_label=rows,
+        metrics=_label_metrics(f),
+        thresholds=_threshold_words(f),
+        tta=_tta(f),
+        curves=curve_pictures(f),
+        phases=_records(f.phases),
+        data=_label_data(f),
+        left_out=_records(f.left_out),
+        plan=f.plan,
+        summary=f.summary,
+        provenance=_provenance(f))
+
+def _short_interval(pair) -> str: return '' if pair is None else f'{pair[0]:.3f}–{pair[1]:.3f}'
+
 def make_report(
     findings:Findings # What there is to report
 ) -> Report: # Shown inline; `.save('report.html')` writes it
     "Make one self-contained page of HTML about a run; raise `ValueError` if the predictions are not finite"
     findings.check()
+    if not findings.task.is_single: return Report(render_page('labels.html', **_label_sections(findings)))
     findings = with_features(findings)
     return Report(render_page('report.html', title=_title(findings), lead=_lead(findings), **_sections(findings)))

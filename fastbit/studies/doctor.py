@@ -36,6 +36,7 @@ from ..data.batches import resolve_device
 from ..data.public import resolve_source
 from ..data.split import drop_untrained
 from ..data.tables import read_image_set
+from ..data.label_sets import has_label_sets, joined_labels, label_names
 from ..report.page import THUMB, Picture, picture_uri, render_page
 from .detect import KINDS, ODD_KINDS, Issue, copy_issues, depth_issues, group_issues, label_issues
 from .detect import odd_issues, shape_issues, size_issues
@@ -235,18 +236,21 @@ def check_data(
     table, untrained = drop_untrained(images.table)
     skipped = [*images.skipped.itertuples(index=False), *untrained.itertuples(index=False)]
     report = check_images(table.path, cache=cache)
+    sizes, classes, several = size_issues(table), label_names(table.label), has_label_sets(table.label)
+    if several: table = table.assign(label=joined_labels(table.label, classes))
     good = table[table.path.map(dict(zip(report.path, report.reason))) == ''].reset_index(drop=True)
     if good.empty: check_some_exist(table.path)
-    issues = unused_issues(skipped) + reading_issues(table, report) + size_issues(table)
+    issues = unused_issues(skipped) + reading_issues(table, report) + sizes
     groups = []
     if len(good):
         groups = duplicate_groups(report[report.reason == ''])
         issues += _image_issues(good, report, groups, max_value)
     issues, not_listed, common = _without_usual(issues, len(good))
     unchecked = _unchecked(table, good, labels)
+    if several: unchecked |= dict.fromkeys(('label', 'groups'), 'images have several labels')
     ordinary = count_reasons(o for o in skipped if not is_odd(o[1]))
     if ordinary: not_listed.append(f'other files ({ordinary})')
-    if labels and good.label.nunique() > 1:
+    if labels and good.label.nunique() > 1 and not several:
         pp = body_preprocess(arch, usual.get('size') if size is None else size, max_value=max_value)
         model = TransferModel(build_body(arch, 2, weights)).to(device)
         features = frozen_features(model, list(good.path), pp, cache=cache, cache_gb=cache_gb)
@@ -258,7 +262,7 @@ def check_data(
         rows=pd.DataFrame(sorted(issues, key=lambda o: order[o.kind]), columns=Issue._fields),
         data=name,
         n=len(table),
-        classes=table.label.nunique(),
+        classes=len(classes),
         skipped='; '.join(not_listed),
         passed=tuple(k for k in KINDS if k not in found | set(common) | set(unchecked)),
         unchecked=_unchecked_words(unchecked),

@@ -34,6 +34,7 @@ from ..data.batches import resolve_device
 from ..data.loaders import image_dataloaders
 from ..data.public import resolve_source
 from ..data.tables import source_rows
+from ..data.label_sets import check_one_label
 from ..report.page import picture_uri, render_page
 from .probe import installed_bodies
 from .trials import Bench, as_body, as_tuning, check_question, data_digest, fine_tuned, probed, rank_rows, run_name
@@ -202,6 +203,7 @@ def leaderboard(
     bench = Bench(source=source, size=usually('size', size, None), data=data, loaders=loaders, table=table,
                   epochs=epochs, out=out, verbose=verbose)
     first = image_dataloaders(source, bodies[0].arch, **bench.image_options(), cache=False)
+    check_one_label(first.table.label, 'leaderboard', 'Run `baseline` with one body after the other.')
     bench = replace(bench, images=data_digest(first.table, first.report))
     check_question(out, bench.question())
     if verbose: _print_plan(name, first, len(bodies), tunings, top)
