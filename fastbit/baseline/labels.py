@@ -41,8 +41,8 @@ def _refused(train) -> str:
         return (f"keep_best={train.keep_best!r} is for one label per image. For several labels choose 'valid_loss' or "
                 "'metric' (mean average precision).")
     if train.label_smoothing:
-        return (f"label_smoothing={train.label_smoothing:g} spreads one label over all classes, and these images may have "
-                "several. Leave it out.")
+        return (f"label_smoothing={train.label_smoothing:g} spreads one label over all classes, and these images may "
+                "have several. Leave it out.")
     return ''
 
 def check_task_options(

@@ -44,6 +44,11 @@ from ..training.upper import norms_as, same_loss
 # %% ../../nbs/baseline/00_phases.ipynb #09f7c9f0
 def _plural(n, what): return f'{n} {what}{"s"*(n != 1)}'
 
+def _solve_head(learn, **features):
+    "Fit logistic regression; where an image may have several labels, later phases can have another loss than it"
+    loss = {} if learn.task.is_single else dict(loss_func='bce')
+    with temp_attrs(learn, **loss): learn.fit_head(solver='lbfgs', **features)
+
 @dataclass(frozen=True)
 class HeadPhase:
     "Train the classifier on the frozen body's features, by logistic regression or by one-cycle"
@@ -100,7 +105,7 @@ class HeadPhase:
         learn.freeze_to(self.freeze_to)
         features = dict(views=self.views, cache=self.cache, cache_gb=self.cache_gb)
         with checkpoint_lock(checkpoint):
-            if self.n_epoch is None: learn.fit_head(solver='lbfgs', **features)
+            if self.n_epoch is None: _solve_head(learn, **features)
             else: learn.fit_head(self.n_epoch, self.lr, find_lr=True, **features)
 
 # %% ../../nbs/baseline/00_phases.ipynb #df70e440

@@ -99,7 +99,7 @@ class Run:
         read_level(o.data.augment)
         self.recipe.check()
         check_pairs(o)
-        if o.table.task is not None: check_task_options(named_task(o.table.task), o.train)   # else when the data are read
+        if o.table.task is not None: check_task_options(named_task(o.table.task), o.train)   # else with the data
         if self.out is not None and is_writer(): self._check_out()
         barrier()   # an error of the writer's is everybody's
         # a missing connection is found now, not after the data are checked
@@ -342,7 +342,8 @@ class Run:
             title=self.planned.data, plan=str(self.planned), tta=measured.gain, validation=measured.validation,
             temperature=measured.temperature, chosen=on_same, phases=phase_times(self.planned, self.took),
             left_out=pd.concat([dls.left_out, dls.skipped], ignore_index=True), curve=learn.rate_curve,
-            seed=self.planned.seed, command=run_command(self.settings), metric=metric if single else learn.task.headline,
+            seed=self.planned.seed, command=run_command(self.settings),
+            metric=metric if single else learn.task.headline,
             known=measured.evaluation, head_accuracy=head_accuracy(learn), learning_curve=self.curve,
             advice=tuple(advice), answers=measured.answers.answers,
             distances=measured.answers.distances.get(measured.part))

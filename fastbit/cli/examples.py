@@ -68,7 +68,8 @@ def _answers(predictor, found) -> list[str]:
     probs = predictor.head_probs(found.features)
     if not predictor.task.is_single:
         sets = label_sets(probs.numpy(), predictor.task.decode(probs), predictor.classes)
-        return [reason or f'predicted {", ".join(names) or "no label"}' for reason, (names, _) in zip(found.reasons, sets)]
+        words = [f'predicted {", ".join(names) or "no label"}' for names, _ in sets]
+        return [reason or text for reason, text in zip(found.reasons, words)]
     names = [predictor.classes[i] for i in SINGLE_LABEL.decode(probs)]
     return [reason or f'predicted {name} ({p:.0%})'
             for reason, name, p in zip(found.reasons, names, SINGLE_LABEL.confidence(probs).tolist())]

@@ -149,7 +149,8 @@ def label_precisions(
 ) -> str:
     "List the average precision and F1 of each label"
     table = evaluation.per_class[['label', 'positives', 'ap', 'f1', 'threshold']]
-    return table.rename(columns=dict(positives='images')).to_string(index=False, float_format='{:.4f}'.format, na_rep='–')
+    table = table.rename(columns=dict(positives='images'))
+    return table.to_string(index=False, float_format='{:.4f}'.format, na_rep='–')
 
 def run_evaluate(args) -> int:
     "Run `fastbit evaluate`"

@@ -6,7 +6,7 @@ Docs: https://fastbit.github.io/fastbit/data/label_sets.html.md"""
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'has_label_sets', 'label_names', 'label_counts', 'hot_labels', 'label_separator', 'check_one_label',
-           'joined_labels', 'find_separator', 'are_lists', 'read_label_sets', 'tidy_label_sets', 'is_hot',
+           'joined_labels', 'recognize_separator', 'are_lists', 'read_label_sets', 'tidy_label_sets', 'is_hot',
            'are_hot_columns', 'hot_label_sets', 'same_files', 'merge_label_sets']
 
 # %% ../../nbs/data/28_label_sets.ipynb #bd6684cf
@@ -68,15 +68,16 @@ def check_one_label(
     instead:str='',   # A sentence: what to do
 ):
     "Raise `ValueError` if images may have several labels"
-    if has_label_sets(labels): raise ValueError(f'{what} is for one label per image, and these have several. {instead}'.strip())
+    if not has_label_sets(labels): return
+    raise ValueError(f'{what} is for one label per image, and these have several. {instead}'.strip())
 
 def joined_labels(
-    labels,  # Tuples of names, or names
+    labels,  # Tuples or lists of names, or names
     classes, # Names of all classes
 ) -> list[str]:
     "Write sets of labels as texts, 'beach;sunset'"
     between = label_separator(classes)
-    return [between.join(o) if isinstance(o, tuple) else str(o) for o in labels]
+    return [between.join(o) if isinstance(o, (tuple, list)) else str(o) for o in labels]
 
 # %% ../../nbs/data/28_label_sets.ipynb #b6c3c36a
 SEPARATORS = ';|,'      # that are recognized
@@ -87,14 +88,14 @@ def _split(cell, sep) -> list[str]: return [clean_label(o) for o in cell.split(s
 
 def _parts(cell, sep) -> list[str]: return [o for o in _split(cell, sep) if o]
 
-def find_separator(
+def recognize_separator(
     cells # Texts
 ) -> str|None: # `None`: not beyond doubt
     "Find the character that separates labels in most cells, with parts that recur and vary in number"
     filled = [o for o in cells if o.strip()]
     for sep in SEPARATORS:
         parts = [_parts(o, sep) for o in filled]
-        if sum(len(o) > 1 for o in parts) <= _MOST*len(filled): continue
+        if sum(sep in o for o in filled) <= _MOST*len(filled): continue
         count = Counter(p for o in parts for p in set(o))
         recur = all(n > 1 for n in count.values())
         if recur and len(set(map(len, parts))) > 1 and len(count) < len(set(map(tuple, parts))): return sep
@@ -158,8 +159,8 @@ def read_label_sets(
     if sep is not None: _check_sep(sep)
     if are_lists(column): return tidy_label_sets(_from_lists(column, lines), column.name)
     cells = _without_brackets(as_texts(column))
-    empty = [i for i, o in enumerate(cells) if not o.strip()]
     sep = _only_separator(cells, column.name) if sep is None else sep
+    empty = [i for i, o in enumerate(cells) if not o.strip() and sep not in o]
     if empty:
         raise ValueError(f"{len(empty)} of {len(cells)} cells in column {column.name!r} are empty: {lines(empty)}. "
                          f"Write {sep!r} alone for an image without labels, or leave rows out that nobody has labeled.")
@@ -210,8 +211,8 @@ def hot_label_sets(
     for c, column in zip(df, bits.T):
         wrong = np.flatnonzero(column < 0)
         if not len(wrong): continue
-        cell = df[c].iloc[wrong[0]]
-        raise ValueError(f"{len(wrong)} of {len(df)} cells in column {str(c)!r} are neither 0 nor 1, e.g. {cell!r}: "
+        cell = as_texts(df[c])[wrong[0]]
+        raise ValueError(f"{len(wrong)} of {len(df)} cells in column {str(c)!r} are neither 0 nor 1, e.g. {cell or 'nothing'}: "
                          f"{lines(wrong.tolist())}. Fill them in, or leave these rows out.")
     names = [clean_label(c) for c in df]
     twice = [o for o, n in Counter(names).items() if n > 1]

@@ -55,7 +55,8 @@ def _check_task(task, data):
     asked = {k: getattr(data, k) for k in _OF_ONE_LABEL}
     name = next((k for k, v in asked.items() if v not in (None, 'none')), None)
     if name is None: return
-    raise ValueError(f"{name}={asked[name]!r} is for one label per image, and these have several. {_OF_ONE_LABEL[name]}.")
+    raise ValueError(f"{name}={asked[name]!r} is for one label per image, and these have several. "
+                     f"{_OF_ONE_LABEL[name]}.")
 
 def _class_numbers(table, vocab) -> np.ndarray:
     "Class number of each training image"

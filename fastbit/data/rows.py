@@ -24,7 +24,7 @@ from .columns import (
 from .csvfile import names_image, read_grid
 from .filepaths import Located, as_suffix, exists_below, file_keys, locate_files, one_row_per_file, sample_of
 from .groups import as_times, check_group_names
-from .label_sets import are_hot_columns, are_lists, find_separator, has_label_sets, hot_label_sets, is_hot
+from .label_sets import are_hot_columns, are_lists, recognize_separator, has_label_sets, hot_label_sets, is_hot
 from .label_sets import merge_label_sets, read_label_sets
 from .labels import as_texts, clean_label, is_number, one_label, whole_numbers
 
@@ -257,15 +257,15 @@ def _check_one_way(label_cols, label_col, label_sep):
     given = dict(label_col=label_col, label_sep=label_sep)
     other = next((k for k, v in given.items() if v is not None), None)
     if label_cols is None or other is None: return
-    raise ValueError(f"label_cols={label_cols!r} and {other}={given[other]!r}: labels are in one column, or in one column "
-                     "of 0 and 1 each. Pass one of them.")
+    raise ValueError(f"label_cols={label_cols!r} and {other}={given[other]!r}: labels are in one column, or in one "
+                     "column of 0 and 1 each. Pass one of them.")
 
 def _read_labels(table, column, hot, task, label_sep) -> list:
     "A name for each row, or a tuple of names where an image may have several labels"
     if hot: return hot_label_sets(table.cells[hot], table.lines)
     cells = table.cells[column]
     several = task == 'labels' or label_sep is not None or are_lists(cells)
-    if task is None and not several: several = find_separator(as_texts(cells)) is not None
+    if task is None and not several: several = recognize_separator(as_texts(cells)) is not None
     if several and task != 'label': return read_label_sets(cells, label_sep, table.lines)
     return one_label(as_texts(cells), column, sure=task == 'label')
 

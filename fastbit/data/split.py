@@ -49,8 +49,9 @@ def _draw_label_sets(labels, groups, share, seed):
     share = min(max(share, _PARTS), 1-_PARTS)
     part = iterative_parts(hot, (1-share, share), seed, None if groups is None else groups.to_numpy())
     if (part == 1).any() and (part == 0).any(): return labels.index[part == 1]
-    raise ValueError(f"{len(labels)} images{'' if groups is None else f' in {groups.nunique()} groups'} are too few to hold "
-                     f"{share:.0%} out. Use a larger share, or more images.")
+    of = '' if groups is None else f' in {groups.nunique()} groups'
+    raise ValueError(f"{len(labels)} images{of} are too few to hold {share:.0%} out. "
+                     "Use a larger share, or more images.")
 
 _DRAWS = 50        # of groups, of which the best counts
 _CLOSE = .01       # mean distance from the share, at which no further draw is needed
@@ -248,7 +249,7 @@ def check_table(
     n_classes = len(names)
     if n_classes < 2:
         raise ValueError(
-            f"Only one class, {names[0] if names else ''!r}: a classifier needs two. Are the images one folder too high or "
+            f"Only one class, {', '.join(names)!r}: a classifier needs two. Are the images one folder too high or "
             "too low?")
     for part, name in ((train, 'training'), (valid, 'validation')):
         if part.empty: raise ValueError(f"There are no {name} images.")

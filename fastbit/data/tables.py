@@ -44,7 +44,7 @@ def skipped_frame(
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     "The images of a run: rows, files that are not used, split and preprocessing"
-    table: pd.DataFrame|None    # path, label (or a tuple of them), split ('train', 'valid', 'test', '': not drawn), perhaps group, time; `None`: a stream
+    table: pd.DataFrame|None    # path, label (or a tuple), split (train, valid, test, '': not drawn), perhaps group, time; `None`: a stream
     skipped: pd.DataFrame = field(default_factory=skipped_frame)  # columns path, reason: files that are not used
     source: str = 'a table'     # folder or columns that are used, in words
     name: str = ''              # of the data set, for titles; '': unknown

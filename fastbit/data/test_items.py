@@ -116,7 +116,8 @@ def _find_label(image, folder, labels, absolute, classes) -> str|None:
     known = labels.get(plain_path(image))
     if known is not None: return known
     path = os.path.abspath(image)
-    if known := absolute().get(path): return known
+    known = absolute().get(path)
+    if known is not None: return known
     name = _as_class(os.path.basename(os.path.dirname(path)) if folder is None else folder, classes)
     return name if name in classes else None
 
@@ -138,10 +139,10 @@ def find_label_sets(
     items:TestItems, # From `find_test_items`
     labels:dict,     # Path -> labels of the images in the data, a tuple
     classes,         # Names of the data's classes
-) -> list[tuple]: # One per image
+) -> list[list]: # One per image
     "Find the labels of each image; raise `ValueError` for missing ones and labels that are not classes of the data"
     found = items.labels or _known_labels(items, labels, classes)
-    sets = [tuple(_as_class(name, classes) for name in _as_set(o, classes)) for o in found]
+    sets = [[_as_class(name, classes) for name in _as_set(o, classes)] for o in found]
     unknown = list(dict.fromkeys(name for o in sets for name in o if name not in classes))
     if not unknown: return sets
     raise ValueError(

@@ -206,8 +206,8 @@ class Predictor:
         if not given: return _Limits(None, None, None)
         name, value = next(iter(given.items()))
         if not self.task.is_single:
-            raise ValueError(f"{name}={value:g} is for one label per image. This model gives every label whose probability "
-                             "reaches its threshold, so leave it out.")
+            raise ValueError(f"{name}={value:g} is for one label per image. This model gives every label whose "
+                             "probability reaches its threshold, so leave it out.")
         if isinstance(self.model, EnsembleModel):
             raise ValueError(f"{name}={value:g}: the confidences of an ensemble were not measured on images that none "
                              "of its models has seen, so there is no threshold. Train one model, without folds=.")
@@ -230,7 +230,7 @@ class Predictor:
         min_precision:float=None, # Add a column `answer`: the class, or 'unsure' below the confidence that gives this precision
         coverage:float=None, # Add a column `set`: classes that contain the true one for this share of images
         unlike:float=None, # Add `unlike` and `p_value`: far from the training images, with this share of false alarms
-    ) -> pd.DataFrame: # One row per image: path ('' if not a file), prediction, probability, calibrated (of one label), reason ('' if predicted)
+    ) -> pd.DataFrame: # Columns path ('' if not a file), prediction, probability, calibrated (of one label), reason ('' if predicted)
         "Classify images; `calibrated` is the probability with temperature scaling, NaN without a temperature"
         limits = self._limits(tta, min_precision=min_precision, coverage=coverage, unlike=unlike)   # errors come first
         items = image_items(items)
@@ -250,20 +250,19 @@ class Predictor:
             reason=reasons)).assign(**self._selective(limits, p, found.distances, reasons))
         return pd.concat([df, self._prob_columns(p)], axis=1) if probs else df
 
-    def _prob_columns(self, p) -> pd.DataFrame: return pd.DataFrame(p.numpy(), columns=[f'p({c})' for c in self.classes])
+    def _prob_columns(self, p) -> pd.DataFrame:
+        return pd.DataFrame(p.numpy(), columns=[f'p({c})' for c in self.classes])
 
     def _label_rows(self, paths, p, reasons, probs) -> pd.DataFrame:
         "The sets of labels, the most probable first, with their probabilities"
-        p[[bool(r) for r in reasons]] = 0.   # nan has no place in an order
-        found = label_sets(p.numpy(), self.task.decode(p), self.classes)
+        known = p.nan_to_num()   # nan has no place in an order
+        found = label_sets(known.numpy(), self.task.decode(known), self.classes)
         df = pd.DataFrame(dict(
             path=paths,
             prediction=[None if r else names for r, (names, _) in zip(reasons, found)],
             probability=[None if r else values for r, (_, values) in zip(reasons, found)],
             reason=reasons))
-        if not probs: return df
-        bad = np.array([bool(r) for r in reasons])
-        return pd.concat([df, self._prob_columns(p).mask(bad)], axis=1)
+        return pd.concat([df, self._prob_columns(p)], axis=1) if probs else df
 
     def scaled(self,
         probs:torch.Tensor # n x classes

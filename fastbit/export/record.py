@@ -114,7 +114,8 @@ class Artifact:
         e = self.evaluation or {}
         if self.task == 'labels':
             if not all(_is_number(e.get(k)) for k in ('map', 'n')): return 'not measured'
-            return f"{label_score_words('map', e['map'], e.get('map_interval'))}, n = {e['n']}, {e.get('part', 'held out')}"
+            words = label_score_words('map', e['map'], e.get('map_interval'))
+            return f"{words}, n = {e['n']}, {e.get('part', 'held out')}"
         if not all(_is_number(e.get(k)) for k in ('accuracy', 'low', 'high', 'n')): return 'not measured'
         return (f"accuracy {e['accuracy']:.2%} (95% CI {100*e['low']:.1f}–{e['high']:.1%}, n = {e['n']}, "
                 f"{e.get('part', 'held out')})")

@@ -6,7 +6,7 @@ Docs: https://fastbit.github.io/fastbit/metrics/several.html.md"""
 
 # %% auto #0
 __all__ = ['LABEL_LOSSES', 'SEVERAL_LABELS', 'check_label_targets', 'SigmoidLoss', 'resolve_label_loss', 'check_plain_bce',
-           'check_label_metrics', 'QuickScores', 'quick_scores', 'map_metric', 'label_score_words',
+           'check_label_metrics', 'QuickScores', 'quick_scores', 'MeanPrecision', 'label_score_words',
            'label_metric_words', 'labels_task']
 
 # %% ../../nbs/metrics/20_several.ipynb #eb9c42e9
@@ -64,15 +64,16 @@ def _is_softmax(loss) -> bool:
 
 def _refused(loss, why) -> ValueError:
     name = getattr(loss, '__name__', None) or type(loss).__name__
-    return ValueError(f"loss_func={name} {why}. Several labels per image take 'bce', 'asymmetric', BCEWithLogitsLossFlat, "
-                      "or your own function of logits and rows of 0 and 1.")
+    return ValueError(f"loss_func={name} {why}. Several labels per image take 'bce', 'asymmetric', "
+                      "BCEWithLogitsLossFlat, or your own function of logits and rows of 0 and 1.")
 
 def _check_tried(loss, n_out, device):
     "Raise `ValueError` unless a loss of a made-up batch is one finite number"
     x = torch.linspace(-1, 1, 3*n_out, device=device).view(3, n_out)
     try: value = torch.as_tensor(loss(x, (x > 0).float()))
     except Exception as e: raise _refused(loss, f'fails for rows of 0 and 1 ({str(e)[:_MAX_SHOWN]})') from e
-    if value.numel() != 1: raise _refused(loss, f"gives {value.numel()} numbers, and training needs one (reduction='mean')")
+    if value.numel() != 1:
+        raise _refused(loss, f"gives {value.numel()} numbers, and training needs one (reduction='mean')")
     if not value.isfinite(): raise _refused(loss, f'gives {value.item()} for rows of 0 and 1')
 
 def resolve_label_loss(
@@ -145,13 +146,12 @@ def quick_scores(
     if not np.isfinite(probs).all(): return QuickScores(float('nan'), float(loss))
     return QuickScores(float(label_statistics(probs, targs)(np.ones((1, len(targs))))['map'][0]), float(loss))
 
-def _map_of(logits, targs) -> float: return quick_scores(logits.float().sigmoid().cpu().numpy(), targs.cpu().numpy()).map
+def _map_of(logits, targs) -> float:
+    return quick_scores(logits.float().sigmoid().cpu().numpy(), targs.cpu().numpy()).map
 
-def map_metric() -> AccumMetric:
-    "Make mean average precision over the whole validation set a fastai metric"
-    metric = AccumMetric(_map_of, flatten=False)
-    metric.name = 'map'
-    return metric
+class MeanPrecision(AccumMetric):
+    "Mean average precision over the whole validation set, as a fastai metric"
+    def __init__(self): super().__init__(_map_of, flatten=False, name='map')
 
 # %% ../../nbs/metrics/20_several.ipynb #dc50dd76
 def _mean_sigmoid(logits): return logits.sigmoid().mean(1)
@@ -212,7 +212,7 @@ SEVERAL_LABELS = Task(
     confidence=_highest,
     mean_probs=_mean_sigmoid,
     apply_temperature=_no_temperature,
-    metrics=(map_metric(),),
+    metrics=(MeanPrecision,),   # each learner makes its own
     check_metrics=check_label_metrics,
     evaluate=_evaluate,
     row=_row,

@@ -104,8 +104,9 @@ def label_sentences(
     "Say what the numbers mean for new images"
     e = f.evaluation
     of = f'{e.n} {"test" if f.part == "test" else "held-out"} images'
-    expected = f'For {e.exact_match:.0%} of {of} all labels are right. {label_score_words("map", e.map, e.map_interval)}.'
+    precision = label_score_words('map', e.map, e.map_interval)
+    expected = f'For {e.exact_match:.0%} of {of} all labels are right. {precision}.'
     guess = np.asarray(f.targs).mean(0)
     seen = guess[guess > 0].mean() if guess.any() else 0.
-    compared = f'For comparison: guessing at random has a mAP of {seen:.3f}, the mean share of images that have a label.'
+    compared = f'For comparison: guessing has a mAP of {seen:.3f}, the mean share of images that have a label.'
     return expected, compared

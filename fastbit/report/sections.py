@@ -268,9 +268,11 @@ def _label_metrics(f) -> list[MetricRow]:
     return [MetricRow(*row, note) for row, note in zip(rows, _LABEL_NOTES.values())]
 
 def _threshold_words(f) -> str:
-    where = 'these same images, so F1 and exact match are slightly optimistic' if f.part == 'valid' else 'the validation images'
-    if getattr(f.learn, 'thresholds', None) is None: return 'An image has each label with a probability of at least 0.5.'
-    return f'An image has each label whose probability reaches its threshold. The thresholds were chosen by F1 on {where}.'
+    has = 'An image has each label whose probability'
+    if getattr(f.learn, 'thresholds', None) is None: return f'{has} is at least 0.5.'
+    where = 'the validation images'
+    if f.part == 'valid': where = 'these same images, so F1 and exact match are slightly optimistic'
+    return f'{has} reaches its threshold. The thresholds were chosen by F1 on {where}.'
 
 def _label_sections(f) -> dict:
     "All values of `templates/labels.html`"

@@ -237,8 +237,9 @@ def check_data(
     skipped = [*images.skipped.itertuples(index=False), *untrained.itertuples(index=False)]
     report = check_images(table.path, cache=cache)
     sizes, classes, several = size_issues(table), label_names(table.label), has_label_sets(table.label)
-    if several: table = table.assign(label=joined_labels(table.label, classes))
     good = table[table.path.map(dict(zip(report.path, report.reason))) == ''].reset_index(drop=True)
+    labeled = good
+    if several: table, good = (df.assign(label=joined_labels(df.label, classes)) for df in (table, good))
     if good.empty: check_some_exist(table.path)
     issues = unused_issues(skipped) + reading_issues(table, report) + sizes
     groups = []
@@ -247,15 +248,16 @@ def check_data(
         issues += _image_issues(good, report, groups, max_value)
     issues, not_listed, common = _without_usual(issues, len(good))
     unchecked = _unchecked(table, good, labels)
-    if several: unchecked |= dict.fromkeys(('label', 'groups'), 'images have several labels')
+    if several: unchecked['groups'] = 'images have several labels'
     ordinary = count_reasons(o for o in skipped if not is_odd(o[1]))
     if ordinary: not_listed.append(f'other files ({ordinary})')
-    if labels and good.label.nunique() > 1 and not several:
+    if labels and good.label.nunique() > 1:
         pp = body_preprocess(arch, usual.get('size') if size is None else size, max_value=max_value)
         model = TransferModel(build_body(arch, 2, weights)).to(device)
         features = frozen_features(model, list(good.path), pp, cache=cache, cache_gb=cache_gb)
         rows = features.rows[features.index[:, 0]].reshape(len(good), -1)
-        issues += label_issues(good, rows, groups) + group_issues(good, rows, groups)
+        issues += label_issues(labeled, rows, groups)
+        if not several: issues += group_issues(good, rows, groups)
     order = {k: i for i, k in enumerate(KINDS)}
     found = {o.kind for o in issues}
     result = DataCheck(

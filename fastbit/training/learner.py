@@ -181,7 +181,7 @@ def transfer_learner(
     precision:str='float32', # Training precision: 'float32', 'bf16', 'fp16', or 'auto' for `fast_precision` of the device
     grad_checkpointing:bool=False, # Recompute the blocks' activations in the backward pass? Less memory, about a third more time
     n_out:int=None,          # Classes; `None`: from `dls`
-    loss_func=None,          # A loss over softmax, as `resolve_loss` takes it; `None`: cross-entropy. For several labels: 'bce', 'asymmetric' or one over sigmoid
+    loss_func=None,          # A loss over softmax, as `resolve_loss` takes it; `None`: cross-entropy. Several labels: 'bce', 'asymmetric'
     opt_func=FusedAdam,      # fastai optimizer; `FusedAdam` is its `Adam`, with decoupled weight decay as in AdamW
     **kwargs                 # Arguments of fastai's `vision_learner` and others are refused by name
 ) -> TransferLearner: # Body frozen

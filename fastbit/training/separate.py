@@ -54,7 +54,7 @@ def separate_logistic(
 ) -> Separate:
     "Fit one logistic regression per label"
     hot = np.asarray(hot, dtype=float)
-    varies = (hot.min(0) != hot.max(0))
+    varies = (hot != hot[0]).any(0)
     begin = start or Separate(np.zeros((hot.shape[1], x.shape[1])), log_odds(hot))
     weight, bias = np.zeros_like(begin.weight), log_odds(hot)
     if not varies.any(): return Separate(weight, bias)

@@ -162,7 +162,7 @@ def distinct_views(
 
 def _smoothing(learn, asked) -> float:
     if asked is None: return SMOOTHING if type(learn.loss_func) is CrossEntropyLossFlat else 0.
-    smoothed_loss(learn.loss_func, asked)   # for its error, before any work
+    if asked: smoothed_loss(learn.loss_func, asked)   # for its error, before any work
     return asked
 
 def check_alpha(
