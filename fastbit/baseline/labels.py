@@ -24,6 +24,7 @@ from ..metrics.multilabel import LabelsEvaluation, choose_thresholds
 from ..metrics.scores import Score
 from ..metrics.several import label_metric_words
 from ..metrics.task import Task
+from .quantity import check_number_options
 from ..training.answers import MeasuredAnswers
 from ..training.learner import TransferLearner
 from ..training.results import set_thresholds
@@ -50,10 +51,11 @@ def check_task_options(
     train:'TrainOptions',
 ):
     "Raise `ValueError` for options that belong to another task"
+    if task.is_number: return check_number_options(task, train)
     if task.is_single:
         if train.loss is None: return
-        raise ValueError(f"loss={train.loss!r} is for several labels per image, and these have one: it is trained by "
-                         "cross-entropy. Leave it out, or use task='labels'.")
+        raise ValueError(f"loss={train.loss!r} is for several labels per image or for numbers, and these have one label: "
+                         "it is trained by cross-entropy. Leave it out, or use task='labels' or task='number'.")
     if words := _refused(train): raise ValueError(words)
     task.resolve_loss(train.loss, 2)   # for its error
 

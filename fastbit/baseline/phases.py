@@ -27,6 +27,7 @@ from ..core.store import CACHE_GB
 from ..hyperrule import HyperRule
 from ..metrics.calibration import fit_temperature
 from ..metrics.multilabel import LABEL_METRICS
+from ..metrics.numbers import NUMBER_METRICS
 from ..metrics.scores import METRIC_WORDS, format_score, metric_order, metric_value
 from ..metrics.several import quick_scores
 from ..metrics.task import SINGLE_LABEL
@@ -59,6 +60,7 @@ class HeadPhase:
     cache_gb: float = CACHE_GB # disk space that the cache may take, GB
     name: str = 'head'
     freeze_to: int = -1
+    solver: str = 'logistic regression' # what `n_epoch=None` is, in words; 'ridge regression' for numbers
     only_after_head = False   # as in `OneCyclePhase`
 
     @property
@@ -73,13 +75,13 @@ class HeadPhase:
     def __str__(self):
         views = '' if self.views == 1 else f', {self.views} views per image'
         on = f'on the features of the frozen body{views}'
-        if self.n_epoch is None: return f'{self.name}, logistic regression {on}, regularized by cross-validation'
+        if self.n_epoch is None: return f'{self.name}, {self.solver} {on}, regularized by cross-validation'
         return f'{self.name}, {_plural(self.n_epoch, "epoch")} {on}, one-cycle to {self.lr:g}'
 
     @property
     def method(self) -> str:
         "How the classifier is trained, in a few words"
-        if self.n_epoch is None: return 'logistic regression on features'
+        if self.n_epoch is None: return f'{self.solver} on features'
         return f'{_plural(self.n_epoch, "epoch")} on features'
 
     @property
@@ -245,6 +247,7 @@ class Scores(NamedTuple):
     ):
         "Measure a learner"
         with learn.no_logging(), learn.no_bar(): probs, targs = learn.get_preds()
+        if learn.task.is_number: return cls._of_numbers(learn.task, probs, targs)
         if not learn.task.is_single: return cls._of_labels(probs, targs, metric)
         logits = probs.double().clamp_min(torch.finfo(probs.dtype).tiny).log()
         loss = lambda temperature: cross_entropy(logits/temperature, targs).item()
@@ -254,6 +257,12 @@ class Scores(NamedTuple):
             value = metric_value(metric, probs, targs, metric_order(metric, learn.dls.vocab))
             if value != value: value = None   # undefined
         return cls(accuracy, loss(1.), loss(fit_temperature(logits, targs)), value)
+
+    @classmethod
+    def _of_numbers(cls, task, probs, targs):
+        "The mean absolute error decides"
+        off = (task.decode(probs.double()) - targs.double().flatten()).abs().mean().item()
+        return cls(-off, off, off, None, NUMBER_METRICS['mae'])
 
     @classmethod
     def _of_labels(cls, probs, targs, metric):

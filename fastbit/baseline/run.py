@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% ../../nbs/baseline/07_run.ipynb #34c83702
-import pandas as pd
+import numpy as np, pandas as pd
 from fastai.torch_core import set_seed
 from fastcore.xtras import ContextManagers
 
@@ -26,6 +26,7 @@ from .labels import LabelsResult, check_task_options, measure_labels, metric_col
 from .next_steps import next_steps
 from .phases import HeadPhase
 from .plan import Plan, make_plan
+from .quantity import NumbersResult, measure_numbers, number_phases
 from .recipes import make_recipe, recipe_options
 from .result import BaselineResult, measure
 from .settings import RunRecord, check_budget, check_pairs, check_overwrite, clear_run
@@ -45,6 +46,7 @@ from ..data.batches import resolve_device
 from ..data.loaders import image_dataloaders
 from ..data.public import resolve_source
 from ..export.artifact import check_target
+from ..metrics.numbers import format_number
 from ..metrics.scores import METRIC_WORDS, class_order, format_score, metric_order
 from ..metrics.task import score_metric
 from ..metrics.tasks import named_task
@@ -139,9 +141,11 @@ class Run:
         if self.budget is not None: within = self._fit_budget()
         if self.watch:
             self.watch.monitor = metric_column(self.watch.monitor, self.learn.task)
+            if self.watch.monitor == 'mae': self.watch.comp = np.less   # fastai takes it for a score
             self.learn.add_cb(self.watch)
         if words := self._assumed_order(): warn_data(words)
         self.phases = self.recipe.phases(self.learn)
+        if self.learn.task.is_number: self.phases = number_phases(self.phases)
         if words := self.recipe.unused(self.learn): warn_data(words)
         if words := imbalance_words(self.learn.dls, o.data): warn_data(words)
         resume = self._resume()
@@ -317,7 +321,8 @@ class Run:
     def measure(self) -> BaselineResult:
         "Evaluate on the held-out images"
         learn, plan, single = self.learn, self.planned, self.learn.task.is_single
-        measured = measure(learn, self.options.train.metric) if single else measure_labels(learn)
+        if single: measured = measure(learn, self.options.train.metric)
+        else: measured = measure_numbers(learn) if learn.task.is_number else measure_labels(learn)
         learn.temperature = measured.temperature
         best = getattr(learn, 'keep_best', None)
         chosen = f'the weights of {best.where}, by {best.monitor}' if best and best.where else ''
@@ -325,7 +330,8 @@ class Run:
         findings = self._findings(measured, chosen)
         seconds = dict(training=sum(self.took), evaluation=measured.seconds, answers=measured.answers.seconds)
         if findings.features: seconds['features'] = findings.features.seconds
-        return (BaselineResult if single else LabelsResult)(
+        kinds = dict(label=BaselineResult, labels=LabelsResult, number=NumbersResult)
+        return kinds[learn.task.key](
             plan=plan, measured=measured, risk=self.risk, findings=findings,
             epochs=learn.history.epochs, steps=learn.history.steps, seconds=seconds, settings=self.settings,
             fold_difference=learn.fold_difference, chosen=chosen)
@@ -398,10 +404,11 @@ def head_line(learn, phase, took) -> str:
     features, last = learn.head_features, learn.history.epochs.iloc[-1]
     n, new = len(features[0].index), features[0].computed
     cached = f' ({n*phase.views - new} cached)' if new < n*phase.views else ''
-    how = 'logistic regression' if phase.n_epoch is None else f'{phase.n_epoch} epochs'
+    how = phase.solver if phase.n_epoch is None else f'{phase.n_epoch} epochs'
     trained = f'{how} on features of {n} images{cached}'
     scores = f'valid_loss {last.valid_loss:.4f}'
-    scores += f', accuracy {last.accuracy:.2%}' if learn.task.is_single else f', mAP {last["map"]:.4f}'
+    if learn.task.is_number: scores += f', MAE {format_number(last.mae)}'
+    else: scores += f', accuracy {last.accuracy:.2%}' if learn.task.is_single else f', mAP {last["map"]:.4f}'
     more = [name for name in METRIC_WORDS if name in last.index and name not in ('accuracy', 'loss')]
     scores += ''.join(f', {METRIC_WORDS[name].label} {format_score(name, last[name])}' for name in more)
     return f'{phase.name}: {trained}, {scores}, {format_seconds(took)}'

@@ -66,6 +66,9 @@ def _answers(predictor, found) -> list[str]:
     from fastbit.export.predict import label_sets
     from fastbit.metrics.task import SINGLE_LABEL
     probs = predictor.head_probs(found.features)
+    if predictor.task.is_number:
+        from fastbit.metrics.numbers import format_number
+        return [reason or f'predicted {format_number(v)}' for reason, v in zip(found.reasons, probs.flatten().tolist())]
     if not predictor.task.is_single:
         sets = label_sets(probs.numpy(), predictor.task.decode(probs), predictor.classes)
         words = [f'predicted {", ".join(names) or "no label"}' for names, _ in sets]

@@ -132,7 +132,7 @@ def find_groups(
     number = table.path.map(copies)
     if not number.duplicated().any(): return None
     first = table.path.groupby(number).transform('first')
-    if isinstance(table.label.iloc[0], tuple): return first   # of several labels each has other images, too
+    if not isinstance(table.label.iloc[0], str): return first   # of several labels each has other images, too
     return _split_lonely(table, first)
 
 def _split_lonely(table, groups) -> pd.Series:

@@ -187,13 +187,11 @@ def _check_numbers(counts, column):
     what = f"Column {column!r} has {len(names)} different numbers in {n} rows, e.g. {', '.join(names[:3])}"
     if 2*len(names) > n and not numbered and (not whole or many):
         raise ValueError(
-            f"{what}: that is a quantity (regression), and fastbit trains classes. Choose another column with "
-            "label_col=, or group the numbers into classes; if they are names, write them as text, such as "
-            f"'class {names[0]}'.")
+            f"{what}: are they a quantity, or numbers of classes? For a quantity use task='number', for classes "
+            "task='label'; or choose another column with label_col=.")
     if not whole or (5*len(names) > n and not numbered and many):
         warn_data(
-            f"{what}: each is trained as a class by itself. If they are a quantity (regression), fastbit is not "
-            "made for it.")
+            f"{what}: each is trained as a class by itself. If they are a quantity, use task='number'.")
 
 def one_label(
     cells:list,  # Texts
@@ -207,6 +205,6 @@ def one_label(
     labels = names.iloc[codes].reset_index(drop=True)
     counts = labels[labels != ''].value_counts()
     if not sure: _check_lists(list(counts.index), column)
-    _check_numbers(counts, column)
+    if not sure: _check_numbers(counts, column)
     warn_similar_labels(labels[labels != ''])
     return labels.tolist()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% ../../nbs/data/07_rows.ipynb #081e266c
-import pandas as pd
+import numpy as np, pandas as pd
 
 # %% ../../nbs/data/07_rows.ipynb #2f35e9f3
 from ..core.text import warn_data
@@ -27,6 +27,7 @@ from .groups import as_times, check_group_names
 from .label_sets import are_hot_columns, are_lists, recognize_separator, has_label_sets, hot_label_sets, is_hot
 from .label_sets import merge_label_sets, read_label_sets
 from .labels import as_texts, clean_label, is_number, one_label, whole_numbers
+from .quantities import are_quantities, as_quantities, quantity_kind
 
 # %% ../../nbs/data/07_rows.ipynb #2ee3c6e9
 def _check_one_word(words, column):
@@ -167,6 +168,7 @@ class TableRows:
     skipped: pd.DataFrame # path, reason: rows that are not used
     words: str            # columns and folders that were used, for the plan
     grouped_by: str = ''  # column of the groups, in words; '': none
+    column: str = ''      # name of the column of labels, or of numbers
 
 class _Table(NamedTuple):
     "A table file or a DataFrame, opened"
@@ -186,9 +188,9 @@ def _open_table(source) -> _Table:
     cells = _with_header(read_grid(source))
     return _Table(cells=cells, source=str(source), name=path.name, home=path.parent, line='line')
 
-def _words(name, chosen, located, is_split, columns) -> str:
+def _words(name, chosen, located, is_split, columns, numbers) -> str:
     title = lambda c: str(c) or 'without a name'
-    used = [f'paths from column {title(chosen.path)}', f'labels from {title(chosen.label)}']
+    used = [f'paths from column {title(chosen.path)}', f'{"numbers" if numbers else "labels"} from {title(chosen.label)}']
     if is_split: used.append(f"splits from {' and '.join(map(title, chosen.splits))}")
     used += [f'{k}s from {title(c)}' for k, c in columns.items()]
     rest = [located] if located else []
@@ -261,12 +263,14 @@ def _check_one_way(label_cols, label_col, label_sep):
                      "column of 0 and 1 each. Pass one of them.")
 
 def _read_labels(table, column, hot, task, label_sep) -> list:
-    "A name for each row, or a tuple of names where an image may have several labels"
+    "A name for each row, a tuple of names where an image may have several labels, or a number to predict"
     if hot: return hot_label_sets(table.cells[hot], table.lines)
     cells = table.cells[column]
+    if task == 'number': return as_quantities(as_texts(cells), column)
     several = task == 'labels' or label_sep is not None or are_lists(cells)
     if task is None and not several: several = recognize_separator(as_texts(cells)) is not None
     if several and task != 'label': return read_label_sets(cells, label_sep, table.lines)
+    if task is None and quantity_kind(as_texts(cells)) == 'number': return as_quantities(as_texts(cells), column)
     return one_label(as_texts(cells), column, sure=task == 'label')
 
 def _is_column(df, name) -> bool: return isinstance(name, str) and any(_plain(c) == _plain(name) for c in df)
@@ -299,7 +303,7 @@ def table_rows(
     group_col=None,     # Column of groups, whose images stay together; `None`: none
     group=None,         # The same if it is the name of a column; otherwise ignored
     time_col=None,      # Column of dates or numbers; `None`: none
-    task:str=None,      # 'label' or 'labels'; `None`: 'labels' where that is beyond doubt
+    task:str=None,      # 'label', 'labels' or 'number'; `None`: 'labels' or 'number' where that is beyond doubt
     label_sep:str=None, # Between the labels in a cell; `None`: found
     label_cols=None,    # Columns of 0 and 1, one per label; `None`: found, if there are
 ) -> TableRows:
@@ -324,14 +328,15 @@ def table_rows(
     chosen = choose_columns(others, path_col, label_col, split_col, roots=roots, suffix=suffix, source=table.source)
     cells = as_texts(df[chosen.path])
     labels = _read_labels(table, chosen.label, hot, task, label_sep)
-    _check_filled(table, chosen, cells, [l or isinstance(l, tuple) for l in labels])
+    _check_filled(table, chosen, cells, [l or isinstance(l, (tuple, float)) for l in labels])
     splits = _splits(df, chosen.splits, table.lines)
     located = _locate(cells, root, table.home, suffix)
     extra = _extra_columns(table, used)
-    rows = pd.DataFrame(dict(path=located.paths, label=pd.Series(labels, dtype=object), split=splits, **extra))
+    labels = pd.Series(labels, dtype=float if isinstance(labels, np.ndarray) else object)
+    rows = pd.DataFrame(dict(path=located.paths, label=labels, split=splits, **extra))
     if has_label_sets(rows.label): rows = _joined(rows)
     found = one_row_per_file(rows)
     is_split = any(splits)   # a column of blanks is still to be filled in
-    words = _words(table.name, chosen, located.words, is_split, used)
+    words = _words(table.name, chosen, located.words, is_split, used, are_quantities(rows.label))
     grouped_by = f'column {str(used["group"])!r}' if 'group' in used else ''
-    return TableRows(rows=found.rows, skipped=found.skipped, words=words, grouped_by=grouped_by)
+    return TableRows(rows=found.rows, skipped=found.skipped, words=words, grouped_by=grouped_by, column=str(chosen.label))

@@ -24,7 +24,9 @@ from .check import check_images, header_sizes, median_size
 from .filepaths import check_some_exist
 from .groups import fold_numbers, untrained_classes
 from .label_sets import has_label_sets, hot_labels, label_names
+from .quantities import are_quantities, quantity_bins
 from .tables import skipped_frame
+from ..metrics.numbers import NumberScale
 from ..metrics.stratify import iterative_parts
 
 # %% ../../nbs/data/10_split.ipynb #0900aba7
@@ -104,8 +106,13 @@ def _draw(table, rows, share, n_all, seed):
     groups = table.group[rows] if 'group' in table else None
     if 'time' in table: return _draw_latest(table.time[rows], groups, share, n_all)
     if has_label_sets(table.label): return _draw_label_sets(table.label[rows], groups, share*n_all/len(rows), seed)
-    if groups is None: return _draw_stratified(table.label[rows], share, n_all, seed)
-    return _draw_groups(table.label[rows], groups, share, n_all, seed)
+    labels = _strata(table.label[rows], groups)
+    if groups is None: return _draw_stratified(labels, share, n_all, seed)
+    return _draw_groups(labels, groups, share, n_all, seed)
+
+def _strata(labels, groups) -> pd.Series:
+    "Labels, or ranges of numbers, of which each part of a split has its share"
+    return pd.Series(quantity_bins(labels, groups), labels.index) if are_quantities(labels) else labels
 
 def split_table(
     table:pd.DataFrame,   # From `image_table`; columns group and time count, if there are
@@ -141,9 +148,10 @@ def fold_table(
     "Split into folds, stratified, whole groups"
     rows = table.index[table.split != 'test']
     groups = table.group[rows].to_numpy() if 'group' in table else None
-    numbers = fold_numbers(table.label[rows].to_numpy(), n_folds, seed, groups) + 1
-    alone = untrained_classes(table.label[rows].to_numpy(), numbers)
-    numbers[table.label[rows].isin(alone)] = 0
+    strata = _strata(table.label[rows], groups)
+    numbers = fold_numbers(strata.to_numpy(), n_folds, seed, groups) + 1
+    alone = [] if are_quantities(table.label) else untrained_classes(strata.to_numpy(), numbers)
+    numbers[strata.isin(alone)] = 0
     if alone and fold == 1:
         what = 'images are one group' if groups is not None else 'images are too few'
         warn_data(f"{len(alone)} class(es) are not measured: their {what}, and stay in training: "
@@ -190,6 +198,7 @@ def drop_untrained(
     table:pd.DataFrame # Columns path, label, split; '' is still to be drawn, and counts as training
 ) -> TrainedRows:
     "Drop held-out images of classes without training images, with a warning; of several labels these labels only"
+    if are_quantities(table.label): return TrainedRows(table, skipped_frame())
     if has_label_sets(table.label): return TrainedRows(_trained_labels(table), skipped_frame())
     trained = set(table.label[table.split.isin(['train', ''])])
     unknown = ~table.label.isin(trained)
@@ -245,26 +254,41 @@ def check_table(
 ):
     "Raise `ValueError` for a split that cannot be trained on; warn about a suspicious one"
     train, valid, test = (table[table.split == s] for s in ('train', 'valid', 'test'))
-    names = label_names(table.label)
-    n_classes = len(names)
-    if n_classes < 2:
-        raise ValueError(
-            f"Only one class, {', '.join(names)!r}: a classifier needs two. Are the images one folder too high or "
-            "too low?")
+    if not are_quantities(table.label): _check_several(label_names(table.label))
     for part, name in ((train, 'training'), (valid, 'validation')):
         if part.empty: raise ValueError(f"There are no {name} images.")
-    if len(train) < n_classes: warn_data(f"Fewer training images ({len(train)}) than classes ({n_classes}).")
-    untested = sorted(set(label_names(train.label)) - set(label_names(valid.label)))
-    if untested and 'fold' not in table:   # other folds may have them, and `fold_table` warns where none has
-        warn_data(
-            f"{len(untested)} class(es) have no validation image, so the accuracy does not cover them: "
-            f"{', '.join(untested[:10])}")
+    if are_quantities(table.label): _check_range(train.label, valid.label)
+    else: _check_classes(train, valid)
     if grouped_by: _warn_groups(table, grouped_by)
     if copies: _warn_copies(table, digests or {}, copies)
     if not digests: return
     _warn_duplicates(train, valid, 'validation images are byte for byte in training too', digests)
     _warn_duplicates(train, test, 'test images are byte for byte in training too', digests)
     _warn_duplicates(valid, test, 'test images are byte for byte in validation too', digests)
+
+def _check_several(names):
+    if len(names) > 1: return
+    raise ValueError(
+        f"Only one class, {', '.join(names)!r}: a classifier needs two. Are the images one folder too high or "
+        "too low?")
+
+def _check_classes(train, valid):
+    "Warn about few training images and about classes without validation images"
+    n_classes = len(label_names(pd.concat([train.label, valid.label])))
+    if len(train) < n_classes: warn_data(f"Fewer training images ({len(train)}) than classes ({n_classes}).")
+    untested = sorted(set(label_names(train.label)) - set(label_names(valid.label)))
+    if untested and 'fold' not in train:   # other folds may have them, and `fold_table` warns where none has
+        warn_data(
+            f"{len(untested)} class(es) have no validation image, so the accuracy does not cover them: "
+            f"{', '.join(untested[:10])}")
+
+def _check_range(train, valid):
+    "Raise `ValueError` for training images with one number; warn where half of validation lies beyond the others"
+    scale = NumberScale.of(train)
+    beyond = ((valid < scale.low) | (valid > scale.high)).sum()
+    if 2*beyond <= len(valid): return
+    warn_data(f"{beyond} of {len(valid)} validation images have numbers beyond those of the training images "
+              f"({scale}), and predictions do not leave that range.")
 
 _SPLITS = dict(train='training', valid='validation', test='test')
 

@@ -27,7 +27,10 @@ from .groups import EXIF, group_text, path_groups
 from .label_sets import has_label_sets, merge_label_sets, same_files
 from .labels import warn_similar_labels
 from .layouts import find_layout
+from .quantities import are_quantities
 from .rows import check_no_columns, table_rows
+from ..metrics.numbers import NumberScale
+from ..metrics.quantity import NUMBER, number_task
 from ..metrics.several import SEVERAL_LABELS
 from ..metrics.task import SINGLE_LABEL, Task
 from ..metrics.tasks import named_task
@@ -58,10 +61,12 @@ class ImageSet:
     augment: Augment = Augment() # what happens to training images
     image_size: tuple = None    # (height, width) of the training image with the median area, pixels; `None`: not measured yet
     balance: str = 'none'       # how classes of different sizes are made to count alike: 'none', 'loss' or 'batches'
+    column: str = ''            # name of the column of labels, or of numbers; '': class folders
 
     @property
     def task(self) -> Task:
-        "Return what an answer is: the labels are names, or tuples of names"
+        "Return what an answer is: the labels are names, tuples of names, or numbers"
+        if self.table is not None and are_quantities(self.table.label): return _number_task(self.table)
         return SEVERAL_LABELS if self.table is not None and has_label_sets(self.table.label) else SINGLE_LABEL
 
 def source_name(
@@ -113,7 +118,14 @@ def read_folder(
     return FolderRows(rows=rows, skipped=skipped, words=f'{top.name}/: {layout.words}')
 
 # %% ../../nbs/data/09_tables.ipynb #9d29fce2
+def _number_task(table) -> Task:
+    "The task with the scale of the training images, once there is a split"
+    numbers = table.label[table.split == 'train']
+    return number_task(NumberScale.of(numbers)) if len(numbers) else NUMBER
+
 def _folder_set(folder, task=None) -> ImageSet:
+    if task == 'number':
+        raise ValueError(f"task='number' needs a table with a column of numbers (CSV), and {folder} is a folder.")
     found = read_folder(folder)
     table, skipped = found.rows.sort_values('path', kind='stable', ignore_index=True), found.skipped
     warn_similar_labels(table.label)
@@ -147,7 +159,7 @@ def read_image_set(
     group_col:str=None,           # Column of groups, whose images stay together; `None`: none
     group:str|re.Pattern|Callable=None, # The same, or a regular expression on the path, or a function of the path; `None`: no groups
     time:str=None,                # Column of dates or numbers; 'exif' is read from the files later; `None`: none
-    task:str=None,                # 'label': one label per image; 'labels': several; `None`: several where the table leaves no doubt
+    task:str=None,                # 'label': one label per image; 'labels': several; 'number': a number; `None`: where the table leaves no doubt
     label_sep:str=None,           # Between the labels in a cell, ';'; `None`: found
     label_cols:str|list=None,     # Columns of 0 and 1, one per label; `None`: found
 ) -> ImageSet:
@@ -166,7 +178,7 @@ def read_image_set(
     columns = dict(path_col=path_col, label_col=label_col, split_col=split_col, group_col=group_col)
     columns |= dict(task=task, label_sep=label_sep, label_cols=label_cols)
     found = table_rows(source, root, **columns, suffix=suffix, group=group, time_col=None if time == EXIF else time)
-    words = dict(source=found.words, name=source_name(source), grouped_by=found.grouped_by)
+    words = dict(source=found.words, name=source_name(source), grouped_by=found.grouped_by, column=found.column)
     return _with_groups(ImageSet(table=found.rows, skipped=found.skipped, **words), group)
 
 @options_by_name

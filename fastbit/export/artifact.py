@@ -112,7 +112,7 @@ def save_artifact(
 MAX_CONFIG = 2**26              # bytes of `config.json`: a million classes with long names
 _NEW_IN_2 = {'max_value'}       # fields of the preprocessing that format 1 lacks; their defaults are what it meant
 _NEW_IN_3 = {'abstain'}         # fields of the record that formats 1 and 2 lack
-_NEW_IN_4 = {'task', 'thresholds'} # fields of the record that formats 1 to 3 lack
+_NEW_IN_4 = {'task', 'thresholds', 'number'} # fields of the record that formats 1 to 3 lack
 _JSON_TYPES = dict(architecture=str, num_classes=int, fastbit=dict)
 
 def _first_line(e) -> str: return (str(e).splitlines() or [type(e).__name__])[0][:300].rstrip('.')

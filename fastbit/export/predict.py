@@ -65,6 +65,14 @@ def class_numbers(
     once = {c: i for i, c in enumerate(clean) if n[c] == 1}
     return once | {c: i for i, c in enumerate(classes)}
 
+def number_ends(
+    numbers:np.ndarray, # n predictions
+    within:float|None,  # Distance within which 90% of new images lie; `None`: unknown
+) -> dict: # low and high
+    "Compute the ends of the prediction intervals; NaN where they are unknown"
+    half = np.nan if within is None else within
+    return dict(low=numbers - half, high=numbers + half)
+
 def label_sets(
     probs:np.ndarray,  # n x classes
     chosen:np.ndarray, # n x classes of bool: does the image have the label?
@@ -205,6 +213,9 @@ class Predictor:
         given = {k: v for k, v in asked.items() if v is not None}
         if not given: return _Limits(None, None, None)
         name, value = next(iter(given.items()))
+        if self.task.is_number:
+            raise ValueError(f"{name}={value:g} is for classes, and this model predicts a number with a 90% interval: "
+                             "leave it out.")
         if not self.task.is_single:
             raise ValueError(f"{name}={value:g} is for one label per image. This model gives every label whose "
                              "probability reaches its threshold, so leave it out.")
@@ -230,7 +241,7 @@ class Predictor:
         min_precision:float=None, # Add a column `answer`: the class, or 'unsure' below the confidence that gives this precision
         coverage:float=None, # Add a column `set`: classes that contain the true one for this share of images
         unlike:float=None, # Add `unlike` and `p_value`: far from the training images, with this share of false alarms
-    ) -> pd.DataFrame: # Columns path ('' if not a file), prediction, probability, calibrated (of one label), reason ('' if predicted)
+    ) -> pd.DataFrame: # Columns path ('' if not a file), prediction, probability, calibrated (or low, high of numbers), reason ('' if predicted)
         "Classify images; `calibrated` is the probability with temperature scaling, NaN without a temperature"
         limits = self._limits(tta, min_precision=min_precision, coverage=coverage, unlike=unlike)   # errors come first
         items = image_items(items)
@@ -241,6 +252,7 @@ class Predictor:
         reasons = [r or ('' if ok else 'the model gives no finite numbers for it')
                    for r, ok in zip(found.reasons, finite)]
         paths = [utf8(o) if isinstance(o, str) else '' for o in items]
+        if self.task.is_number: return self._number_rows(paths, p, reasons, probs)
         if not self.task.is_single: return self._label_rows(paths, p, reasons, probs)
         df = pd.DataFrame(dict(
             path=paths,
@@ -263,6 +275,13 @@ class Predictor:
             probability=[None if r else values for r, (_, values) in zip(reasons, found)],
             reason=reasons))
         return pd.concat([df, self._prob_columns(p)], axis=1) if probs else df
+
+    def _number_rows(self, paths, p, reasons, probs) -> pd.DataFrame:
+        "The numbers with their prediction intervals"
+        if probs: raise ValueError("probs=True is for classes, and this model predicts a number: leave it out.")
+        bad = np.array([bool(r) for r in reasons], dtype=bool)
+        numbers = np.where(bad, np.nan, self.task.decode(p).numpy())
+        return pd.DataFrame(dict(path=paths, prediction=numbers, **number_ends(numbers, self.about.within), reason=reasons))
 
     def scaled(self,
         probs:torch.Tensor # n x classes
@@ -307,7 +326,7 @@ class Predictor:
         table = images.table
         if part != 'all': table = table[table.split == part].reset_index(drop=True)
         numbers = class_numbers(self.classes)
-        _check_labels(label_names(table.label), self.classes, numbers)
+        if not self.task.is_number: _check_labels(label_names(table.label), self.classes, numbers)
         views = self._views_for(tta)
         logits, reasons, far = self.logits(table.path.tolist(), views, bs, distances)
         bad = np.array([bool(r) for r in reasons])
@@ -330,7 +349,8 @@ class Predictor:
             distances=None if far is None else far[~bad])
 
     def _targets(self, labels, numbers) -> torch.Tensor:
-        "Class numbers, or rows of 0 and 1 where images may have several labels"
+        "Class numbers, rows of 0 and 1 where images may have several labels, or numbers to predict"
+        if self.task.is_number: return torch.tensor(labels.to_numpy(float))
         if self.task.is_single: return torch.tensor([numbers[label] for label in labels])
         return torch.from_numpy(hot_labels(labels, self.classes, numbers))
 
@@ -341,7 +361,8 @@ class Predictor:
         known = count_trained_on(self.about, in_threads(digest, paths, 'comparing with the training images'))
         if not known.count: return
         least = '' if known.complete else 'At least '
-        warn_data(f"{least}{known.count} of these {len(paths)} images were in the training set, so the accuracy is "
+        what = 'the accuracy is' if self.task.is_single else 'these numbers are'
+        warn_data(f"{least}{known.count} of these {len(paths)} images were in the training set, so {what} "
                   "optimistic. Evaluate on unseen images.")
 
     @delegates(read_image_set)
@@ -351,7 +372,7 @@ class Predictor:
         tta:bool=False,   # Average over several views of each image?
         bs:int=None,      # Images per batch; `None`: by size and device
         **kwargs
-    ) -> Evaluation: # `LabelsEvaluation` for several labels per image
+    ) -> Evaluation: # `LabelsEvaluation` for several labels per image, `NumbersEvaluation` for numbers
         "Measure all metrics on labeled images"
         found = self.labeled_probs(source, split, tta, bs, **kwargs)
         return self.task.evaluate(found.probs, found.targs, found.groups, order=class_order(self.classes))
@@ -391,7 +412,7 @@ def confidence_table(
     answers:pd.DataFrame # From `Predictor.predict`
 ) -> pd.DataFrame: # Columns path, prediction, confidence, reason (if an image has no prediction), and what else was asked for
     "Shorten a table of predictions for readers: one confidence, calibrated if the model has a temperature"
-    if 'calibrated' not in answers: return answers   # several labels per image
+    if 'calibrated' not in answers: return answers   # several labels per image, or numbers
     calibrated = answers.calibrated.notna().any()
     table = answers[['path', 'prediction']].assign(confidence=answers.calibrated if calibrated else answers.probability)
     if (answers.reason != '').any(): table['reason'] = answers.reason

@@ -7,20 +7,20 @@ Docs: https://fastbit.github.io/fastbit/metrics/multilabel.html.md"""
 # %% auto #0
 __all__ = ['LABEL_METRICS', 'decode_labels', 'choose_thresholds', 'label_statistics', 'LabelsEvaluation', 'evaluate_labels']
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #99badb05
+# %% ../../nbs/metrics/10_multilabel.ipynb #3f2a5ce2
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #ff7aaec0
+# %% ../../nbs/metrics/10_multilabel.ipynb #30cd3c83
 import numpy as np, pandas as pd
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #4b87a7ed
+# %% ../../nbs/metrics/10_multilabel.ipynb #a0598fdb
 from ..core.text import ShownOnce
 from .intervals import Interval, accuracy_interval, bootstrap_values, class_degrees
 from .intervals import logit_interval, percentile_interval
 from .scores import RANKED_CELLS, Score, rank_areas, rank_images
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #504268aa
+# %% ../../nbs/metrics/10_multilabel.ipynb #95106afe
 def _check_cells(probs, targs) -> tuple: # Arrays
     "Raise `ValueError` unless there is one label, 0 or 1, per probability"
     probs, targs = np.asarray(probs), np.asarray(targs)
@@ -44,7 +44,7 @@ def decode_labels(
     probs = np.asarray(probs)
     return probs >= _as_thresholds(thresholds, probs.shape[-1])
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #4cc6845d
+# %% ../../nbs/metrics/10_multilabel.ipynb #62f7cb2d
 _USUAL = .5
 
 def _best_threshold(probs, targs) -> float: # Both flat
@@ -65,13 +65,13 @@ def choose_thresholds(
     probs, # n x classes, of validation images
     targs, # n x classes of 0 or 1
     per_class:bool=False, # One threshold per class? Else one for all
-) -> float|np.ndarray: # In (0, 1)
+) -> float|np.ndarray: # In [0, 1]
     "Choose the threshold of the highest F1 (micro-F1 for all classes); .5 where it is as good, or a class has no image"
     probs, targs = _check_cells(probs, targs)
     if not per_class: return _best_threshold(probs.ravel(), targs.ravel())
     return np.array([_best_threshold(p, t) for p, t in zip(probs.T, targs.T)])
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #6d1add9c
+# %% ../../nbs/metrics/10_multilabel.ipynb #de5649c4
 def label_statistics(
     probs,         # n x classes
     targs,         # n x classes of 0 or 1
@@ -105,7 +105,7 @@ def _mean_known(values) -> np.ndarray:
     known = np.isfinite(values)
     return _ratio(np.where(known, values, 0).sum(1), known.sum(1))
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #87e60e0a
+# %% ../../nbs/metrics/10_multilabel.ipynb #8ff6a345
 LABEL_METRICS = dict(map='mAP', macro_f1='macro-F1', micro_f1='micro-F1', exact_match='exact match', loss='loss')
 
 def _format(name, value) -> str:
@@ -178,7 +178,7 @@ class LabelsEvaluation(ShownOnce):
 
     def _repr_html_(self): return self.table().to_html(index=False, border=0)
 
-# %% ../../nbs/metrics/10_multilabel.ipynb #c3a7abb8
+# %% ../../nbs/metrics/10_multilabel.ipynb #8754fe5e
 def _cell_losses(probs, targs) -> np.ndarray: # n: mean over the classes
     p = probs.astype(float).clip(np.finfo(probs.dtype).eps, 1-np.finfo(probs.dtype).eps)   # as scikit-learn's log_loss
     return -np.where(targs, np.log(p), np.log1p(-p)).mean(1)

@@ -128,9 +128,12 @@ class Task:
     row_words: Callable         # such a row -> its first values, with intervals, as text
     key: str = 'label'          # as users type it: task='label', --task label
     headline: str = 'accuracy'  # first of `metrics`, and of what is reported
+    scale: object = None        # `NumberScale` of the training images; `None`: labels
 
     @property
     def is_single(self) -> bool: return self.key == 'label' # one label per image?
+    @property
+    def is_number(self) -> bool: return self.key == 'number' # a number per image?
 
 def _class_number(vocab): return Categorize(vocab=vocab, sort=False)
 def _softmax(outputs): return outputs.softmax(-1)

@@ -10,14 +10,15 @@ __all__ = ['TASKS', 'named_task', 'evaluation_dict', 'targets_task']
 # %% ../../nbs/metrics/21_tasks.ipynb #88321419
 from dataclasses import asdict
 
+from .quantity import NUMBER, are_number_targets
 from .several import SEVERAL_LABELS
 from .task import SINGLE_LABEL, Task
 
 # %% ../../nbs/metrics/21_tasks.ipynb #545a5d89
-TASKS = {task.key: task for task in (SINGLE_LABEL, SEVERAL_LABELS)}
+TASKS = {task.key: task for task in (SINGLE_LABEL, SEVERAL_LABELS, NUMBER)}
 
 def named_task(
-    key:str # 'label' or 'labels'
+    key:str # 'label', 'labels' or 'number'
 ) -> Task:
     "Find a task by its name; raise `ValueError` for another name"
     if isinstance(key, str) and key in TASKS: return TASKS[key]
@@ -33,6 +34,7 @@ def evaluation_dict(
 def targets_task(
     yb:tuple # Targets of a batch
 ) -> Task: # `SINGLE_LABEL` for targets that no task has, which its check refuses
-    "Recognize the task of loaders"
-    several = len(yb) == 1 and type(yb[0]).__name__ == 'TensorMultiCategory'
-    return SEVERAL_LABELS if several else SINGLE_LABEL
+    "Recognize the task of loaders; the scale of numbers is that of the training images, which a batch does not tell"
+    if len(yb) != 1: return SINGLE_LABEL
+    if type(yb[0]).__name__ == 'TensorMultiCategory': return SEVERAL_LABELS
+    return NUMBER if are_number_targets(yb) else SINGLE_LABEL

@@ -7,11 +7,11 @@ Docs: https://fastbit.github.io/fastbit/report/number_figures.html.md"""
 # %% auto #0
 __all__ = ['plot_predicted', 'plot_residuals']
 
-# %% ../../nbs/report/09_number_figures.ipynb #c8c22724
+# %% ../../nbs/report/09_number_figures.ipynb #f13fb01f
 import numpy as np
 from matplotlib.figure import Figure
 
-# %% ../../nbs/report/09_number_figures.ipynb #9ecc91e7
+# %% ../../nbs/report/09_number_figures.ipynb #53fca986
 _MAX_SOLID = 200   # points from which on they are drawn transparent
 
 def _points(n) -> dict:
@@ -38,7 +38,7 @@ def plot_predicted(
     targs, pred = np.asarray(targs, dtype=float), np.asarray(pred, dtype=float)
     fig, ax = _number_axes(5.2, 5.2)
     ends = np.array(_padded(min(targs.min(), pred.min()), max(targs.max(), pred.max())))
-    ax.plot(ends, ends, color='.6', lw=1, ls='--', label='right')
+    ax.plot(ends, ends, color='.6', lw=1, ls='--', label='equal')
     if within is not None and np.isfinite(within).all():
         # the truth lies within `within` of the prediction, so the band is around the true number as well
         ax.fill_between(ends, ends - within[1], ends - within[0], color='C0', alpha=.12, lw=0, label='90% interval')

@@ -33,6 +33,8 @@ from .unsure import unsure_section
 from .findings import Findings, class_table, data_name
 from .headline import accuracy_sentence, baseline_sentences, guessing, interval_words, worst_class
 from .labels_page import label_mistakes, label_rows, label_samples, label_sentences
+from .numbers_page import number_data, number_metric_rows, number_mistakes, number_pictures
+from .numbers_page import number_sentences, number_tta
 from .page import Report, percent, percent_interval, render_page
 from .pictures import cam_pictures, class_samples, confused_examples, confusion_picture, curve_pictures
 from .pictures import highest_loss, reliability_picture
@@ -174,6 +176,34 @@ def _provenance(f) -> list[tuple]: # (name, value) of what is known
         'written': f'{datetime.now():%Y-%m-%d %H:%M}'}
     return [(k, v) for k, v in rows.items() if v not in (None, '')]
 
+# %% ../../nbs/report/05_sections.ipynb #fdf12d92
+def _number_sections(f) -> dict:
+    "All values of `templates/numbers.html`"
+    expected, compared = number_sentences(f)
+    rows = [MetricRow(*row) for row in number_metric_rows(f)]
+    shown = {row.name: row for row in rows}
+    name = f.title or data_name(f.learn.dls) or 'Images'
+    return dict(
+        title=f'{name}: {f.classes[0]}, {f.evaluation.words("mae")}',
+        lead=_lead(f),
+        expected=expected,
+        compared=compared,
+        evaluation=f.evaluation,
+        cards=[shown[k] for k in ('MAE', 'R²', 'quadratic-weighted kappa', 'prediction interval') if k in shown],
+        part=_part_words(f),
+        chosen=f.chosen,
+        pictures=number_pictures(f),
+        mistakes=number_mistakes(f),
+        metrics=rows,
+        tta=number_tta(f),
+        curves=curve_pictures(f),
+        phases=_records(f.phases),
+        data=number_data(f),
+        left_out=_records(f.left_out),
+        plan=f.plan,
+        summary=f.summary,
+        provenance=_provenance(f))
+
 # %% ../../nbs/report/05_sections.ipynb #b1b31201
 def _records(df) -> list: return [] if df is None else list(df.itertuples(index=False))
 
@@ -312,6 +342,7 @@ def make_report(
 ) -> Report: # Shown inline; `.save('report.html')` writes it
     "Make one self-contained page of HTML about a run; raise `ValueError` if the predictions are not finite"
     findings.check()
+    if findings.task.is_number: return Report(render_page('numbers.html', **_number_sections(findings)))
     if not findings.task.is_single: return Report(render_page('labels.html', **_label_sections(findings)))
     findings = with_features(findings)
     return Report(render_page('report.html', title=_title(findings), lead=_lead(findings), **_sections(findings)))

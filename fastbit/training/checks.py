@@ -21,6 +21,8 @@ from fastcore.foundation import L
 # %% ../../nbs/training/07_checks.ipynb #ed730b72
 from ..core.restore import preserved_rng
 from ..metrics.losses import no_image_losses
+from ..metrics.numbers import NumberScale
+from ..metrics.quantity import number_task
 from ..metrics.task import SINGLE_LABEL, Task
 from ..metrics.tasks import targets_task
 
@@ -53,7 +55,16 @@ def loaders_task(
     dls:DataLoaders # fastbit's, which know their task, or any of fastai's, from which one batch is loaded
 ) -> Task: # `SINGLE_LABEL` for targets of no task that fastbit trains
     "Find out what an answer is"
-    return getattr(dls, 'task', None) or targets_task(tuple(_one_batch(dls)[1:]))
+    if (known := getattr(dls, 'task', None)) is not None: return known
+    task = targets_task(tuple(_one_batch(dls)[1:]))
+    return number_task(NumberScale.of(_training_numbers(dls))) if task.is_number else task
+
+def _training_numbers(dls) -> list[float]:
+    "The targets of the training images, without loading these where the targets stand alone"
+    data = dls.train.dataset
+    lists = getattr(data, 'tls', None)
+    targets = lists[1] if lists is not None else (data[i][1] for i in range(len(data)))
+    return [float(o) for o in targets]
 
 def check_images_in(
     dls:DataLoaders, # From which one batch is loaded, without a trace in the random states

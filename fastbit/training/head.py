@@ -6,7 +6,7 @@ Docs: https://fastbit.github.io/fastbit/training/head.html.md"""
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'USUAL_STRENGTH', 'FOLDS', 'CV_IMAGES', 'SOLVERS', 'HEAD_EPOCHS', 'FeatureScaler', 'logistic_seconds',
-           'LogisticFit', 'logistic_head', 'labels_head', 'can_draw_views', 'check_head_options']
+           'LogisticFit', 'logistic_head', 'labels_head', 'numbers_head', 'can_draw_views', 'check_head_options']
 
 # %% ../../nbs/training/10_head.ipynb #83756b94
 import time
@@ -44,6 +44,7 @@ from ..metrics.several import check_plain_bce
 from ..metrics.stratify import iterative_folds
 from .checks import check_batches
 from ..data.groups import fold_numbers
+from .ridge import RidgeFit, ridge_fit
 from .separate import separate_logistic, separate_strength
 from .tta import image_groups
 from .learner import TransferLearner
@@ -140,6 +141,18 @@ def labels_head(
     weight = fit.weight/scaler.scale_
     return LogisticFit(weight, fit.bias - weight@scaler.mean_, C, how)
 
+def numbers_head(
+    x:np.ndarray,   # n x features
+    z:np.ndarray,   # n numbers, standardized
+    groups:np.ndarray=None, # Rows of one group stay together in cross-validation; `None`: each is its own
+    seed:int=0,     # Of the folds
+) -> RidgeFit:
+    "Fit ridge regression, with its penalty by cross-validation"
+    scaler, groups = FeatureScaler().fit(x), np.arange(len(x)) if groups is None else groups
+    fit = ridge_fit(scaler.transform(x), z, groups, FOLDS, CV_IMAGES, seed)
+    weight = fit.weight/scaler.scale_
+    return fit._replace(weight=weight, bias=fit.bias - weight@scaler.mean_)
+
 def _some_labeled(hot, groups, seed) -> np.ndarray:
     "Rows of at most `CV_IMAGES` images, drawn by label"
     parts = -(-len(np.unique(groups))//CV_IMAGES)
@@ -204,9 +217,9 @@ def _features(learn, n, views, cache, gb) -> tuple: # ((training, validation) fe
     return tuple(zip(*(_loader_features(learn, dl, n, gb, k) for dl, k in zip(dls.loaders[:2], (views, 1)))))
 
 def _labels(dl) -> torch.Tensor:
-    "Class number of each image, or a row of 0 and 1 where it may have several labels"
+    "Class number of each image, a row of 0 and 1 where it may have several labels, or the number to predict"
     targets = dl.dataset.tls[1]
-    if getattr(targets[0], 'ndim', 0): return torch.stack([targets[i].as_subclass(torch.Tensor) for i in range(dl.n)])
+    if getattr(targets[0], 'ndim', 0) or getattr(targets[0], 'dtype', None) == torch.float32: return torch.stack([targets[i].as_subclass(torch.Tensor) for i in range(dl.n)])
     return torch.tensor([int(targets[i]) for i in range(dl.n)])
 
 @contextmanager
@@ -280,6 +293,7 @@ def _check_head(learn, solver, cbs, given):
 
 def _check_logistic(learn):
     "Raise `ValueError` for a loss that logistic regression does not minimize"
+    if learn.task.is_number: return   # ridge regression, for any of their losses
     if learn.task.is_single: logistic_weights(learn.loss_func, learn.n_out)
     else: check_plain_bce(learn.loss_func)
 
@@ -298,7 +312,7 @@ def fit_head(self:TransferLearner,
     lr:float=None,    # Peak learning rate; `None`: the recipe's for what trains
     *,
     views:int=1,      # Of each training image: 1: as validation sees it, k: and k-1 augmentations, drawn once
-    solver:str='sgd', # 'sgd': one-cycle; 'lbfgs': logistic regression at its optimum, with the loss's class weights
+    solver:str='sgd', # 'sgd': one-cycle; 'lbfgs': logistic regression at its optimum, with the loss's class weights; for numbers ridge regression
     cbs=None,         # fastai callbacks; of 'sgd'
     cache:bool=True,  # Keep the features for other runs, and look for kept ones?
     cache_gb:float=CACHE_GB, # GB that the cache may take
@@ -348,6 +362,7 @@ def _solve(learn, features, y, units):
     weights = _weights(learn, y) if learn.task.is_single else None
     how = dict(groups=units[images], seed=getattr(learn.dls.train, 'seed', 0))
     if learn.task.is_single: fit = logistic_head(x, y.numpy()[images], learn.n_out, weights=weights, **how)
+    elif learn.task.is_number: fit = numbers_head(x, learn.task.scale.standardize(y.double().numpy()[images]), **how)
     else: fit = labels_head(x, y.numpy()[images].astype(int), **how)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(fit.weight).view_as(head.weight))
@@ -358,5 +373,6 @@ def _solve(learn, features, y, units):
     learn.history.add(0, values, phase='head')
     if learn.logger is noop: return
     weighted = '' if weights is None else ', with class weights'
-    print(f'logistic regression: C = {fit.C:g}, by {fit.how}{weighted}', flush=True)
+    solved = f'ridge regression: alpha = {fit.alpha:g}' if learn.task.is_number else f'logistic regression: C = {fit.C:g}'
+    print(f'{solved}, by {fit.how}{weighted}', flush=True)
     print(', '.join(f'{k} {v:.4f}' for k, v in values.items()), flush=True)

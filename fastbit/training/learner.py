@@ -62,6 +62,7 @@ class TransferLearner(Loop):
     trained_before = ''      # earlier phases, in words that a checkpoint of the next one has to agree with
     prior = None             # log-odds of each label among the training images, where they are known; `None`: zeros
     thresholds = None        # of the labels' probabilities, that `choose_thresholds` found; `None`: 0.5, or one label per image
+    within = None            # distance from a predicted number within which 90% of new images lie; `None`: not measured, or labels
 
     def __init__(self,
         dls:DataLoaders,         # Images in [0, 1] or uint8
@@ -194,8 +195,8 @@ def transfer_learner(
     check_precision(precision)
     task = loaders_task(dls)
     check_images_in(dls, task)
-    if not task.is_single: task = labels_task(getattr(dls, 'vocab', ()))
-    n_out = _n_classes(dls, n_out)
+    if task.key == 'labels': task = labels_task(getattr(dls, 'vocab', ()))
+    n_out = 1 if task.is_number else _n_classes(dls, n_out)
     device = getattr(dls, 'device', None)
     metrics = task.metrics if metrics is accuracy else metrics
     task.check_metrics(metrics, n_out)
@@ -230,7 +231,7 @@ def label_prior(
     "Compute the log-odds of each label among the training images, with half an image added on each side"
     # with biases of 0 each label begins with a probability of 0.5, and the first steps go into unlearning that
     # (Lin et al. 2017, section 4.1); a softmax has no such start: all classes begin alike
-    if getattr(dls, 'task', SINGLE_LABEL).is_single: return None
+    if getattr(dls, 'task', SINGLE_LABEL).key != 'labels': return None
     counts = getattr(dls, 'class_counts', None)
     return None if counts is None else np.log((counts + .5)/(dls.train.n - counts + .5))
 
