@@ -233,7 +233,7 @@ def box(p): return [[1, 1, 9, 9]]
 
 
 @pytest.mark.parametrize('blocks, kwargs, words', [
-    ((ImageBlock, RegressionBlock), dict(get_y=lambda p: float(p.stem)), 'numbers to predict'),
+    ((ImageBlock, RegressionBlock), dict(get_y=lambda p: float(p.stem)), 'one output'),
     ((ImageBlock, RegressionBlock(n_out=2)), dict(get_y=lambda p: [1.5, 2.5]), 'numbers to predict'),
     ((ImageBlock, RegressionBlock(n_out=2)), dict(get_y=lambda p: (1.5, 2.5)), 'targets of type tuple'),
     ((ImageBlock, MaskBlock), dict(get_y=lambda p: np.zeros((20, 24), np.uint8)), 'masks'),

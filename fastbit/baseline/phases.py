@@ -47,7 +47,7 @@ def _plural(n, what): return f'{n} {what}{"s"*(n != 1)}'
 
 def _solve_head(learn, **features):
     "Fit logistic regression; where an image may have several labels, later phases can have another loss than it"
-    loss = {} if learn.task.is_single else dict(loss_func='bce')
+    loss = dict(loss_func='bce') if learn.task.key == 'labels' else {}
     with temp_attrs(learn, **loss): learn.fit_head(solver='lbfgs', **features)
 
 @dataclass(frozen=True)

@@ -67,9 +67,10 @@ def check_one_label(
     what:str,         # What is for one label per image, 'leaderboard'
     instead:str='',   # A sentence: what to do
 ):
-    "Raise `ValueError` if images may have several labels"
-    if not has_label_sets(labels): return
-    raise ValueError(f'{what} is for one label per image, and these have several. {instead}'.strip())
+    "Raise `ValueError` if images may have several labels, or have numbers"
+    if not has_label_sets(labels) and labels.dtype.kind != 'f': return
+    have = 'several' if has_label_sets(labels) else 'a number'
+    raise ValueError(f'{what} is for one label per image, and these have {have}. {instead}'.strip())
 
 def joined_labels(
     labels,  # Tuples or lists of names, or names

@@ -7,14 +7,14 @@ Docs: https://fastbit.github.io/fastbit/data/quantities.html.md"""
 # %% auto #0
 __all__ = ['MIN_QUANTITIES', 'MAX_BINS', 'quantity_kind', 'are_quantities', 'as_quantities', 'quantity_bins']
 
-# %% ../../nbs/data/28_quantities.ipynb #58ff37b8
+# %% ../../nbs/data/28_quantities.ipynb #65dfebea
 import numpy as np, pandas as pd
 
-# %% ../../nbs/data/28_quantities.ipynb #11e064dc
+# %% ../../nbs/data/28_quantities.ipynb #06f35897
 from ..core.text import first_of
-from .labels import _values, clean_label
+from .labels import _COMMA_FORMS, _values, clean_label
 
-# %% ../../nbs/data/28_quantities.ipynb #b8c1d34b
+# %% ../../nbs/data/28_quantities.ipynb #db03ed27
 MIN_QUANTITIES = 10   # different numbers, from which on they may be a quantity
 _MIN_WHOLE = 30       # different whole numbers, likewise
 
@@ -27,13 +27,13 @@ def quantity_kind(
     n, names = int(counts.sum()), list(counts.index)
     values = _values(names) if len(names) > MIN_QUANTITIES else None
     if values is None: return 'label'
-    whole = bool((values % 1 == 0).all()) and not any(',' in o for o in names)   # 1,000 is a quantity
     repeats = 2*len(names) <= n
-    if not whole: return 'either' if repeats else 'number'
+    if any(',' in o for o in names): return 'either'   # 1,125 may be 1125 or 1.125
+    if not (values % 1 == 0).all(): return 'either' if repeats else 'number'
     numbered = len(set(values)) == values.max() - values.min() + 1   # 0 … n-1 are numbers of classes
     return 'label' if repeats or numbered or len(names) < _MIN_WHOLE else 'either'
 
-# %% ../../nbs/data/28_quantities.ipynb #d786bb16
+# %% ../../nbs/data/28_quantities.ipynb #94e97c47
 def are_quantities(
     labels:pd.Series # The column `label` of a table of images
 ) -> bool:
@@ -46,6 +46,18 @@ def _number(text) -> float:
     except ValueError: return np.nan
     return value if np.isfinite(value) and '_' not in text else np.nan
 
+def _with_commas(texts, column) -> np.ndarray|None:
+    "Read decimal commas or thousands separators; raise `ValueError` where they can be both"
+    found = []
+    for form, thousands, point in _COMMA_FORMS:
+        if not all(map(form.fullmatch, texts)): continue
+        found.append(np.array([float(o.replace(thousands, '').replace(point, '.')) for o in texts]))
+    if len(found) == 2 and (found[0] != found[1]).any():
+        i = int(np.flatnonzero(found[0] != found[1])[0])
+        raise ValueError(f"Column {column!r} has {texts[i]!r}, which may be {found[0][i]:g} or {found[1][i]:g}: write all "
+                         "numbers with a decimal point and without other separators.")
+    return found[0] if found else None
+
 def as_quantities(
     cells:list, # Texts, one per image
     column,     # Name of the column, for messages
@@ -53,8 +65,8 @@ def as_quantities(
     "Read finite numbers, also with decimal commas or thousands separators; raise `ValueError` for others"
     texts = [clean_label(o) for o in cells]
     numbers = np.array([_number(o) for o in texts])
-    values = _values(texts) if np.isnan(numbers).any() else None
-    if values is not None and np.isfinite(values).all(): numbers = values
+    values = _with_commas(texts, column) if any(',' in o for o in texts) else None
+    if values is not None: numbers = values
     bad = [o or 'an empty cell' for o, v in zip(texts, numbers) if np.isnan(v)]
     if bad:
         raise ValueError(f"Column {column!r} has {len(bad)} of {len(texts)} cells that are not finite numbers, and "
@@ -63,7 +75,7 @@ def as_quantities(
                          "task='label' if the column has names of classes.")
     return numbers
 
-# %% ../../nbs/data/28_quantities.ipynb #57c0fdf4
+# %% ../../nbs/data/28_quantities.ipynb #bcb33759
 MAX_BINS = 10   # ranges of numbers, of which each is in training and in validation
 
 def quantity_bins(

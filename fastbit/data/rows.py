@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% ../../nbs/data/07_rows.ipynb #081e266c
-import numpy as np, pandas as pd
+import pandas as pd
 
 # %% ../../nbs/data/07_rows.ipynb #2f35e9f3
 from ..core.text import warn_data
@@ -332,7 +332,7 @@ def table_rows(
     splits = _splits(df, chosen.splits, table.lines)
     located = _locate(cells, root, table.home, suffix)
     extra = _extra_columns(table, used)
-    labels = pd.Series(labels, dtype=float if isinstance(labels, np.ndarray) else object)
+    if any(isinstance(o, tuple) for o in labels): labels = pd.Series(labels, dtype=object)
     rows = pd.DataFrame(dict(path=located.paths, label=labels, split=splits, **extra))
     if has_label_sets(rows.label): rows = _joined(rows)
     found = one_row_per_file(rows)

@@ -55,6 +55,7 @@ def _config(net, about) -> dict:
     "Make the contents of `config.json`"
     own = {k: v for k, v in asdict(about).items() if k != 'arch'}
     number = FORMAT
+    if about.task != 'number': del own['number']
     if about.task == 'label': number, own = _OF_ONE_LABEL, {k: v for k, v in own.items() if k not in _NEW_IN_4}
     return dict(
         architecture=about.arch,

@@ -37,6 +37,7 @@ from ..data.public import resolve_source
 from ..data.split import drop_untrained
 from ..data.tables import read_image_set
 from ..data.label_sets import has_label_sets, joined_labels, label_names
+from ..data.quantities import are_quantities
 from ..report.page import THUMB, Picture, picture_uri, render_page
 from .detect import KINDS, ODD_KINDS, Issue, copy_issues, depth_issues, group_issues, label_issues
 from .detect import odd_issues, shape_issues, size_issues
@@ -234,6 +235,8 @@ def check_data(
     data, name, usual = resolve_source(path)
     images = read_image_set(data, **kwargs)
     table, untrained = drop_untrained(images.table)
+    numbers = are_quantities(table.label)
+    if numbers: table = table.assign(label=images.column or 'number')   # nothing below is about numbers
     skipped = [*images.skipped.itertuples(index=False), *untrained.itertuples(index=False)]
     report = check_images(table.path, cache=cache)
     sizes, classes, several = size_issues(table), label_names(table.label), has_label_sets(table.label)
@@ -249,6 +252,7 @@ def check_data(
     issues, not_listed, common = _without_usual(issues, len(good))
     unchecked = _unchecked(table, good, labels)
     if several: unchecked['groups'] = 'images have several labels'
+    if numbers: unchecked |= dict.fromkeys(('label', 'groups', 'copy_other_label'), 'images have numbers')
     ordinary = count_reasons(o for o in skipped if not is_odd(o[1]))
     if ordinary: not_listed.append(f'other files ({ordinary})')
     if labels and good.label.nunique() > 1:

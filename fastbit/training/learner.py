@@ -196,7 +196,7 @@ def transfer_learner(
     task = loaders_task(dls)
     check_images_in(dls, task)
     if task.key == 'labels': task = labels_task(getattr(dls, 'vocab', ()))
-    n_out = 1 if task.is_number else _n_classes(dls, n_out)
+    n_out = _n_classes(dls, n_out, task)
     device = getattr(dls, 'device', None)
     metrics = task.metrics if metrics is accuracy else metrics
     task.check_metrics(metrics, n_out)
@@ -235,7 +235,10 @@ def label_prior(
     counts = getattr(dls, 'class_counts', None)
     return None if counts is None else np.log((counts + .5)/(dls.train.n - counts + .5))
 
-def _n_classes(dls, n_out) -> int:
+def _n_classes(dls, n_out, task) -> int:
+    if task.is_number:
+        if n_out in (None, 1): return 1
+        raise ValueError(f"n_out={n_out}, and a number per image is one output: omit n_out.")
     n_data = get_c(dls)
     if n_out and n_data and n_out != n_data:
         raise ValueError(f"n_out={n_out}, and the DataLoaders have {n_data} classes: omit n_out.")
