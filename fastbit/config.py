@@ -54,10 +54,13 @@ class DataOptions(Options):
 
 @dataclass(frozen=True)
 class TableOptions(Options):
-    "How a table (CSV file or DataFrame) is read"
+    "What the labels are, and how a table (CSV file or DataFrame) is read"
+    task:str = None          # what an answer is: label (one per image), labels (several) or number (default: what the table leaves no doubt about)
     root:str|Path = None     # where relative paths start (default: the table's folder, or the working directory)
     path_col:str = None      # column of image paths (default: found by its name and content)
     label_col:str = None     # column of labels (default: found by its name)
+    label_sep:str = None     # text between several labels in a cell, such as ';' (default: found)
+    label_cols:str|list = None # columns of 0 and 1, one per label, such as cat,dog,hen (default: found)
     split_col:str = None     # column of splits (default: found by its name, if there is one)
     group_col:str = None     # column of groups (patients, sites, videos), whose images stay in one split
     suffix:str = None        # file name extension where the table has ids, such as .jpg (default: found)
@@ -109,6 +112,7 @@ class TrainOptions(Options):
     size:int = None          # side of the images, pixels (default: the body's; 64 for digits; the rule's for hyperrule)
     bn:str = None            # BatchNorm of stages that train: frozen, affine or train (default: train in auto's upper stages, else frozen)
     label_smoothing:float = None # share of the target spread over all classes, such as 0.1 (default: 0.1 in auto's upper stages, else 0)
+    loss:str = None          # loss of several labels: bce or asymmetric (default: bce); of numbers: smooth_l1, mse or l1 (default: smooth_l1)
     precision:str = 'float32' # training precision: float32, bf16, fp16 or auto
     metric:str = 'accuracy'  # headline of the run, and what decides between the head and more layers: one of `METRICS`
     keep_best:str = None     # keep the best epoch's weights by valid_loss, 'metric' or a name of `METRICS` (default: the last epoch's)

@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 import torch.nn.functional as F
 import fastbit.training.head
 from fastai.callback.mixup import MixUp
-from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock
+from fastai.data.block import CategoryBlock, DataBlock, RegressionBlock
 from fastai.data.transforms import RandomSplitter, get_image_files
 from fastai.imports import noop
 from fastai.interpret import ClassificationInterpretation
@@ -233,8 +233,7 @@ def box(p): return [[1, 1, 9, 9]]
 
 
 @pytest.mark.parametrize('blocks, kwargs, words', [
-    ((ImageBlock, MultiCategoryBlock), dict(get_y=lambda p: [p.parent.name]), 'several labels per image'),
-    ((ImageBlock, RegressionBlock), dict(get_y=lambda p: float(p.stem)), 'numbers to predict'),
+    ((ImageBlock, RegressionBlock), dict(get_y=lambda p: float(p.stem)), 'one output'),
     ((ImageBlock, RegressionBlock(n_out=2)), dict(get_y=lambda p: [1.5, 2.5]), 'numbers to predict'),
     ((ImageBlock, RegressionBlock(n_out=2)), dict(get_y=lambda p: (1.5, 2.5)), 'targets of type tuple'),
     ((ImageBlock, MaskBlock), dict(get_y=lambda p: np.zeros((20, 24), np.uint8)), 'masks'),
@@ -243,7 +242,7 @@ def box(p): return [[1, 1, 9, 9]]
     ((ImageBlock, ImageBlock, CategoryBlock), dict(get_x=[lambda p: p, lambda p: p], get_y=lambda p: p.parent.name,
     n_inp=2), '2 inputs'),
     ((ImageBlock,), {}, 'no labels')], ids=lambda o: o if isinstance(o, str) else '')
-def test_what_is_not_one_label_per_image_is_refused_when_the_learner_is_made(folder, blocks, kwargs, words):
+def test_what_no_task_has_is_refused_when_the_learner_is_made(folder, blocks, kwargs, words):
     "It failed in training, with torch's error about shapes"
     with pytest.raises(ValueError, match=words): transfer_learner(block(folder, *blocks, **kwargs), **TINY, n_out=3)
 

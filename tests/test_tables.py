@@ -335,11 +335,17 @@ def test_the_same_row_twice_counts_once(table, tmp_path):
 # Several labels, and quantities
 
 @pytest.mark.parametrize('labels', [
-    [['cat', 'dog'], ['cat']], [np.array(['cat', 'dog']), np.array(['cat'])], [('cat', 'dog'), 'cat'], ["['cat', 'dog']", "['cat']"], ['cat|dog', 'cat', 'dog'], ['cat,dog', 'cat', 'dog'], ['cat; dog', 'dog; cat'],
+    ["['cat', 'dog']", "['cat']"], ['cat|dog', 'cat', 'dog'], ['cat,dog', 'cat', 'dog'], ['cat; dog', 'dog; cat'],
     ['cat,dog', 'dog,bird', 'bird,cat'], ['16 0', '16', '0', '7 16', '7']])
-def test_several_labels_are_refused(labels):
+def test_what_may_be_several_labels_is_asked_for(labels):
     df = pd.DataFrame(dict(path=[f'{i}.png' for i in range(len(labels))], tags=pd.Series(labels, dtype=object)))
-    with pytest.raises(ValueError, match="'tags'.*one label per image.*not supported"): image_table(df)
+    with pytest.raises(ValueError, match="'tags'.*task='labels'.*task='label'"): image_table(df)
+
+
+@pytest.mark.parametrize('labels', [[['cat', 'dog'], ['cat']], [np.array(['cat', 'dog']), np.array(['cat'])], [('cat', 'dog'), ()]])
+def test_lists_are_several_labels(labels):
+    df = pd.DataFrame(dict(path=[f'{i}.png' for i in range(len(labels))], tags=pd.Series(labels, dtype=object)))
+    assert image_table(df).label.tolist() == [tuple(o) for o in labels]
 
 
 def test_what_may_be_several_labels_is_said():
@@ -349,14 +355,19 @@ def test_what_may_be_several_labels_is_said():
     assert image_table(pd.DataFrame(dict(path=list('ab'), label=["['cat']", "['dog']"]))).label.tolist() == ['cat', 'dog']
 
 
+def test_decimals_that_hardly_repeat_are_numbers_to_predict():
+    df = pd.DataFrame(dict(path=[f'{i:02d}.png' for i in range(40)], price=np.arange(40)*1.37))
+    assert image_table(df).label.tolist() == df.price.tolist()
+
+
 @pytest.mark.parametrize('values, refused', [
-    (np.arange(40)*1.37, True), (np.arange(40)**2, True), (np.repeat(np.arange(12)*.5, 10), False), (np.repeat(np.arange(40)**2, 3), False)])
+    (np.arange(40)**2, True), (np.repeat(np.arange(12)*.5, 10), False), (np.repeat(np.arange(40)**2, 3), False)])
 def test_quantities_are_no_classes(values, refused):
     df = pd.DataFrame(dict(path=[f'{i}.png' for i in range(len(values))], price=values))
     if refused:
-        with pytest.raises(ValueError, match=r"'price' has \d+ different numbers.*regression"): image_table(df)
+        with pytest.raises(ValueError, match=r"'price' has \d+ different numbers.*task='number'.*task='label'"): image_table(df)
     else:
-        with pytest.warns(DataWarning, match='regression'): image_table(df)
+        with pytest.warns(DataWarning, match="a quantity, use task='number'"): image_table(df)
 
 
 def test_numbered_classes_are_classes():
@@ -453,7 +464,7 @@ def test_flags_that_hold_out_most_rows_are_noted(column):
 @pytest.mark.parametrize('number, last', [('{},5', '40'), ('-{},25', '40,75'), ('{},125', '40'), ('{}.000,5', '40'), ('{},000.5', '40'), ('{},000', '40')])
 def test_quantities_with_commas_are_no_classes(table, number, last):
     cells = [*(number.format(i) for i in range(1, 13)), last]
-    with pytest.raises(ValueError, match='13 different numbers.*regression'): table('path;score\n' + ''.join(f'{i}.png;{o}\n' for i, o in enumerate(cells)))
+    with pytest.raises(ValueError, match="13 different numbers.*task='number'"): table('path;score\n' + ''.join(f'{i}.png;{o}\n' for i, o in enumerate(cells)))
 
 
 @pytest.mark.parametrize('labels', [['1.0', '1', 'unknown'], ['0.5', '0.50'], ['1', '+1'], ['-1.0', '-1', 'x']])

@@ -20,14 +20,16 @@ from fastcore.foundation import L
 from torch.nn.functional import cross_entropy
 
 # %% ../../nbs/baseline/00_phases.ipynb #d1f304d7
-from ..bodies.build import zero_classifier
 from ..bodies.fold import FoldedModel
 from ..core.processes import broadcast_model, gather_objects, world
 from ..core.restore import preserved, temp_attrs
 from ..core.store import CACHE_GB
 from ..hyperrule import HyperRule
 from ..metrics.calibration import fit_temperature
+from ..metrics.multilabel import LABEL_METRICS
+from ..metrics.numbers import NUMBER_METRICS
 from ..metrics.scores import METRIC_WORDS, format_score, metric_order, metric_value
+from ..metrics.several import quick_scores
 from ..metrics.task import SINGLE_LABEL
 from ..training.accumulate import is_out_of_memory
 from ..core.text import warn_data
@@ -43,6 +45,11 @@ from ..training.upper import norms_as, same_loss
 # %% ../../nbs/baseline/00_phases.ipynb #09f7c9f0
 def _plural(n, what): return f'{n} {what}{"s"*(n != 1)}'
 
+def _solve_head(learn, **features):
+    "Fit logistic regression; where an image may have several labels, later phases can have another loss than it"
+    loss = dict(loss_func='bce') if learn.task.key == 'labels' else {}
+    with temp_attrs(learn, **loss): learn.fit_head(solver='lbfgs', **features)
+
 @dataclass(frozen=True)
 class HeadPhase:
     "Train the classifier on the frozen body's features, by logistic regression or by one-cycle"
@@ -53,6 +60,7 @@ class HeadPhase:
     cache_gb: float = CACHE_GB # disk space that the cache may take, GB
     name: str = 'head'
     freeze_to: int = -1
+    solver: str = 'logistic regression' # what `n_epoch=None` is, in words; 'ridge regression' for numbers
     only_after_head = False   # as in `OneCyclePhase`
 
     @property
@@ -67,13 +75,13 @@ class HeadPhase:
     def __str__(self):
         views = '' if self.views == 1 else f', {self.views} views per image'
         on = f'on the features of the frozen body{views}'
-        if self.n_epoch is None: return f'{self.name}, logistic regression {on}, regularized by cross-validation'
+        if self.n_epoch is None: return f'{self.name}, {self.solver} {on}, regularized by cross-validation'
         return f'{self.name}, {_plural(self.n_epoch, "epoch")} {on}, one-cycle to {self.lr:g}'
 
     @property
     def method(self) -> str:
         "How the classifier is trained, in a few words"
-        if self.n_epoch is None: return 'logistic regression on features'
+        if self.n_epoch is None: return f'{self.solver} on features'
         return f'{_plural(self.n_epoch, "epoch")} on features'
 
     @property
@@ -99,7 +107,7 @@ class HeadPhase:
         learn.freeze_to(self.freeze_to)
         features = dict(views=self.views, cache=self.cache, cache_gb=self.cache_gb)
         with checkpoint_lock(checkpoint):
-            if self.n_epoch is None: learn.fit_head(solver='lbfgs', **features)
+            if self.n_epoch is None: _solve_head(learn, **features)
             else: learn.fit_head(self.n_epoch, self.lr, find_lr=True, **features)
 
 # %% ../../nbs/baseline/00_phases.ipynb #df70e440
@@ -230,6 +238,7 @@ class Scores(NamedTuple):
     loss: float       # mean cross-entropy, nats
     calibrated: float # the same after temperature scaling
     value: float|None = None # of the metric that decides; `None`: the loss after calibration does
+    loss_words: str = 'loss after calibration'
 
     @classmethod
     def of(cls,
@@ -238,6 +247,8 @@ class Scores(NamedTuple):
     ):
         "Measure a learner"
         with learn.no_logging(), learn.no_bar(): probs, targs = learn.get_preds()
+        if learn.task.is_number: return cls._of_numbers(learn.task, probs, targs)
+        if not learn.task.is_single: return cls._of_labels(probs, targs, metric)
         logits = probs.double().clamp_min(torch.finfo(probs.dtype).tiny).log()
         loss = lambda temperature: cross_entropy(logits/temperature, targs).item()
         accuracy = (SINGLE_LABEL.decode(probs) == targs).double().mean().item()
@@ -246,6 +257,19 @@ class Scores(NamedTuple):
             value = metric_value(metric, probs, targs, metric_order(metric, learn.dls.vocab))
             if value != value: value = None   # undefined
         return cls(accuracy, loss(1.), loss(fit_temperature(logits, targs)), value)
+
+    @classmethod
+    def _of_numbers(cls, task, probs, targs):
+        "The mean absolute error decides"
+        off = (task.decode(probs.double()) - targs.double().flatten()).abs().mean().item()
+        return cls(-off, off, off, None, NUMBER_METRICS['mae'])
+
+    @classmethod
+    def _of_labels(cls, probs, targs, metric):
+        "Several labels per image are not calibrated: mean average precision, or the loss, decides"
+        precision, loss = quick_scores(probs.numpy(), targs.numpy())
+        value = None if metric in _LOSSES or precision != precision else precision
+        return cls(precision, loss, loss, value, 'loss')
 
     def _decides(self, watched) -> float|None:
         if watched in _LOSSES: return None
@@ -267,9 +291,11 @@ class Scores(NamedTuple):
         "Compare two phases, in words"
         own, others = self._decides(watched), other._decides(watched)
         if None not in (own, others) and own > others:
+            if watched in LABEL_METRICS and watched not in METRIC_WORDS:
+                return f'validation {LABEL_METRICS[watched]} ({own:.4f} and {others:.4f})'
             values = ' and '.join(format_score(watched, o) for o in (own, others))
             return f'validation {METRIC_WORDS[watched].label} ({values})'
-        return f'validation loss after calibration ({self.calibrated:.3f} and {other.calibrated:.3f})'
+        return f'validation {self.loss_words} ({self.calibrated:.3f} and {other.calibrated:.3f})'
 
 class Kept:
     "What a phase kept"
@@ -377,7 +403,7 @@ class UpperPhase:
     def fit(self, learn, checkpoint=None, cbs=None) -> str: # What was kept, and why
         "Train from a classifier of zeros"
         with kept_better(learn, self.name, self.metric) as kept:
-            zero_classifier(learn.model.net)
+            learn.reset_classifier()
             features = dict(cache=self.cache, cache_gb=self.cache_gb)
             saving = dict(checkpoint=checkpoint, checkpoint_every=self.checkpoint_every if checkpoint else None)
             with temp_attrs(learn, trained_before=self.before):

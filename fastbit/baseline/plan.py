@@ -32,7 +32,7 @@ class Plan(ShownOnce):
     n_valid: int       # validation images
     n_test: int        # test images; 0: no test set
     n_left_out: int    # unreadable files
-    classes: list      # labels, sorted
+    classes: list      # labels, sorted; the name of the number to predict
     split: str         # how the images were split
     arch: str          # timm's full name, or the BiT authors'
     weights: str       # where the weights come from
@@ -55,6 +55,7 @@ class Plan(ShownOnce):
     processes: int = 1 # processes that share the work
     source: str = ''   # folder or columns that were used
     balance: str = ''  # how classes of different sizes are made to count alike; '': they are not
+    numbers: str = ''  # range of the numbers to predict, in words; '': there are classes
     not_used: dict = field(default_factory=dict) # reason -> number of files
     machine: Machine = None # CPU and threads, on which the last digits depend; `None`: not known
 
@@ -100,11 +101,13 @@ class Plan(ShownOnce):
         lines = [f'{name:6} {text}' for name, text in rows]
         return '\n'.join(line if len(line) <= LINE else line[:LINE-1] + '…' for line in lines)
 
+    def _answers(self) -> str: return self.numbers or f'{len(self.classes)} classes'
+
     def _data_words(self) -> str:
         test = f', {self.n_test} test' if self.n_test else ''
         skipped = self.n_left_out + sum(self.not_used.values())
         files = f', {skipped} skipped' if skipped else ''
-        counts = (f': {self.n_images} images, {len(self.classes)} classes; '
+        counts = (f': {self.n_images} images, {self._answers()}; '
                   f'{self.n_train} train, {self.n_valid} valid{test}{files}')
         room = max(12, LINE - 7 - len(counts))
         name = self.data if len(self.data) <= room else self.data[:room-1] + '…'
@@ -142,7 +145,7 @@ class Plan(ShownOnce):
         "Data, body and phases"
         unreadable = f', {self.n_left_out} unreadable files skipped' if self.n_left_out else ''
         test = f' to validate and {self.n_test} to test' if self.n_test else ''
-        counts = f'{self.n_images} images, {len(self.classes)} classes{unreadable}'
+        counts = f'{self.n_images} images, {self._answers()}{unreadable}'
         held_out = f'{self.n_train} to train, {self.n_valid} held out{test} ({self.split})'
         per_epoch = -(-self.n_train//self.bs)
         batches = f'loaded {self.bs} at a time' if self.rule else f'batches of {self.bs}, {per_epoch} per epoch'
@@ -187,7 +190,8 @@ def make_plan(
     data = dict(n_train=dls.train.n, n_valid=dls.valid.n, n_test=dls[2].n if len(dls.loaders) > 2 else 0,
                 n_left_out=len(dls.left_out), classes=list(map(str, dls.vocab)),
                 split=dls.image_set.split, source=dls.source,
-                not_used=dls.skipped.reason.value_counts().to_dict(), balance=balance_words(dls, phases))
+                not_used=dls.skipped.reason.value_counts().to_dict(), balance=balance_words(dls, phases),
+                numbers=f'{dls.vocab[0]} from {dls.task.scale}' if dls.task.is_number else '')
     half = f', {learn.precision}' if learn.precision != 'float32' else ''
     machine = dict(device=f'{dls.device}{half}', processes=world(), machine=this_machine(dls.device))
     body = dict(n_params=sum(p.numel() for p in learn.model.parameters()), size=pp.size,

@@ -89,8 +89,9 @@ def _smoothing(train, usual=0.) -> float:
         raise ValueError(f"label_smoothing={asked!r}: a share of the target, from 0 to below 1.")
     return asked
 
-def _deciding(train) -> str|None:
+def _deciding(train, task) -> str|None:
     "The metric that decides what is kept; `None`: the default, by loss or by what `keep_best` watches"
+    if not task.is_single: return task.headline
     return None if train.metric == 'accuracy' else train.metric
 
 @dataclass(frozen=True)
@@ -145,6 +146,9 @@ class HeadRecipe(OneCycleRecipe):
         smoothing, (phase,) = self.train.label_smoothing, self.phases()
         if smoothing:
             raise ValueError(f"label_smoothing={smoothing:g}: the head is regularized by other means. Leave it out.")
+        if self.train.loss not in (None, 'bce') and phase.n_epoch is None:
+            raise ValueError(f"loss={self.train.loss!r}: logistic regression minimizes binary cross-entropy. Pass "
+                             "epochs=, or choose another recipe.")
         for name in ('keep_best', 'patience'):
             value = getattr(self.train, name)
             if value is None or phase.n_epoch is not None: continue
@@ -189,25 +193,26 @@ class AutoRecipe(OneCycleRecipe):
         chosen, caching = self.decide(learn), dict(cache=self.loaders.cache, cache_gb=self.loaders.cache_gb)
         head = HeadPhase(**caching)
         if not chosen.second: return [head]
-        if chosen.second == 'all layers': return [head, self._all_layers(chosen.n_epoch, before=head.history)]
-        upper = self._upper(chosen, before=head.history, **caching)
-        return [head, upper, self._all_layers(chosen.n_epoch, before=head.history, only_after_head=True)]
+        deciding = dict(metric=_deciding(self.train, learn.task))
+        if chosen.second == 'all layers': return [head, self._all_layers(chosen.n_epoch, head.history, **deciding)]
+        smoothing = SMOOTHING if learn.task.is_single else 0.   # spreads one label over all classes
+        upper = self._upper(chosen, smoothing, before=head.history, **deciding, **caching)
+        return [head, upper, self._all_layers(chosen.n_epoch, head.history, only_after_head=True, **deciding)]
 
-    def _upper(self, chosen, **how):
+    def _upper(self, chosen, smoothing, **how):
         o = self.options
         return UpperPhase(
             name=chosen.name, freeze_to=chosen.freeze_to, length=chosen.length, views=chosen.views,
-            lr=UPPER_LR if o.lr is None else o.lr, label_smoothing=_smoothing(self.train, SMOOTHING),
-            mixup=o.mixup, bn=self.train.bn or 'train', checkpoint_every=o.checkpoint_every,
-            metric=_deciding(self.train), **how)
+            lr=UPPER_LR if o.lr is None else o.lr, label_smoothing=_smoothing(self.train, smoothing),
+            mixup=o.mixup, bn=self.train.bn or 'train', checkpoint_every=o.checkpoint_every, **how)
 
-    def _all_layers(self, n_epoch, before, only_after_head=False):
+    def _all_layers(self, n_epoch, before, metric, only_after_head=False):
         o = self.options
         lr = BODY_LR if o.lr is None or only_after_head else o.lr   # one that was given is the upper stages'
         return OneCyclePhase(
             name='all layers', n_epoch=n_epoch, freeze_to=0, lr=lr, lr_first=lr/LR_SPREAD, before=before,
             checkpoint_every=o.checkpoint_every, label_smoothing=_smoothing(self.train), keep_better=True,
-            metric=_deciding(self.train), only_after_head=only_after_head,
+            metric=metric, only_after_head=only_after_head,
             **(dict(share=MEAN_SHARE, bn='frozen') if only_after_head else {}))
 
 # %% ../../nbs/baseline/02_recipes.ipynb #9bb302c5

@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% ../../nbs/baseline/07_run.ipynb #34c83702
-import pandas as pd
+import numpy as np, pandas as pd
 from fastai.torch_core import set_seed
 from fastcore.xtras import ContextManagers
 
 # %% ../../nbs/baseline/07_run.ipynb #84452173
 from .budget import fit_to_budget, late_words, phase_limit, shorter_lengths
 from .folds import FoldsRun
+from .labels import LabelsResult, check_task_options, measure_labels, metric_column
 from .next_steps import next_steps
 from .phases import HeadPhase
 from .plan import Plan, make_plan
+from .quantity import NumbersResult, measure_numbers, number_phases
 from .recipes import make_recipe, recipe_options
 from .result import BaselineResult, measure
 from .settings import RunRecord, check_budget, check_pairs, check_overwrite, clear_run
@@ -44,8 +46,10 @@ from ..data.batches import resolve_device
 from ..data.loaders import image_dataloaders
 from ..data.public import resolve_source
 from ..export.artifact import check_target
+from ..metrics.numbers import format_number
 from ..metrics.scores import METRIC_WORDS, class_order, format_score, metric_order
-from ..metrics.task import SINGLE_LABEL, score_metric
+from ..metrics.task import score_metric
+from ..metrics.tasks import named_task
 from ..report.examples import example_features
 from ..report.findings import Findings
 from ..training.callbacks import JsonLog
@@ -97,6 +101,7 @@ class Run:
         read_level(o.data.augment)
         self.recipe.check()
         check_pairs(o)
+        if o.table.task is not None: check_task_options(named_task(o.table.task), o.train)   # else with the data
         if self.out is not None and is_writer(): self._check_out()
         barrier()   # an error of the writer's is everybody's
         # a missing connection is found now, not after the data are checked
@@ -124,18 +129,23 @@ class Run:
             dls = image_dataloaders(self.data, o.body.arch, **options)
         set_seed(o.data.seed)
         training = dict(bn=o.train.bn or 'frozen', precision=o.train.precision)
+        check_task_options(dls.task, o.train)
         scores = [score_metric(name, metric_order(name, dls.vocab)) for name in watched_metrics(o.train)]
-        metrics = [*SINGLE_LABEL.metrics, *scores]
-        return transfer_learner(dls, o.body.arch, o.body.weights, metrics=metrics, **training)
+        training |= dict(metrics=[*dls.task.metrics, *scores], loss_func=o.train.loss)
+        return transfer_learner(dls, o.body.arch, o.body.weights, **training)
 
     def plan(self) -> Plan:
         "Read the data, make the learner, and time a batch"
         o, within = self.options, ''
         self.learn = self.make_learner(o.train.size)
         if self.budget is not None: within = self._fit_budget()
-        if self.watch: self.learn.add_cb(self.watch)
+        if self.watch:
+            self.watch.monitor = metric_column(self.watch.monitor, self.learn.task)
+            if self.watch.monitor == 'mae': self.watch.comp = np.less   # fastai takes it for a score
+            self.learn.add_cb(self.watch)
         if words := self._assumed_order(): warn_data(words)
         self.phases = self.recipe.phases(self.learn)
+        if self.learn.task.is_number: self.phases = number_phases(self.phases)
         if words := self.recipe.unused(self.learn): warn_data(words)
         if words := imbalance_words(self.learn.dls, o.data): warn_data(words)
         resume = self._resume()
@@ -277,10 +287,11 @@ class Run:
                 words = phase.fit(learn, file, cbs=limit)
         if words: self.kept.append(words)
         if limit and limit.shortened: warn_data(late_words(limit, phase, self._n_batches()))
-        if isinstance(phase, HeadPhase): self._judge_split()
+        is_head = isinstance(phase, HeadPhase) and learn.task.is_single   # what follows is about classes
+        if is_head: self._judge_split()
         took = time.perf_counter() - start
         if short: print(head_line(learn, phase, took), flush=True)
-        if isinstance(phase, HeadPhase): self._measure_curve()
+        if is_head: self._measure_curve()
         return took
 
     def _judge_split(self):
@@ -309,7 +320,9 @@ class Run:
 
     def measure(self) -> BaselineResult:
         "Evaluate on the held-out images"
-        learn, plan, measured = self.learn, self.planned, measure(self.learn, self.options.train.metric)
+        learn, plan, single = self.learn, self.planned, self.learn.task.is_single
+        if single: measured = measure(learn, self.options.train.metric)
+        else: measured = measure_numbers(learn) if learn.task.is_number else measure_labels(learn)
         learn.temperature = measured.temperature
         best = getattr(learn, 'keep_best', None)
         chosen = f'the weights of {best.where}, by {best.monitor}' if best and best.where else ''
@@ -317,14 +330,16 @@ class Run:
         findings = self._findings(measured, chosen)
         seconds = dict(training=sum(self.took), evaluation=measured.seconds, answers=measured.answers.seconds)
         if findings.features: seconds['features'] = findings.features.seconds
-        return BaselineResult(
+        kinds = dict(label=BaselineResult, labels=LabelsResult, number=NumbersResult)
+        return kinds[learn.task.key](
             plan=plan, measured=measured, risk=self.risk, findings=findings,
             epochs=learn.history.epochs, steps=learn.history.steps, seconds=seconds, settings=self.settings,
             fold_difference=learn.fold_difference, chosen=chosen)
 
     def _findings(self, measured, chosen) -> Findings:
         learn, dls = self.learn, self.learn.dls
-        advice = next_steps(learn, measured, self.settings, self.curve, chosen, self.risk)
+        single, metric = learn.task.is_single, self.options.train.metric
+        advice = next_steps(learn, measured, self.settings, self.curve, chosen, self.risk) if single else []
         images = dls[2] if measured.part == 'test' else dls.valid
         on_same = [f'The weights were chosen ({chosen})'] if chosen and measured.part == 'valid' else []
         found = Findings(
@@ -333,12 +348,13 @@ class Run:
             title=self.planned.data, plan=str(self.planned), tta=measured.gain, validation=measured.validation,
             temperature=measured.temperature, chosen=on_same, phases=phase_times(self.planned, self.took),
             left_out=pd.concat([dls.left_out, dls.skipped], ignore_index=True), curve=learn.rate_curve,
-            seed=self.planned.seed, command=run_command(self.settings), metric=self.options.train.metric,
+            seed=self.planned.seed, command=run_command(self.settings),
+            metric=metric if single else learn.task.headline,
             known=measured.evaluation, head_accuracy=head_accuracy(learn), learning_curve=self.curve,
             advice=tuple(advice), answers=measured.answers.answers,
             distances=measured.answers.distances.get(measured.part))
         later = self.out is None or self.options.data.folds is not None   # where there is a report, if at all
-        if later or not measured.probs.isfinite().all(): return found
+        if later or not single or not measured.probs.isfinite().all(): return found
         limit = None if self.budget is None else BUDGET_FEATURES
         return replace(found, features=example_features(found, limit))
 
@@ -368,7 +384,7 @@ def imbalance_words(
     data:DataOptions, # As given
 ) -> str: # '': the classes have similar sizes, or the user has chosen
     "Name the option for training images of which one class has many times more than another"
-    if 'balance' in data.given or data.fold not in (None, 1): return ''
+    if 'balance' in data.given or data.fold not in (None, 1) or not dls.task.is_single: return ''
     (few, small), *_, (many, large) = sorted(zip(dls.class_counts.tolist(), dls.vocab))
     if many <= MAX_RATIO*few: return ''
     return (f"Class {large} has {many} training images, {many/few:.0f} times as many as {small} ({few}), so training "
@@ -388,9 +404,11 @@ def head_line(learn, phase, took) -> str:
     features, last = learn.head_features, learn.history.epochs.iloc[-1]
     n, new = len(features[0].index), features[0].computed
     cached = f' ({n*phase.views - new} cached)' if new < n*phase.views else ''
-    how = 'logistic regression' if phase.n_epoch is None else f'{phase.n_epoch} epochs'
+    how = phase.solver if phase.n_epoch is None else f'{phase.n_epoch} epochs'
     trained = f'{how} on features of {n} images{cached}'
-    scores = f'valid_loss {last.valid_loss:.4f}, accuracy {last.accuracy:.2%}'
+    scores = f'valid_loss {last.valid_loss:.4f}'
+    if learn.task.is_number: scores += f', MAE {format_number(last.mae)}'
+    else: scores += f', accuracy {last.accuracy:.2%}' if learn.task.is_single else f', mAP {last["map"]:.4f}'
     more = [name for name in METRIC_WORDS if name in last.index and name not in ('accuracy', 'loss')]
     scores += ''.join(f', {METRIC_WORDS[name].label} {format_score(name, last[name])}' for name in more)
     return f'{phase.name}: {trained}, {scores}, {format_seconds(took)}'
@@ -399,6 +417,7 @@ def head_accuracy(
     learn # Trained
 ) -> float|None: # `None`: no head phase, or nothing else was trained or kept
     "The validation accuracy of the classifier on the frozen body"
+    if not learn.task.is_single: return None
     epochs = learn.history.epochs
     heads = epochs[epochs.phase == 'head'] if len(epochs) else epochs
     if heads.empty or learn.model.n_frozen >= len(learn.model.stages)-1: return None

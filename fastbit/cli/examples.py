@@ -63,8 +63,16 @@ def similar_text(
 
 def _answers(predictor, found) -> list[str]:
     "The predictions for images, in words"
+    from fastbit.export.predict import label_sets
     from fastbit.metrics.task import SINGLE_LABEL
     probs = predictor.head_probs(found.features)
+    if predictor.task.is_number:
+        from fastbit.metrics.numbers import format_number
+        return [reason or f'predicted {format_number(v)}' for reason, v in zip(found.reasons, probs.flatten().tolist())]
+    if not predictor.task.is_single:
+        sets = label_sets(probs.numpy(), predictor.task.decode(probs), predictor.classes)
+        words = [f'predicted {", ".join(names) or "no label"}' for names, _ in sets]
+        return [reason or text for reason, text in zip(found.reasons, words)]
     names = [predictor.classes[i] for i in SINGLE_LABEL.decode(probs)]
     return [reason or f'predicted {name} ({p:.0%})'
             for reason, name, p in zip(found.reasons, names, SINGLE_LABEL.confidence(probs).tolist())]

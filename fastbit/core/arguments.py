@@ -40,7 +40,7 @@ LEARNER_HABITS = dict(   # of fastai's `vision_learner`, timm and Keras
     cut=('Omit it: fastbit cuts a body into stages; `learn.lr_table()` shows them, '
          '`learn.freeze_to(n)` freezes them'),
     splitter='Omit it: each stage is a parameter group; `learn.lr_table()` shows them',
-    y_range="fastbit classifies; for a regression use fastai's vision_learner",
+    y_range="numbers stay in the range of the training images",
     n_in='Omit it: images have three channels, grayscale ones too',
     concat_pool=_HEAD,
     pool=_HEAD,

@@ -14,14 +14,14 @@ from .neighbors import FeatureIndex, nearest_rows
 from .batches import ImageDL, PathLabel
 from .loaders import ImageLoaders, image_dataloaders, table_dataloaders
 from .public import PUBLIC_SETS, digits_table, named_table
-from .flowers import FLOWERS, draw_flower, drawn_flowers
+from .flowers import FLOWERS, draw_bouquet, draw_flower, drawn_bouquets, drawn_flowers
 from .steps import StepDL, mixup_draw, step_rows
 from .streams import ImageStream, parquet_stream, tar_stream
 from .stream_dl import stream_dataloaders
 
 __all__ = [
     'BalancedDraw', 'check_images', 'check_table', 'class_weights', 'resolve_views', 'default_views', 'digits_table',
-    'draw_flower', 'drawn_flowers', 'duplicate_groups', 'exif_times', 'FeatureIndex', 'Features', 'few_shot_table',
+    'draw_bouquet', 'draw_flower', 'drawn_bouquets', 'drawn_flowers', 'duplicate_groups', 'exif_times', 'FeatureIndex', 'Features', 'few_shot_table',
     'FLOWERS', 'fold_numbers', 'frozen_features', 'image_dataloaders', 'image_table', 'ImageDL', 'ImageFile',
     'ImageLoaders', 'ImageSet', 'ImageStream', 'inspect_image', 'mixup_draw', 'named_table', 'nearest_rows',
     'open_image', 'parquet_stream', 'path_groups', 'PathLabel', 'PixelCache', 'PUBLIC_SETS', 'read_image',

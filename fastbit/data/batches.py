@@ -138,7 +138,9 @@ class PathLabel(Transform):
     # are not forked (Windows, macOS, Linux from Python 3.14 on)
     input_types = ReadImage.input_types
     def __init__(self, table:pd.DataFrame): self.of = dict(zip(map(plain_path, table.path), table.label))
-    def encodes(self, x): return self.of[plain_path(x)]
+    def encodes(self, x):
+        label = self.of[plain_path(x)]
+        return list(label) if isinstance(label, tuple) else label   # fastai maps transforms over the parts of tuples
 
 # %% ../../nbs/data/15_batches.ipynb #dea5581f
 def resolve_device(

@@ -157,8 +157,9 @@ def _unclear(df, what, option, columns, source) -> ValueError:
     hot = _zeros_and_ones(df, columns)
     if what == 'labels' and _is_one_hot(df, hot):
         return ValueError(
-            f"{source} has a column of 0 and 1 for each class ({_listed(hot)}). fastbit trains one label per image: "
-            "write one column with the name of the class, in pandas df['label'] = df[[…]].idxmax(axis=1).")
+            f"{source} has a column of 0 and 1 for each class ({_listed(hot)}). For one label per image, write one "
+            "column with the name of the class, in pandas df['label'] = df[[…]].idxmax(axis=1). If an image may "
+            "have several labels, use task='labels'.")
     usual = _PATH_NAMES if what == 'paths' else [*_LABEL_NAMES, *_WEAK_NAMES]
     rank = {name: i for i, name in enumerate(usual)}
     likely = min(columns or list(df), key=lambda c: rank.get(_plain(c), len(rank)))

@@ -131,7 +131,9 @@ def find_groups(
     if copies is None: return None
     number = table.path.map(copies)
     if not number.duplicated().any(): return None
-    return _split_lonely(table, table.path.groupby(number).transform('first'))
+    first = table.path.groupby(number).transform('first')
+    if not isinstance(table.label.iloc[0], str): return first   # of several labels each has other images, too
+    return _split_lonely(table, first)
 
 def _split_lonely(table, groups) -> pd.Series:
     "Take classes apart whose images all show the same picture: nothing of them could be held out"

@@ -89,8 +89,8 @@ def warn_similar_labels(
             "a missing value.")
 
 # %% ../../nbs/data/05_labels.ipynb #cc79c7ab
-_ONE_LABEL = ("fastbit trains one label per image, and several labels per image are not supported yet: "
-              "keep one of them in each row, or choose another column with label_col=.")
+_ONE_LABEL = ("If an image may have several labels, use task='labels'. If each combination is a class, use "
+              "task='label'. Or choose another column with label_col=.")
 
 def _scalar(v, column):
     "Take text, or an object with a text, from a cell of a DataFrame"
@@ -160,8 +160,7 @@ def _check_lists(names, column):
         numbers = sep == ' ' and all(re.fullmatch(r'\d+( \d+)*', o) for o in names)
         if sep in '|;,' or numbers:
             raise ValueError(
-                f"Column {column!r} has several labels in a cell, e.g. {combined[0]!r}. {_ONE_LABEL} "
-                "If a combination is one class, join its words with another character, such as '_'.")
+                f"Column {column!r} has cells that look like several labels, e.g. {combined[0]!r}. {_ONE_LABEL}")
         if _stand_alone(names, combined, sep):
             warn_data(
                 f"{len(combined)} of {len(names)} classes look like several labels in a cell, e.g. {combined[0]!r}, "
@@ -188,17 +187,16 @@ def _check_numbers(counts, column):
     what = f"Column {column!r} has {len(names)} different numbers in {n} rows, e.g. {', '.join(names[:3])}"
     if 2*len(names) > n and not numbered and (not whole or many):
         raise ValueError(
-            f"{what}: that is a quantity (regression), and fastbit trains classes. Choose another column with "
-            "label_col=, or group the numbers into classes; if they are names, write them as text, such as "
-            f"'class {names[0]}'.")
+            f"{what}: are they a quantity, or numbers of classes? For a quantity use task='number', for classes "
+            "task='label'; or choose another column with label_col=.")
     if not whole or (5*len(names) > n and not numbered and many):
         warn_data(
-            f"{what}: each is trained as a class by itself. If they are a quantity (regression), fastbit is not "
-            "made for it.")
+            f"{what}: each is trained as a class by itself. If they are a quantity, use task='number'.")
 
 def one_label(
     cells:list,  # Texts
     column,      # Name of the column, for messages
+    sure:bool=False, # Is it known that there is one label in each cell?
 ) -> list[str]:
     "Clean labels; raise `ValueError` for lists and quantities, warn about similar labels and possible lists"
     codes, names = pd.factorize(np.array(cells, dtype=object))
@@ -206,7 +204,7 @@ def one_label(
     names = pd.Series(_without_brackets(names, column), dtype=object)
     labels = names.iloc[codes].reset_index(drop=True)
     counts = labels[labels != ''].value_counts()
-    _check_lists(list(counts.index), column)
-    _check_numbers(counts, column)
+    if not sure: _check_lists(list(counts.index), column)
+    if not sure: _check_numbers(counts, column)
     warn_similar_labels(labels[labels != ''])
     return labels.tolist()

@@ -18,6 +18,7 @@ import numpy as np, pandas as pd
 import fastai.vision.data  # registers how batches of images are shown
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import IntToFloatTensor, ToTensor
+from fastcore.foundation import L
 
 # %% ../../nbs/data/17_loaders.ipynb #c873f567
 from ..bodies.preprocess import Preprocess, body_preprocess
@@ -33,18 +34,35 @@ from .batches import ImageDL, PathLabel, ReadImage, resolve_device, default_bs, 
 from .check import depth_words
 from .copies import copy_numbers
 from .groups import EXIF, check_group_names, exif_times, find_groups
+from .label_sets import hot_labels, label_names
 from .labels import natural_order
 from .pixels import PixelCache
 from .split import (
     check_table, check_undivided, drop_unreadable, drop_untrained, few_shot_table, fold_table, split_table,
     training_size, warn_shared)
 from .tables import ImageSet, read_image_set
-from .test_items import find_labels, find_test_items
+from .test_items import find_label_sets, find_labels, find_numbers, find_test_items
 from .transforms import EvalImage, TrainImage, draft_size
 from ..hyperrule import HyperRule
-from ..metrics.task import SINGLE_LABEL
+from ..metrics.task import Task
 
 # %% ../../nbs/data/17_loaders.ipynb #ad4f1c05
+_OF_ONE_LABEL = dict(   # options of one label per image, and what several labels have instead
+    balance="For rare labels use loss='asymmetric'",
+    k_per_class='Give a table with the images to train on',
+    folds='Hold out a part once, with valid_pct')
+
+_INSTEAD_OF_NUMBERS = _OF_ONE_LABEL | dict(balance='Leave it out')
+
+def _check_task(task, data):
+    "Raise `ValueError` for options that have no meaning for several labels per image, or for numbers"
+    if task.is_single: return
+    instead, have = (_INSTEAD_OF_NUMBERS, 'a number') if task.is_number else (_OF_ONE_LABEL, 'several')
+    asked = {k: getattr(data, k) for k in instead}
+    name = next((k for k, v in asked.items() if v not in (None, 'none')), None)
+    if name is None: return
+    raise ValueError(f"{name}={asked[name]!r} is for one label per image, and these have {have}. {instead[name]}.")
+
 def _class_numbers(table, vocab) -> np.ndarray:
     "Class number of each training image"
     number = {label: i for i, label in enumerate(vocab)}
@@ -71,9 +89,13 @@ class ImageSetLoaders(DataLoaders):
     @property
     def balance(self) -> str: return self.image_set.balance
     @property
+    def task(self) -> Task: return self.image_set.task
+    @property
     def class_counts(self) -> np.ndarray|None: # in the order of `vocab`
-        "Training images of each class; `None` for streams, which are not counted"
-        if self.table is None: return None
+        "Training images of each class; `None` for numbers, and for streams, which are not counted"
+        if self.table is None or self.task.is_number: return None
+        if not self.task.is_single:
+            return hot_labels(self.table.label[self.table.split == 'train'], self.vocab).sum(0).astype(int)
         return np.bincount(_class_numbers(self.table, self.vocab), minlength=len(self.vocab))
     @property
     def image_size(self) -> tuple|None: return self.image_set.image_size
@@ -94,21 +116,27 @@ class ImageLoaders(ImageSetLoaders):
     ) -> TfmdDL: # In the order of `test_items`; folders and CSV files sorted by path
         "Load other images as validation does; raise `ValueError` for labels that are missing or unknown to the data"
         if kwargs.get('bs') is not None: _check_bs(kwargs['bs'])
-        items = find_test_items(test_items, self.vocab.o2i)
+        items = find_test_items(test_items, () if self.task.is_number else self.vocab.o2i)
         if not with_labels: return super().test_dl(items.images, rm_type_tfms, **kwargs)
         paths, classes = self.valid_ds.tls
-        labels = find_labels(items, classes.tfms.fs[0].of, self.vocab.o2i)
+        labels = self._find_targets(items, classes.tfms.fs[0].of)
         labels = classes._new(labels, split_idx=1)
         labels.tfms.fs = labels.tfms.fs[1:]   # without `PathLabel`
         return self.valid.new(Datasets(tls=[paths._new(items.images, split_idx=1), labels]), **kwargs)
+
+    def _find_targets(self, items, known) -> list:
+        if self.task.is_number: return find_numbers(items, known)
+        find = find_labels if self.task.is_single else find_label_sets
+        return find(items, known, self.vocab.o2i)
 
 # %% ../../nbs/data/17_loaders.ipynb #b9dfa567
 def _make_loaders(images:ImageSet, bs, seed, batch_tfms, loading) -> ImageLoaders:
     table, pp, augment = images.table, images.preprocess, images.augment
     splits = [np.flatnonzero(table.split == s).tolist() for s in ('train', 'valid')]
-    vocab = natural_order(table.label)
+    task = images.task
+    vocab = [images.column or 'number'] if task.is_number else label_names(table.label)
     use_fonts_for(vocab)
-    label = [PathLabel(table), SINGLE_LABEL.target(vocab)]
+    label = [PathLabel(table), *L(task.target(vocab))]
     dsets = Datasets([Path(p) for p in table.path], [[ReadImage(draft_size(pp), pp.max_value)], label], splits=splits)
     workers = choose_workers(loading.num_workers, len(table), loading.device, augment.items)
     balanced = BalancedDraw(_class_numbers(table, vocab)) if images.balance == 'batches' else None
@@ -120,6 +148,7 @@ def _make_loaders(images:ImageSet, bs, seed, batch_tfms, loading) -> ImageLoader
         after_batch=[IntToFloatTensor(), *augment.batches, *(batch_tfms or [])])
     dls = ImageLoaders(*made.loaders, path=made.path, device=made.device)
     dls.image_set = images
+    if task.is_number: dls.vocab = vocab   # the name of the number
     test = table.path[table.split == 'test']
     if len(test): dls.loaders.append(dls.test_dl([Path(p) for p in test], with_labels=True))
     return dls
@@ -242,6 +271,7 @@ def _copies(report, data) -> dict|None:
 
 def _split_set(images, data, check, cache) -> ImageSet:
     "Drop rows that cannot be used, and split the others"
+    _check_task(images.task, data)
     _check_drawing(images, data)
     table, left_out, report = images.table, images.left_out, None
     if check:

@@ -20,11 +20,14 @@ import pandas as pd
 from ..core.text import warn_data
 from .columns import (
     _FALSE, _LABEL_NAMES, _PATH_NAMES, _SPLIT, _SPLIT_NAMES, _TRUE, _WEAK_NAMES, ColumnNumber, _distinct, _find_named,
-    _flag, _is_flag, _listed, _plain, choose_columns, split_word)
+    _flag, _is_flag, _is_index, _listed, _plain, choose_columns, split_word)
 from .csvfile import names_image, read_grid
-from .filepaths import Located, as_suffix, exists_below, locate_files, one_row_per_file, sample_of
+from .filepaths import Located, as_suffix, exists_below, file_keys, locate_files, one_row_per_file, sample_of
 from .groups import as_times
+from .label_sets import are_hot_columns, are_lists, recognize_separator, has_label_sets, hot_label_sets, is_hot
+from .label_sets import merge_label_sets, read_label_sets
 from .labels import as_texts, clean_label, is_number, one_label, whole_numbers
+from .quantities import are_quantities, as_quantities, quantity_kind
 
 # %% ../../nbs/data/07_rows.ipynb #2ee3c6e9
 def _check_one_word(words, column):
@@ -165,6 +168,7 @@ class TableRows:
     skipped: pd.DataFrame # path, reason: rows that are not used
     words: str            # columns and folders that were used, for the plan
     grouped_by: str = ''  # column of the groups, in words; '': none
+    column: str = ''      # name of the column of labels, or of numbers
 
 class _Table(NamedTuple):
     "A table file or a DataFrame, opened"
@@ -184,9 +188,9 @@ def _open_table(source) -> _Table:
     cells = _with_header(read_grid(source))
     return _Table(cells=cells, source=str(source), name=path.name, home=path.parent, line='line')
 
-def _words(name, chosen, located, is_split, columns) -> str:
+def _words(name, chosen, located, is_split, columns, numbers) -> str:
     title = lambda c: str(c) or 'without a name'
-    used = [f'paths from column {title(chosen.path)}', f'labels from {title(chosen.label)}']
+    used = [f'paths from column {title(chosen.path)}', f'{"numbers" if numbers else "labels"} from {title(chosen.label)}']
     if is_split: used.append(f"splits from {' and '.join(map(title, chosen.splits))}")
     used += [f'{k}s from {title(c)}' for k, c in columns.items()]
     rest = [located] if located else []
@@ -232,7 +236,49 @@ def _check_filled(table, chosen, cells, labels):
         f"{len(empty)} of {len(cells)} rows have no path or no label in the columns {chosen.path!r} and "
         f"{chosen.label!r}: {table.lines(empty)}. Fill them in, or leave these rows out.")
 
+def _as_names(label_cols) -> list:
+    "The names in label_cols, a list or a text with commas"
+    names = label_cols.split(',') if isinstance(label_cols, str) else list(label_cols)
+    names = [o.strip() if isinstance(o, str) else o for o in names]
+    if len(names) > 1 and all(o != '' for o in names): return names
+    raise ValueError(f"label_cols={label_cols!r}: two or more columns of 0 and 1, such as 'cat,dog,hen'.")
+
+def _hot_columns(df, label_cols, given, task) -> list:
+    "The columns of 0 and 1 that are labels: those that were given, or several where nothing else can be the label"
+    if label_cols is not None: return [_find_named(df, c, 'label_cols') for c in _as_names(label_cols)]
+    if task not in (None, 'labels') or given['label_col'] is not None or given['label_sep'] is not None: return []
+    taken = [_find_named(df, given[k], k) for k in ('path_col', 'split_col')]
+    others = [c for c in df if c not in taken and not _is_index(df, c) and not _flag(c)]
+    named = (*_LABEL_NAMES, *_WEAK_NAMES)
+    usual = [c for c in others if _plain(c) in named and not is_hot(df[c])]
+    hot = [c for c in others if _plain(c) not in (*_PATH_NAMES, *_SPLIT_NAMES) and is_hot(df[c])]
+    sure = len(hot) > 1 if task == 'labels' else len(hot) > 1 and are_hot_columns(df[hot])
+    return hot if sure and not usual else []
+
+def _check_one_way(label_cols, label_col, label_sep):
+    given = dict(label_col=label_col, label_sep=label_sep)
+    other = next((k for k, v in given.items() if v is not None), None)
+    if label_cols is None or other is None: return
+    raise ValueError(f"label_cols={label_cols!r} and {other}={given[other]!r}: labels are in one column, or in one "
+                     "column of 0 and 1 each. Pass one of them.")
+
+def _read_labels(table, column, hot, task, label_sep) -> list:
+    "A name for each row, a tuple of names where an image may have several labels, or a number to predict"
+    if hot: return hot_label_sets(table.cells[hot], table.lines)
+    cells = table.cells[column]
+    if task == 'number': return as_quantities(as_texts(cells), column)
+    several = task == 'labels' or label_sep is not None or are_lists(cells)
+    if task is None and not several: several = recognize_separator(as_texts(cells)) is not None
+    if several and task != 'label': return read_label_sets(cells, label_sep, table.lines)
+    if task is None and quantity_kind(as_texts(cells)) == 'number': return as_quantities(as_texts(cells), column)
+    return one_label(as_texts(cells), column, sure=task == 'label')
+
 def _is_column(df, name) -> bool: return isinstance(name, str) and any(_plain(c) == _plain(name) for c in df)
+
+def _joined(rows) -> pd.DataFrame:
+    "One row per file, with the labels of all of its rows: long tables have a row per label"
+    rows = rows.sort_values('path', kind='stable', ignore_index=True)
+    return merge_label_sets(rows, file_keys(rows.path.tolist()), 'rows')[0]
 
 def _extra_columns(table, used) -> dict:
     "Read the columns of groups and times; raise `ValueError` for empty cells"
@@ -256,6 +302,9 @@ def table_rows(
     group_col=None,     # Column of groups, whose images stay together; `None`: none
     group=None,         # The same if it is the name of a column; otherwise ignored
     time_col=None,      # Column of dates or numbers; `None`: none
+    task:str=None,      # 'label', 'labels' or 'number'; `None`: 'labels' or 'number' where that is beyond doubt
+    label_sep:str=None, # Between the labels in a cell; `None`: found
+    label_cols=None,    # Columns of 0 and 1, one per label; `None`: found, if there are
 ) -> TableRows:
     "Read the rows of a table; raise `ValueError` or `FileNotFoundError` if it is not clear how"
     suffix = as_suffix(suffix)
@@ -269,15 +318,24 @@ def table_rows(
     used = {'group': _find_named(df, group_col, 'group_col'), 'time': _find_named(df, time_col, 'time')}
     used = {k: c for k, c in used.items() if c is not None}
     others = df[[c for c in df if c not in used.values()]]
+    _check_one_way(label_cols, label_col, label_sep)
+    given = dict(path_col=path_col, label_col=label_col, split_col=split_col, label_sep=label_sep)
+    hot = _hot_columns(others, label_cols, given, task)
+    if hot:   # as one column, so that the others are found as ever
+        label_col = f'{len(hot)} columns of 0 and 1'
+        others = others.drop(columns=hot).assign(**{label_col: ''})
     chosen = choose_columns(others, path_col, label_col, split_col, roots=roots, suffix=suffix, source=table.source)
     cells = as_texts(df[chosen.path])
-    labels = one_label(as_texts(df[chosen.label]), chosen.label)
-    _check_filled(table, chosen, cells, labels)
+    labels = _read_labels(table, chosen.label, hot, task, label_sep)
+    _check_filled(table, chosen, cells, [l or isinstance(l, (tuple, float)) for l in labels])
     splits = _splits(df, chosen.splits, table.lines)
     located = _locate(cells, root, table.home, suffix)
     extra = _extra_columns(table, used)
-    found = one_row_per_file(pd.DataFrame(dict(path=located.paths, label=labels, split=splits, **extra)))
+    if any(isinstance(o, tuple) for o in labels): labels = pd.Series(labels, dtype=object)
+    rows = pd.DataFrame(dict(path=located.paths, label=labels, split=splits, **extra))
+    if has_label_sets(rows.label): rows = _joined(rows)
+    found = one_row_per_file(rows)
     is_split = any(splits)   # a column of blanks is still to be filled in
-    words = _words(table.name, chosen, located.words, is_split, used)
+    words = _words(table.name, chosen, located.words, is_split, used, are_quantities(rows.label))
     grouped_by = f'column {str(used["group"])!r}' if 'group' in used else ''
-    return TableRows(rows=found.rows, skipped=found.skipped, words=words, grouped_by=grouped_by)
+    return TableRows(rows=found.rows, skipped=found.skipped, words=words, grouped_by=grouped_by, column=str(chosen.label))

@@ -23,7 +23,11 @@ from ..core.text import first_of, warn_data
 from .check import check_images, header_sizes, median_size
 from .filepaths import check_some_exist
 from .groups import fold_numbers, untrained_classes
+from .label_sets import has_label_sets, hot_labels, label_names
+from .quantities import are_quantities, quantity_bins
 from .tables import skipped_frame
+from ..metrics.numbers import NumberScale
+from ..metrics.stratify import iterative_parts
 
 # %% ../../nbs/data/10_split.ipynb #0900aba7
 def _draw_stratified(labels, share, n_all, seed):
@@ -36,6 +40,20 @@ def _draw_stratified(labels, share, n_all, seed):
             f"{len(labels)} images of {labels.nunique()} classes are too few to hold {share:.0%} out and keep one of "
             "each class on both sides.")
     return train_test_split(some, test_size=n, stratify=labels[some], random_state=seed)[1]
+
+_PARTS = 1e-6      # smallest share of a part of images with several labels
+
+def _draw_label_sets(labels, groups, share, seed):
+    "Draw from the index of `labels`, tuples, the `share` of the images, with about that share of each label's"
+    if min(len(labels), len(labels) if groups is None else groups.nunique()) < 2:
+        raise ValueError(f"{len(labels)} images are too few to hold {share:.0%} out.")
+    hot = hot_labels(labels, label_names(labels))
+    share = min(max(share, _PARTS), 1-_PARTS)
+    part = iterative_parts(hot, (1-share, share), seed, None if groups is None else groups.to_numpy())
+    if (part == 1).any() and (part == 0).any(): return labels.index[part == 1]
+    of = '' if groups is None else f' in {groups.nunique()} groups'
+    raise ValueError(f"{len(labels)} images{of} are too few to hold {share:.0%} out. "
+                     "Use a larger share, or more images.")
 
 _DRAWS = 50        # of groups, of which the best counts
 _CLOSE = .01       # mean distance from the share, at which no further draw is needed
@@ -88,8 +106,14 @@ def _draw(table, rows, share, n_all, seed):
     "Draw row numbers: the `share` of `n_all` from `rows`"
     groups = table.group[rows] if 'group' in table else None
     if 'time' in table: return _draw_latest(table.time[rows], groups, share, n_all)
-    if groups is None: return _draw_stratified(table.label[rows], share, n_all, seed)
-    return _draw_groups(table.label[rows], groups, share, n_all, seed)
+    if has_label_sets(table.label): return _draw_label_sets(table.label[rows], groups, share*n_all/len(rows), seed)
+    labels = _strata(table.label[rows], groups)
+    if groups is None: return _draw_stratified(labels, share, n_all, seed)
+    return _draw_groups(labels, groups, share, n_all, seed)
+
+def _strata(labels, groups) -> pd.Series:
+    "Labels, or ranges of numbers, of which each part of a split has its share"
+    return pd.Series(quantity_bins(labels, groups), labels.index) if are_quantities(labels) else labels
 
 def check_undivided(
     table:pd.DataFrame, # From `image_table`
@@ -140,16 +164,17 @@ def fold_table(
     "Split into folds, stratified, whole groups"
     rows = table.index[table.split != 'test']
     groups = table.group[rows].to_numpy() if 'group' in table else None
-    numbers = fold_numbers(table.label[rows].to_numpy(), n_folds, seed, groups) + 1
-    alone = untrained_classes(table.label[rows].to_numpy(), numbers)
-    kept = table.label[rows].isin(alone).to_numpy()
+    strata = _strata(table.label[rows], groups)
+    numbers = fold_numbers(strata.to_numpy(), n_folds, seed, groups) + 1
+    alone = [] if are_quantities(table.label) else untrained_classes(strata.to_numpy(), numbers)
+    kept = strata.isin(alone).to_numpy()
     if groups is not None: kept = np.isin(groups, groups[kept])   # whole groups, with their images of other classes
     numbers[kept] = 0
     empty = sorted({*range(1, n_folds+1)} - {*numbers})
     if empty:
         raise ValueError(f"folds={n_folds}: fold {empty[0]} has no images to measure, because they are needed for "
                          f"training. Use fewer folds, such as folds={max(2, n_folds-len(empty))}, or smaller groups.")
-    if alone and fold == 1: _warn_kept(alone, table.label[rows][kept], groups is not None)
+    if alone and fold == 1: _warn_kept(alone, strata[kept], groups is not None)
     number = pd.Series(0, index=table.index)
     number[rows] = numbers
     split = pd.Series('train', index=table.index).mask(number == fold, 'valid').mask(table.split == 'test', 'test')
@@ -192,7 +217,9 @@ def drop_untrained(
     table:pd.DataFrame, # Columns path, label, split; '' is still to be drawn, and counts as training
     warn:bool=True,     # Warn about them?
 ) -> TrainedRows:
-    "Drop held-out images of classes without training images"
+    "Drop held-out images of classes without training images; of several labels these labels only"
+    if are_quantities(table.label): return TrainedRows(table, skipped_frame())
+    if has_label_sets(table.label): return TrainedRows(_trained_labels(table), skipped_frame())
     trained = set(table.label[table.split.isin(['train', ''])])
     unknown = ~table.label.isin(trained)
     if not trained or not unknown.any(): return TrainedRows(table, skipped_frame())
@@ -205,6 +232,15 @@ def drop_untrained(
             f"training images ({classes}). If they are unlabeled, classify them with `fastbit predict`.")
     reasons = [f'of the class {label}, which has no training images' for label in table.label[unknown]]
     return TrainedRows(table[~unknown].reset_index(drop=True), skipped_frame(zip(table.path[unknown], reasons)))
+
+def _trained_labels(table) -> pd.DataFrame:
+    "Drop labels without training images, with a warning"
+    trained = set(label_names(table.label[table.split.isin(['train', ''])]))
+    unknown = [o for o in label_names(table.label) if o not in trained]
+    if not trained or not unknown: return table
+    warn_data(f"{len(unknown)} label(s) have no training images and are dropped: {', '.join(unknown[:10])}. "
+              "Held-out images keep their other labels.")
+    return table.assign(label=[tuple(o for o in names if o in trained) for names in table.label])
 
 class ReadableRows(NamedTuple):
     "The rows whose files can be read, and the others"
@@ -238,19 +274,11 @@ def check_table(
 ):
     "Raise `ValueError` for a split that cannot be trained on; warn about a suspicious one"
     train, valid, test = (table[table.split == s] for s in ('train', 'valid', 'test'))
-    n_classes = table.label.nunique()
-    if n_classes < 2:
-        raise ValueError(
-            f"Only one class, {table.label.iloc[0]!r}: a classifier needs two. Are the images one folder too high or "
-            "too low?")
+    if not are_quantities(table.label): _check_several(label_names(table.label))
     for part, name in ((train, 'training'), (valid, 'validation')):
         if part.empty: raise ValueError(f"There are no {name} images.")
-    if len(train) < n_classes: warn_data(f"Fewer training images ({len(train)}) than classes ({n_classes}).")
-    untested = sorted(set(train.label) - set(valid.label))
-    if untested and 'fold' not in table:   # other folds may have them, and `fold_table` warns where none has
-        warn_data(
-            f"{len(untested)} class(es) have no validation image, so the accuracy does not cover them: "
-            f"{', '.join(untested[:10])}")
+    if are_quantities(table.label): _check_range(train.label, valid.label)
+    else: _check_classes(train, valid)
     warn_shared(table, digests, copies, grouped_by)
 
 def warn_shared(
@@ -278,6 +306,30 @@ def _warn_folds(table, keys, what):
     first = rows.path.groupby(keys[rows.index]).transform('first')
     pairs = first_of([f'{p}, {o}' for p, o in zip(rows.path, first) if p != o])
     warn_data(f"{len(rows)} of {len(known)} images {what} in other folds too, so the accuracy is too high:{pairs}")
+
+def _check_several(names):
+    if len(names) > 1: return
+    raise ValueError(
+        f"Only one class, {', '.join(names)!r}: a classifier needs two. Are the images one folder too high or "
+        "too low?")
+
+def _check_classes(train, valid):
+    "Warn about few training images and about classes without validation images"
+    n_classes = len(label_names(pd.concat([train.label, valid.label])))
+    if len(train) < n_classes: warn_data(f"Fewer training images ({len(train)}) than classes ({n_classes}).")
+    untested = sorted(set(label_names(train.label)) - set(label_names(valid.label)))
+    if untested and 'fold' not in train:   # other folds may have them, and `fold_table` warns where none has
+        warn_data(
+            f"{len(untested)} class(es) have no validation image, so the accuracy does not cover them: "
+            f"{', '.join(untested[:10])}")
+
+def _check_range(train, valid):
+    "Raise `ValueError` for training images with one number; warn where half of validation lies beyond the others"
+    scale = NumberScale.of(train)
+    beyond = ((valid < scale.low) | (valid > scale.high)).sum()
+    if 2*beyond <= len(valid): return
+    warn_data(f"{beyond} of {len(valid)} validation images have numbers beyond those of the training images "
+              f"({scale}), and predictions do not leave that range.")
 
 _SPLITS = dict(train='training', valid='validation', test='test')
 

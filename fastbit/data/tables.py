@@ -24,9 +24,16 @@ from ..core.text import warn_data
 from .augment import Augment
 from .folders import count_reasons, list_folder, warn_skipped
 from .groups import EXIF, group_text, path_groups
+from .label_sets import has_label_sets, merge_label_sets, same_files
 from .labels import warn_similar_labels
 from .layouts import find_layout
+from .quantities import are_quantities
 from .rows import check_no_columns, table_rows
+from ..metrics.numbers import NumberScale
+from ..metrics.quantity import NUMBER, number_task
+from ..metrics.several import SEVERAL_LABELS
+from ..metrics.task import SINGLE_LABEL, Task
+from ..metrics.tasks import named_task
 
 # %% ../../nbs/data/09_tables.ipynb #3c0d9e45
 _COLUMNS = ['path', 'label', 'split']
@@ -40,7 +47,7 @@ def skipped_frame(
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     "The images of a run: rows, files that are not used, split and preprocessing"
-    table: pd.DataFrame|None    # path, label, split ('train', 'valid', 'test', '': not drawn), perhaps group, time; `None`: a stream
+    table: pd.DataFrame|None    # path, label (or a tuple), split (train, valid, test, '': not drawn), perhaps group, time; `None`: a stream
     skipped: pd.DataFrame = field(default_factory=skipped_frame)  # columns path, reason: files that are not used
     source: str = 'a table'     # folder or columns that are used, in words
     name: str = ''              # of the data set, for titles; '': unknown
@@ -55,6 +62,13 @@ class ImageSet:
     augment: Augment = Augment() # what happens to training images
     image_size: tuple = None    # (height, width) of the training image with the median area, pixels; `None`: not measured yet
     balance: str = 'none'       # how classes of different sizes are made to count alike: 'none', 'loss' or 'batches'
+    column: str = ''            # name of the column of labels, or of numbers; '': class folders
+
+    @property
+    def task(self) -> Task:
+        "Return what an answer is: the labels are names, tuples of names, or numbers"
+        if self.table is not None and are_quantities(self.table.label): return _number_task(self.table)
+        return SEVERAL_LABELS if self.table is not None and has_label_sets(self.table.label) else SINGLE_LABEL
 
 def source_name(
     source:str|Path|pd.DataFrame # As for `read_image_set`
@@ -105,11 +119,22 @@ def read_folder(
     return FolderRows(rows=rows, skipped=skipped, words=f'{top.name}/: {layout.words}')
 
 # %% ../../nbs/data/09_tables.ipynb #9d29fce2
-def _folder_set(folder) -> ImageSet:
+def _number_task(table) -> Task:
+    "The task with the scale of the training images, once there is a split"
+    numbers = table.label[table.split == 'train']
+    return number_task(NumberScale.of(numbers)) if len(numbers) else NUMBER
+
+def _folder_set(folder, task=None) -> ImageSet:
+    if task == 'number':
+        raise ValueError(f"task='number' needs a table with a column of numbers (CSV), and {folder} is a folder.")
     found = read_folder(folder)
-    table = found.rows.sort_values('path', kind='stable', ignore_index=True)
+    table, skipped = found.rows.sort_values('path', kind='stable', ignore_index=True), found.skipped
     warn_similar_labels(table.label)
-    return ImageSet(table=table, skipped=skipped_frame(found.skipped), source=found.words, name=source_name(folder))
+    if task == 'labels':
+        table = table.assign(label=[(o,) for o in table.label])
+        table, joined = merge_label_sets(table, same_files(table.path.tolist()))
+        skipped = [*skipped, *joined]
+    return ImageSet(table=table, skipped=skipped_frame(skipped), source=found.words, name=source_name(folder))
 
 def _check_one_group(group_col, group):
     if group_col is None or group is None: return
@@ -135,20 +160,26 @@ def read_image_set(
     group_col:str=None,           # Column of groups, whose images stay together; `None`: none
     group:str|re.Pattern|Callable=None, # The same, or a regular expression on the path, or a function of the path; `None`: no groups
     time:str=None,                # Column of dates or numbers; 'exif' is read from the files later; `None`: none
+    task:str=None,                # 'label': one label per image; 'labels': several; 'number': a number; `None`: where the table leaves no doubt
+    label_sep:str=None,           # Between the labels in a cell, ';'; `None`: found
+    label_cols:str|list=None,     # Columns of 0 and 1, one per label; `None`: found
 ) -> ImageSet:
     "Find the images, labels and splits of a folder or table; raise `FileNotFoundError` or `ValueError` if that fails"
     _check_one_group(group_col, group)
+    if task is not None: named_task(task)   # for its error
     if not isinstance(source, pd.DataFrame):
         source = Path(source).expanduser()
         if not source.exists():
             raise FileNotFoundError(f"There is no folder or file {str(source)!r} (looked in {Path.cwd()}).")
         if source.is_dir():
             columns = dict(path_col=path_col, label_col=label_col, split_col=split_col, group_col=group_col)
+            columns |= dict(label_sep=label_sep, label_cols=label_cols)
             check_no_columns(source, root=root, **columns, suffix=suffix, time=None if time == EXIF else time)
-            return _with_groups(_folder_set(source), group)
+            return _with_groups(_folder_set(source, task), group)
     columns = dict(path_col=path_col, label_col=label_col, split_col=split_col, group_col=group_col)
+    columns |= dict(task=task, label_sep=label_sep, label_cols=label_cols)
     found = table_rows(source, root, **columns, suffix=suffix, group=group, time_col=None if time == EXIF else time)
-    words = dict(source=found.words, name=source_name(source), grouped_by=found.grouped_by)
+    words = dict(source=found.words, name=source_name(source), grouped_by=found.grouped_by, column=found.column)
     return _with_groups(ImageSet(table=found.rows, skipped=found.skipped, **words), group)
 
 @options_by_name

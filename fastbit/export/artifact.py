@@ -28,7 +28,8 @@ from .record import Artifact
 from ..metrics.answers import HeldOutAnswers
 
 # %% ../../nbs/export/01_artifact.ipynb #ef15a105
-FORMAT = 3                       # of the folder; a later fastbit reads all earlier ones
+FORMAT = 4                       # of the folder; a later fastbit reads all earlier ones
+_OF_ONE_LABEL = 3                # format of models of one label per image, which earlier versions read
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'   # the names that timm looks for
 FILES = (WEIGHTS, CONFIG, ANSWERS)   # of an artifact; the last is missing where nothing was held out
 _CROP_MODES = dict(squash='squash', crop='center', pad='border')   # timm's names
@@ -53,13 +54,16 @@ def _timm_config(net, about) -> dict:
 def _config(net, about) -> dict:
     "Make the contents of `config.json`"
     own = {k: v for k, v in asdict(about).items() if k != 'arch'}
+    number = FORMAT
+    if about.task != 'number': del own['number']
+    if about.task == 'label': number, own = _OF_ONE_LABEL, {k: v for k, v in own.items() if k not in _NEW_IN_4}
     return dict(
         architecture=about.arch,
         num_classes=len(about.classes),
         num_features=net.num_features,
         label_names=list(about.classes),
         pretrained_cfg=_timm_config(net, about),
-        fastbit=dict(format=FORMAT, **own))
+        fastbit=dict(format=number, **own))
 
 def _check_finite(tensors):
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
@@ -109,6 +113,7 @@ def save_artifact(
 MAX_CONFIG = 2**26              # bytes of `config.json`: a million classes with long names
 _NEW_IN_2 = {'max_value'}       # fields of the preprocessing that format 1 lacks; their defaults are what it meant
 _NEW_IN_3 = {'abstain', 'balance'}         # fields of the record that formats 1 and 2 lack
+_NEW_IN_4 = {'task', 'thresholds', 'number'} # fields of the record that formats 1 to 3 lack
 _JSON_TYPES = dict(architecture=str, num_classes=int, fastbit=dict)
 
 def _first_line(e) -> str: return (str(e).splitlines() or [type(e).__name__])[0][:300].rstrip('.')
@@ -142,7 +147,8 @@ def _as_record(cfg) -> Artifact:
     if not isinstance(number, int) or not 1 <= number <= FORMAT:
         raise ValueError(f"its format is {number!r}, and fastbit {__version__} reads 1 to {FORMAT}: "
                          "a later version may read it")
-    known = {f.name for f in fields(Artifact)} - (_NEW_IN_3 if number < 3 else set())
+    later = (_NEW_IN_3 if number < 3 else set()) | (_NEW_IN_4 if number < 4 else set())
+    known = {f.name for f in fields(Artifact)} - later
     unknown = set(own) - known
     if unknown: raise ValueError(f"it has unknown fields: {', '.join(sorted(unknown))}")
     own['preprocess'] = _as_preprocess(own.get('preprocess'), number)
@@ -150,6 +156,8 @@ def _as_record(cfg) -> Artifact:
     if not isinstance(classes, list) or cfg['num_classes'] != len(classes):
         raise ValueError(f"it has num_classes {cfg['num_classes']!r}, and another number of classes")
     if not re.fullmatch('[0-9a-f]{64}', str(own.get('sha256'))): raise ValueError('it has no digest of the weights')
+    chosen = own.get('thresholds')
+    if chosen is not None: own['thresholds'] = tuple(chosen)
     return Artifact(**own | dict(arch=cfg['architecture'], classes=tuple(classes)))
 
 # %% ../../nbs/export/01_artifact.ipynb #0aefdec5

@@ -83,7 +83,7 @@ def head_probs(self:Predictor,
     "Compute the probabilities of the classes from features"
     head = self.model.net.get_classifier()
     weight, bias = head.weight.detach().flatten(1).cpu(), head.bias.detach().cpu()   # BiT's is a 1 x 1 convolution
-    probs = SINGLE_LABEL.activation(torch.as_tensor(features)@weight.T + bias)
+    probs = self.task.activation(torch.as_tensor(features)@weight.T + bias)
     if not self.about.temperature: return probs
     return SINGLE_LABEL.apply_temperature(probs, self.about.temperature)
 

@@ -96,14 +96,17 @@ class PixelsToProbs(nn.Module):
         for name in ('mean', 'std'): self.register_buffer(name, getattr(members[0], name).detach().cpu())
         self.temperature = predictor.about.temperature or 1.
         self.stages = members[0].stages
-        self.distance = _distance(predictor.answers)
+        self.distance, self.task = _distance(predictor.answers), predictor.task
 
     @property
     def outputs(self) -> list: # Names
         "Name what `forward` returns"
+        if self.task.is_number: return ['number']
+        if not self.task.is_single: return ['probabilities']
         return ['probabilities', 'calibrated'] + ['distance']*(self.distance is not None)
 
-    def _probs(self, logits) -> tuple: # (plain, calibrated)
+    def _probs(self, logits) -> tuple: # (plain, calibrated), or (plain,) of several labels, or (numbers,)
+        if not self.task.is_single: return self.task.activation(logits),
         return SINGLE_LABEL.activation(logits), SINGLE_LABEL.activation(logits/self.temperature)
 
     def _mean(self, x):
@@ -172,8 +175,15 @@ def _as_graph(model, about, answers):
         temperature=about.temperature,
         sha256=about.sha256)
     if answers is not None: metadata['thresholds'] = onnx_thresholds(answers)
+    if about.task != 'label': metadata |= dict(task=about.task, thresholds=about.thresholds, number=about.number)
     for k, v in metadata.items(): graph.metadata_props.add(key=k, value=json.dumps(v))
     return graph
+
+def _tolerance(task) -> float:
+    "Of a probability, or of a number: the same share of its standard deviation, and its rounding in float32"
+    if not task.is_number: return ONNX_TOLERANCE
+    s = task.scale
+    return ONNX_TOLERANCE*s.std + 1e-6*max(abs(s.low), abs(s.high))
 
 def _difference(file, model, size) -> float:
     "Measure the largest difference between a file's probabilities and those of its module"
@@ -202,7 +212,7 @@ def export_onnx(
     with whole_file(file) as part:
         onnx.save(graph, part)
         difference = _difference(part, model, about.preprocess.size)
-        if not difference <= ONNX_TOLERANCE:
+        if not difference <= _tolerance(model.task):
             raise ValueError(f"The ONNX file differs from PyTorch by {difference:.1e}, so it was not written. "
                              "Update onnxscript and onnxruntime, and rerun.")
     return difference

@@ -29,6 +29,7 @@ from ..core.threads import in_threads, read_ahead
 from ..data.decode import reading, why_unreadable
 from ..data.filepaths import check_some_exist
 from ..data.groups import group_numbers
+from ..data.label_sets import hot_labels, label_names
 from ..data.labels import clean_label, whole_numbers
 from ..data.batches import resolve_device, default_bs
 from ..data.tables import read_image_set
@@ -63,6 +64,26 @@ def class_numbers(
     n = Counter(clean)
     once = {c: i for i, c in enumerate(clean) if n[c] == 1}
     return once | {c: i for i, c in enumerate(classes)}
+
+def number_ends(
+    numbers:np.ndarray, # n predictions
+    within:float|None,  # Distance within which 90% of new images lie; `None`: unknown
+) -> dict: # low and high
+    "Compute the ends of the prediction intervals; NaN where they are unknown"
+    half = np.nan if within is None else within
+    return dict(low=numbers - half, high=numbers + half)
+
+def label_sets(
+    probs:np.ndarray,  # n x classes
+    chosen:np.ndarray, # n x classes of bool: does the image have the label?
+    classes,           # Their names
+) -> list[tuple]: # (names, probabilities), the most probable first
+    "List the labels of each image with their probabilities"
+    sets = []
+    for p, has in zip(probs, chosen):
+        order = [i for i in np.argsort(-p, kind='stable') if has[i]]
+        sets.append((tuple(classes[i] for i in order), tuple(float(p[i]) for i in order)))
+    return sets
 
 def _choose_split(table, split) -> str: # 'test', 'valid', 'train', or 'all'
     "Choose the split to evaluate on"
@@ -107,7 +128,7 @@ class ImageLogits(NamedTuple):
 class LabeledProbs(NamedTuple):
     "Probabilities for labeled images"
     probs: torch.Tensor     # n x classes
-    targs: torch.Tensor     # n class numbers
+    targs: torch.Tensor     # n class numbers, or n x classes of 0 and 1
     part: str               # 'test', 'valid', 'train', or 'all'
     left_out: pd.DataFrame  # unreadable images: path, reason
     source: str             # folder or columns that were used, in words
@@ -133,6 +154,7 @@ class Predictor:
     ):
         self.model, self.about, self.folder = model.eval(), about, folder
         self.net, self.answers = folded(model), answers
+        self.task = about.answers_with
 
     @property
     def classes(self) -> tuple: return self.about.classes # in the order of the outputs
@@ -191,6 +213,12 @@ class Predictor:
         given = {k: v for k, v in asked.items() if v is not None}
         if not given: return _Limits(None, None, None)
         name, value = next(iter(given.items()))
+        if self.task.is_number:
+            raise ValueError(f"{name}={value:g} is for classes, and this model predicts a number with a 90% interval: "
+                             "leave it out.")
+        if not self.task.is_single:
+            raise ValueError(f"{name}={value:g} is for one label per image. This model gives every label whose "
+                             "probability reaches its threshold, so leave it out.")
         if isinstance(self.model, EnsembleModel):
             raise ValueError(f"{name}={value:g}: the confidences of an ensemble were not measured on images that none "
                              "of its models has seen, so there is no threshold. Train one model, without folds=.")
@@ -213,24 +241,47 @@ class Predictor:
         min_precision:float=None, # Add a column `answer`: the class, or 'unsure' below the confidence that gives this precision
         coverage:float=None, # Add a column `set`: classes that contain the true one for this share of images
         unlike:float=None, # Add `unlike` and `p_value`: far from the training images, with this share of false alarms
-    ) -> pd.DataFrame: # One row per image: path ('' if not a file), prediction, probability, calibrated, reason ('' if predicted)
+    ) -> pd.DataFrame: # Columns path ('' if not a file), prediction, probability, calibrated (or low, high of numbers), reason ('' if predicted)
         "Classify images; `calibrated` is the probability with temperature scaling, NaN without a temperature"
         limits = self._limits(tta, min_precision=min_precision, coverage=coverage, unlike=unlike)   # errors come first
         items = image_items(items)
         views = self._views_for(tta)
         found = self.logits(items, views, bs, distances=unlike is not None)
-        p = SINGLE_LABEL.mean_probs(found.logits)
+        p = self.task.mean_probs(found.logits)
         finite = p.isfinite().all(1).tolist()
         reasons = [r or ('' if ok else 'the model gives no finite numbers for it')
                    for r, ok in zip(found.reasons, finite)]
+        paths = [utf8(o) if isinstance(o, str) else '' for o in items]
+        if self.task.is_number: return self._number_rows(paths, p, reasons, probs)
+        if not self.task.is_single: return self._label_rows(paths, p, reasons, probs)
         df = pd.DataFrame(dict(
-            path=[utf8(o) if isinstance(o, str) else '' for o in items],
+            path=paths,
             prediction=[None if r else self.classes[i] for r, i in zip(reasons, SINGLE_LABEL.decode(p).tolist())],
             probability=SINGLE_LABEL.confidence(p).tolist(),
             calibrated=self._calibrated(p),
             reason=reasons)).assign(**self._selective(limits, p, found.distances, reasons))
-        if not probs: return df
-        return pd.concat([df, pd.DataFrame(p.numpy(), columns=[f'p({c})' for c in self.classes])], axis=1)
+        return pd.concat([df, self._prob_columns(p)], axis=1) if probs else df
+
+    def _prob_columns(self, p) -> pd.DataFrame:
+        return pd.DataFrame(p.numpy(), columns=[f'p({c})' for c in self.classes])
+
+    def _label_rows(self, paths, p, reasons, probs) -> pd.DataFrame:
+        "The sets of labels, the most probable first, with their probabilities"
+        known = p.nan_to_num()   # nan has no place in an order
+        found = label_sets(known.numpy(), self.task.decode(known), self.classes)
+        df = pd.DataFrame(dict(
+            path=paths,
+            prediction=[None if r else names for r, (names, _) in zip(reasons, found)],
+            probability=[None if r else values for r, (_, values) in zip(reasons, found)],
+            reason=reasons))
+        return pd.concat([df, self._prob_columns(p)], axis=1) if probs else df
+
+    def _number_rows(self, paths, p, reasons, probs) -> pd.DataFrame:
+        "The numbers with their prediction intervals"
+        if probs: raise ValueError("probs=True is for classes, and this model predicts a number: leave it out.")
+        bad = np.array([bool(r) for r in reasons], dtype=bool)
+        numbers = np.where(bad, np.nan, self.task.decode(p).numpy())
+        return pd.DataFrame(dict(path=paths, prediction=numbers, **number_ends(numbers, self.about.within), reason=reasons))
 
     def scaled(self,
         probs:torch.Tensor # n x classes
@@ -270,12 +321,12 @@ class Predictor:
     ) -> LabeledProbs:
         "Compute probabilities for labeled images; raise `ValueError` for labels that are not classes of the model"
         check_source(source, 'source')
-        images = read_image_set(source, **kwargs)
+        images = read_image_set(source, **dict(task=self.task.key) | kwargs)
         part = _choose_split(images.table, split)
         table = images.table
         if part != 'all': table = table[table.split == part].reset_index(drop=True)
         numbers = class_numbers(self.classes)
-        _check_labels(table.label, self.classes, numbers)
+        if not self.task.is_number: _check_labels(label_names(table.label), self.classes, numbers)
         views = self._views_for(tta)
         logits, reasons, far = self.logits(table.path.tolist(), views, bs, distances)
         bad = np.array([bool(r) for r in reasons])
@@ -288,14 +339,20 @@ class Predictor:
                       f"e.g. {left_out.path[0]}: {left_out.reason[0]}")
         self._warn_trained_on(table.path[~bad].tolist())
         return LabeledProbs(
-            probs=SINGLE_LABEL.mean_probs(logits[~bad]),
-            targs=torch.tensor([numbers[label] for label in table.label[~bad]]),
+            probs=self.task.mean_probs(logits[~bad]),
+            targs=self._targets(table.label[~bad], numbers),
             part=part,
             left_out=left_out,
             source=images.source,
             skipped=images.skipped,
             groups=group_numbers(table, table.path[~bad]),
             distances=None if far is None else far[~bad])
+
+    def _targets(self, labels, numbers) -> torch.Tensor:
+        "Class numbers, rows of 0 and 1 where images may have several labels, or numbers to predict"
+        if self.task.is_number: return torch.tensor(labels.to_numpy(float))
+        if self.task.is_single: return torch.tensor([numbers[label] for label in labels])
+        return torch.from_numpy(hot_labels(labels, self.classes, numbers))
 
     def _warn_trained_on(self, paths):
         "Warn about images that the model was trained on"
@@ -304,7 +361,8 @@ class Predictor:
         known = count_trained_on(self.about, in_threads(digest, paths, 'comparing with the training images'))
         if not known.count: return
         least = '' if known.complete else 'At least '
-        warn_data(f"{least}{known.count} of these {len(paths)} images were in the training set, so the accuracy is "
+        what = 'the accuracy is' if self.task.is_single else 'these numbers are'
+        warn_data(f"{least}{known.count} of these {len(paths)} images were in the training set, so {what} "
                   "optimistic. Evaluate on unseen images.")
 
     @delegates(read_image_set)
@@ -314,10 +372,10 @@ class Predictor:
         tta:bool=False,   # Average over several views of each image?
         bs:int=None,      # Images per batch; `None`: by size and device
         **kwargs
-    ) -> Evaluation:
+    ) -> Evaluation: # `LabelsEvaluation` for several labels per image, `NumbersEvaluation` for numbers
         "Measure all metrics on labeled images"
         found = self.labeled_probs(source, split, tta, bs, **kwargs)
-        return SINGLE_LABEL.evaluate(found.probs, found.targs, found.groups, order=class_order(self.classes))
+        return self.task.evaluate(found.probs, found.targs, found.groups, order=class_order(self.classes))
 
     def measure_selective(self,
         found:LabeledProbs, # From `labeled_probs`, without TTA
@@ -354,6 +412,7 @@ def confidence_table(
     answers:pd.DataFrame # From `Predictor.predict`
 ) -> pd.DataFrame: # Columns path, prediction, confidence, reason (if an image has no prediction), and what else was asked for
     "Shorten a table of predictions for readers: one confidence, calibrated if the model has a temperature"
+    if 'calibrated' not in answers: return answers   # several labels per image, or numbers
     calibrated = answers.calibrated.notna().any()
     table = answers[['path', 'prediction']].assign(confidence=answers.calibrated if calibrated else answers.probability)
     if (answers.reason != '').any(): table['reason'] = answers.reason

@@ -21,6 +21,11 @@ from .. import __version__
 from ..bodies.names import timm_name
 from ..bodies.preprocess import Preprocess, check_max_value
 from ..config import BALANCES
+from ..metrics.numbers import NumberScale, format_number, number_words
+from ..metrics.quantity import number_task
+from ..metrics.several import label_score_words, labels_task
+from ..metrics.task import SINGLE_LABEL, Task
+from ..metrics.tasks import named_task
 from .abstain import check_summary
 
 # %% ../../nbs/export/00_record.ipynb #8db0d908
@@ -32,7 +37,10 @@ SKETCH = 1000                   # digests of training images in a record: all of
 def _is_number(v, low=-math.inf, high=math.inf):
     return isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= high
 
-def _check_classes(classes):
+def _check_classes(classes, task):
+    if task == 'number':
+        if len(classes) == 1 and isinstance(classes[0], str) and classes[0]: return
+        raise ValueError('A model of numbers has one class, the name of the number.')
     if not 2 <= len(classes) <= MAX_CLASSES:
         raise ValueError(f"{len(classes)} classes; there must be 2 to {MAX_CLASSES}.")
     if not all(isinstance(c, str) and c for c in classes): raise ValueError("Each class has a name, which is text.")
@@ -57,6 +65,24 @@ def _check_preprocess(pp):
         value = getattr(pp, name)
         if not isinstance(value, bool): raise ValueError(f"preprocess: {name} is {value!r}; it must be true or false.")
 
+def _check_thresholds(thresholds, task, n_classes):
+    if thresholds is None: return
+    if task == 'label': raise ValueError("thresholds are of several labels per image, and task is 'label'.")
+    ok = isinstance(thresholds, tuple) and len(thresholds) == n_classes and all(_is_number(v, 0, 1) for v in thresholds)
+    if not ok: raise ValueError(f'thresholds must be {n_classes} numbers from 0 to 1, one per class.')
+
+_OF_NUMBER = ('mean', 'std', 'low', 'high', 'within')
+
+def _check_number(number, task):
+    if task != 'number':
+        if number is None: return
+        raise ValueError(f"number is of models that predict one, and task is {task!r}.")
+    ok = isinstance(number, dict) and set(number) == set(_OF_NUMBER)
+    ok = ok and all(_is_number(number[k]) and math.isfinite(number[k]) for k in _OF_NUMBER[:-1])
+    ok = ok and (number['within'] is None or _is_number(number['within'], 0) and math.isfinite(number['within']))
+    if not ok: raise ValueError(f"number must have {', '.join(_OF_NUMBER)}, finite.")
+    NumberScale(*(number[k] for k in _OF_NUMBER[:-1]))   # for its error
+
 def _is_sketch(o):
     if not isinstance(o, dict) or set(o) != {'images', 'digests'}: return False
     digests = o['digests']
@@ -78,12 +104,16 @@ class Artifact:
     sha256: str = ''         # of `model.safetensors`; '' before it is written
     balance: str = 'none'    # how training made all classes count alike, as in `DataOptions`
     abstain: dict|None = None # sizes and digest of the answers on validation images; `None`: there are none
+    task: str = 'label'      # what an answer is, a key of `TASKS`
+    thresholds: tuple|None = None # probability from which on an image has a label, one per class; `None`: 0.5, or one label per image
+    number: dict|None = None # scale of the numbers (mean, std, low, high of the training images), and `within`; `None`: labels
 
     def __post_init__(self):
         if not isinstance(self.arch, str) or '.' in self.arch:
             raise ValueError(f"{self.arch!r} is not a timm architecture.")
         timm_name(self.arch)
-        _check_classes(self.classes)
+        named_task(self.task)
+        _check_classes(self.classes, self.task)
         _check_preprocess(self.preprocess)
         if self.temperature is not None and not _is_number(self.temperature, 1e-3, 1e3):
             raise ValueError(f"temperature {self.temperature!r}; it must be a number between 0.001 and 1000, or null.")
@@ -96,14 +126,37 @@ class Artifact:
         if self.balance not in BALANCES:
             raise ValueError(f"balance {self.balance!r}; it must be one of {', '.join(BALANCES)}.")
         if self.abstain is not None: check_summary(self.abstain)
+        _check_number(self.number, self.task)
+        _check_thresholds(self.thresholds, self.task, len(self.classes))
+
+    @property
+    def within(self) -> float|None:
+        "Return the distance from a predicted number within which 90% of new images lie"
+        return self.number and self.number['within']
+
+    @property
+    def answers_with(self) -> Task:
+        "Return the task, with the names of the classes and the thresholds, or the scale of the numbers"
+        if self.task == 'number': return number_task(NumberScale(*(self.number[k] for k in _OF_NUMBER[:-1])))
+        return SINGLE_LABEL if self.task == 'label' else labels_task(self.classes, self.thresholds)
 
     def _measured(self) -> str:
         e = self.evaluation or {}
+        if self.task == 'number':
+            if not all(_is_number(e.get(k)) for k in ('mae', 'n')): return 'not measured'
+            return f"{number_words('mae', e['mae'], e.get('mae_interval'))}, n = {e['n']}, {e.get('part', 'held out')}"
+        if self.task == 'labels':
+            if not all(_is_number(e.get(k)) for k in ('map', 'n')): return 'not measured'
+            words = label_score_words('map', e['map'], e.get('map_interval'))
+            return f"{words}, n = {e['n']}, {e.get('part', 'held out')}"
         if not all(_is_number(e.get(k)) for k in ('accuracy', 'low', 'high', 'n')): return 'not measured'
         return (f"accuracy {e['accuracy']:.2%} (95% CI {100*e['low']:.1f}–{e['high']:.1%}, n = {e['n']}, "
                 f"{e.get('part', 'held out')})")
 
     def _thresholds(self) -> str:
+        if self.task == 'number':
+            return 'none' if self.within is None else f'±{format_number(self.within)} holds 90% of new images'
+        if self.thresholds: return f'{_range(self.thresholds)}, from which on an image has a label'
         if self.abstain is None: return 'none'
         far = ', and distances from the training images' if self.abstain['directions'] else ''
         return f"from {self.abstain['images']} validation images{far}"
@@ -114,17 +167,24 @@ class Artifact:
         pp = self.preprocess
         shown = ', '.join(self.classes[:10])
         if len(self.classes) > 10: shown += ', …'
-        rows = {
+        rows = {} if self.task == 'label' else {'task': named_task(self.task).name}
+        outputs = {'classes': f'{len(self.classes)}: {shown}'}
+        if self.task == 'number': outputs = {'number': f'{shown}, {self.answers_with.scale}'}
+        rows |= {
             'body': self.weights_from or f'{self.arch}, from random weights',
-            'classes': f'{len(self.classes)}: {shown}',
+            **outputs,
             'images': f'{pp.size} px, {pp.resize}, {pp.interpolation}',
             'measured': self._measured(),
             'temperature': 'none' if self.temperature is None else f'{self.temperature:.3g}',
-            'thresholds': self._thresholds(),
+            'interval' if self.task == 'number' else 'thresholds': self._thresholds(),
             **self._balanced(),
             'made with': ', '.join(f'{k} {v}' for k, v in self.versions.items()),
             'sha256': self.sha256}
         return '\n'.join(f'{k:12} {v}' for k, v in rows.items())
+
+def _range(values) -> str:
+    low, high = min(values), max(values)
+    return f'{low:.3g}' if low == high else f'{low:.3g} to {high:.3g}'
 
 def made_with() -> dict: # Package -> version
     "Collect the versions that a prediction may depend on"

@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from ..core.files import whole_file
 from ..core.text import warn_data
 from ..data.decode import check_regular
+from ..data.label_sets import has_label_sets, joined_labels, label_names
 from ..data.neighbors import FeatureIndex, nearest_rows, unit_rows
 from .embed import Embeddings, check_single
 from .inputs import image_items
@@ -83,6 +84,9 @@ def _folder_labels(folder, paths) -> list:
     parts = [Path(os.path.relpath(p, folder)).parts for p in paths]
     return [p[0] if len(p) > 1 else '' for p in parts]
 
+def _texts(labels) -> list:
+    return joined_labels(labels, label_names(labels)) if has_label_sets(labels) else labels.astype(str).tolist()
+
 @patch
 def index_images(self:Predictor,
     images,      # A folder, with or without class folders; a DataFrame with a column path, and label for labels; a list of files
@@ -91,7 +95,7 @@ def index_images(self:Predictor,
     "Compute the features of images to search among, once for several searches; warn about unreadable ones"
     if isinstance(images, pd.DataFrame):
         items = images.path.astype(str).tolist()
-        labels = images.label.astype(str).tolist() if 'label' in images else ['']*len(items)
+        labels = _texts(images.label) if 'label' in images else ['']*len(items)
     else:
         items = image_items(images)
         in_folder = isinstance(images, (str, os.PathLike)) and os.path.isdir(images)

@@ -10,7 +10,7 @@ __all__ = ['SINGLE_LABEL', 'check_targets', 'check_metrics', 'Task', 'score_metr
 # %% ../../nbs/metrics/04_task.ipynb #c9d20aab
 import copy, warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from types import SimpleNamespace
 
@@ -124,11 +124,29 @@ class Task:
     metrics: tuple              # fastai metrics shown during training
     check_metrics: Callable     # (metrics, classes); raises `ValueError` for metrics of another task
     evaluate: Callable          # (probabilities, targets, groups or `None`, order or `None`) -> `Evaluation`, with intervals
+    row: Callable               # what `evaluate` returned -> dict of plain values, a row of a table
+    row_words: Callable         # such a row -> its first values, with intervals, as text
+    key: str = 'label'          # as users type it: task='label', --task label
+    headline: str = 'accuracy'  # first of `metrics`, and of what is reported
+    scale: object = None        # `NumberScale` of the training images; `None`: labels
+
+    @property
+    def is_single(self) -> bool: return self.key == 'label' # one label per image?
+    @property
+    def is_number(self) -> bool: return self.key == 'number' # a number per image?
 
 def _class_number(vocab): return Categorize(vocab=vocab, sort=False)
 def _softmax(outputs): return outputs.softmax(-1)
 def _most_probable(probs): return probs.argmax(-1)
 def _highest(probs): return probs.max(-1).values
+
+def _row(evaluation) -> dict:
+    row = asdict(evaluation)
+    row.pop('scores')   # a dict is no cell of a table
+    return row
+
+def _row_words(row) -> str:
+    return f'accuracy {row.accuracy:.2%} ({row.low:.1%} to {row.high:.1%}, n = {row.n}), loss {row.loss:.4f}'
 
 SINGLE_LABEL = Task(
     name='one label per image',
@@ -142,7 +160,9 @@ SINGLE_LABEL = Task(
     apply_temperature=apply_temperature,
     metrics=(accuracy,),
     check_metrics=check_metrics,
-    evaluate=evaluate_probs)
+    evaluate=evaluate_probs,
+    row=_row,
+    row_words=_row_words)
 
 # %% ../../nbs/metrics/04_task.ipynb #309e945d
 def _score_of(logits, targs, name, order=None) -> float:

@@ -128,7 +128,7 @@ def with_features(
     f:Findings
 ) -> Findings: # `f` itself if it has features
     "Compute the features of examples if they are missing; one of several processes cannot do so alone"
-    if f.features is not None or world() > 1: return f
+    if f.features is not None or world() > 1 or not f.task.is_single: return f
     return replace(f, features=example_features(f))
 
 # %% ../../nbs/report/06_examples.ipynb #1c8e862e

@@ -23,7 +23,7 @@ from ..metrics.answers import HeldOutAnswers
 from ..metrics.evaluation import Evaluation
 from ..metrics.intervals import accuracy_interval
 from ..metrics.scores import metric_order
-from ..metrics.task import SINGLE_LABEL
+from ..metrics.task import SINGLE_LABEL, Task
 
 # %% ../../nbs/report/03_findings.ipynb #bba9895f
 def _recall_interval(right, of_class, groups) -> tuple: # NaN: no images
@@ -126,6 +126,8 @@ class Findings:
     advice: tuple = ()       # what would help: pieces with text and command, the most helpful first
 
     @property
+    def task(self) -> Task: return getattr(self.learn, 'task', SINGLE_LABEL)
+    @property
     def classes(self) -> list: return [str(c) for c in self.learn.dls.vocab]
     @property
     def table(self) -> pd.DataFrame|None: return getattr(self.learn.dls, 'table', None)
@@ -135,7 +137,7 @@ class Findings:
     def max_value(self) -> int: return getattr(getattr(self.learn.dls, 'preprocess', None), 'max_value', MAX_16_BIT)
 
     @cached_property
-    def predicted(self) -> torch.Tensor: return SINGLE_LABEL.decode(self.probs) # n class numbers
+    def predicted(self) -> torch.Tensor: return self.task.decode(self.probs) # n class numbers, or n x classes of bool
 
     @cached_property
     def confidence(self) -> torch.Tensor: return SINGLE_LABEL.confidence(self.probs) # n, in [0, 1]
@@ -145,7 +147,7 @@ class Findings:
         "Metrics of the predictions"
         if self.known: return self.known
         order = metric_order(self.metric, self.classes)
-        return SINGLE_LABEL.evaluate(self.probs, self.targs, self.groups, self.worth, order)
+        return self.task.evaluate(self.probs, self.targs, self.groups, self.worth, order)
 
     @cached_property
     def scaled_probs(self) -> torch.Tensor|None: # n x classes

@@ -154,6 +154,8 @@ def reliability_picture(f:Findings) -> Picture:
 
 def _loss_label(f) -> str:
     kind = describe_loss(f.learn.loss_func)
+    if f.task.is_number: return 'loss of standardized numbers'
+    if not f.task.is_single: return 'loss' if 'Binary' not in kind else 'binary cross-entropy, nats'
     return 'cross-entropy, nats' if kind == 'CrossEntropyLossFlat' else f'loss: {kind}'
 
 def _rate_finder(f) -> Picture:

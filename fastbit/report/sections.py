@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 # %% ../../nbs/report/05_sections.ipynb #6625dc81
-import pandas as pd
+import numpy as np, pandas as pd
 
 # %% ../../nbs/report/05_sections.ipynb #e91102d5
 from .. import __version__
@@ -23,13 +23,18 @@ from ..bodies.model import TransferModel, body_digest
 from ..core.machine import this_machine
 from ..data.balance import MAX_RATIO
 from ..metrics.calibration import few_images_words
+from ..data.label_sets import label_counts
 from ..metrics.intervals import effective_size
 from ..metrics.scores import METRIC_WORDS, format_interval, format_score
+from ..metrics.several import label_score_words
 from .examples import explain_mistakes, with_features
 from .feature_map import map_picture
 from .unsure import unsure_section
 from .findings import Findings, class_table, data_name
 from .headline import accuracy_sentence, baseline_sentences, guessing, interval_words, worst_class
+from .labels_page import label_mistakes, label_rows, label_samples, label_sentences
+from .numbers_page import number_data, number_metric_rows, number_mistakes, number_pictures
+from .numbers_page import number_sentences, number_tta
 from .page import Report, percent, percent_interval, render_page
 from .pictures import cam_pictures, class_samples, confused_examples, confusion_picture, curve_pictures
 from .pictures import highest_loss, reliability_picture
@@ -118,6 +123,22 @@ def _balance_words(f, n) -> str:
     if n.max() <= MAX_RATIO*n.min(): return ''
     return " To train for the recall of all classes alike, use balance='loss' (--balance loss)."
 
+def _label_data(f) -> DataSection|None:
+    "Count the images of each label; sums are of images"
+    table = f.table
+    if table is None: return None
+    names = dict(train='training', valid='validation', test='test')
+    splits = [s for s in names if (table.split == s).any()]
+    counts = {s: label_counts(table.label[table.split == s]) for s in splits}
+    n = label_counts(table.label)
+    images = [int((table.split == s).sum()) for s in splits]
+    return DataSection(
+        splits=[names[s] for s in splits],
+        rows=[(label, *(int(counts[s].get(label, 0)) for s in splits), int(n[label])) for label in n.index],
+        total=[*images, sum(images)],
+        imbalance=f'An image has {n.sum()/max(len(table), 1):.2g} labels on average; the last row counts images.',
+        samples=label_samples(f))
+
 def _data(f) -> DataSection|None:
     "Count images; `None` for loaders without a table"
     table = f.table
@@ -154,6 +175,34 @@ def _provenance(f) -> list[tuple]: # (name, value) of what is known
         'versions': ', '.join(versions),
         'written': f'{datetime.now():%Y-%m-%d %H:%M}'}
     return [(k, v) for k, v in rows.items() if v not in (None, '')]
+
+# %% ../../nbs/report/05_sections.ipynb #fdf12d92
+def _number_sections(f) -> dict:
+    "All values of `templates/numbers.html`"
+    expected, compared = number_sentences(f)
+    rows = [MetricRow(*row) for row in number_metric_rows(f)]
+    shown = {row.name: row for row in rows}
+    name = f.title or data_name(f.learn.dls) or 'Images'
+    return dict(
+        title=f'{name}: {f.classes[0]}, {f.evaluation.words("mae")}',
+        lead=_lead(f),
+        expected=expected,
+        compared=compared,
+        evaluation=f.evaluation,
+        cards=[shown[k] for k in ('MAE', 'R²', 'quadratic-weighted kappa', 'prediction interval') if k in shown],
+        part=_part_words(f),
+        chosen=f.chosen,
+        pictures=number_pictures(f),
+        mistakes=number_mistakes(f),
+        metrics=rows,
+        tta=number_tta(f),
+        curves=curve_pictures(f),
+        phases=_records(f.phases),
+        data=number_data(f),
+        left_out=_records(f.left_out),
+        plan=f.plan,
+        summary=f.summary,
+        provenance=_provenance(f))
 
 # %% ../../nbs/report/05_sections.ipynb #b1b31201
 def _records(df) -> list: return [] if df is None else list(df.itertuples(index=False))
@@ -244,10 +293,64 @@ def _lead(f) -> str:
     unused = 'not used for training' if f.chosen else 'not used for training or for choosing weights'
     return f'{arch}, evaluated on {len(f.targs)} {_part_words(f)} images, {unused}'
 
+_LABEL_NOTES = dict(
+    map='average precision, averaged over the labels; bootstrap',
+    macro_f1='F1 averaged over the labels, at the thresholds; bootstrap',
+    micro_f1='F1 of all labels together, at the thresholds; bootstrap',
+    exact_match='images with all labels right, at the thresholds; Wilson',
+    loss='binary cross-entropy, nats, mean over images and labels; bootstrap')
+
+def _label_metrics(f) -> list[MetricRow]:
+    "List the metrics of several labels with their intervals"
+    rows = f.evaluation.table().itertuples(index=False)
+    return [MetricRow(*row, note) for row, note in zip(rows, _LABEL_NOTES.values())]
+
+def _threshold_words(f) -> str:
+    has = 'An image has each label whose probability'
+    if getattr(f.learn, 'thresholds', None) is None: return f'{has} is at least 0.5.'
+    where = 'the validation images'
+    if f.part == 'valid': where = 'these same images, so F1 and exact match are slightly optimistic'
+    return f'{has} reaches its threshold. The thresholds were chosen by F1 on {where}.'
+
+def _label_sections(f) -> dict:
+    "All values of `templates/labels.html`"
+    ev, rows = f.evaluation, label_rows(f)
+    expected, compared = label_sentences(f)
+    known = ev.per_class[ev.per_class.ap.notna()]
+    name = f.title or data_name(f.learn.dls) or 'Images'
+    wrong = (f.predicted != (np.asarray(f.targs) > 0)).any(1)
+    return dict(
+        title=f'{name}: {label_score_words("map", ev.map, ev.map_interval)}',
+        lead=_lead(f),
+        expected=expected,
+        compared=compared,
+        evaluation=ev,
+        map_interval=_short_interval(ev.map_interval),
+        part=_part_words(f),
+        n_wrong=int(wrong.sum()),
+        worst=None if known.empty else known.loc[known.ap.idxmin()].to_dict(),
+        chosen=f.chosen,
+        mistakes=label_mistakes(f),
+        per_label=rows,
+        metrics=_label_metrics(f),
+        thresholds=_threshold_words(f),
+        tta=_tta(f),
+        curves=curve_pictures(f),
+        phases=_records(f.phases),
+        data=_label_data(f),
+        left_out=_records(f.left_out),
+        plan=f.plan,
+        summary=f.summary,
+        provenance=_provenance(f))
+
+def _short_interval(pair) -> str: return '' if pair is None else f'{pair[0]:.3f}–{pair[1]:.3f}'
+
 def make_report(
     findings:Findings # What there is to report
 ) -> Report: # Shown inline; `.save('report.html')` writes it
     "Make one self-contained page of HTML about a run; raise `ValueError` if the predictions are not finite"
     findings.check()
+    if findings.task.is_number: return Report(render_page('numbers.html', **_number_sections(findings)))
+    if not findings.task.is_single: return Report(render_page('labels.html', **_label_sections(findings)))
     findings = with_features(findings)
     return Report(render_page('report.html', title=_title(findings), lead=_lead(findings), **_sections(findings)))

@@ -112,6 +112,9 @@ def read_predictions(
         if not file.exists():
             raise FileNotFoundError(f"{file} does not exist. Give the folder of a finished run, or predictions.csv.")
         df = pd.read_csv(file, dtype=dict(path=str, label=str, prediction=str), keep_default_na=False)
+    if 'probability' not in df and any(str(c).startswith('p(') for c in df):
+        raise ValueError("compare_runs compares accuracies, which are of one label per image, and a run has several. "
+                         "Compare the intervals of their mean average precision in results.json.")
     missing = [c for c in ('path', 'label', 'prediction') if c not in df]
     if missing:
         name = run if isinstance(run, (str, Path)) else 'The table'

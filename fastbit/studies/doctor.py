@@ -36,6 +36,8 @@ from ..data.batches import resolve_device
 from ..data.public import resolve_source
 from ..data.split import drop_untrained
 from ..data.tables import read_image_set
+from ..data.label_sets import has_label_sets, joined_labels, label_names
+from ..data.quantities import are_quantities
 from ..report.page import THUMB, Picture, picture_uri, render_page
 from .detect import KINDS, ODD_KINDS, Issue, copy_issues, depth_issues, group_issues, label_issues
 from .detect import odd_issues, shape_issues, size_issues
@@ -233,17 +235,24 @@ def check_data(
     data, name, usual = resolve_source(path)
     images = read_image_set(data, **kwargs)
     table, untrained = drop_untrained(images.table)
+    numbers = are_quantities(table.label)
+    if numbers: table = table.assign(label=images.column or 'number')   # nothing below is about numbers
     skipped = [*images.skipped.itertuples(index=False), *untrained.itertuples(index=False)]
     report = check_images(table.path, cache=cache)
+    sizes, classes, several = size_issues(table), label_names(table.label), has_label_sets(table.label)
     good = table[table.path.map(dict(zip(report.path, report.reason))) == ''].reset_index(drop=True)
+    labeled = good
+    if several: table, good = (df.assign(label=joined_labels(df.label, classes)) for df in (table, good))
     if good.empty: check_some_exist(table.path)
-    issues = unused_issues(skipped) + reading_issues(table, report) + size_issues(table)
+    issues = unused_issues(skipped) + reading_issues(table, report) + sizes
     groups = []
     if len(good):
         groups = duplicate_groups(report[report.reason == ''])
         issues += _image_issues(good, report, groups, max_value)
     issues, not_listed, common = _without_usual(issues, len(good))
     unchecked = _unchecked(table, good, labels)
+    if several: unchecked['groups'] = 'images have several labels'
+    if numbers: unchecked |= dict.fromkeys(('label', 'groups', 'copy_other_label'), 'images have numbers')
     ordinary = count_reasons(o for o in skipped if not is_odd(o[1]))
     if ordinary: not_listed.append(f'other files ({ordinary})')
     if labels and good.label.nunique() > 1:
@@ -251,14 +260,15 @@ def check_data(
         model = TransferModel(build_body(arch, 2, weights)).to(device)
         features = frozen_features(model, list(good.path), pp, cache=cache, cache_gb=cache_gb)
         rows = features.rows[features.index[:, 0]].reshape(len(good), -1)
-        issues += label_issues(good, rows, groups) + group_issues(good, rows, groups)
+        issues += label_issues(labeled, rows, groups)
+        if not several: issues += group_issues(good, rows, groups)
     order = {k: i for i, k in enumerate(KINDS)}
     found = {o.kind for o in issues}
     result = DataCheck(
         rows=pd.DataFrame(sorted(issues, key=lambda o: order[o.kind]), columns=Issue._fields),
         data=name,
         n=len(table),
-        classes=table.label.nunique(),
+        classes=len(classes),
         skipped='; '.join(not_listed),
         passed=tuple(k for k in KINDS if k not in found | set(common) | set(unchecked)),
         unchecked=_unchecked_words(unchecked),

@@ -31,6 +31,7 @@ from ..data.loaders import image_dataloaders, table_dataloaders
 from ..data.public import resolve_source
 from ..data.split import few_shot_table
 from ..data.tables import source_rows
+from ..data.label_sets import check_one_label
 from ..metrics.scores import METRIC_WORDS, Score
 from ..report.page import Report, picture_uri, render_page
 from .difference import held_out_probs, score_interval_text, score_text
@@ -134,6 +135,7 @@ def few_shot_curve(
     loading = vars(loaders) | dict(bs=rule.micro_batch)
     sizes = dict(size='hyperrule' if size is None else size, train_size='hyperrule')
     whole = image_dataloaders(source, body.arch, **sizes, **vars(data), **loading, **vars(table))
+    check_one_label(whole.table.label, 'few_shot_curve', 'Run `baseline` on tables of different sizes.')
     if verbose:
         for key, text in source_rows(whole.source, whole.skipped): print(f'  {key:10}  {text}', flush=True)
     draws = _Draws(whole, body, rule_numbers(rule), data.seed, loaders, metric)

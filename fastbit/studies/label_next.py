@@ -110,6 +110,8 @@ def rank_to_label(
     whole = isinstance(n, int) and not isinstance(n, bool)
     if not whole or n < 1: raise ValueError(f"n={n!r}: images to choose, 1 or more.")
     predictor = _predictor(model)
+    if not predictor.task.is_single:
+        raise ValueError("rank_to_label is for one label per image, and this model gives several.")
     found, index = predictor.embed(images, bs), _training_index(predictor)
     rows = _unlabeled(found, index)
     features = found.features[rows]

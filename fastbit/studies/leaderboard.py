@@ -34,6 +34,7 @@ from ..data.batches import resolve_device
 from ..data.loaders import image_dataloaders
 from ..data.public import resolve_source
 from ..data.tables import source_rows
+from ..data.label_sets import check_one_label
 from ..metrics.scores import METRIC_WORDS
 from ..report.page import picture_uri, render_page
 from .probe import installed_bodies
@@ -222,6 +223,7 @@ def leaderboard(
     bench = Bench(source=source, size=usually('size', size, None), data=data, loaders=loaders, table=table,
                   epochs=epochs, out=out, verbose=verbose, metric=metric)
     first = image_dataloaders(source, bodies[0].arch, **bench.image_options(), cache=False)
+    check_one_label(first.table.label, 'leaderboard', 'Run `baseline` with one body after the other.')
     _check_defined(metric, first.table)
     bench = replace(bench, images=data_digest(first.table, first.report))
     check_question(out, bench.question())

@@ -6,7 +6,7 @@ Docs: https://fastbit.github.io/fastbit/training/head.html.md"""
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'USUAL_STRENGTH', 'FOLDS', 'CV_IMAGES', 'SOLVERS', 'HEAD_EPOCHS', 'FeatureScaler', 'logistic_seconds',
-           'LogisticFit', 'logistic_head', 'can_draw_views', 'check_head_options']
+           'LogisticFit', 'logistic_head', 'labels_head', 'numbers_head', 'can_draw_views', 'check_head_options']
 
 # %% ../../nbs/training/10_head.ipynb #83756b94
 import time
@@ -40,8 +40,12 @@ from ..data.balance import class_weights
 from ..data.features import FeatureDL, Features, feature_shape, frozen_features
 from ..data.batches import ImageDL
 from ..metrics.losses import logistic_weights
+from ..metrics.several import check_plain_bce
+from ..metrics.stratify import iterative_folds
 from .checks import check_batches
 from ..data.groups import fold_numbers
+from .ridge import RidgeFit, ridge_fit
+from .separate import separate_logistic, separate_strength
 from .tta import image_groups
 from .learner import TransferLearner
 
@@ -117,6 +121,44 @@ def logistic_head(
     every_weight[seen], every_bias[seen] = weight, bias
     return LogisticFit(every_weight, every_bias, C, how)
 
+def labels_head(
+    x:np.ndarray,   # n x features
+    hot:np.ndarray, # n x labels of 0 or 1
+    groups:np.ndarray=None, # Rows of one group stay together in cross-validation; `None`: each is its own
+    seed:int=0,     # Of the folds
+) -> LogisticFit:
+    "Fit one logistic regression per label, with one C for all by cross-validation"
+    groups, how = np.arange(len(x)) if groups is None else groups, 'one image is too few to choose it'
+    scaler, C, folds = FeatureScaler().fit(x), USUAL_STRENGTH, min(FOLDS, len(np.unique(groups)))
+    scaled = scaler.transform(x).astype(float)
+    with threadpool_limits(1, user_api='blas'):
+        if folds >= 2:
+            some = _some_labeled(hot, groups, seed)
+            fold = iterative_folds(hot[some], folds, seed, groups[some])
+            C = separate_strength(scaled[some], hot[some], STRENGTHS, fold)
+            how = f'{folds}-fold cross-validation on {len(np.unique(groups[some]))} training images'
+        fit = separate_logistic(scaled, hot, C)
+    weight = fit.weight/scaler.scale_
+    return LogisticFit(weight, fit.bias - weight@scaler.mean_, C, how)
+
+def numbers_head(
+    x:np.ndarray,   # n x features
+    z:np.ndarray,   # n numbers, standardized
+    groups:np.ndarray=None, # Rows of one group stay together in cross-validation; `None`: each is its own
+    seed:int=0,     # Of the folds
+) -> RidgeFit:
+    "Fit ridge regression, with its penalty by cross-validation"
+    scaler, groups = FeatureScaler().fit(x), np.arange(len(x)) if groups is None else groups
+    fit = ridge_fit(scaler.transform(x), z, groups, FOLDS, CV_IMAGES, seed)
+    weight = fit.weight/scaler.scale_
+    return fit._replace(weight=weight, bias=fit.bias - weight@scaler.mean_)
+
+def _some_labeled(hot, groups, seed) -> np.ndarray:
+    "Rows of at most `CV_IMAGES` images, drawn by label"
+    parts = -(-len(np.unique(groups))//CV_IMAGES)
+    if parts == 1: return np.arange(len(hot))
+    return np.flatnonzero(iterative_folds(hot, parts, seed, groups) == 0)
+
 def _some_images(y, groups, folds, seed) -> np.ndarray:
     "Rows of at most `CV_IMAGES` images, drawn by class; all where a class would have fewer images than `folds`"
     parts = -(-len(np.unique(groups))//CV_IMAGES)
@@ -174,7 +216,11 @@ def _features(learn, n, views, cache, gb) -> tuple: # ((training, validation) fe
                   "and their features are kept for this fit only.")
     return tuple(zip(*(_loader_features(learn, dl, n, gb, k) for dl, k in zip(dls.loaders[:2], (views, 1)))))
 
-def _labels(dl) -> torch.Tensor: return torch.tensor([int(dl.dataset.tls[1][i]) for i in range(dl.n)])
+def _labels(dl) -> torch.Tensor:
+    "Class number of each image, a row of 0 and 1 where it may have several labels, or the number to predict"
+    targets = dl.dataset.tls[1]
+    if getattr(targets[0], 'ndim', 0) or getattr(targets[0], 'dtype', None) == torch.float32: return torch.stack([targets[i].as_subclass(torch.Tensor) for i in range(dl.n)])
+    return torch.tensor([int(targets[i]) for i in range(dl.n)])
 
 @contextmanager
 def _view_of(learn, dl, view): # Yields an iterable of batches, in the order of the items
@@ -242,8 +288,14 @@ def _check_head(learn, solver, cbs, given):
     if any(isinstance(cb, CutMix) or cb is CutMix for cb in [*L(cbs), *learn.cbs]):
         raise ValueError("CutMix needs images, and fit_head trains on features. "
                          "Remove it, or use learn.fit_one_cycle().")
-    if solver == 'lbfgs': logistic_weights(learn.loss_func, learn.n_out)   # for its error, before any work
+    if solver == 'lbfgs': _check_logistic(learn)
     check_batches(learn.dls.train)
+
+def _check_logistic(learn):
+    "Raise `ValueError` for a loss that logistic regression does not minimize"
+    if learn.task.is_number: return   # ridge regression, for any of their losses
+    if learn.task.is_single: logistic_weights(learn.loss_func, learn.n_out)
+    else: check_plain_bce(learn.loss_func)
 
 def _check_lbfgs(learn, head_only, given):
     if not head_only:
@@ -260,7 +312,7 @@ def fit_head(self:TransferLearner,
     lr:float=None,    # Peak learning rate; `None`: the recipe's for what trains
     *,
     views:int=1,      # Views of each training image; 1: as validation sees it, k: and k-1 augmentations, drawn once
-    solver:str='sgd', # 'sgd': one-cycle; 'lbfgs': logistic regression at its optimum, with the loss's class weights
+    solver:str='sgd', # 'sgd': one-cycle; 'lbfgs': logistic regression at its optimum, with the loss's class weights; for numbers ridge regression
     cbs=None,         # fastai callbacks; of 'sgd'
     cache:bool=True,  # Keep the features for other runs, and look for kept ones?
     cache_gb:float=CACHE_GB, # GB that the cache may take
@@ -290,6 +342,7 @@ def _units(learn) -> np.ndarray:
     "Number what stays together in cross-validation: groups, where each class has several, or single images"
     groups, single = image_groups(learn, learn.dls.train), np.arange(learn.dls.train.n)
     if groups is None: return single
+    if not learn.task.is_single: return groups
     y = _labels(learn.dls.train).numpy()
     return groups if min(len(np.unique(groups[y == c])) for c in np.unique(y)) > 1 else single
 
@@ -306,9 +359,11 @@ def _solve(learn, features, y, units):
     head, n_images, views = learn.model.net.get_classifier(), *features.index.shape
     x = features.rows[features.index.ravel()].reshape(features.index.size, -1)
     images = np.repeat(np.arange(n_images), views)
-    weights = _weights(learn, y)
-    seed = getattr(learn.dls.train, 'seed', 0)
-    fit = logistic_head(x, y.numpy()[images], learn.n_out, groups=units[images], seed=seed, weights=weights)
+    weights = _weights(learn, y) if learn.task.is_single else None
+    how = dict(groups=units[images], seed=getattr(learn.dls.train, 'seed', 0))
+    if learn.task.is_single: fit = logistic_head(x, y.numpy()[images], learn.n_out, weights=weights, **how)
+    elif learn.task.is_number: fit = numbers_head(x, learn.task.scale.standardize(y.double().numpy()[images]), **how)
+    else: fit = labels_head(x, y.numpy()[images].astype(int), **how)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(fit.weight).view_as(head.weight))
         head.bias.copy_(torch.from_numpy(fit.bias))
@@ -318,5 +373,6 @@ def _solve(learn, features, y, units):
     learn.history.add(0, values, phase='head')
     if learn.logger is noop: return
     weighted = '' if weights is None else ', with class weights'
-    print(f'logistic regression: C = {fit.C:g}, by {fit.how}{weighted}', flush=True)
+    solved = f'ridge regression: alpha = {fit.alpha:g}' if learn.task.is_number else f'logistic regression: C = {fit.C:g}'
+    print(f'{solved}, by {fit.how}{weighted}', flush=True)
     print(', '.join(f'{k} {v:.4f}' for k, v in values.items()), flush=True)

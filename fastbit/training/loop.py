@@ -43,6 +43,7 @@ class DividedLoaders:
 # %% ../../nbs/training/08_loop.ipynb #cfdda7d9
 class Loop(Learner):
     "fastai's training loop for a `TransferModel`: interruptible, resumable, with micro-batches and several processes"
+    task = SINGLE_LABEL     # what an answer is
     in_fit = False          # is a fit running?
     first_epoch = 0         # of a resumed fit
     first_batch = 0         # of the first epoch of a resumed fit
@@ -83,7 +84,7 @@ class Loop(Learner):
         self.check_norms()
         self.loss_func = self.loss_func   # class weights go where the model has gone since
         self.balanced_loss()   # for its error
-        SINGLE_LABEL.check_metrics(self.metrics, self.n_out)
+        self.task.check_metrics(self.metrics, self.n_out)
         check_mixing(self, cbs)
         self.run_fit(n_epoch, lr=lr, wd=wd, cbs=cbs, reset_opt=reset_opt, start_epoch=start_epoch)
 

@@ -19,7 +19,6 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 # %% ../../nbs/training/17_rule.ipynb #3d753fcb
-from ..bodies.build import zero_classifier
 from ..core.options import options_by_name
 from ..core.checks import resolve_steps
 from ..core.processes import is_writer
@@ -219,9 +218,9 @@ def _unfreeze_for(learn, rule, cbs):
         raise
 
 def _zero_head(learn):
-    if any(p.any() for p in learn.model.stage_params()[-1]):
+    if not learn.is_classifier_new:
         warn_data("The trained classifier was reset: the rule starts from zeros. Pass zero_head=False to keep it.")
-    zero_classifier(learn.model.net)
+    learn.reset_classifier()
 
 def _fit_steps(learn, steps, cbs):
     "Fit by the rule's optimizer and rates; the next fit has the learner's again, also after an interrupt"

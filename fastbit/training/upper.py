@@ -27,7 +27,6 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 
 # %% ../../nbs/training/18_upper.ipynb #c24d9f5b
-from ..bodies.build import zero_classifier
 from ..bodies.model import BN_MODES
 from ..core.checks import resolve_steps
 from ..core.options import options_by_name
@@ -163,7 +162,7 @@ def distinct_views(
 
 def _smoothing(learn, asked) -> float:
     if asked is None: return SMOOTHING if type(learn.loss_func) is CrossEntropyLossFlat else 0.
-    smoothed_loss(learn.loss_func, asked)   # for its error, before any work
+    if asked: smoothed_loss(learn.loss_func, asked)   # for its error, before any work
     return asked
 
 def check_alpha(
@@ -248,7 +247,7 @@ def fit_upper(self:TransferLearner,
             finally: self.first_epoch = self.first_batch = 0   # also after an interrupt
 
 def _zero_head(learn):
-    if any(p.any() for p in learn.model.stage_params()[-1]):
+    if not learn.is_classifier_new:
         warn_data("The trained classifier was reset: fit_upper starts from zeros. To train on, use "
                   "learn.freeze_to(n) and learn.fit_head(n_epoch, lr, views=k).")
-    zero_classifier(learn.model.net)
+    learn.reset_classifier()
