@@ -8,19 +8,19 @@ Docs: https://fastbit.github.io/fastbit/report/numbers_page.html.md"""
 __all__ = ['true_numbers', 'number_residuals', 'number_sentences', 'number_pictures', 'number_mistakes', 'number_samples',
            'NumberData', 'number_data', 'number_metric_rows', 'number_tta']
 
-# %% ../../nbs/report/10_numbers_page.ipynb #29697f2f
+# %% ../../nbs/report/10_numbers_page.ipynb #511fd7b8
 from dataclasses import dataclass
 
-# %% ../../nbs/report/10_numbers_page.ipynb #753a87cc
+# %% ../../nbs/report/10_numbers_page.ipynb #dcaa3084
 import numpy as np, torch
 
-# %% ../../nbs/report/10_numbers_page.ipynb #c3455a12
+# %% ../../nbs/report/10_numbers_page.ipynb #2112bc9c
 from ..metrics.numbers import NUMBER_METRICS, format_number, number_words
 from .findings import Findings
 from .number_figures import plot_predicted, plot_residuals
 from .page import Picture, picture_uri, thumbnail
 
-# %% ../../nbs/report/10_numbers_page.ipynb #e3734698
+# %% ../../nbs/report/10_numbers_page.ipynb #18b49b7d
 def true_numbers(
     f:Findings # Of numbers
 ) -> np.ndarray: # n
@@ -41,7 +41,7 @@ def number_sentences(
     images = f'{e.n} {"test" if f.part == "test" else "held-out"} images'
     expected = f'Predictions are off by {format_number(e.mae)} on average, measured on {images}.'
     if within is not None and np.isfinite(within):
-        expected += f' The truth of 90% of new images like these lies within ±{format_number(within)} of the prediction.'
+        expected += f' For 90% of new images like these the truth lies within ±{format_number(within)} of it.'
     scale = f.task.scale
     mean, low, high = map(format_number, (scale.mean, scale.low, scale.high))
     guess = format_number(np.abs(true_numbers(f) - scale.mean).mean())
