@@ -55,7 +55,7 @@ class DataOptions(Options):
 @dataclass(frozen=True)
 class TableOptions(Options):
     "What the labels are, and how a table (CSV file or DataFrame) is read"
-    task:str = None          # what an answer is: label (one per image), labels (several) or number (default: what the table leaves no doubt about)
+    task:str = None          # what an answer is: label (one per image), labels (several) or number (default: where the table leaves no doubt)
     root:str|Path = None     # where relative paths start (default: the table's folder, or the working directory)
     path_col:str = None      # column of image paths (default: found by its name and content)
     label_col:str = None     # column of labels (default: found by its name)
@@ -112,7 +112,7 @@ class TrainOptions(Options):
     size:int = None          # side of the images, pixels (default: the body's; 64 for digits; the rule's for hyperrule)
     bn:str = None            # BatchNorm of stages that train: frozen, affine or train (default: train in auto's upper stages, else frozen)
     label_smoothing:float = None # share of the target spread over all classes, such as 0.1 (default: 0.1 in auto's upper stages, else 0)
-    loss:str = None          # loss of several labels: bce or asymmetric (default: bce); of numbers: smooth_l1, mse or l1 (default: smooth_l1)
+    loss:str = None          # loss of several labels: bce or asymmetric (default: bce); of numbers: smooth_l1 (the default), mse or l1
     precision:str = 'float32' # training precision: float32, bf16, fp16 or auto
     metric:str = 'accuracy'  # headline of the run, and what decides between the head and more layers: one of `METRICS`
     keep_best:str = None     # keep the best epoch's weights by valid_loss, 'metric' or a name of `METRICS` (default: the last epoch's)

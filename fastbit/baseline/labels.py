@@ -54,8 +54,8 @@ def check_task_options(
     if task.is_number: return check_number_options(task, train)
     if task.is_single:
         if train.loss is None: return
-        raise ValueError(f"loss={train.loss!r} is for several labels per image or for numbers, and these have one label: "
-                         "it is trained by cross-entropy. Leave it out, or use task='labels' or task='number'.")
+        raise ValueError(f"loss={train.loss!r} is for several labels per image or for numbers, and these have one "
+                         "label: it is trained by cross-entropy. Leave it out, or use task='labels' or task='number'.")
     if words := _refused(train): raise ValueError(words)
     task.resolve_loss(train.loss, 2)   # for its error
 

@@ -7,14 +7,14 @@ Docs: https://fastbit.github.io/fastbit/baseline/quantity.html.md"""
 # %% auto #0
 __all__ = ['check_number_options', 'number_phases', 'measure_numbers', 'number_predictions', 'guess_words', 'NumbersResult']
 
-# %% ../../nbs/baseline/12_quantity.ipynb #84586e14
+# %% ../../nbs/baseline/12_quantity.ipynb #ce8b35f6
 import time
 from dataclasses import dataclass, replace
 
-# %% ../../nbs/baseline/12_quantity.ipynb #97b41ec6
+# %% ../../nbs/baseline/12_quantity.ipynb #a12f6f39
 import numpy as np, pandas as pd
 
-# %% ../../nbs/baseline/12_quantity.ipynb #b888ebb3
+# %% ../../nbs/baseline/12_quantity.ipynb #55100c86
 from .phases import HeadPhase
 from .result import BaselineResult, Measured, group_column
 from ..core.text import format_seconds
@@ -29,19 +29,19 @@ from ..training.learner import TransferLearner
 from ..training.results import set_within
 from ..training.tta import tta_probs, tta_report
 
-# %% ../../nbs/baseline/12_quantity.ipynb #72bc6467
+# %% ../../nbs/baseline/12_quantity.ipynb #5e44c79e
 _WATCHED = ('valid_loss', 'metric')   # by keep_best
 
 def _refused(train) -> str:
     "Say why an option has no meaning for numbers; '' if all have one"
     if train.metric != 'accuracy':
-        return (f"metric={train.metric!r} is for one label per image. Numbers are reported by mean absolute error and other "
-                "metrics, and grades by quadratic-weighted kappa, too. Leave it out.")
+        return (f"metric={train.metric!r} is for one label per image. Numbers are reported by mean absolute error and "
+                "other metrics, and grades by quadratic-weighted kappa, too. Leave it out.")
     if train.keep_best not in (None, *_WATCHED):
-        return (f"keep_best={train.keep_best!r} is for one label per image. For numbers choose 'valid_loss' or 'metric' "
-                "(mean absolute error).")
+        return (f"keep_best={train.keep_best!r} is for one label per image. For numbers choose 'valid_loss' or "
+                "'metric' (mean absolute error).")
     if train.label_smoothing:
-        return f"label_smoothing={train.label_smoothing:g} is for classes, and these images have a number. Leave it out."
+        return f"label_smoothing={train.label_smoothing:g} is for classes, and these are numbers. Leave it out."
     return ''
 
 def check_number_options(
@@ -58,7 +58,7 @@ def number_phases(
     "Name what the head phase solves for numbers"
     return [replace(p, solver='ridge regression') if isinstance(p, HeadPhase) else p for p in phases]
 
-# %% ../../nbs/baseline/12_quantity.ipynb #2d4cce74
+# %% ../../nbs/baseline/12_quantity.ipynb #e1384af8
 def measure_numbers(
     learn:TransferLearner, # Trained, on fastbit's loaders
 ) -> Measured:
@@ -108,7 +108,7 @@ def number_predictions(
             **number_ends(numbers, learn.within))))
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/baseline/12_quantity.ipynb #157121d1
+# %% ../../nbs/baseline/12_quantity.ipynb #c15e791f
 def guess_words(
     targs,            # n numbers, held out
     scale:NumberScale, # Of the training images
@@ -133,7 +133,8 @@ class NumbersResult(BaselineResult):
         images = 'held-out' if self.part == 'valid' else 'test'
         words = e.words
         rows = [('MAE', f'{_after_name(words("mae"))} on {e.n} {images} images{self._groups()}, {name}')]
-        if v is not None: rows.append(('', f'{format_number(v.mae)} on the {v.n} validation images, used for all choices'))
+        if v is not None:
+            rows.append(('', f'{format_number(v.mae)} on the {v.n} validation images, used for all choices'))
         rows.append(('', guess_words(self.targs, self.learn.task.scale)))
         rows.append(('RMSE', _after_name(words('rmse'))))
         rows.append(('R²', _after_name(words('r2')) + (f', {words("spearman")}' if e.spearman is not None else '')))
@@ -168,8 +169,8 @@ class NumbersResult(BaselineResult):
         "Return everything but the tables and the learner, for `results.json`"
         finite = self.within is not None and np.isfinite(self.within)
         scale = self.learn.task.scale
-        numbers = dict(name=str(self.learn.dls.vocab[0]), mean=scale.mean, std=scale.std, low=scale.low, high=scale.high,
-                       within=self.within if finite else None)
+        name, within = str(self.learn.dls.vocab[0]), self.within if finite else None
+        numbers = dict(name=name, mean=scale.mean, std=scale.std, low=scale.low, high=scale.high, within=within)
         return super().as_dict() | dict(task='number', number=numbers)
 
 def _after_name(words) -> str: return words.partition(' ')[2]

@@ -7,14 +7,14 @@ Docs: https://fastbit.github.io/fastbit/data/quantities.html.md"""
 # %% auto #0
 __all__ = ['MIN_QUANTITIES', 'MAX_BINS', 'quantity_kind', 'are_quantities', 'as_quantities', 'quantity_bins']
 
-# %% ../../nbs/data/28_quantities.ipynb #65dfebea
+# %% ../../nbs/data/28_quantities.ipynb #5387c0fd
 import numpy as np, pandas as pd
 
-# %% ../../nbs/data/28_quantities.ipynb #06f35897
+# %% ../../nbs/data/28_quantities.ipynb #c5e7c20a
 from ..core.text import first_of
 from .labels import _COMMA_FORMS, _values, clean_label
 
-# %% ../../nbs/data/28_quantities.ipynb #db03ed27
+# %% ../../nbs/data/28_quantities.ipynb #2f91e555
 MIN_QUANTITIES = 10   # different numbers, from which on they may be a quantity
 _MIN_WHOLE = 30       # different whole numbers, likewise
 
@@ -33,7 +33,7 @@ def quantity_kind(
     numbered = len(set(values)) == values.max() - values.min() + 1   # 0 … n-1 are numbers of classes
     return 'label' if repeats or numbered or len(names) < _MIN_WHOLE else 'either'
 
-# %% ../../nbs/data/28_quantities.ipynb #94e97c47
+# %% ../../nbs/data/28_quantities.ipynb #06e9dffd
 def are_quantities(
     labels:pd.Series # The column `label` of a table of images
 ) -> bool:
@@ -54,8 +54,8 @@ def _with_commas(texts, column) -> np.ndarray|None:
         found.append(np.array([float(o.replace(thousands, '').replace(point, '.')) for o in texts]))
     if len(found) == 2 and (found[0] != found[1]).any():
         i = int(np.flatnonzero(found[0] != found[1])[0])
-        raise ValueError(f"Column {column!r} has {texts[i]!r}, which may be {found[0][i]:g} or {found[1][i]:g}: write all "
-                         "numbers with a decimal point and without other separators.")
+        raise ValueError(f"Column {column!r} has {texts[i]!r}, which may be {found[0][i]:g} or {found[1][i]:g}: write "
+                         "all numbers with a decimal point and without other separators.")
     return found[0] if found else None
 
 def as_quantities(
@@ -75,7 +75,7 @@ def as_quantities(
                          "task='label' if the column has names of classes.")
     return numbers
 
-# %% ../../nbs/data/28_quantities.ipynb #bcb33759
+# %% ../../nbs/data/28_quantities.ipynb #b0a29e29
 MAX_BINS = 10   # ranges of numbers, of which each is in training and in validation
 
 def quantity_bins(

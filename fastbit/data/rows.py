@@ -190,7 +190,8 @@ def _open_table(source) -> _Table:
 
 def _words(name, chosen, located, is_split, columns, numbers) -> str:
     title = lambda c: str(c) or 'without a name'
-    used = [f'paths from column {title(chosen.path)}', f'{"numbers" if numbers else "labels"} from {title(chosen.label)}']
+    what = 'numbers' if numbers else 'labels'
+    used = [f'paths from column {title(chosen.path)}', f'{what} from {title(chosen.label)}']
     if is_split: used.append(f"splits from {' and '.join(map(title, chosen.splits))}")
     used += [f'{k}s from {title(c)}' for k, c in columns.items()]
     rest = [located] if located else []
@@ -338,4 +339,5 @@ def table_rows(
     is_split = any(splits)   # a column of blanks is still to be filled in
     words = _words(table.name, chosen, located.words, is_split, used, are_quantities(rows.label))
     grouped_by = f'column {str(used["group"])!r}' if 'group' in used else ''
-    return TableRows(rows=found.rows, skipped=found.skipped, words=words, grouped_by=grouped_by, column=str(chosen.label))
+    about = dict(words=words, grouped_by=grouped_by, column=str(chosen.label))
+    return TableRows(rows=found.rows, skipped=found.skipped, **about)

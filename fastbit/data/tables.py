@@ -160,7 +160,7 @@ def read_image_set(
     group_col:str=None,           # Column of groups, whose images stay together; `None`: none
     group:str|re.Pattern|Callable=None, # The same, or a regular expression on the path, or a function of the path; `None`: no groups
     time:str=None,                # Column of dates or numbers; 'exif' is read from the files later; `None`: none
-    task:str=None,                # 'label': one label per image; 'labels': several; 'number': a number; `None`: where the table leaves no doubt
+    task:str=None,                # 'label': one per image; 'labels': several; 'number'; `None`: where the table leaves no doubt
     label_sep:str=None,           # Between the labels in a cell, ';'; `None`: found
     label_cols:str|list=None,     # Columns of 0 and 1, one per label; `None`: found
 ) -> ImageSet:

@@ -241,7 +241,7 @@ class Predictor:
         min_precision:float=None, # Add a column `answer`: the class, or 'unsure' below the confidence that gives this precision
         coverage:float=None, # Add a column `set`: classes that contain the true one for this share of images
         unlike:float=None, # Add `unlike` and `p_value`: far from the training images, with this share of false alarms
-    ) -> pd.DataFrame: # Columns path ('' if not a file), prediction, probability, calibrated (or low, high of numbers), reason ('' if predicted)
+    ) -> pd.DataFrame: # Columns path ('' if not a file), prediction, probability, calibrated (of numbers: low, high), reason ('': none)
         "Classify images; `calibrated` is the probability with temperature scaling, NaN without a temperature"
         limits = self._limits(tta, min_precision=min_precision, coverage=coverage, unlike=unlike)   # errors come first
         items = image_items(items)
@@ -281,7 +281,8 @@ class Predictor:
         if probs: raise ValueError("probs=True is for classes, and this model predicts a number: leave it out.")
         bad = np.array([bool(r) for r in reasons], dtype=bool)
         numbers = np.where(bad, np.nan, self.task.decode(p).numpy())
-        return pd.DataFrame(dict(path=paths, prediction=numbers, **number_ends(numbers, self.about.within), reason=reasons))
+        ends = number_ends(numbers, self.about.within)
+        return pd.DataFrame(dict(path=paths, prediction=numbers, **ends, reason=reasons))
 
     def scaled(self,
         probs:torch.Tensor # n x classes

@@ -8,19 +8,19 @@ Docs: https://fastbit.github.io/fastbit/report/numbers_page.html.md"""
 __all__ = ['true_numbers', 'number_residuals', 'number_sentences', 'number_pictures', 'number_mistakes', 'number_samples',
            'NumberData', 'number_data', 'number_metric_rows', 'number_tta']
 
-# %% ../../nbs/report/10_numbers_page.ipynb #4c3fb457
+# %% ../../nbs/report/10_numbers_page.ipynb #511fd7b8
 from dataclasses import dataclass
 
-# %% ../../nbs/report/10_numbers_page.ipynb #618664a4
+# %% ../../nbs/report/10_numbers_page.ipynb #dcaa3084
 import numpy as np, torch
 
-# %% ../../nbs/report/10_numbers_page.ipynb #69a6e813
+# %% ../../nbs/report/10_numbers_page.ipynb #2112bc9c
 from ..metrics.numbers import NUMBER_METRICS, format_number, number_words
 from .findings import Findings
 from .number_figures import plot_predicted, plot_residuals
 from .page import Picture, picture_uri, thumbnail
 
-# %% ../../nbs/report/10_numbers_page.ipynb #73bc4e49
+# %% ../../nbs/report/10_numbers_page.ipynb #18b49b7d
 def true_numbers(
     f:Findings # Of numbers
 ) -> np.ndarray: # n
@@ -41,12 +41,12 @@ def number_sentences(
     images = f'{e.n} {"test" if f.part == "test" else "held-out"} images'
     expected = f'Predictions are off by {format_number(e.mae)} on average, measured on {images}.'
     if within is not None and np.isfinite(within):
-        expected += f' Within ±{format_number(within)} of its prediction lies the truth of 90% of new images like these.'
+        expected += f' For 90% of new images like these the truth lies within ±{format_number(within)} of it.'
     scale = f.task.scale
-    guess = np.abs(true_numbers(f) - scale.mean).mean()
-    compared = (f'For comparison: always answering {format_number(scale.mean)}, the mean of the training images, is off by '
-                f'{format_number(guess)}. Predictions stay from {format_number(scale.low)} to {format_number(scale.high)}, '
-                'the range of the training images.')
+    mean, low, high = map(format_number, (scale.mean, scale.low, scale.high))
+    guess = format_number(np.abs(true_numbers(f) - scale.mean).mean())
+    compared = (f'For comparison: always answering {mean}, the mean of the training images, is off by {guess}. '
+                f'Predictions stay from {low} to {high}, the range of the training images.')
     return expected, compared
 
 def number_pictures(
@@ -133,5 +133,5 @@ def number_tta(
 ) -> list[dict]|None: # `None` where TTA did not run
     "List plain prediction and TTA, as text"
     if f.tta is None or 'TTA' not in f.tta.index: return None
-    return [dict(what=what, views=r.views, mae=format_number(r.mae), rmse=format_number(r.rmse), seconds=f'{r.seconds:.1f}')
-            for what, r in f.tta.iterrows()]
+    row = lambda r: dict(mae=format_number(r.mae), rmse=format_number(r.rmse), seconds=f'{r.seconds:.1f}')
+    return [dict(what=what, views=r.views, **row(r)) for what, r in f.tta.iterrows()]

@@ -219,7 +219,9 @@ def _features(learn, n, views, cache, gb) -> tuple: # ((training, validation) fe
 def _labels(dl) -> torch.Tensor:
     "Class number of each image, a row of 0 and 1 where it may have several labels, or the number to predict"
     targets = dl.dataset.tls[1]
-    if getattr(targets[0], 'ndim', 0) or getattr(targets[0], 'dtype', None) == torch.float32: return torch.stack([targets[i].as_subclass(torch.Tensor) for i in range(dl.n)])
+    first = targets[0]
+    is_class = not isinstance(first, torch.Tensor) or not first.ndim and not first.is_floating_point()
+    if not is_class: return torch.stack([targets[i].as_subclass(torch.Tensor) for i in range(dl.n)])
     return torch.tensor([int(targets[i]) for i in range(dl.n)])
 
 @contextmanager
@@ -312,7 +314,7 @@ def fit_head(self:TransferLearner,
     lr:float=None,    # Peak learning rate; `None`: the recipe's for what trains
     *,
     views:int=1,      # Views of each training image; 1: as validation sees it, k: and k-1 augmentations, drawn once
-    solver:str='sgd', # 'sgd': one-cycle; 'lbfgs': logistic regression at its optimum, with the loss's class weights; for numbers ridge regression
+    solver:str='sgd', # 'sgd': one-cycle; 'lbfgs': logistic regression at its optimum, with the loss's class weights, or ridge regression
     cbs=None,         # fastai callbacks; of 'sgd'
     cache:bool=True,  # Keep the features for other runs, and look for kept ones?
     cache_gb:float=CACHE_GB, # GB that the cache may take
@@ -373,6 +375,7 @@ def _solve(learn, features, y, units):
     learn.history.add(0, values, phase='head')
     if learn.logger is noop: return
     weighted = '' if weights is None else ', with class weights'
-    solved = f'ridge regression: alpha = {fit.alpha:g}' if learn.task.is_number else f'logistic regression: C = {fit.C:g}'
+    if learn.task.is_number: solved = f'ridge regression: alpha = {fit.alpha:g}'
+    else: solved = f'logistic regression: C = {fit.C:g}'
     print(f'{solved}, by {fit.how}{weighted}', flush=True)
     print(', '.join(f'{k} {v:.4f}' for k, v in values.items()), flush=True)

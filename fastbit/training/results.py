@@ -110,7 +110,8 @@ def prediction_interval(self:TransferLearner,
     dl=None,      # Other data with numbers
 ) -> float: # Infinite where images are too few; kept as `learn.within`
     "Find the distance from a predicted number within which the truth of 90% of new images lies (split conformal)"
-    if not self.task.is_number: raise ValueError('A prediction interval is for numbers. For classes use coverage= of `predict`.')
+    if not self.task.is_number:
+        raise ValueError('A prediction interval is for numbers. For classes use coverage= of `predict`.')
     logits, targs = _plain_logits(self, ds_idx, dl)
     pred, groups = self.task.mean_probs(logits).flatten(), image_groups(self, find_loader(self, ds_idx, dl))
     set_within(self, targs.double().flatten() - pred, groups)
@@ -181,6 +182,7 @@ def model_record(
     "Describe the model of a learner, without an evaluation"
     source, chosen = learn.weights_source, learn.thresholds
     several = dict(task=learn.task.key, thresholds=None if chosen is None else tuple(map(float, chosen)))
+    classes = tuple(map(str, getattr(learn.dls, 'vocab', None) or ['number']))
     if learn.task.is_number: several['number'] = dict(asdict(learn.task.scale), within=_finite(learn.within))
     classes = tuple(map(str, getattr(learn.dls, 'vocab', None) or ['number']))
     return Artifact(
@@ -195,7 +197,7 @@ def _finite(within): return within if within is not None and within < float('inf
 @options_by_name
 def export(self:TransferLearner,
     folder:str|Path,         # Made; `FileExistsError` if there is something
-    evaluation:Evaluation|LabelsEvaluation|NumbersEvaluation|bool=None, # From `learn.evaluate` on `part`; `None`: measured now, on validation; `False`: none
+    evaluation:Evaluation|LabelsEvaluation|NumbersEvaluation|bool=None, # From `learn.evaluate`; `None`: measured now; `False`: none
     *,
     answers:HeldOutAnswers|bool=None, # On validation images, for thresholds; `None`: measured now; `False`: none
     part:str='valid',        # What `evaluation` was measured on
