@@ -22,6 +22,7 @@ from ..core.options import options_by_name
 from ..core.text import show as show_it
 from ..data.views import default_views
 from ..export.artifact import check_target, save_artifact
+from ..export.predict import task_record
 from ..export.record import Artifact, digest_sketch, made_with
 from ..metrics.answers import HeldOutAnswers
 from ..metrics.calibration import fit_temperature
@@ -149,11 +150,10 @@ def model_record(
     pp,    # How a file becomes pixels: a `Preprocess`
 ) -> Artifact:
     "Describe the model of a learner, without an evaluation"
-    source, chosen = learn.weights_source, learn.thresholds
-    several = dict(task=learn.task.key, thresholds=None if chosen is None else tuple(map(float, chosen)))
+    source = learn.weights_source
     return Artifact(
         arch=learn.model.net.pretrained_cfg['architecture'], classes=tuple(map(str, learn.dls.vocab)), preprocess=pp,
-        temperature=learn.temperature, trained_on=_trained_on(learn.dls), versions=made_with(), **several,
+        temperature=learn.temperature, trained_on=_trained_on(learn.dls), versions=made_with(), **task_record(learn),
         weights_from='' if source.kind == 'random' else f'{timm_name(learn.arch)}, {source}')
 
 @patch
