@@ -140,7 +140,8 @@ class LabelsResult(BaselineResult):
     def _rows(self) -> list[tuple]:
         e, v = self.evaluation, self.validation
         images = 'held-out' if self.part == 'valid' else 'test'
-        measured_on = f'{e.n} {images} images{self._groups()}, {e.n_measured} of {e.n_classes} labels'
+        labels = f'{e.n_classes} labels' if e.n_measured == e.n_classes else f'{e.n_measured} of {e.n_classes} labels'
+        measured_on = f'{e.n} {images} images{self._groups()}, {labels}'
         words = lambda name: label_metric_words(e, name)
         rows = [('mAP', f'{_after_name(words("map"))} on {measured_on}')]
         if v is not None: rows.append(('', f'{v.map:.4f} on the {v.n} validation images, used for all choices'))

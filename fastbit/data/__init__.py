@@ -21,7 +21,8 @@ from .stream_dl import stream_dataloaders
 
 __all__ = [
     'BalancedDraw', 'check_images', 'check_table', 'class_weights', 'resolve_views', 'default_views', 'digits_table',
-    'draw_bouquet', 'draw_flower', 'drawn_bouquets', 'drawn_flowers', 'duplicate_groups', 'exif_times', 'FeatureIndex', 'Features', 'few_shot_table',
+    'draw_bouquet', 'draw_flower', 'drawn_bouquets', 'drawn_flowers', 'duplicate_groups', 'exif_times',
+    'FeatureIndex', 'Features', 'few_shot_table',
     'FLOWERS', 'fold_numbers', 'frozen_features', 'image_dataloaders', 'image_table', 'ImageDL', 'ImageFile',
     'ImageLoaders', 'ImageSet', 'ImageStream', 'inspect_image', 'mixup_draw', 'named_table', 'nearest_rows',
     'open_image', 'parquet_stream', 'path_groups', 'PathLabel', 'PixelCache', 'PUBLIC_SETS', 'read_image',

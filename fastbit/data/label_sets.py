@@ -213,8 +213,8 @@ def hot_label_sets(
         wrong = np.flatnonzero(column < 0)
         if not len(wrong): continue
         cell = as_texts(df[c])[wrong[0]]
-        raise ValueError(f"{len(wrong)} of {len(df)} cells in column {str(c)!r} are neither 0 nor 1, e.g. {cell or 'nothing'}: "
-                         f"{lines(wrong.tolist())}. Fill them in, or leave these rows out.")
+        shown = f'{len(wrong)} of {len(df)} cells in column {str(c)!r} are neither 0 nor 1, e.g. {cell or "nothing"}'
+        raise ValueError(f"{shown}: {lines(wrong.tolist())}. Fill them in, or leave these rows out.")
     names = [clean_label(c) for c in df]
     twice = [o for o, n in Counter(names).items() if n > 1]
     if twice: raise ValueError(f"Two columns of labels are called {twice[0]!r}: rename one of them.")

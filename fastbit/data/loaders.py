@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 import fastai.vision.data  # registers how batches of images are shown
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
-from fastai.data.transforms import IntToFloatTensor, ToTensor
+from fastai.data.transforms import IntToFloatTensor, MultiCategorize, ToTensor
 from fastcore.foundation import L
 
 # %% ../../nbs/data/17_loaders.ipynb #c873f567
@@ -44,7 +44,8 @@ from .tables import ImageSet, read_image_set
 from .test_items import find_label_sets, find_labels, find_numbers, find_test_items
 from .transforms import EvalImage, TrainImage, draft_size
 from ..hyperrule import HyperRule
-from ..metrics.task import Task
+from ..metrics.several import SEVERAL_LABELS
+from ..metrics.task import SINGLE_LABEL, Task
 
 # %% ../../nbs/data/17_loaders.ipynb #ad4f1c05
 _OF_ONE_LABEL = dict(   # options of one label per image, and what several labels have instead
@@ -89,7 +90,11 @@ class ImageSetLoaders(DataLoaders):
     @property
     def balance(self) -> str: return self.image_set.balance
     @property
-    def task(self) -> Task: return self.image_set.task
+    def task(self) -> Task:
+        "Return what an answer is"
+        if self.image_set is not None: return self.image_set.task
+        transforms = self.valid_ds.tls[1].tfms.fs   # of an exported learner, whose loaders have no table
+        return SEVERAL_LABELS if any(isinstance(f, MultiCategorize) for f in transforms) else SINGLE_LABEL
     @property
     def class_counts(self) -> np.ndarray|None: # in the order of `vocab`
         "Training images of each class; `None` for numbers, and for streams, which are not counted"

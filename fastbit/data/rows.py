@@ -251,7 +251,7 @@ def _hot_columns(df, label_cols, given, task) -> list:
     taken = [_find_named(df, given[k], k) for k in ('path_col', 'split_col')]
     others = [c for c in df if c not in taken and not _is_index(df, c) and not _flag(c)]
     named = (*_LABEL_NAMES, *_WEAK_NAMES)
-    usual = [c for c in others if _plain(c) in named and not is_hot(df[c])]
+    usual = [c for c in others if _plain(c) in named and not (task == 'labels' and is_hot(df[c]))]
     hot = [c for c in others if _plain(c) not in (*_PATH_NAMES, *_SPLIT_NAMES) and is_hot(df[c])]
     sure = len(hot) > 1 if task == 'labels' else len(hot) > 1 and are_hot_columns(df[hot])
     return hot if sure and not usual else []

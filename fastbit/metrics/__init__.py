@@ -20,13 +20,13 @@ from .answers import HeldOutAnswers, SelectiveEvaluation, evaluate_selective, he
 
 __all__ = [
     'accuracy_interval', 'apply_temperature', 'AsymmetricLoss', 'BinaryLoss', 'bootstrap_interval', 'brier_scores',
-    'calibration_error', 'choose_thresholds', 'class_order', 'conformal_interval', 'coverage_range',
-    'decode_labels', 'distance_limit', 'effective_size', 'evaluate_labels', 'evaluate_numbers', 'evaluate_probs',
-    'evaluate_selective', 'Evaluation', 'FeatureGaussian', 'fit_feature_gaussian', 'fit_temperature',
-    'held_out_answers', 'HeldOutAnswers', 'Interval', 'iterative_folds', 'iterative_parts', 'labels_task',
-    'LabelsEvaluation', 'macro_f1', 'mean_probs', 'metric_value', 'needed_images', 'NumberLoss', 'NumberScale',
-    'NumbersEvaluation', 'p_values', 'PrecisionThreshold', 'prediction_sets', 'reliability_table', 'resolve_loss',
-    'risk_coverage_area', 'risk_coverage_interval', 'Score', 'score_metric', 'selective_curve',
-    'SelectiveEvaluation', 'set_threshold', 'SEVERAL_LABELS', 'shift_prior', 'SINGLE_LABEL', 'SoftmaxLoss', 'Task',
-    'threshold_for_precision', 'wilson_interval',
+    'calibration_error', 'choose_thresholds', 'class_order', 'conformal_interval', 'coverage_range', 'decode_labels',
+    'distance_limit', 'effective_size', 'evaluate_labels', 'evaluate_numbers', 'evaluate_probs', 'evaluate_selective',
+    'Evaluation', 'FeatureGaussian', 'fit_feature_gaussian', 'fit_temperature', 'held_out_answers', 'HeldOutAnswers',
+    'Interval', 'iterative_folds', 'iterative_parts', 'labels_task', 'LabelsEvaluation', 'macro_f1', 'mean_probs',
+    'metric_value', 'needed_images', 'NumberLoss', 'NumberScale', 'NumbersEvaluation', 'p_values',
+    'PrecisionThreshold', 'prediction_sets', 'reliability_table', 'resolve_loss', 'risk_coverage_area',
+    'risk_coverage_interval', 'Score', 'score_metric', 'selective_curve', 'SelectiveEvaluation', 'set_threshold',
+    'SEVERAL_LABELS', 'shift_prior', 'SINGLE_LABEL', 'SoftmaxLoss', 'Task', 'threshold_for_precision',
+    'wilson_interval',
 ]

@@ -105,7 +105,7 @@ def label_sentences(
     e = f.evaluation
     of = f'{e.n} {"test" if f.part == "test" else "held-out"} images'
     precision = label_score_words('map', e.map, e.map_interval)
-    expected = f'For {e.exact_match:.0%} of {of} all labels are right. {precision}.'
+    expected = f'For {e.exact_match:.1%} of {of} all labels are right. {precision}.'
     guess = np.asarray(f.targs).mean(0)
     seen = guess[guess > 0].mean() if guess.any() else 0.
     compared = f'For comparison: guessing has a mAP of {seen:.3f}, the mean share of images that have a label.'

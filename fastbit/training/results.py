@@ -22,6 +22,7 @@ from ..core.options import options_by_name
 from ..core.text import show as show_it
 from ..data.views import default_views
 from ..export.artifact import check_target, save_artifact
+from ..export.predict import task_record
 from ..export.record import Artifact, digest_sketch, made_with
 from ..metrics.answers import HeldOutAnswers
 from ..metrics.calibration import fit_temperature
@@ -180,18 +181,13 @@ def model_record(
     pp,    # How a file becomes pixels: a `Preprocess`
 ) -> Artifact:
     "Describe the model of a learner, without an evaluation"
-    source, chosen = learn.weights_source, learn.thresholds
-    several = dict(task=learn.task.key, thresholds=None if chosen is None else tuple(map(float, chosen)))
-    classes = tuple(map(str, getattr(learn.dls, 'vocab', None) or ['number']))
-    if learn.task.is_number: several['number'] = dict(asdict(learn.task.scale), within=_finite(learn.within))
+    source = learn.weights_source
     classes = tuple(map(str, getattr(learn.dls, 'vocab', None) or ['number']))
     return Artifact(
         arch=learn.model.net.pretrained_cfg['architecture'], classes=classes, preprocess=pp,
-        temperature=learn.temperature, trained_on=_trained_on(learn.dls), versions=made_with(), **several,
+        temperature=learn.temperature, trained_on=_trained_on(learn.dls), versions=made_with(), **task_record(learn),
         weights_from='' if source.kind == 'random' else f'{timm_name(learn.arch)}, {source}',
         balance=getattr(learn.dls, 'balance', 'none'))
-
-def _finite(within): return within if within is not None and within < float('inf') else None   # infinity is no JSON
 
 @patch
 @options_by_name
