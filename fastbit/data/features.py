@@ -19,7 +19,7 @@ import numpy as np, PIL, timm, torch
 
 # %% ../../nbs/data/20_features.ipynb #8a779083
 from ..bodies.fold import FoldedModel
-from ..bodies.model import TransferModel, body_digest, run_stages
+from ..bodies.model import TransferModel, body_digest, has_known_steps, run_stages
 from ..bodies.preprocess import Preprocess
 from ..core.options import options_by_name
 from ..core.processes import gather_objects, is_writer, rank_range, world, writer_first
@@ -58,7 +58,8 @@ def feature_shape(
     "Find the shape of the output of the stages before `last`"
     training = model.training
     model.eval()
-    side = 32 if last == len(model.stages)-1 else size   # pooled: one number per channel at any size
+    pooled = last == len(model.stages)-1 and has_known_steps(model.net)
+    side = 32 if pooled else size   # pooled: one number per channel at any size
     pixels = model.mean.new_zeros(1, 3, side, side)
     try: return tuple(run_stages(model.net, model.stages, model.normalized(pixels), last=last).shape[1:])
     finally: model.train(training)
