@@ -19,6 +19,7 @@ import numpy as np, PIL, timm, torch
 
 # %% ../../nbs/data/20_features.ipynb #8a779083
 from ..bodies.fold import FoldedModel
+from ..bodies.load import n_features
 from ..bodies.model import TransferModel, body_digest, has_known_steps, run_stages
 from ..bodies.preprocess import Preprocess
 from ..core.options import options_by_name
@@ -258,7 +259,7 @@ class FeatureMemory:
             found = frozen_features(model, list(missing.values()), pp, cache=False, **how)
             new = dict(zip(missing, found.rows[found.index[:, 0]].reshape(len(missing), -1)))
         known = self.rows | new
-        rows = np.stack([known[k] for k in keys]) if keys else np.zeros((0, model.net.num_features), np.float32)
+        rows = np.stack([known[k] for k in keys]) if keys else np.zeros((0, n_features(model.net)), np.float32)
         if len(known)*rows[:1].nbytes <= IN_MEMORY: self.rows = known
         return rows
 
