@@ -130,7 +130,7 @@ class TransferLearner(Loop):
         "Set the classifier to zeros, with the log-odds of the labels as biases where there may be several"
         zero_classifier(self.model.net)
         if self.prior is None: return
-        bias = self.model.net.get_classifier().bias
+        bias = classifier_layer(self.model.net).bias
         with torch.no_grad(): bias.copy_(torch.as_tensor(self.prior, dtype=bias.dtype))
 
     @property
