@@ -103,7 +103,7 @@ def check_metric(
 @dataclass(frozen=True)
 class BodyOptions(Options):
     "The pretrained body"
-    arch:str = 'tf_efficientnet_lite0' # BiT or EfficientNet body; `fastbit bodies` and `list_bodies()` list them
+    arch:str = 'tf_efficientnet_lite0' # body: a timm name or a BiT name; `fastbit bodies` and `list_bodies()` list them
     weights:str|Path = 'auto' # auto, bundled, hub, random, a weights file (.safetensors, .pth, .pth.tar, .npz, …), or a results folder
 
 @dataclass(frozen=True)

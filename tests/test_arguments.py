@@ -74,17 +74,17 @@ def test_loaders_are_what_a_learner_takes(folder):
 
 
 @pytest.mark.parametrize('arch, words', [
-    ('resnet34', "21.3 million parameters; the nearest in size is arch='BiT-M-R50x1'"),
-    ('resnet18', "arch='tf_efficientnet_b3'"), ('resnet50.a1_in1k', 'BiT-M-R50x1'),
-    ('mobilenetv3_small_100', 'tf_efficientnet_lite0'),
+    ('resnet3A', 'resnet34'), ('ResNet-50', 'Did you mean resnet50?'), ('ConvNeXt-Tiny', 'Did you mean convnext_tiny?'),
+    ('vit_b_16', "torchvision's vit_b_16 is timm's vit_base_patch16_224: arch='vit_base_patch16_224'"),
+    ('tf_efficientnet_b0_ns', "arch='tf_efficientnet_b0.ns_jft_in1k'"),
     ('EfficientNetB0', 'Did you mean efficientnet_b0?'), ('efficientnet-b3', 'Did you mean efficientnet_b3?'),
     ('BiT-M-50x1', 'BiT-M-R50x1'), ('xyz', 'list_bodies')])
 def test_names_of_other_bodies(arch, words):
     with pytest.raises(ValueError) as e: timm_name(arch)
-    assert 'is not a BiT or EfficientNet body' in str(e.value) and words in str(e.value)
+    assert 'is not the name of a timm model' in str(e.value) and words in str(e.value)
 
 
-@pytest.mark.parametrize('arch, words', [(resnet34, "the function resnet34.*arch='BiT-M-R50x1'"),
+@pytest.mark.parametrize('arch, words', [(resnet34, "the function resnet34.*Write its name: arch='resnet34'"),
     (efficientnet_b0, "Write its name: arch='efficientnet_b0'"), (torch.nn.Linear(2, 2), 'a Linear'),
     (torch.nn.Linear, 'the class Linear'), (None, 'NoneType')])
 def test_a_body_is_a_name(dls, arch, words):
@@ -92,8 +92,8 @@ def test_a_body_is_a_name(dls, arch, words):
 
 
 def test_on_the_command_line_it_is_one_line(folder, capsys):
-    assert main(['baseline', str(folder), '--arch', 'resnet34']) == 2
-    assert 'nearest in size is --arch BiT-M-R50x1' in capsys.readouterr().err
+    assert main(['baseline', str(folder), '--arch', 'vit_b_16']) == 2
+    assert "timm's vit_base_patch16_224: --arch vit_base_patch16_224" in capsys.readouterr().err
 
 
 # --- metrics

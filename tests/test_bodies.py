@@ -43,7 +43,7 @@ def test_every_name_of_timm_and_of_the_authors():
 
 
 @pytest.mark.parametrize('name, exc, message', [
-    ('BiT-L-R50x1', ValueError, 'never published'), ('BiT-M-R50x2', ValueError, 'R50x1'), ('resnet50', ValueError, 'not a BiT'),
+    ('BiT-L-R50x1', ValueError, 'never published'), ('BiT-M-R50x2', ValueError, 'R50x1'), ('resnet5O', ValueError, 'not the name of a timm model'),
     ('tf_efficientnet_b0.nope', ValueError, 'ns_jft'), (timm.create_model, TypeError, 'arch=')])
 def test_names_that_are_none(name, exc, message):
     with pytest.raises(exc, match=message): timm_name(name)

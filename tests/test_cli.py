@@ -96,7 +96,7 @@ def test_digits_where_the_cache_is_read_only():
 
 @pytest.mark.parametrize('args, message', [
     (('baseline', 'nowhere'), "no folder or file 'nowhere'"),
-    (('baseline', '.', '--arch', 'resnet50'), 'not a BiT or EfficientNet body'),
+    (('baseline', '.', '--arch', 'resnet5O'), 'not the name of a timm model'),
     (('baseline', '.', '--arch', 'BiT-L-R50x1'), 'never published'),
     (('baseline', '.', '--arch', 'BiT-M-R50x1'), 'hub does not answer'),
     (('baseline', '.', '--weights', 'imagenet'), "'random'"),

@@ -68,8 +68,8 @@ def test_the_command(folder, tmp_path):
     assert run.returncode == 0 and 'behind the best' in run.stdout, run.stderr
     again = run_fastbit(*args, cwd=tmp_path)
     assert again.stdout.count('from an earlier call') == 2 and len(list((tmp_path/'fastbit-runs').iterdir())) == 1
-    wrong = run_fastbit('leaderboard', folder, '--arch', 'resnet50', cwd=tmp_path)
-    assert wrong.returncode == 2 and 'not a BiT or EfficientNet body' in wrong.stderr
+    wrong = run_fastbit('leaderboard', folder, '--arch', 'resnet5O', cwd=tmp_path)
+    assert wrong.returncode == 2 and 'not the name of a timm model' in wrong.stderr
     none = run_fastbit('compare', folder, '--arch', 'tf_efficientnet_b0', '--size', 32, '--out', 'none', cwd=tmp_path)
     assert none.returncode == 2 and 'failed' in none.stdout and 'every run failed' in none.stderr
 

@@ -264,7 +264,7 @@ def test_ctrl_c_stops_all_of_them_after_the_step(data, tmp_path):
 
 
 def test_errors_come_once(data, tmp_path):
-    for words, message in ((('--budget', '10m'), 'it measures one process'), (('--procs', '0'), '--procs 0'), (('--arch', 'resnet50'), 'is not a BiT or EfficientNet body'), (('--bn', 'x'), "it can be 'frozen', 'affine', 'train'")):
+    for words, message in ((('--budget', '10m'), 'it measures one process'), (('--procs', '0'), '--procs 0'), (('--arch', 'resnet5O'), 'is not the name of a timm model'), (('--bn', 'x'), "it can be 'frozen', 'affine', 'train'")):
         done = run_forked('baseline', data, *BODY[2:], *(() if '--procs' in words else ('--procs', '2')), *words, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr and done.stderr.count('error:') == 1, done.stderr
 

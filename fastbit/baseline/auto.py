@@ -31,6 +31,7 @@ class Situation:
     stage_names: tuple  # of each stage
     views: int          # views that differ, at most
     cache_gb: float     # disk space for activations, GB
+    by_stage: bool = True # can the body begin at any stage? Else at the classifier alone
 
     @classmethod
     def of(cls,
@@ -46,9 +47,9 @@ class Situation:
         return cls(
             n_train=dls.train.n, n_valid=dls.valid.n, n_classes=learn.n_out, batch_size=batch_size,
             batch_norm=bool(model._batchnorms()),
-            row_bytes=(0, *(4*int(np.prod(feature_shape(model, size, i))) for i in inner)),
+            row_bytes=(0, *(4*int(np.prod(feature_shape(model, size, i))) if model.by_stage else 0 for i in inner)),
             stage_names=tuple(s.name for s in model.stages),
-            views=distinct_views(dls, views), cache_gb=cache_gb)
+            views=distinct_views(dls, views), cache_gb=cache_gb, by_stage=model.by_stage)
 
     @property
     def per_class(self) -> float: return self.n_train/self.n_classes
@@ -78,6 +79,8 @@ def decide(
         return Decision('', f'{s.per_class:.3g} images per class: the classifier alone ({HEAD_ONLY} or fewer)')
     live = LIVE_EPOCHS-1 if n_steps is None else max(1, round(n_steps*s.batch_size/s.n_train))
     if not s.batch_norm: return Decision('all layers', 'a body without BatchNorm: all layers, on images', n_epoch=live)
+    if not s.by_stage:
+        return Decision('all layers', 'a body whose stages cannot be cached: all layers, on images', n_epoch=live)
     length = upper_length(s.n_train, s.batch_size, n_steps)
     views = min(s.views, max(2, length.n_epoch*length.repeat)) if s.views > 1 else 1
     first = round(UPPER_FROM*len(s.row_bytes)/9)

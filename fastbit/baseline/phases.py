@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 
 # %% ../../nbs/baseline/00_phases.ipynb #d1f304d7
 from ..bodies.fold import FoldedModel
+from ..bodies.load import n_features
 from ..core.processes import broadcast_model, gather_objects, world
 from ..core.restore import preserved, temp_attrs
 from ..core.store import CACHE_GB
@@ -70,7 +71,7 @@ class HeadPhase:
     def solving_seconds(self, learn) -> float:
         "Estimate the seconds of logistic regression; one-cycle on features takes few"
         if self.n_epoch is not None: return 0.
-        return logistic_seconds(self.views*learn.dls.train.n, learn.model.net.num_features, learn.n_out)
+        return logistic_seconds(self.views*learn.dls.train.n, n_features(learn.model.net), learn.n_out)
 
     def __str__(self):
         views = '' if self.views == 1 else f', {self.views} views per image'

@@ -26,15 +26,41 @@ class Stage:
     name: str      # 'stem', 'blocks.3', 'norm', 'classifier', …
     params: tuple  # names of its parameters
     modules: tuple # names of its modules; every module but the root is in exactly one stage
+    steps: tuple = () # what the stage runs, in order, as paths from the model; empty: not known
 
-def _stage_name(params) -> str:
+def _stage_name(params, is_first) -> str:
     first = params[0]
-    if m := re.match(r'(blocks|stages)\.\d+', first): return m[0]
-    return 'stem' if 'stem' in first else first.split('.')[0]
+    if is_first: return 'stem'
+    if m := re.match(r'(blocks|stages|layers)\.\d+', first): return m[0]
+    if m := re.match(r'features\.(\w+)', first): return m[1]
+    if m := re.match(r'head\.(\w+)\.', first): return m[1]   # a norm before the classifier
+    return first.split('.')[0]
 
 def _is_below(name, parents) -> bool:
     "Is it one of these modules, or inside one of them?"
     return any(name == p or name.startswith(f'{p}.') for p in parents)
+
+def _by_children(net):
+    "Group names by the children of a model that timm does not group; those of its sequences one by one"
+    order, root = {}, {n for n, _ in net.named_parameters(recurse=False)}
+    for name, child in net.named_children():
+        is_sequence = isinstance(child, (nn.Sequential, nn.ModuleList))
+        parts = [f'{name}.{k}' for k, _ in child.named_children()] if is_sequence else []
+        for n in parts or [name]: order[n] = len(order)
+    def group(name):
+        parts = name.split('.')
+        found = next((order[n] for k in (2, 1) if (n := '.'.join(parts[:k])) in order), None)
+        if found is not None: return found
+        return 0 if name in root else len(order)
+    return group
+
+def _group_of(net, names) -> dict:
+    "Name -> number of its group, from the input to the output"
+    matcher = net.group_matcher(coarse=True) if hasattr(net, 'group_matcher') else _by_children(net)
+    # together, because group numbers count only the groups that occur
+    return group_with_matcher(((n, n) for n in names), matcher, reverse=True)
+
+def _has_buffers(net, name) -> bool: return bool(net.get_submodule(name)._buffers)
 
 def body_stages(
     net:nn.Module, # A timm model
@@ -43,23 +69,22 @@ def body_stages(
     heads = classifier_names(net)
     params = [n for n, _ in net.named_parameters()]
     modules = [n for n, _ in net.named_modules() if n]
-    # together, because group numbers count only the groups that occur
-    matcher = net.group_matcher(coarse=True)
-    group_of = group_with_matcher(((n, n) for n in params + modules), matcher, reverse=True)
+    group_of = _group_of(net, params + modules)
     last = max(group_of.values())
+    groups = sorted({group_of[n] for n in params if not _is_below(n, heads)})
 
     def stage(i) -> Stage:
         names = tuple(n for n in params if group_of[n] == i and not _is_below(n, heads))
         inside = [n for n in modules if group_of[n] == i and not _is_below(n, heads)]
         # modules of the last group that have no weights of the body (pooling, dropout) belong to the classifier
-        with_weights = {p.rsplit('.', 1)[0] for p in names}
+        with_weights = {p.rsplit('.', 1)[0] for p in names} | {n for n in inside if _has_buffers(net, n)}
         if i == last: inside = [n for n in inside if _is_below(n, with_weights)]
-        return Stage(name=_stage_name(names), params=names, modules=tuple(inside))
+        return Stage(name=_stage_name(names, i == groups[0]), params=names, modules=tuple(inside))
 
-    stages = [stage(i) for i in sorted({group_of[n] for n in params if not _is_below(n, heads)})]
+    stages = [stage(i) for i in groups]
     taken = {n for s in stages for n in s.modules}
     classifier = Stage(
-        name=heads[0].split('.')[-1] if heads[0] != 'head.fc' else 'classifier',
+        name='classifier',
         params=tuple(n for n in params if _is_below(n, heads)),
         modules=tuple(n for n in modules if n not in taken))
     stages.append(classifier)

@@ -19,7 +19,8 @@ import numpy as np, PIL, timm, torch
 
 # %% ../../nbs/data/20_features.ipynb #8a779083
 from ..bodies.fold import FoldedModel
-from ..bodies.model import TransferModel, body_digest, run_stages
+from ..bodies.load import n_features
+from ..bodies.model import TransferModel, body_digest, has_known_steps, run_stages
 from ..bodies.preprocess import Preprocess
 from ..core.options import options_by_name
 from ..core.processes import gather_objects, is_writer, rank_range, world, writer_first
@@ -58,7 +59,8 @@ def feature_shape(
     "Find the shape of the output of the stages before `last`"
     training = model.training
     model.eval()
-    side = 32 if last == len(model.stages)-1 else size   # pooled: one number per channel at any size
+    pooled = last == len(model.stages)-1 and has_known_steps(model.net)
+    side = 32 if pooled else size   # pooled: one number per channel at any size
     pixels = model.mean.new_zeros(1, 3, side, side)
     try: return tuple(run_stages(model.net, model.stages, model.normalized(pixels), last=last).shape[1:])
     finally: model.train(training)
@@ -257,7 +259,7 @@ class FeatureMemory:
             found = frozen_features(model, list(missing.values()), pp, cache=False, **how)
             new = dict(zip(missing, found.rows[found.index[:, 0]].reshape(len(missing), -1)))
         known = self.rows | new
-        rows = np.stack([known[k] for k in keys]) if keys else np.zeros((0, model.net.num_features), np.float32)
+        rows = np.stack([known[k] for k in keys]) if keys else np.zeros((0, n_features(model.net)), np.float32)
         if len(known)*rows[:1].nbytes <= IN_MEMORY: self.rows = known
         return rows
 

@@ -21,6 +21,7 @@ from fastai.data.transforms import IntToFloatTensor, MultiCategorize, ToTensor
 from fastcore.foundation import L
 
 # %% ../../nbs/data/17_loaders.ipynb #c873f567
+from ..bodies.build import check_size
 from ..bodies.preprocess import Preprocess, body_preprocess
 from ..config import DataOptions, LoaderOptions, TableOptions
 from ..core.options import with_options
@@ -326,6 +327,7 @@ def image_dataloaders(
         body_preprocess, arch, resize=data.resize, crop=data.crop and changed, flip=data.flip and changed,
         draft=data.draft, max_value=data.max_value)
     pp = preprocess(size, train_size=None if by_rule else train_size)   # before the work, for its errors
+    if not by_rule: check_size(arch, pp.size)
     read_level(data.augment)
     if not by_rule: augment = resolve_augment(data.augment, pp, data.jitter)
     images = read_image_set(path, **asdict(table), group=data.group, time=data.time)
@@ -334,6 +336,7 @@ def image_dataloaders(
         images = replace(images, image_size=training_size(images.table, images.report))
         rule = HyperRule.for_data(1, images.image_size, size=size)
         pp = preprocess(rule.crop, train_size=rule.resize)
+        check_size(arch, pp.size)
         augment = resolve_augment(data.augment, pp, data.jitter)   # at the size that it gets
     images = replace(images, preprocess=pp, augment=augment, balance=data.balance)
     return _make_loaders(images, bs or default_bs(pp.size, loading.device), data.seed, batch_tfms, loading)

@@ -21,6 +21,7 @@ import numpy as np, torch
 from fastai.torch_core import default_device
 
 # %% ../../nbs/data/24_stream_dl.ipynb #abd04710
+from ..bodies.build import check_size
 from ..bodies.preprocess import Preprocess, body_preprocess
 from ..config import DataOptions, LoaderOptions
 from ..core.options import with_options
@@ -259,6 +260,7 @@ def stream_dataloaders(
     changed = data.augment != 'none'
     crop, flip = data.crop and changed, data.flip and changed
     pp = body_preprocess(arch, size, resize=data.resize, crop=crop, flip=flip, max_value=data.max_value)
+    check_size(arch, pp.size)
     augment = resolve_augment(data.augment, pp, data.jitter)
     if augment.items or augment.batches:
         # they draw from the global generators, which the training loop draws from while threads decode

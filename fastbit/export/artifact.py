@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% ../../nbs/export/01_artifact.ipynb #32f89cfb
-import timm, torch
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 # %% ../../nbs/export/01_artifact.ipynb #85472511
 from .. import __version__
+from ..bodies.build import create_net, has_fixed_size, size_arguments
 from ..bodies.preprocess import Preprocess
 from ..core.files import check_free, file_digest, whole_file, whole_folder, write_text
 from ..data.decode import check_regular
@@ -42,7 +43,7 @@ def _timm_config(net, about) -> dict:
     return copied | dict(
         custom_load=False,
         input_size=[3, pp.size, pp.size],
-        fixed_input_size=False,
+        fixed_input_size=has_fixed_size(about.arch),
         interpolation=pp.interpolation,
         crop_pct=1.,
         crop_mode=_CROP_MODES[pp.resize],
@@ -50,6 +51,11 @@ def _timm_config(net, about) -> dict:
         std=list(pp.std),
         num_classes=len(about.classes),
         pool_size=None)
+
+def _model_args(about) -> dict:
+    "The size that a body of one size was built for, where timm looks for it"
+    args = size_arguments(about.arch, about.preprocess.size)
+    return dict(model_args=args) if args else {}
 
 def _config(net, about) -> dict:
     "Make the contents of `config.json`"
@@ -62,6 +68,7 @@ def _config(net, about) -> dict:
         num_classes=len(about.classes),
         num_features=net.num_features,
         label_names=list(about.classes),
+        **_model_args(about),
         pretrained_cfg=_timm_config(net, about),
         fastbit=dict(format=number, **own))
 
@@ -206,8 +213,7 @@ def _empty_net(about) -> torch.nn.Module:
     "Build the architecture with random weights"
     pp = about.preprocess
     overlay = dict(mean=pp.mean, std=pp.std, interpolation=pp.interpolation, input_size=(3, pp.size, pp.size))
-    return timm.create_model(
-        about.arch, pretrained=False, num_classes=len(about.classes), pretrained_cfg_overlay=overlay)
+    return create_net(about.arch, len(about.classes), size=pp.size, overlay=overlay)
 
 # %% ../../nbs/export/01_artifact.ipynb #c831d0dc
 def artifact_folder(
@@ -234,7 +240,11 @@ def load_artifact(
     "Open an artifact; raise `ValueError` with the reason if it is damaged or dangerous, `FileNotFoundError` if missing"
     folder = artifact_folder(folder)
     about = read_config(folder/CONFIG)
-    with torch.device('meta'): expected = _empty_net(about).state_dict()   # shapes only
+    try:
+        with torch.device('meta'): expected = _empty_net(about).state_dict()   # shapes only
+    except (AssertionError, RuntimeError) as e:
+        size = about.preprocess.size
+        raise ValueError(f"{folder/CONFIG} cannot be used: {about.arch} is not built for {size} pixels.") from e
     try: state = _read_tensors(folder/WEIGHTS, about.sha256, expected)
     except ValueError as e: raise ValueError(f"{folder/WEIGHTS} cannot be used: {_first_line(e)}.") from e
     net = _empty_net(about)

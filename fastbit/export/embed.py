@@ -18,6 +18,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/export/06_embed.ipynb #9b0236e5
 from ..bodies.fold import FoldedModel, can_fold
+from ..bodies.load import classifier_layer, n_features
 from ..bodies.model import run_stages
 from ..core.checks import check_file
 from ..core.files import csv_text, utf8, whole_file, write_text
@@ -71,7 +72,7 @@ def embed(self:Predictor,
         for x in pixel_batches(items, [pp.size], pp, bs, reasons, 'features'):
             x = torch.from_numpy(x.reshape(-1, 3, pp.size, pp.size)).to(self.device)
             rows.append(body(x).flatten(1).float().cpu().numpy())
-    features = np.concatenate(rows) if rows else np.zeros((0, self.model.net.num_features), np.float32)
+    features = np.concatenate(rows) if rows else np.zeros((0, n_features(self.model.net)), np.float32)
     features[[bool(r) for r in reasons]] = np.nan
     paths = [utf8(o) if isinstance(o, str) else '' for o in items]
     return Embeddings(features=features, paths=paths, reasons=reasons)
@@ -81,7 +82,7 @@ def head_probs(self:Predictor,
     features:np.ndarray # n x num_features, from `embed`
 ) -> torch.Tensor: # n x classes; with temperature scaling if the model has a temperature
     "Compute the probabilities of the classes from features"
-    head = self.model.net.get_classifier()
+    head = classifier_layer(self.model.net)
     weight, bias = head.weight.detach().flatten(1).cpu(), head.bias.detach().cpu()   # BiT's is a 1 x 1 convolution
     probs = self.task.activation(torch.as_tensor(features)@weight.T + bias)
     if not self.about.temperature: return probs

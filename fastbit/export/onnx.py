@@ -18,7 +18,7 @@ import numpy as np, torch, torch.nn.functional as F
 from torch import nn
 
 # %% ../../nbs/export/04_onnx.ipynb #10e0596c
-from ..bodies.fold import fold_net
+from ..bodies.fold import safely_folded
 from ..bodies.model import run_stages
 from ..core.checks import check_file
 from ..core.files import whole_file
@@ -91,7 +91,7 @@ class PixelsToProbs(nn.Module):
         super().__init__()
         model, size = predictor.model, predictor.about.preprocess.size
         members = list(model.models) if isinstance(model, EnsembleModel) else [model]
-        folded = [fold_net(m.net).to('cpu', memory_format=torch.contiguous_format) for m in members]
+        folded = [safely_folded(m, size).to('cpu', memory_format=torch.contiguous_format) for m in members]
         self.nets = nn.ModuleList([_without_pads(net, size) for net in folded])
         for name in ('mean', 'std'): self.register_buffer(name, getattr(members[0], name).detach().cpu())
         self.temperature = predictor.about.temperature or 1.

@@ -21,6 +21,7 @@ from fastcore.meta import delegates
 
 # %% ../../nbs/export/03_predict.ipynb #74730d00
 from ..bodies.fold import features_and_logits
+from ..bodies.load import n_features
 from ..bodies.model import TransferModel
 from ..bodies.preprocess import Preprocess
 from ..core.arguments import check_source
@@ -463,5 +464,5 @@ def load_predictor(
         model, about = load_ensemble(ensemble)
         return Predictor(model.to(device), about, folder)
     net, about = load_artifact(folder)
-    answers = load_answers(folder, about, net.num_features)
+    answers = load_answers(folder, about, n_features(net))
     return Predictor(TransferModel(net).to(device), about, folder, answers)

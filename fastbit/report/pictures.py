@@ -20,7 +20,7 @@ from ..bodies.model import TransferModel
 from ..data.features import view_pixels
 from ..metrics.calibration import calibration_error, reliability_table
 from ..metrics.losses import describe_loss
-from .cam import class_activation, overlay
+from .cam import class_activation, overlay, why_no_activation
 from .figures import MAX_PLOTTED_CLASSES, drawable, most_confused, plot_confusion, plot_losses
 from .figures import plot_lr_find, plot_rates, plot_reliability
 from .findings import Findings, confused_pairs
@@ -99,12 +99,18 @@ def _side_by_side(left, right) -> Image.Image:
     both.paste(right, (left.width + 4, 0))
     return both
 
+def no_cam_words(f:Findings) -> str:
+    "Say why this body has no class activation map; '' where it has, or where there are other reasons"
+    model, pp = f.learn.model, getattr(f.learn.dls, 'preprocess', None)
+    if f.n_models > 1 or pp is None or not isinstance(model, TransferModel): return ''
+    return why_no_activation(model, pp.size)
+
 def cam_pictures(f:Findings, most=8) -> list[Picture]:
     "Show images next to their class activation maps; empty for other models and loaders than fastbit's"
     model, pp = f.learn.model, getattr(f.learn.dls, 'preprocess', None)
     if f.n_models > 1 or not (f.paths and pp and isinstance(model, TransferModel)): return []
     rows = _cam_rows(f, most)
-    if not rows: return []
+    if not rows or no_cam_words(f): return []
     x = np.stack([view_pixels(f.paths[i], 0, pp) for i in rows])
     maps, _ = class_activation(model, torch.from_numpy(x).to(model.mean.device), f.predicted[rows])
     pictures = []

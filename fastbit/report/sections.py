@@ -37,6 +37,7 @@ from .numbers_page import number_data, number_metric_rows, number_mistakes, numb
 from .numbers_page import number_sentences, number_tta
 from .page import Report, percent, percent_interval, render_page
 from .pictures import cam_pictures, class_samples, confused_examples, confusion_picture, curve_pictures
+from .pictures import no_cam_words
 from .pictures import highest_loss, reliability_picture
 
 # %% ../../nbs/report/05_sections.ipynb #631ace11
@@ -254,6 +255,7 @@ def _sections(f) -> dict:
         per_class=class_table(f.targs, f.predicted, f.classes, f.table, f.groups),
         confusion=confusion_picture(f),
         cams=cam_pictures(f),
+        no_cam=no_cam_words(f),
         feature_map=map_picture(f),
         reliability=reliability_picture(f),
         temperature=f.temperature,

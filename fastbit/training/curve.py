@@ -19,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 # %% ../../nbs/training/19_curve.ipynb #1aee6343
+from ..bodies.load import n_features
 from ..metrics.intervals import Interval, bootstrap_interval
 from .head import USUAL_STRENGTH, FeatureScaler, _labels, can_draw_views
 
@@ -143,7 +144,7 @@ def head_curve(
     dls, features = learn.dls, getattr(learn, 'head_features', None)
     if not features or not can_draw_views(dls): return None
     rows = features[0].rows
-    if np.prod(rows.shape[1:]) != learn.model.net.num_features: return None   # activations of a lower stage
+    if np.prod(rows.shape[1:]) != n_features(learn.model.net): return None   # activations of a lower stage
     table, groups = dls.table, None
     if 'group' in table:
         group_of = dict(zip(table.path.astype(str), table.group.astype(str)))

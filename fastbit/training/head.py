@@ -32,6 +32,7 @@ from threadpoolctl import threadpool_limits
 
 # %% ../../nbs/training/10_head.ipynb #4b9afb0e
 from ..bodies.fold import FoldedModel
+from ..bodies.load import classifier_layer
 from ..core.options import options_by_name
 from ..core.restore import preserved_rng, temp_attrs
 from ..core.store import CACHE_GB
@@ -286,6 +287,7 @@ def _check_head(learn, solver, cbs, given):
     n, n_stages = learn.model.n_frozen, len(learn.model.stages)
     if not n:
         raise ValueError("fit_head() needs a frozen body. Call learn.freeze() first, or use learn.fit_one_cycle().")
+    learn.model.check_start(n)
     if solver == 'lbfgs': _check_lbfgs(learn, n == n_stages-1, given)
     if any(isinstance(cb, CutMix) or cb is CutMix for cb in [*L(cbs), *learn.cbs]):
         raise ValueError("CutMix needs images, and fit_head trains on features. "
@@ -358,7 +360,7 @@ def _weights(learn, y) -> np.ndarray|None:
 
 def _solve(learn, features, y, units):
     "Set the classifier to logistic regression on `features`, and measure it"
-    head, n_images, views = learn.model.net.get_classifier(), *features.index.shape
+    head, n_images, views = classifier_layer(learn.model.net), *features.index.shape
     x = features.rows[features.index.ravel()].reshape(features.index.size, -1)
     images = np.repeat(np.arange(n_images), views)
     weights = _weights(learn, y) if learn.task.is_single else None

@@ -25,7 +25,8 @@ from fastcore.foundation import L
 from fastcore.meta import delegates
 
 # %% ../../nbs/training/09_learner.ipynb #47d4fb7b
-from ..bodies.build import resolve_body, zero_classifier
+from ..bodies.build import check_size, resolve_body, zero_classifier
+from ..bodies.load import classifier_layer
 from ..bodies.model import TransferModel
 from ..bodies.weights import WeightsSource
 from ..core.options import options_by_name
@@ -38,7 +39,7 @@ from ..metrics.losses import BalancedLoss
 from ..metrics.several import labels_task
 from ..metrics.task import SINGLE_LABEL, Task
 from .callbacks import CurveRecorder, History, PlainLog, RarelyProgress
-from .checks import check_images_in, check_loaders, loaders_task
+from .checks import check_images_in, check_loaders, image_side, loaders_task
 from .guards import FiniteLoss
 from .loop import Loop
 from .optim import FusedAdam
@@ -77,7 +78,7 @@ class TransferLearner(Loop):
         task:Task=SINGLE_LABEL,  # What an answer is
         **kwargs                 # Options of fastai's `Learner`
     ):
-        self.n_out, self.task = len(model.net.get_classifier().bias), task
+        self.n_out, self.task = len(classifier_layer(model.net).bias), task
         self.feature_memory = FeatureMemory()   # of the trained body
         super().__init__(
             dls, model, splitter=TransferModel.stage_params, train_bn=False, lr=lr, wd=wd, moms=moms, cbs=cbs,
@@ -129,7 +130,7 @@ class TransferLearner(Loop):
         "Set the classifier to zeros, with the log-odds of the labels as biases where there may be several"
         zero_classifier(self.model.net)
         if self.prior is None: return
-        bias = self.model.net.get_classifier().bias
+        bias = classifier_layer(self.model.net).bias
         with torch.no_grad(): bias.copy_(torch.as_tensor(self.prior, dtype=bias.dtype))
 
     @property
@@ -174,7 +175,7 @@ def _rates(learn, lr) -> list[float]:
 @delegates(TransferLearner.__init__, but=['task'])
 def transfer_learner(
     dls:DataLoaders,         # Images in [0, 1] or uint8, not normalized: from `image_dataloaders`, or any of fastai's
-    arch:str='tf_efficientnet_lite0', # A BiT or EfficientNet name; `list_bodies()` has all
+    arch:str='tf_efficientnet_lite0', # A timm name or a BiT name; `list_bodies()` lists them
     weights:str|Path='auto', # 'auto', 'bundled', 'hub', 'random', or a weights file or folder, as `weights_file` takes them
     metrics=accuracy,        # fastai metrics; for several labels per image `accuracy` stands for mean average precision
     *,
@@ -207,7 +208,10 @@ def transfer_learner(
     if weights is not None: BalancedLoss(loss_func, weights)   # for its error
 
     use_fonts_for(getattr(dls, 'vocab', None) or ())
-    net = body.build(n_out, drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+    size = None if body.has_recipe else image_side(dls)
+    if size: check_size(arch, size)
+    net = body.build(n_out, drop_rate=drop_rate, drop_path_rate=drop_path_rate, size=size)
+    if grad_checkpointing: _set_checkpointing(net, arch)
     pp, own = getattr(dls, 'preprocess', None), body.preprocess
     if pp and pp.interpolation != own.interpolation:
         warn_data(f"The data is resized by {pp.interpolation} interpolation, and {arch} was trained on "
@@ -215,7 +219,6 @@ def transfer_learner(
     model = TransferModel(net, bn).to(device)
     how = dict(loss_func=loss_func, metrics=metrics, opt_func=opt_func, task=task)
     learn = TransferLearner(dls, model, **how, **kwargs)
-    if grad_checkpointing: net.set_grad_checkpointing(True)
     learn.precision = fast_precision(model.mean.device) if precision == 'auto' else precision
     if learn.precision != 'float32': learn.add_cb(DevicePrecision(learn.precision))
     learn.class_weights, learn.arch, learn.weights_source = weights, arch, body.weights
@@ -236,6 +239,11 @@ def label_prior(
     if getattr(dls, 'task', SINGLE_LABEL).key != 'labels': return None
     counts = getattr(dls, 'class_counts', None)
     return None if counts is None else np.log((counts + .5)/(dls.train.n - counts + .5))
+
+def _set_checkpointing(net, arch):
+    try: net.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError):
+        raise ValueError(f'{arch} has no gradient checkpointing: omit grad_checkpointing=True.') from None
 
 def _n_classes(dls, n_out, task) -> int:
     if task.is_number:

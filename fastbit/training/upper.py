@@ -226,6 +226,7 @@ def fit_upper(self:TransferLearner,
     self.freeze_to(freeze_to)
     n = self.model.n_frozen
     if not n: raise ValueError(f"fit_upper({freeze_to}): nothing would be frozen. Use learn.fit_one_cycle().")
+    self.model.check_start(n)
     length = upper_length(self.dls.train.n, self.dls.train.bs, n_steps)
     with checkpoint_lock(checkpoint), norms_as(self.model, bn):
         saving = []
