@@ -248,7 +248,7 @@ def test_streams_name_what_they_can_have(data):
 
 
 def test_a_set_that_is_not_balanced_is_told_the_option(data):
-    counts = SimpleNamespace(class_counts=np.array([110, 40, 10]), vocab=['blue', 'green', 'red'])
+    counts = SimpleNamespace(class_counts=np.array([110, 40, 10]), vocab=['blue', 'green', 'red'], task=SINGLE_LABEL)
     words = imbalance_words(counts, DataOptions())
     assert 'blue has 110 training images, 11 times as many as red (10)' in words and "balance='loss'" in words
     assert imbalance_words(counts, DataOptions(balance='none')) == ''   # the user has chosen

@@ -11,6 +11,7 @@ __all__ = ['UNSURE', 'pixel_batches', 'ImageLogits', 'LabeledProbs', 'Predictor'
 # %% ../../nbs/export/03_predict.ipynb #3f8ff45e
 import hashlib
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -422,12 +423,16 @@ def confidence_table(
     return table.join(answers.drop(columns=['path', 'prediction', 'probability', 'calibrated', 'reason']))
 
 # %% ../../nbs/export/03_predict.ipynb #48f4bfa5
+def _finite(within): return within if within is not None and within < float('inf') else None   # infinity is no JSON
+
 def task_record(
     learn # A `TransferLearner`
-) -> dict: # `task` and `thresholds`, for `Artifact`
+) -> dict: # `task`, `thresholds` and `number`, for `Artifact`
     "Describe what an answer of a learner is"
     chosen = learn.thresholds
-    return dict(task=learn.task.key, thresholds=None if chosen is None else tuple(map(float, chosen)))
+    found = dict(task=learn.task.key, thresholds=None if chosen is None else tuple(map(float, chosen)))
+    if learn.task.is_number: found['number'] = dict(asdict(learn.task.scale), within=_finite(learn.within))
+    return found
 
 def _from_pickle(file, device) -> Predictor:
     "Open an exported fastai learner whose model is fastbit's"
@@ -441,7 +446,7 @@ def _from_pickle(file, device) -> Predictor:
             f"{file} does not contain the preprocessing of its images. Open it with fastai's `load_learner`.")
     about = Artifact(
         arch=learn.model.net.pretrained_cfg['architecture'],
-        classes=tuple(map(str, learn.dls.vocab)),
+        classes=tuple(map(str, getattr(learn.dls, 'vocab', None) or ['number'])),
         preprocess=pp,
         temperature=learn.temperature,
         **task_record(learn))
