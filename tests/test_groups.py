@@ -13,7 +13,7 @@ from conftest import TINY, picture, run_fastbit
 from fastbit.baseline import baseline
 from fastbit.bodies.model import TransferModel
 from fastbit.core.text import DataWarning
-from fastbit.data import fold_numbers, frozen_features, image_dataloaders, read_image_set
+from fastbit.data import fold_numbers, frozen_features, image_dataloaders, path_groups, read_image_set
 from fastbit.data.groups import group_numbers, untrained_classes
 from fastbit.export import load_predictor
 from fastbit.metrics import accuracy_interval
@@ -163,7 +163,16 @@ def test_near_duplicates_stay_together_unless_allowed(tmp_path, make_folder):
     with pytest.warns(DataWarning, match='24 of 24 validation images are near-duplicates of images in training'): image_dataloaders(split, **TINY_DATA)
 
 
+@pytest.mark.parametrize('nothing', [None, float('nan'), np.nan, pd.NA, pd.NaT])
+def test_images_that_a_function_names_no_group_for_stand_alone(nothing):
+    paths = [f'site{i % 3}/{i}.png' for i in range(12)]
+    name = lambda p: ('site', 0) if 'site0' in p else nothing if 'site1' in p else 'other'
+    with pytest.warns(DataWarning, match='names no group for 4 of 12 paths, and each of these images counts as a group'): found = path_groups(paths, name)
+    assert pd.Series(found).value_counts().tolist() == [4, 4, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize('options, message', [
+    (dict(group=lambda p: None), 'names a group for none of 105 paths'),
     (dict(group_col='patient'), "group_col='patient': there is no column 'patient'"),
     (dict(group='['), 'is not a regular expression'),
     (dict(group='patient'), 'matches none of 105 paths'),
