@@ -7,7 +7,7 @@ Docs: https://fastbit.github.io/fastbit/config.html.md"""
 # %% auto #0
 __all__ = ['BALANCES', 'METRICS', 'WATCHED', 'RECIPES', 'DataOptions', 'TableOptions', 'LoaderOptions', 'check_metric',
            'BodyOptions', 'TrainOptions', 'RunOptions', 'Auto', 'OneCycle', 'HeadOnly', 'BiTRule', 'recipe_name',
-           'recipes_with', 'RecipeOptions', 'foreign_option']
+           'recipes_with', 'RecipeOptions', 'foreign_option', 'option_flag', 'option_flags']
 
 # %% ../nbs/01_config.ipynb #adc42ef6
 import difflib
@@ -255,3 +255,21 @@ def foreign_option(name:str, recipe:str, spell=str) -> str:
     recipes = f'{_listed(owners)} recipe{"s"*(len(owners) > 1)}'
     instead = f' Set its length with {spell("n_steps")}.' if name == 'epochs' else ''
     return f"{spell(name)} applies to the {recipes} only, not to {recipe}.{instead}"
+
+# %% ../nbs/01_config.ipynb #6dfdc1c9
+_SPELLINGS = dict(   # the one that is shown, where it is not the name
+    group='--group-regex', k_per_class='--images-per-class', views='--head-augment', scale='--batch-scaling',
+    n_steps='--steps', num_workers='--workers', crop='--no-crop', flip='--no-flip', jitter='--no-jitter',
+    draft='--full-decode', cache='--no-cache')
+
+_OTHER_SPELLINGS = dict(
+    budget=('--time-limit',), k_per_class=('--k-per-class',), views=('--views',), scale=('--scale',),
+    draft=('--no-draft',))
+
+def option_flag(name:str) -> str:
+    "Spell an option on the command line, by its name in Python"
+    return _SPELLINGS.get(name, '--' + name.replace('_', '-'))
+
+def option_flags(name:str) -> tuple:
+    "List all spellings of an option, the one that is shown first"
+    return option_flag(name), *_OTHER_SPELLINGS.get(name, ())

@@ -1,6 +1,6 @@
 "What would help: each piece of advice exactly where the figures support it, and commands that can be typed"
-import re, shlex, sys
-from dataclasses import replace
+import inspect, re, shlex, sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +10,8 @@ from fastbit.baseline import baseline
 from fastbit.baseline.advice import Commands, ConfusedClasses, RareClasses, RunFigures, half_width, images_to_halve, mistake_figures, what_helps
 from fastbit.baseline.next_steps import run_commands
 from fastbit.baseline.settings import changed_command, source_command, without_options
+from fastbit.config import DataOptions, TableOptions
+from fastbit.studies import check_data, leaderboard
 from fastbit.cli.parser import make_parser
 from fastbit.metrics.intervals import Interval, wilson_interval
 from fastbit.report import Findings, make_report
@@ -51,6 +53,7 @@ def test_a_precise_run_with_hardly_a_mistake_needs_nothing(): assert kinds() == 
     ('balance', dict(commands=ALL, rare=RareClasses(('a',), 5, 20, 90, 100)), dict(commands=ALL, rare=RareClasses(('a',), 17, 20, 90, 100))),   # this may be chance
     ('balance', dict(commands=ALL, rare=RareClasses(('a',), 5, 20, 90, 100)), dict(rare=RareClasses(('a',), 5, 20, 90, 100))),   # no such option
     ('balance', dict(commands=ALL, rare=RareClasses(('a',), 5, 20, 90, 100)), dict(commands=ALL, rare=RareClasses(('a',), 0, 0, 90, 100))),
+    ('balance', dict(commands=ALL, rare=RareClasses(('a',), 5, 20, 90, 100)), dict(commands=ALL, rare=RareClasses(('a',), 5, 20, 90, 100), balance='loss')),   # it is set
     ('measure', dict(n=100, n_right=99), dict(n=10_000, n_right=9_999))])
 def test_each_kind_appears_exactly_where_the_figures_support_it(kind, yes, no):
     assert kind in kinds(**yes) and kind not in kinds(**no)
@@ -123,7 +126,7 @@ def on_the_command_line(monkeypatch):
     return start
 
 
-SETTINGS = dict(path='my photos', recipe='auto', out='results', root=None, path_col=None, label_col=None, split_col=None, suffix=None, group_col=None, group=None, valid_pct=.2, test_pct=0., keep_best=None)
+SETTINGS = dict(path='my photos', recipe='auto', out='results', keep_best=None, **asdict(TableOptions()), **asdict(DataOptions()))
 
 
 def test_commands_can_be_typed_back(on_the_command_line):
@@ -142,6 +145,32 @@ def test_commands_can_be_typed_back(on_the_command_line):
         args = vars(make_parser().parse_args(words))
         assert (args['command'], args['path'], args['label_col']) == (command, 'my photos', 'kind of')
     assert source_command(dict(SETTINGS, path='digits'), 'check', 'f') == 'fastbit check'
+
+
+GIVEN = dict(valid_pct=.3, test_pct=.1, seed=3, k_per_class=5, time='exif', allow_copies=True, crop=False, flip=False, augment='strong', jitter=False, max_value=4095, balance='loss')
+
+
+@pytest.mark.parametrize('command, function', [('check', check_data), ('leaderboard', leaderboard)])
+def test_other_commands_take_the_options_of_the_run(on_the_command_line, command, function):
+    "Those that they have, and all of these"
+    parser = make_parser()
+    words = ['baseline', 'my photos', *'--group-regex x --folds 5 --fold 2 --full-decode --resize pad'.split(), '--label-col', 'kind of']
+    given = {k: v for k, v in vars(parser.parse_args(words)).items() if k in {**asdict(DataOptions()), **asdict(TableOptions())}} | GIVEN
+    call = source_command(SETTINGS | given, command, function.__name__)   # this is Python
+    taken = eval(call.replace(function.__name__, 'dict', 1).replace("'my photos'", 'path=0'))
+    assert {*taken} <= {*inspect.signature(function).parameters}
+    on_the_command_line(*words)
+    args = vars(parser.parse_args(shlex.split(source_command(SETTINGS | given, command, function.__name__))[1:]))
+    able = {a.dest for a in parser.commands[command]._actions}
+    for k, v in given.items(): assert (args[k] == v == taken[k]) if k in able else k not in args and k not in taken, k
+
+
+def test_a_rerun_with_folds_has_no_option_that_they_exclude(on_the_command_line):
+    for words in ('--fold 2 --folds 3', '--fold=2 --valid-pct 30', '--time-limit 10m', '--time-limit=10m', '--budg 10m --valid .3', '--budget 1h --folds=3'):
+        on_the_command_line('baseline', 'photos', *words.split(), '--images-per-class', '4')
+        args = vars(make_parser().parse_args(shlex.split(changed_command(SETTINGS, folds=5))[1:]))
+        assert args['folds'] == 5 and args['k_per_class'] == 4 and not {'fold', 'budget', 'valid_pct'} & {*args}, words
+    assert without_options(['--k-per-class', '3', '--images-per-class=3', '--images', '3', '--fold', '1', '--folds', '3'], dict(k_per_class=True, folds=True)) == ['--fold', '1']
 
 
 def test_in_python_they_are_calls(folder):

@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image, ImageDraw
 
 from fastbit.studies import check_data, label_table
-from fastbit.studies.detect import KINDS
+from fastbit.studies.detect import KINDS, group_ids, label_issues
 from conftest import look_at, run_fastbit
 
 COLOURS = dict(bird='#1f77b4', cat='#d62728', fox='#2ca02c', owl='#9467bd')
@@ -157,3 +157,23 @@ def test_looking_for_label_errors_leaves_the_warnings_on(monkeypatch):
         _import_again(monkeypatch, 'cleanlab')
         label_table(np.random.RandomState(0).randn(20, 4), list('ab')*10)
         assert warnings.filters == before
+
+
+def test_mislabeled_images_of_a_group_do_not_vouch_for_each_other():
+    "Frames of a unit are alike, and a unit has its label as a whole"
+    rng, units, frames = np.random.default_rng(0), 24, 8
+    kind, unit = np.arange(units) % 2, np.repeat(np.arange(units), frames)
+    look = rng.normal(0, 1, (units, 40))
+    look[:, 0] += 4*kind
+    features = (look[unit] + rng.normal(0, .1, (len(unit), 40))).astype(np.float32)
+    label = np.where(unit == 5, 'even', np.where(kind[unit], 'odd', 'even'))
+    table = pd.DataFrame(dict(path=[f'{i}.png' for i in range(len(unit))], label=label, split='', group=unit.astype(str)))
+    found = lambda t: {o.path for o in label_issues(t, features, [])} & {*table.path[unit == 5]}
+    assert len(found(table)) == frames and not found(table.drop(columns='group'))
+
+
+def test_near_duplicates_join_groups():
+    table = pd.DataFrame(dict(path=list('abcdef'), group=['1', '1', '2', '2', '3', '4']))
+    ids = group_ids(table, [['b', 'c'], ['e', 'f']])
+    assert ids[:4] == [ids[0]]*4 and ids[4] == ids[5] != ids[0]
+    assert len({*group_ids(table, [])}) == 4 and len({*group_ids(table[['path']], [['b', 'c']])}) == 5

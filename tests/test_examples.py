@@ -229,9 +229,48 @@ def test_a_model_without_its_training_images(run, tmp_path, capsys):
     assert main(['similar', str(tmp_path/'model'), image]) == 2
     assert 'has no neighbors.safetensors' in (err := capsys.readouterr().err) and '--in FOLDER' in err
     assert main(['similar', str(tmp_path/'model'), image, '--in', str(run[0]/'data')]) == 0
-    assert rank_to_label(tmp_path/'model', run[0]/'data', n=3).similarity.isna().all()
+    with pytest.warns(UserWarning, match=f"^{n_train(run[1])} training images of the model's run are among these 42;"): df = rank_to_label(tmp_path/'model', run[0]/'data', n=30)
+    assert df.similarity.isna().all() and set(df.path) == set(map(str, run[1].findings.paths))   # without results, held-out images are unknown
 
 
-def test_training_images_need_no_label(run):
-    with pytest.warns(UserWarning, match=f'{n_train(run[1])} of 42 images are training images'): df = rank_to_label(run[1], run[0]/'data', n=20)
-    assert len(df) == 42 - n_train(run[1]) and not set(df.path) & set(run[1].findings.features.train.paths)
+@pytest.fixture(scope='module')
+def new_images(tmp_path_factory):
+    files = [tmp_path_factory.mktemp('new')/f'{i}.png' for i in range(4)]
+    for i, f in enumerate(files): picture(700+i, i % 3).save(f)
+    return list(map(str, files))
+
+
+def test_images_with_labels_are_not_proposed(run, predictor, new_images, tmp_path):
+    "Training images under any name, in the index or not, and held-out images"
+    table = run[1].learn.dls.table
+    train, held_out = table.path[table.split == 'train'].tolist(), table.path[table.split != 'train'].tolist()
+    copies = [shutil.copy(p, tmp_path/f'copy{i}.png') for i, p in enumerate(train)]
+    words = f"^{len(train)} training and {len(held_out)} held-out images of the model's run are among these {len(table) + 4};"
+    with pytest.warns(UserWarning, match=words) as seen: df = rank_to_label(run[1], [*copies, *held_out, *new_images], n=99)
+    assert sorted(df.path) == sorted(new_images) and len(seen) == 1
+    (tmp_path/'link').symlink_to(run[0]/'data')
+    with pytest.warns(UserWarning, match='labels and are skipped'), pytest.raises(ValueError, match="all are images of this model's run"): rank_to_label(predictor, tmp_path/'link')
+
+
+def test_a_sample_of_the_training_images_is_reported(run, predictor, new_images):
+    from dataclasses import replace
+    from fastbit.export import Predictor
+    from fastbit.export.record import training_digests
+    digests = sorted(d[:16] for d in training_digests(run[1].learn.dls.table.path))
+    of = lambda **about: Predictor(predictor.model, replace(predictor.about, **about))
+    sample = of(trained_on=dict(images=5000, digests=digests[:20]))   # of 42 images the 20 with the smallest digests
+    with pytest.warns(UserWarning) as seen: df = rank_to_label(sample, [*run[1].learn.dls.table.path, *new_images], n=99)
+    unseen = [p for p, d in zip(new_images, training_digests(new_images)) if d[:16] < digests[19]]
+    assert set(df.path) == set(unseen) and unseen
+    assert [str(w.message).split(':')[0] for w in seen] == [
+        "20 training images of the model's run are among these 46; they have labels and are skipped.",
+        f'{22 + 4 - len(unseen)} of 46 images may be training images and are skipped']
+    with pytest.warns(UserWarning, match='a record of 20 of its 5000 training images, so others .* would not be recognized'): assert len(rank_to_label(sample, new_images)) == 4
+    with pytest.warns(UserWarning, match='has no record of all its training images'): assert len(rank_to_label(of(trained_on=None), new_images)) == 4
+
+
+def test_the_batch_size_holds_for_the_folder_too(run, new_images, monkeypatch, capsys):
+    from fastbit.export import Predictor
+    index_images, seen = Predictor.index_images, []
+    monkeypatch.setattr(Predictor, 'index_images', lambda self, images, bs=None: seen.append(bs) or index_images(self, images, bs))
+    assert main(['similar', str(run[0]/'run'), new_images[0], '--in', os.path.dirname(new_images[0]), '--batch-size', '3']) == 0 and seen == [3]

@@ -12,12 +12,14 @@ from sklearn.pipeline import make_pipeline
 from conftest import TINY, picture, run_fastbit
 from fastbit.baseline import baseline
 from fastbit.bodies.model import TransferModel
+from fastbit.cli.command import main
 from fastbit.core.text import DataWarning
-from fastbit.data import fold_numbers, frozen_features, image_dataloaders, read_image_set
+from fastbit.data import fold_numbers, frozen_features, image_dataloaders, path_groups, read_image_set
 from fastbit.data.groups import group_numbers, untrained_classes
 from fastbit.export import load_predictor
 from fastbit.metrics import accuracy_interval
 from fastbit.report.sections import make_report
+from fastbit.training.guards import FitStopped
 from fastbit.training.head import STRENGTHS, FeatureScaler
 
 SMALL = dict(size=32, verbose=False, recipe='head')   # the bundled weights
@@ -163,7 +165,16 @@ def test_near_duplicates_stay_together_unless_allowed(tmp_path, make_folder):
     with pytest.warns(DataWarning, match='24 of 24 validation images are near-duplicates of images in training'): image_dataloaders(split, **TINY_DATA)
 
 
+@pytest.mark.parametrize('nothing', [None, float('nan'), np.nan, pd.NA, pd.NaT])
+def test_images_that_a_function_names_no_group_for_stand_alone(nothing):
+    paths = [f'site{i % 3}/{i}.png' for i in range(12)]
+    name = lambda p: ('site', 0) if 'site0' in p else nothing if 'site1' in p else 'other'
+    with pytest.warns(DataWarning, match='names no group for 4 of 12 paths, and each of these images counts as a group'): found = path_groups(paths, name)
+    assert pd.Series(found).value_counts().tolist() == [4, 4, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize('options, message', [
+    (dict(group=lambda p: None), 'names a group for none of 105 paths'),
     (dict(group_col='patient'), "group_col='patient': there is no column 'patient'"),
     (dict(group='['), 'is not a regular expression'),
     (dict(group='patient'), 'matches none of 105 paths'),
@@ -312,6 +323,23 @@ def test_interrupted_folds_resume_bit_for_bit(units, folds, cache, tmp_path, mon
     assert resumed.predictions.equals(straight.predictions)
 
 
+def test_ctrl_c_during_folds_says_what_is_kept(units, folds, cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('FASTBIT_CACHE', cache)
+    from fastbit.baseline.folds import FoldsRun
+    from fastbit.baseline.run import Run
+    def stops(*args): raise KeyboardInterrupt
+    def fit_stops(*args): raise FitStopped('Stopped after step 3 of 9')
+    command = ['baseline', units/'units.csv', '--size', 32, '--recipe', 'head', '--group-col', 'group', '--folds', 3, '--out', tmp_path/'out']
+    for k in (1, 2): shutil.copytree(folds[0]/f'fold-{k}', tmp_path/'out'/f'fold-{k}')
+    with monkeypatch.context() as m:
+        m.setattr(FoldsRun, '_train_one', stops)
+        assert main([*map(str, command)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == 'fastbit: stopped. Finished folds are saved (2 of 3); rerun the same command to train the others.'
+    monkeypatch.setattr(Run, '_train_phase', fit_stops)
+    assert main([*map(str, command)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1].endswith('The same command trains this fold again')
+
+
 def test_the_ensemble_is_the_mean_of_its_members(units, folds):
     out, result = folds
     files = [str(p) for p in sorted(units.rglob('*.png'))[:7]]
@@ -320,6 +348,7 @@ def test_the_ensemble_is_the_mean_of_its_members(units, folds):
     probs = [p.predict(files, probs=True).filter(like='p(').to_numpy() for p in members]
     found = whole.predict(files, probs=True)
     assert np.allclose(found.filter(like='p(').to_numpy(), np.mean(probs, axis=0), atol=1e-5)
+    with pytest.raises(ValueError, match=r'Train one model, without folds= \(--folds\)'): whole.predict(files, min_precision=.9)
     assert whole.about.evaluation['part'] == 'folds' and whole.about.temperature == result.temperature
     saved = json.loads((out/'results.json').read_text())
     assert saved['folds']['accuracies'] == result.folds.accuracies and saved['settings']['folds'] == 3

@@ -6,7 +6,7 @@ from sklearn.metrics import brier_score_loss
 from fastbit.metrics import accuracy_interval, brier_scores, calibration_error, effective_size, evaluate_probs
 from fastbit.metrics import fit_temperature, reliability_table, wilson_interval
 from fastbit.metrics.calibration import few_images_words
-from fastbit.metrics.intervals import FOLDS_WORTH, mean_interval
+from fastbit.metrics.intervals import FOLDS_WORTH, class_mean_interval, logit_interval, mean_interval
 from fastbit.studies.compare import grouped_p
 from fastbit.studies import compare_runs, mcnemar_p, paired_difference
 
@@ -227,3 +227,16 @@ def test_the_test_set_is_compared_where_both_have_one():
     rows = pd.DataFrame(dict(path=list('123456'), label='a', prediction=list('aaabab'), split=['valid']*3 + ['test']*3))
     assert compare_runs(rows, rows.assign(prediction='a')).n == 3
     assert compare_runs(rows, rows[rows.split == 'valid'].assign(prediction='a')).n == 3
+
+
+def test_no_interval_leaves_the_values_that_a_score_can_have():
+    "Rounding has carried ends to 1.0000000000000004"
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        low, n = rng.choice([0., -1.]), rng.integers(1, 40)
+        value = rng.choice([low, 1., rng.uniform(low, 1)])
+        for ci in (logit_interval(value, value + rng.choice([0., .1])*rng.normal(0, 1, 20), rng.uniform(2, 30), rng.uniform(1, 40), low),
+                   accuracy_interval(np.ones(n, bool), confidence=rng.uniform(.5, .99), worth=rng.uniform(.3, .9))): assert low <= ci.low <= ci.high <= 1, (value, ci)
+        right, numbers = rng.random(n) < .9, rng.integers(0, 3, n)
+        ci = class_mean_interval(right, numbers, np.unique(numbers), worth=2/3)
+        assert 0 <= ci.low <= ci.high <= 1

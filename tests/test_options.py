@@ -283,6 +283,12 @@ def test_another_value_is_another_folder():
     assert default == run_folder(read_arguments('baseline photos --recipe hyperrule'.split()))
 
 
+def test_folds_of_any_recipe_continue_in_their_folder():
+    folder = lambda words: run_folder(read_arguments(f'baseline photos --recipe head {words}'.split())).name
+    assert folder('--folds 3').startswith('photos-head-') and not folder('').startswith('photos-head-')   # the other one by the time
+    assert folder('--folds 3') != folder('--folds 4')
+
+
 def test_the_leaderboards_folder():
     folder = lambda words: leaderboard_folder(read_arguments(f'leaderboard photos {words}'.split()))
     assert folder('--valid-pct 20 --seed 0 --top 3') == folder('') != folder('--epochs 8') != folder('--epochs 9')

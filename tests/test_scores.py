@@ -32,7 +32,7 @@ def by_scikit_learn(probs, targs) -> dict:
         auc = [one(skm.roc_auc_score, c) for c in ([1] if n_classes == 2 else seen)]
         return dict(
             balanced_accuracy=skm.balanced_accuracy_score(targs, preds), macro_precision=skm.precision_score(targs, preds, **how), macro_f1=skm.f1_score(targs, preds, **how),
-            roc_auc=np.mean(auc), pr_auc=np.mean([one(skm.average_precision_score, c) for c in seen]),
+            roc_auc=np.mean(auc), pr_auc=np.mean([one(skm.average_precision_score, c) for c in seen]) if len(seen) > 1 else np.nan,   # 1 for scikit-learn
             kappa=skm.cohen_kappa_score(targs, preds), quadratic_kappa=skm.cohen_kappa_score(targs, preds, labels=range(n_classes), weights='quadratic'),
             matthews=skm.matthews_corrcoef(targs, preds))
 
@@ -96,7 +96,8 @@ def test_the_evaluation_has_every_metric_of_a_run():
 
 def test_what_is_undefined_is_none_and_not_nan():
     one = evaluate_probs(torch.tensor([[.9, .1]]*5), torch.zeros(5, dtype=torch.long))
-    assert one.scores['roc_auc'].value is one.scores['roc_auc'].interval is one.scores['kappa'].value is None and 'undefined' in one.more()
+    for name in ('roc_auc', 'pr_auc', 'kappa'): assert one.scores[name].value is one.scores[name].interval is None, name
+    assert 'undefined' in one.more()
     assert one.f1_interval.low < .6 and one.f1_interval.high == 1   # five right answers are not proof of a perfect model
     diverged = evaluate_probs(torch.full((5, 2), float('nan')), torch.tensor([0, 1, 0, 1, 0]))
     assert 'roc_auc' not in diverged.scores and diverged.scores['kappa'].value == 0
@@ -211,8 +212,15 @@ def test_a_run_is_judged_by_its_metric(run):
 def test_the_metric_is_watched_over_the_whole_validation_set(run):
     assert run.learn.keep_best.monitor == 'macro_f1' and run.epochs.macro_f1.notna().all()
     assert all(p.metric == 'macro_f1' for p in run.plan.phases[1:])
-    best = run.epochs[run.epochs.phase != 'head'].macro_f1.max()
-    if run.chosen.startswith('the weights of'): assert run.score.value == pytest.approx(best)
+
+
+@pytest.mark.parametrize('lr', [.01, .1])
+def test_the_best_weights_by_a_metric_are_those_of_the_results(data, lr):
+    run = baseline(data, **TINY, size=32, recipe='onecycle', epochs=5, lr=lr, metric='macro_f1', keep_best='metric', verbose=False)
+    scores = run.epochs[run.epochs.phase != 'head'].macro_f1
+    print(run.epochs, run.chosen, run.score)
+    assert run.chosen.startswith('the weights of') and 'by macro_f1' in run.chosen and run.score.value == pytest.approx(scores.max()) == pytest.approx(run.learn.keep_best.best)
+    assert scores.iloc[-1] < scores.max()   # the last weights are others
 
 
 def test_a_run_with_a_metric_resumes_bit_for_bit(data, tmp_path, monkeypatch, run):
@@ -255,6 +263,22 @@ def test_a_metric_of_fastai_is_that_of_the_results(data):
     with learn.no_logging(), learn.no_bar(): learn.fit_one_cycle(2, .1)
     ev = learn.evaluate(show=False)
     assert ev.scores['roc_auc'].value == pytest.approx(learn.history.epochs.roc_auc.max(), abs=1e-6) == pytest.approx(learn.keep_best.best, abs=1e-6)
+
+
+def undefined(preds, targs): return float('nan')
+
+
+def test_a_metric_that_is_undefined_leaves_the_best_weights_to_the_loss(data):
+    "A NaN is never better: without a word the last weights would stay, and patience would stop"
+    torch.manual_seed(0)
+    dls = image_dataloaders(data, TINY['arch'], size=32, num_workers=0, device='cpu')
+    learn = transfer_learner(dls, **TINY, metrics=undefined, cbs=KeepBest('undefined', patience=2))
+    with pytest.warns(UserWarning, match='^undefined is undefined on the validation images, so valid_loss decides') as seen, learn.no_logging(), learn.no_bar(): learn.fit(4, 1e-3)
+    keep, losses = learn.keep_best, learn.history.epochs.valid_loss
+    assert len(seen) == 1 and len(losses) > 2 and keep.best == losses.min() == pytest.approx(learn.validate()[0], abs=1e-6)
+    again = KeepBest('undefined', patience=2)   # of a run that resumes
+    again.load_checkpoint_state(*keep.checkpoint_state())
+    assert (again.monitor, again.by, again.comp, again.best) == ('undefined', 'valid_loss', np.less, keep.best)
 
 
 def test_quadratic_kappa_names_the_order_that_it_assumes(data, tmp_path):

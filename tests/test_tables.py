@@ -322,6 +322,9 @@ def test_spellings_of_a_path(tmp_path, table, monkeypatch, spelling):
     other = spelling.format(here=tmp_path)
     with pytest.raises(ValueError, match='One file with two labels'): table(f'path,label\na.png,cat\n{other},dog\n')
     with pytest.raises(ValueError, match='in two splits'): table(f'path,label,split\na.png,cat,train\n{other},cat,valid\n')
+    more = f'path,label,site,taken\na.png,cat,1,2020\n{other},cat,2,2021\nb.png,dog,3,2022\n'
+    with pytest.raises(ValueError, match='(?s)One file with two times, 1 times.*Leave one of its rows out'): table(more, time_col='taken')
+    with pytest.raises(ValueError, match='(?s)One file in two groups.*: 1.*: 2.*give groups that share images one name'): table(more, group_col='site')
     monkeypatch.chdir(tmp_path)
     with pytest.warns(DataWarning, match='1 of 3 rows'): found = table_rows(pd.DataFrame(dict(path=['a.png', other, 'b.png'], label=['cat', 'cat', 'dog'])))
     assert len(found.rows) == 2 and found.skipped.reason.tolist() == ['listed more than once']

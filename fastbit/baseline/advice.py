@@ -61,6 +61,7 @@ class RunFigures:
     curve: LearningCurve = None # of linear probes; `None`: not measured, or too little to tell
     grouped: tuple = None # accuracies of linear probes with random folds, and with similar images together; `None`: similar enough
     overfitting: str = '' # how the last phase overfitted; '': it did not
+    balance: str = 'none' # how training made all classes count alike, as in `DataOptions`
     suspects: int = 0    # mistakes whose label the model all but excludes
     expected: float = 0. # as many as this would be expected if all labels were right
     pair: ConfusedClasses = None # `None`: no mistakes
@@ -193,7 +194,8 @@ def _pair(f) -> Advice|None:
 
 def _balance(f) -> Advice|None:
     typed = f.commands.rerun(balance='loss')
-    if f.rare is None or not typed or not f.rare.n or not f.rare.others_n: return None
+    if f.balance != 'none' or not typed: return None
+    if f.rare is None or not f.rare.n or not f.rare.others_n: return None
     rare, others = f.rare.right/f.rare.n, f.rare.others_right/f.rare.others_n
     rare_end = wilson_interval(f.rare.right, f.rare.n).high
     others_end = wilson_interval(f.rare.others_right, f.rare.others_n).low

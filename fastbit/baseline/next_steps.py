@@ -61,5 +61,5 @@ def next_steps(
         n_train=dls.train.n, n_all=len(table), part=part, drawn=drawn, curve=curve,
         in_folds=worth < 1,
         size=dls.preprocess.size, side=_shorter_side(images.report),
-        overfitting='' if chosen else how_overfitted(learn.history.epochs),
+        overfitting='' if chosen else how_overfitted(learn.history.epochs), balance=settings['balance'],
         commands=run_commands(settings), **mistakes))

@@ -203,7 +203,7 @@ class OneCyclePhase:
         move_between(learn, before, self.share)
         best = getattr(learn, 'keep_best', None)
         if best is None or not best.where: return
-        kept.name += f' ({best.where}, by {best.monitor})'
+        kept.name += f' ({best.where}, by {best.by})'
         best.forget()
 
 def copied_weights(

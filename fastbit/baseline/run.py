@@ -262,7 +262,8 @@ class Run:
         try:
             for phase in self.phases: self.took.append(self._train_phase(phase, int(verbose)))
         except FitStopped as e:
-            if self.out is not None and not e.saved and is_writer(): keep_model(self.learn, self.out/'model', e)
+            rerun = 'trains this fold' if self.options.data.folds else 'starts'   # finished folds are kept
+            if self.out is not None and not e.saved and is_writer(): keep_model(self.learn, self.out/'model', e, rerun)
             raise
 
     def _open_out(self):
@@ -325,7 +326,7 @@ class Run:
         else: measured = measure_numbers(learn) if learn.task.is_number else measure_labels(learn)
         learn.temperature = measured.temperature
         best = getattr(learn, 'keep_best', None)
-        chosen = f'the weights of {best.where}, by {best.monitor}' if best and best.where else ''
+        chosen = f'the weights of {best.where}, by {best.by}' if best and best.where else ''
         chosen = '; '.join(o for o in (chosen, *self.kept) if o)
         findings = self._findings(measured, chosen)
         seconds = dict(training=sum(self.took), evaluation=measured.seconds, answers=measured.answers.seconds)
@@ -390,14 +391,14 @@ def imbalance_words(
     return (f"Class {large} has {many} training images, {many/few:.0f} times as many as {small} ({few}), so training "
             "favors it. To train for the recall of all classes alike, use balance='loss'.")
 
-def keep_model(learn, folder, stopped):
+def keep_model(learn, folder, stopped, rerun='starts'):
     "Write the model of a run that was stopped and has no checkpoint, and name its folder in the exception"
     learn.export(folder, evaluation=False, overwrite=True)
     where = re.split('[;.] ', str(stopped))[0]
     stopped.saved = folder
     results, weights = shlex.quote(str(folder.parent)), shlex.quote(str(folder/'model.safetensors'))
     stopped.args = (f"{where}; the model so far is in {folder}: `fastbit predict {results} IMAGES` classifies with it, "
-                    f"and --weights {weights} starts a run from its body. The same command starts again",)
+                    f"and --weights {weights} starts a run from its body. The same command {rerun} again",)
 
 def head_line(learn, phase, took) -> str:
     "Describe the head phase on one line"

@@ -22,7 +22,7 @@ from .budget import parse_budget
 from .result import RESULT_FILES
 from ..config import BodyOptions, DataOptions, LoaderOptions, RecipeOptions, RunOptions
 from ..core.options import Options
-from ..config import TableOptions, TrainOptions, recipe_name
+from ..config import TableOptions, TrainOptions, option_flag, option_flags, recipe_name
 from ..core.checks import CHECKPOINTS, check_out, found_checkpoints
 from ..core.processes import world
 from ..data.augment import augment_text
@@ -84,12 +84,15 @@ def run_command(
 
 def _source(settings) -> str: return 'df' if settings['path'] == 'DataFrame' else repr(settings['path'])
 
+def _written(name, value) -> str:
+    "A value in a call; transforms as they show themselves"
+    return value if name == 'augment' and value.startswith('[') else repr(value)
+
 def _call(settings) -> str:
     records = (BodyOptions, TrainOptions, DataOptions, LoaderOptions, RunOptions, TableOptions)
     usual = {k: v for cls in records for k, v in asdict(cls()).items()}
     usual |= dict(recipe='auto', **asdict(default_options(settings['recipe'])))
-    written = lambda k, v: v if k == 'augment' and v.startswith('[') else repr(v)   # transforms as they show themselves
-    given = [f'{k}={written(k, v)}' for k, v in settings.items() if k != 'path' and v != usual[k]]
+    given = [f'{k}={_written(k, v)}' for k, v in settings.items() if k != 'path' and v != usual[k]]
     return f"baseline({', '.join([_source(settings), *given])})"
 
 def default_options(
@@ -101,22 +104,36 @@ def default_options(
 # %% ../../nbs/baseline/06_settings.ipynb #49664007
 _OF_ONE_RUN = dict(out=True, overwrite=False, dry_run=False, open=False, procs=True)   # options; do they take a value?
 
-_FLAGS = dict(group='--group-regex')   # those that are not spelt as in Python
-_EXCLUDED = dict(folds=('valid_pct', 'budget'))   # by an option
+_EXCLUDED = dict(folds=('fold', 'valid_pct', 'budget'))   # by an option
 
-def _flag(name) -> str: return _FLAGS.get(name, f'--{name.replace("_", "-")}')
+_RECORDS = (BodyOptions, TrainOptions, DataOptions, LoaderOptions, RunOptions, TableOptions, RecipeOptions)
+
+def _option_of(word, options) -> str|None:
+    "The option that a word names, in any spelling, also abbreviated as argparse allows; `None`: another, or a value"
+    known = {flag: k for record in _RECORDS for k in record.option_fields() for flag in option_flags(k)}
+    known |= {flag: k for k in options for flag in option_flags(k)}
+    if not word.startswith('--'): return None
+    if word not in known: word = next((flag for flag, k in known.items() if k in options and flag.startswith(word)), '')
+    return known[word] if known.get(word) in options else None
 
 def without_options(
     words:list, # After `fastbit`
     options:dict, # Name in Python -> does it take a value?
 ) -> list:
-    "Drop options from the words of a command"
-    flags, left, rest = {_flag(k): takes for k, takes in options.items()}, [], iter(words)
+    "Drop options, however they are spelled, from the words of a command"
+    left, rest = [], iter(words)
     for word in rest:
         name, has_value, _ = word.partition('=')
-        if name not in flags: left.append(word)
-        elif flags[name] and not has_value: next(rest, None)
+        option = _option_of(name, options)
+        if option is None: left.append(word)
+        elif options[option] and not has_value: next(rest, None)
     return left
+
+def _words_of(options) -> list:
+    "Options as words of a command; a switch has no value"
+    words = []
+    for k, v in options.items(): words += [option_flag(k)] if isinstance(v, bool) else [option_flag(k), str(v)]
+    return words
 
 def changed_command(
     settings:dict, # From `RunRecord.settings`
@@ -130,23 +147,27 @@ def changed_command(
     typed = _typed_words()
     if typed is None: return _call(settings | {k: usual[k] for k in excluded} | dict(out=None) | changes)
     words = without_options(typed, _OF_ONE_RUN | dict.fromkeys([*excluded, *changes], True))
-    more = [w for k, v in changes.items() for w in (_flag(k), str(v))]
-    return shlex.join(['fastbit', *words, *more])
+    return shlex.join(['fastbit', *words, *_words_of(changes)])
+
+_NOT_OF_LEADERBOARD = ('folds', 'fold', 'resize', 'draft')
+_TAKEN = dict(   # options of `DataOptions` that other commands have
+    check=('group', 'max_value'),
+    leaderboard=tuple(k for k in DataOptions.option_fields() if k not in _NOT_OF_LEADERBOARD))
 
 def source_command(
     settings:dict, # From `RunRecord.settings`
-    command:str,   # On the command line, 'check'
+    command:str,   # On the command line, 'check' or 'leaderboard'
     function:str,  # In Python, 'check_data'
     **options      # Options of this command, with their values
 ) -> str:
-    "What to type for another command on the same images"
-    usual = asdict(TableOptions()) | dict(group=None)
-    table = {k: settings[k] for k, v in usual.items() if settings[k] != v} | options
+    "What to type for another command on the same images, read and split in the same way as far as it has the options"
+    usual, data = asdict(TableOptions()), asdict(DataOptions())
+    usual |= {k: data[k] for k in _TAKEN[command]}
+    given = {k: settings[k] for k, v in usual.items() if settings[k] != v} | options
     if _typed_words() is None:
-        return f"{function}({', '.join([_source(settings), *(f'{k}={v!r}' for k, v in table.items())])})"
-    more = [w for k, v in table.items() for w in (_flag(k), str(v))]
+        return f"{function}({', '.join([_source(settings), *(f'{k}={_written(k, v)}' for k, v in given.items())])})"
     path = [] if settings['path'] == 'digits' else [settings['path']]
-    return shlex.join(['fastbit', command, *path, *more])
+    return shlex.join(['fastbit', command, *path, *_words_of(given)])
 
 def label_next_command(
     settings:dict # From `RunRecord.settings`

@@ -12,8 +12,7 @@ import difflib, math, os
 from pathlib import Path
 
 # %% ../../nbs/cli/04_arguments.ipynb #38c37a34
-from .options import option_flag
-from ..config import RECIPES, WATCHED, DataOptions, RecipeOptions, check_metric
+from ..config import RECIPES, WATCHED, DataOptions, RecipeOptions, check_metric, option_flag
 from ..hyperrule import HyperRule
 
 # %% ../../nbs/cli/04_arguments.ipynb #2302ef18

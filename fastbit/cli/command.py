@@ -16,10 +16,11 @@ from .arguments import check_arguments
 from .examples import run_embed, run_label_next, run_similar
 from .messages import in_shell, one_line, show_warning
 from .models import run_bodies, run_cache, run_evaluate, run_export, run_predict
-from .options import option_flag, two_spellings
+from .options import two_spellings
 from .parser import make_parser
 from .runs import run_baseline, run_check, run_leaderboard, run_rule
-from ..core.checks import found_checkpoints
+from ..config import option_flag
+from ..core.checks import finished_folds, found_checkpoints
 from ..core.options import unknown_option
 from ..core.processes import launched_rank, leave_processes, peer_lost
 
@@ -63,9 +64,16 @@ def _resume_words(args, stopped=False) -> str:
     "How to continue, where something is saved"
     if args.command != 'baseline': return ''
     out = Path(args.out) if getattr(args, 'out', None) else None
-    interrupted = out and found_checkpoints(out) and not (out/'results.json').exists()
-    if interrupted: return '. Rerun the same command to resume from the last checkpoint.'
+    unfinished = out and not (out/'results.json').exists()
+    if unfinished and found_checkpoints(out): return '. Rerun the same command to resume from the last checkpoint.'
+    if unfinished and 'folds' in vars(args) and (words := _fold_words(out, args.folds)): return words
     return '. The same command starts again.' if stopped else ''
+
+def _fold_words(out, n) -> str:
+    "What of a run with folds is saved; '': nothing"
+    done, begun = finished_folds(out), any(found_checkpoints(folder) for folder in out.glob('fold-*'))
+    if not done and not begun: return ''
+    return f'. Finished folds are saved ({done} of {n}); rerun the same command to train the others.'
 
 def _report_stop(e, args) -> int:
     "Say that a run was stopped, and what is saved; the exit status of the signal"

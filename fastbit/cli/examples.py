@@ -82,8 +82,9 @@ def run_similar(args) -> int:
     from fastbit.export.similar import warn_moved
     predictor, items = _opened(args)
     with contextlib.redirect_stdout(sys.stderr):   # a line of progress is not a row
-        index = predictor.training_index() if args.among is None else predictor.index_images(args.among)
-        found = predictor.embed(items, getattr(args, 'bs', None))
+        bs = getattr(args, 'bs', None)
+        index = predictor.training_index() if args.among is None else predictor.index_images(args.among, bs)
+        found = predictor.embed(items, bs)
     near = predictor.similar(found, index, n=args.n)
     if args.among is None: warn_moved(near.path)
     answers = _answers(predictor, found)

@@ -6,8 +6,8 @@ Docs: https://fastbit.github.io/fastbit/cli/models.html.md"""
 
 # %% auto #0
 __all__ = ['shown_path', 'set_texts', 'are_sets', 'are_numbers', 'numbers_table', 'joined_sets', 'sets_table', 'answer_table',
-           'run_predict', 'unseen_rows', 'skip_trained_on', 'label_precisions', 'interval_share', 'run_evaluate',
-           'run_export', 'run_bodies', 'run_cache']
+           'run_predict', 'skip_trained_on', 'label_precisions', 'interval_share', 'run_evaluate', 'run_export',
+           'run_bodies', 'run_cache']
 
 # %% ../../nbs/cli/06_models.ipynb #670bd01d
 import contextlib, sys
@@ -122,27 +122,6 @@ def run_predict(args) -> int:
     return int(len(bad) > 0)
 
 # %% ../../nbs/cli/06_models.ipynb #7d01ba80
-def unseen_rows(
-    about,   # `Artifact` of the model
-    digests, # Digests of the images' files, hexadecimal
-) -> list[bool]:
-    "Find the images that the model was certainly not trained on, if it was trained on any of them"
-    known = set(about.trained_on['digests'])
-    cut = [d[:16] for d in digests]
-    if not any(d in known for d in cut): return [True]*len(cut)
-    complete = about.trained_on['images'] <= len(known)
-    highest = max(known)
-    return [d not in known and (complete or d <= highest) for d in cut]
-
-def _file_digests(paths) -> list:
-    import hashlib
-    from fastbit.core.files import file_digest
-    from fastbit.core.threads import in_threads
-    def digest(path):
-        try: return file_digest(path, hashlib.blake2b(digest_size=16))
-        except OSError: return ''   # a file that cannot be read is reported when it is predicted
-    return in_threads(digest, paths, 'comparing with the training images')
-
 def _part_rows(table, split):
     "The rows that `Predictor.labeled_probs` would measure"
     part = split or next((s for s in ('test', 'valid') if (table.split == s).any()), None)
@@ -154,9 +133,10 @@ def skip_trained_on(
     split=None, # Part of the data, as for `Predictor.labeled_probs`
 ): # (rows to measure, what was skipped in words)
     "Leave out images that the model was trained on; raise `ValueError` if none is left"
+    from fastbit.export.record import training_digests, unseen_rows
     table = _part_rows(images.table, split)
     if not about.trained_on or table.empty: return images.table, ''
-    unseen = unseen_rows(about, _file_digests(table.path.tolist()))
+    unseen = unseen_rows(about, training_digests(table.path.tolist()))
     n, left = len(unseen), sum(unseen)
     if left == n: return images.table, ''
     if not left:

@@ -16,8 +16,7 @@ from pathlib import Path
 
 # %% ../../nbs/cli/05_runs.ipynb #06524fc3
 from .messages import in_shell
-from .options import option_flag
-from ..config import RECIPES, BodyOptions, DataOptions, LoaderOptions, TableOptions, TrainOptions
+from ..config import RECIPES, BodyOptions, DataOptions, LoaderOptions, TableOptions, TrainOptions, option_flag
 from ..core.processes import is_launched, launched_rank
 from ..core.text import printable
 
@@ -57,7 +56,8 @@ def new_folder(name:str) -> Path:
 def run_folder(args) -> Path:
     "Choose the folder of a baseline: the one that the same command began, unless that is finished"
     name = data_label(args.path)
-    if args.recipe == 'head' or 'budget' in vars(args): return new_folder(name)
+    resumes = args.recipe != 'head' or 'folds' in vars(args)   # finished folds of any recipe are kept
+    if not resumes or 'budget' in vars(args): return new_folder(name)
     stem = f'{name}-{args.recipe}-{_question(args)}'
     return next(f for f in _numbered(stem) if not (f/'results.json').exists())
 

@@ -234,20 +234,26 @@ def _check_agree(df, key, column, what, remedy):
     "Raise `ValueError` if rows of one file differ in `column`"
     bad = df[df[column].groupby(key.values).transform('nunique') > 1]
     if bad.empty: return
-    rows = first_of([f'{p}: {v}' for p, v in zip(bad.path, bad[column])])
+    rows = first_of([p if column == 'time' else f'{p}: {v}' for p, v in zip(bad.path, bad[column])])   # times are seconds
     raise ValueError(f"{what}, {key[bad.index].nunique()} times:{rows}\n{remedy}")
 
+_ONE_PER_FILE = dict(   # column -> (what is wrong where rows of a file differ, remedy)
+    label=('One file with two labels', 'fastbit trains one label per image.'),
+    split=('The same file in two splits', 'Take it out of one of them.'),
+    group=('One file in two groups', 'Leave one of its rows out, or give groups that share images one name.'),
+    time=('One file with two times', 'Leave one of its rows out.'))
+
 def one_row_per_file(
-    df:pd.DataFrame, # Columns path, label, split
+    df:pd.DataFrame, # Columns path, label, split, and group and time if the images have them
 ) -> UniqueRows:
-    "Sort by path and drop rows that repeat others; raise `ValueError` for a file with two labels or in two splits"
+    "Sort by path and drop rows that repeat others; raise `ValueError` for a file whose rows differ in anything else"
     if not df.path.is_monotonic_increasing: df = df.sort_values('path', kind='stable', ignore_index=True)
     key = pd.Series(file_keys(df.path.tolist()), index=df.index)
     again = key.duplicated()
     if not again.any(): return UniqueRows(df, pd.DataFrame(columns=['path', 'reason']))
     twice = df[key.duplicated(keep=False)]
-    _check_agree(twice, key[twice.index], 'label', 'One file with two labels', 'fastbit trains one label per image.')
-    _check_agree(twice, key[twice.index], 'split', 'The same file in two splits', 'Take it out of one of them.')
+    for column in twice.columns.intersection(list(_ONE_PER_FILE)):
+        _check_agree(twice, key[twice.index], column, *_ONE_PER_FILE[column])
     warn_data(
         f"{again.sum()} of {len(df)} rows name a file that another row names, with the same "
         f"label, and are skipped, e.g. {df.path[again].iloc[0]}")

@@ -50,13 +50,29 @@ def _below(paths) -> list[str]:
     except ValueError: return [p.replace(os.sep, '/') for p in full]   # on two drives
     return [os.path.relpath(p, common).replace(os.sep, '/') for p in full]
 
+def _warn_alone(missed, paths, why):
+    "Warn about images without a group"
+    if not missed: return
+    warn_data(f"{why} {len(missed)} of {len(paths)} paths, and each of these images counts as a group:"
+              f"{first_of(missed)}")
+
+def _is_name(found) -> bool: return not (pd.api.types.is_scalar(found) and pd.isna(found))
+
+def _called(group, paths) -> list[str]:
+    "Name the group of each path by a function; `None` and NaN name none"
+    what, found = f'group={group_text(group)}', [group(p) for p in paths]
+    named = [_is_name(o) for o in found]
+    if not any(named): raise ValueError(f"{what} names a group for none of {len(paths)} paths, such as {paths[0]!r}.")
+    _warn_alone([p for p, ok in zip(_below(paths), named) if not ok], paths, f'{what} names no group for')
+    return [str(name) if ok else p for name, p, ok in zip(found, paths, named)]
+
 def path_groups(
     paths,                          # Files
     group:str|re.Pattern|Callable,  # Regular expression that finds the name of the group in the path, or a function of the path
 ) -> list[str]: # Names; a path without a match is a group with one image
     "Name the group of each path; raise `ValueError` for an expression that finds no groups"
     paths = list(map(str, paths))
-    if callable(group): return [str(group(p)) for p in paths]
+    if callable(group): return _called(group, paths)
     pattern, below = as_pattern(group), _below(paths)
     found = [pattern.search(o) for o in below]
     if not any(found):
@@ -64,9 +80,7 @@ def path_groups(
                          "It is searched for in paths like that one; parentheses mark the name.")
     names = [_named(m) if m else p for m, p in zip(found, paths)]
     missed = [o for o, m in zip(below, found) if not m]
-    if missed:
-        warn_data(f"group={pattern.pattern!r} does not match {len(missed)} of {len(paths)} paths, and each of these "
-                  f"images counts as a group:{first_of(missed)}")
+    _warn_alone(missed, paths, f'group={pattern.pattern!r} does not match')
     return names
 
 def check_group_names(

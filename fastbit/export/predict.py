@@ -9,7 +9,6 @@ __all__ = ['UNSURE', 'pixel_batches', 'ImageLogits', 'LabeledProbs', 'Predictor'
            'load_predictor']
 
 # %% ../../nbs/export/03_predict.ipynb #3f8ff45e
-import hashlib
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -26,9 +25,9 @@ from ..bodies.load import n_features
 from ..bodies.model import TransferModel
 from ..bodies.preprocess import Preprocess
 from ..core.arguments import check_source
-from ..core.files import file_digest, utf8
+from ..core.files import utf8
 from ..core.text import track, warn_data
-from ..core.threads import in_threads, read_ahead
+from ..core.threads import read_ahead
 from ..data.decode import reading, why_unreadable
 from ..data.filepaths import check_some_exist
 from ..data.groups import group_numbers
@@ -41,7 +40,7 @@ from ..data.transforms import draft_size, squares_of
 from .artifact import load_answers, load_artifact
 from .ensemble import EnsembleModel, ensemble_folder, folded, load_ensemble
 from .inputs import image_items
-from .record import Artifact, count_trained_on
+from .record import Artifact, count_trained_on, training_digests
 from ..metrics.answers import HeldOutAnswers, SelectiveEvaluation, evaluate_selective
 from ..metrics.conformal import prediction_sets
 from ..metrics.evaluation import Evaluation
@@ -224,7 +223,7 @@ class Predictor:
                              "probability reaches its threshold, so leave it out.")
         if isinstance(self.model, EnsembleModel):
             raise ValueError(f"{name}={value:g}: the confidences of an ensemble were not measured on images that none "
-                             "of its models has seen, so there is no threshold. Train one model, without folds=.")
+                             "of its models has seen, so there is no threshold. Train one model, without folds= (--folds).")
         if self.answers is None:
             raise ValueError(f"{name}={value:g}: this model has no answers on validation images to choose a threshold "
                              "from. Train it again, or export it again with learn.export(FOLDER).")
@@ -361,8 +360,7 @@ class Predictor:
     def _warn_trained_on(self, paths):
         "Warn about images that the model was trained on"
         if not self.about.trained_on: return
-        digest = lambda p: file_digest(p, hashlib.blake2b(digest_size=16))
-        known = count_trained_on(self.about, in_threads(digest, paths, 'comparing with the training images'))
+        known = count_trained_on(self.about, training_digests(paths))
         if not known.count: return
         least = '' if known.complete else 'At least '
         what = 'the accuracy is' if self.task.is_single else 'these numbers are'

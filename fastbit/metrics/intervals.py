@@ -51,11 +51,15 @@ def effective_size(
     variance = n_groups/(n_groups-1)*(errors**2).sum()/n**2
     return n/max(1., variance/binomial)
 
+def _within(low, high, lowest=0.) -> Interval:
+    "An interval that rounding has not carried beyond the values that a score can have"
+    return Interval(max(lowest, float(low)), min(1., float(high)))
+
 def _score_interval(share, n, t) -> Interval:
     "Wilson's interval for any number of images, and `t` standard errors"
     center, half = share + t*t/(2*n), t*(share*(1-share)/n + t*t/(4*n*n))**.5
     scale = 1 + t*t/n
-    return Interval(float((center-half)/scale), float((center+half)/scale))
+    return _within((center-half)/scale, (center+half)/scale)
 
 def accuracy_interval(
     right, # n of True or False: is the prediction right?
@@ -177,7 +181,7 @@ def class_mean_interval(
     shares, (low, high) = np.array(shares), np.array(ends).T
     mean, k = shares.mean(), len(shares)
     below, above = np.linalg.norm(shares - low)/k, np.linalg.norm(high - shares)/k
-    return Interval(float(mean - below), float(mean + above))
+    return _within(mean - below, mean + above)
 
 # %% ../../nbs/metrics/00_intervals.ipynb #37344f50
 def class_degrees(
@@ -203,4 +207,4 @@ def logit_interval(
         half = t*error/(share*(1-share))
         ends = expit([logit(share) - half, logit(share) + half])
     else: ends = _score_interval(share, worth*perfect, t)
-    return Interval(*(float(low + (1-low)*o) for o in ends))
+    return _within(*(low + (1-low)*o for o in ends), lowest=low)

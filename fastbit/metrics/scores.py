@@ -175,10 +175,12 @@ def rank_areas(
 
 # %% ../../nbs/metrics/05_scores.ipynb #32f63120
 def _rank_statistics(probs, targs) -> Callable:
+    "Areas of one class against the rest; without a rest there is nothing to rank, though scikit-learn calls its PR-AUC 1"
     classes = np.unique(targs)
     ranks = [rank_images(probs[:, c], targs == c) for c in classes]
     def statistics(weights):
         roc, pr = zip(*(rank_areas(r, weights) for r in ranks))
+        pr = [np.where(np.isfinite(area), precision, np.nan) for area, precision in zip(roc, pr)]
         counted = roc[-1:] if probs.shape[1] == 2 else roc
         return dict(roc_auc=_mean_of_defined(counted), pr_auc=_mean_of_defined(pr))
     return statistics

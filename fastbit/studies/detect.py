@@ -15,6 +15,8 @@ from typing import NamedTuple
 # %% ../../nbs/studies/01_detect.ipynb #25027fd7
 import numpy as np, pandas as pd
 from PIL import ExifTags, ImageOps
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -267,12 +269,20 @@ def group_issues(
     return [Issue('groups', '', '', '', detail=str(risk))]
 
 def group_ids(
-    table:pd.DataFrame, # With a column path
+    table:pd.DataFrame, # With a column path, and group if the images have groups
     groups:list,        # From `duplicate_groups`
 ) -> list[int]: # One number per row
-    "Number what shows the same picture"
+    "Number what shows the same picture or belongs to the same group, directly or through other images"
     number = {p: i for i, group in enumerate(groups) for p in group}
-    return [number.get(p, len(groups)+i) for i, p in enumerate(table.path)]
+    pictures = [number.get(p, len(groups)+i) for i, p in enumerate(table.path)]
+    if 'group' not in table: return pictures
+    return _joined(np.array(pictures), pd.factorize(table.group)[0]).tolist()
+
+def _joined(a, b) -> np.ndarray:
+    "Number the rows that are connected by equal numbers in `a` or in `b`"
+    b = b + a.max() + 1
+    n = b.max() + 1
+    return connected_components(csr_array((np.ones(len(a)), (a, b)), shape=(n, n)), directed=False)[1][a]
 
 def label_issues(
     table:pd.DataFrame,  # Columns path, label, split

@@ -20,7 +20,10 @@ from sklearn.cluster import KMeans
 from ..baseline.result import BaselineResult
 from ..core.text import warn_data
 from ..data.neighbors import nearest_rows, unit_rows
+from ..export.inputs import image_items
 from ..export.predict import Predictor, load_predictor
+from ..export.record import SKETCH, known_rows, training_digests, unseen_rows
+from ..export.similar import results_file
 from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/studies/07_label_next.ipynb #a5a9e812
@@ -112,8 +115,9 @@ def rank_to_label(
     predictor = _predictor(model)
     if not predictor.task.is_single:
         raise ValueError("rank_to_label is for one label per image, and this model gives several.")
-    found, index = predictor.embed(images, bs), _training_index(predictor)
-    rows = _unlabeled(found, index)
+    index = _training_index(predictor)
+    found = predictor.embed(_unlabeled(image_items(images), predictor, index), bs)
+    rows = _readable(found)
     features = found.features[rows]
     probs = predictor.head_probs(features)
     choice = choose_to_label(features, probs, n, seed)
@@ -130,16 +134,58 @@ def rank_to_label(
         similarity=similarity,
         reason=reasons))
 
-def _unlabeled(found, index) -> np.ndarray:
-    "The rows of images that can be read and are not training images; `ValueError` if there are none"
+def _readable(found) -> np.ndarray:
+    "The rows of images that can be read; `ValueError` if there are none"
     bad = [i for i, reason in enumerate(found.reasons) if reason]
+    if len(bad) == len(found.reasons): raise ValueError("There is no image to label: all are unreadable.")
     if bad:
         warn_data(f"{len(bad)} of {len(found.paths)} images cannot be read and are skipped, "
                   f"e.g. {found.paths[bad[0]]}: {found.reasons[bad[0]]}")
-    labeled = set() if index is None else set(map(os.path.realpath, index.paths))
-    known = [bool(p) and os.path.realpath(p) in labeled for p in found.paths]
-    if any(known):
-        warn_data(f"{sum(known)} of {len(known)} images are training images, which have labels; they are skipped.")
-    rows = [i for i, (reason, seen) in enumerate(zip(found.reasons, known)) if not reason and not seen]
-    if not rows: raise ValueError("There is no image to label: all are unreadable, or training images of this model.")
-    return np.array(rows)
+    return np.flatnonzero([not reason for reason in found.reasons])
+
+def _held_out_paths(predictor) -> list:
+    "The held-out images of the run that made a model, as far as its results name them"
+    file = results_file(predictor, 'predictions.csv')
+    if file is None: return []
+    try: return pd.read_csv(file, usecols=['path'], dtype=str, keep_default_na=False).path.tolist()
+    except (OSError, ValueError): return []   # a file of something else
+
+def _are_in(paths, others) -> np.ndarray:
+    "Which paths are among others, links resolved; '' is none"
+    there = {os.path.realpath(p) for p in others}
+    return np.array([bool(p) and os.path.realpath(p) in there for p in paths], dtype=bool)
+
+def _unlabeled(items, predictor, index) -> list:
+    "Leave out images of the model's run, which have labels; warn about these and about what cannot be known"
+    paths = [o if isinstance(o, str) else '' for o in items]
+    about, indexed = predictor.about, [] if index is None else index.paths
+    digests = training_digests(paths) if about.trained_on else ['']*len(paths)
+    trained = _are_in(paths, indexed) | np.array(known_rows(about, digests), dtype=bool)
+    held_out = _are_in(paths, _held_out_paths(predictor)) & ~trained
+    unsure = ~np.array(unseen_rows(about, digests), dtype=bool) & ~trained & ~held_out
+    if about.trained_on and trained.sum() >= about.trained_on['images']: unsure[:] = False   # these are all
+    if words := _labeled_words(trained, held_out): warn_data(words)
+    if words := _unknown_words(about, index, unsure): warn_data(words)
+    left = ~(trained | held_out | unsure)
+    if len(items) and not left.any():
+        raise ValueError("There is no image to label: all are images of this model's run, which have labels, or may be.")
+    return [o for o, keep in zip(items, left) if keep]
+
+def _labeled_words(trained, held_out) -> str:
+    kinds = dict(zip(('training', 'held-out'), (trained.sum(), held_out.sum())))
+    which = ' and '.join(f'{n} {kind}' for kind, n in kinds.items() if n)
+    if not which: return ''
+    return f"{which} images of the model's run are among these {len(trained)}; they have labels and are skipped."
+
+def _unknown_words(about, index, unsure) -> str:
+    "What cannot be known about the images, since the record of the training images is a sample or missing"
+    if about.trained_on is None:
+        if index is not None and len(index) >= index.n_images: return ''
+        return "The model has no record of all its training images, so those among these images are not recognized."
+    n, known = about.trained_on['images'], len(about.trained_on['digests'])
+    if unsure.any():
+        return (f"{unsure.sum()} of {len(unsure)} images may be training images and are skipped: the model has a "
+                f"record of {known} of {n}. To rank all images without a label, give no others.")
+    if n <= SKETCH: return ''
+    return (f"The model has a record of {known} of its {n} training images, so others among these images would not be "
+            "recognized. Give images without a label only.")

@@ -154,7 +154,7 @@ class KeepBest(TrackerCallback):
     "Keep the weights of the best evaluation over all fits of a learner, and restore them at the end of each"
     order = 51   # after the Recorder has its values, before what is built on this
     def __init__(self,
-        monitor:str='valid_loss', # A column of the printed table: 'valid_loss', or a metric's name
+        monitor:str='valid_loss', # A column of the printed table: 'valid_loss', or a metric's name; 'valid_loss' where that is undefined
         patience:int=None,   # Evaluations without an improvement after which training stops; `None`: it does not
         min_delta:float=0.,  # Smallest change that counts as an improvement
         comp=None,           # `np.less` or `np.greater`; `None`: less for losses and errors
@@ -163,6 +163,7 @@ class KeepBest(TrackerCallback):
             raise ValueError(f"patience={patience!r}: evaluations to wait, 1 or more, or None.")
         super().__init__(monitor, comp, min_delta)
         self.patience, self.waited = patience, 0
+        self.by = monitor   # what evaluations are compared by; 'valid_loss' where `monitor` is undefined
         self.weights, self.where = None, None   # the best, and the evaluation that found them
         self.trained = self.fitting = False
 
@@ -181,7 +182,7 @@ class KeepBest(TrackerCallback):
         if self.monitor not in names:
             measured = ', '.join(n for n in names if n != 'time')
             raise ValueError(f"monitor={self.monitor!r} is not measured; choose from {measured}.")
-        self.idx, self.fitting = names.index(self.monitor), True
+        self.idx, self.fitting = names.index(self.by), True
         if self.stops: raise CancelFitException
 
     def after_train(self): self.trained = True
@@ -189,27 +190,47 @@ class KeepBest(TrackerCallback):
     def after_epoch(self):
         if not self.trained: return   # predicting also passes here
         self.trained = False
+        if self.weights is None and self._undefined(): self._compare_losses()
         super().after_epoch()
         self.waited = 0 if self.new_best else self.waited + 1
         if not self.new_best: return
         self.weights = {k: v.detach().to('cpu', copy=True) for k, v in self.model.state_dict().items()}
         self.where = f'{phase_name(self.model)}, {Position.of(self.learn).evaluation}'
 
+    def _loss_column(self) -> int: return list(self.recorder.metric_names[1:]).index('valid_loss')
+
+    def _undefined(self) -> bool:
+        "Is the metric not a number, such as the ROC-AUC of images of one class, though the model has not diverged?"
+        row = self.recorder.values[-1]
+        return self.by != 'valid_loss' and math.isnan(row[self.idx]) and math.isfinite(row[self._loss_column()])
+
+    def _compare_losses(self):
+        warn_data(f'{self.monitor} is undefined on the validation images, so valid_loss decides which weights are best.')
+        self._watch('valid_loss')
+        self.best, self.idx = float('inf'), self._loss_column()
+
+    def _watch(self, name):
+        "Compare evaluations by another column"
+        asked = self.monitor   # of a run that resumes: its checkpoint names it
+        super().__init__(name, None, abs(self.min_delta))
+        self.monitor, self.by = asked, name
+
     def after_fit(self):
         super().after_fit()
         if self.weights is None or not self.fitting: return
         self.fitting = False
         self.model.load_state_dict(self.weights)
-        if not self.silent: print(f'best {self.monitor} {self.best:.4f} ({self.where}): weights restored', flush=True)
+        if not self.silent: print(f'best {self.by} {self.best:.4f} ({self.where}): weights restored', flush=True)
 
     def forget(self):
         "Forget the best weights: those of the learner are others now, and the next fit is compared with itself"
         self.best = self.weights = self.where = None
 
     def checkpoint_state(self):
-        return dict(best=self.best, where=self.where, waited=self.waited), self.weights or {}
+        return dict(best=self.best, where=self.where, waited=self.waited, by=self.by), self.weights or {}
 
     def load_checkpoint_state(self, values, tensors):
+        if values.get('by', self.by) != self.by: self._watch(values['by'])
         self.best, self.where, self.waited = values['best'], values['where'], values['waited']
         self.weights, self.fitting = tensors or None, True
 

@@ -167,7 +167,7 @@ def _chosen_on(learn, ds_idx) -> list[str]:
     "List what was chosen on the images that are reported on"
     best = getattr(learn, 'keep_best', None)
     if ds_idx != 1 or not best or not best.where: return []
-    return [f'The weights of {best.where} were chosen by {best.monitor}']
+    return [f'The weights of {best.where} were chosen by {best.by}']
 
 # %% ../../nbs/training/13_results.ipynb #6cd37cbc
 def _trained_on(dls) -> dict|None:
