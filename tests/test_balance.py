@@ -24,6 +24,7 @@ from fastbit.data.balance import BalancedDraw
 from fastbit.data.shared import rank_loader
 from fastbit.data.steps import step_loader
 from fastbit.data.streams import ImageStream
+from fastbit.metrics.task import SINGLE_LABEL
 from fastbit.studies.detect import KINDS
 from fastbit.training import logistic_head, rule_differences, transfer_learner
 from fastbit.training.head import FeatureScaler

@@ -273,7 +273,7 @@ def test_a_metric_that_is_undefined_leaves_the_best_weights_to_the_loss(data):
     torch.manual_seed(0)
     dls = image_dataloaders(data, TINY['arch'], size=32, num_workers=0, device='cpu')
     learn = transfer_learner(dls, **TINY, metrics=undefined, cbs=KeepBest('undefined', patience=2))
-    with pytest.warns(UserWarning, match='^undefined is undefined on the validation images, so valid_loss decides') as seen, learn.no_logging(), learn.no_bar(): learn.fit(4, 1e-3)
+    with pytest.warns(UserWarning, match='^undefined is undefined on the validation images, so valid_loss chooses') as seen, learn.no_logging(), learn.no_bar(): learn.fit(4, 1e-3)
     keep, losses = learn.keep_best, learn.history.epochs.valid_loss
     assert len(seen) == 1 and len(losses) > 2 and keep.best == losses.min() == pytest.approx(learn.validate()[0], abs=1e-6)
     again = KeepBest('undefined', patience=2)   # of a run that resumes

@@ -181,7 +181,7 @@ class FoldsRun:
         return plan
 
     def _check_same_images(self):
-        "Raise `ValueError` if a finished fold is of other images, labels, groups or folds: it may have seen what it measured"
+        "Raise `ValueError` if a finished fold is of other images or groups: it may have seen what is measured"
         dealt = self.first.learn.dls.image_set.dealt
         other = next((k for k, o in self.outputs.items() if o.dealt != dealt), None)
         if other is None: return

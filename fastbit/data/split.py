@@ -96,7 +96,8 @@ def _draw_latest(times, groups, share, n_all):
     n = max(1, round(share*n_all))
     until = latest.value_counts().sort_index(ascending=False).cumsum().iloc[:-1]   # time -> images since then; not all
     too_many = 'too many have the same time, or belong to a group with a late image.'
-    if until.empty: raise ValueError(f"time: the latest {share:.0%} of the images cannot be told from the others: {too_many}")
+    if until.empty:
+        raise ValueError(f"time: the latest {share:.0%} of the images cannot be told from the others: {too_many}")
     since = (until - n).abs().idxmin()   # the nearer one of the cuts before and after a tie
     held = int(until[since])
     if abs(held - n) > n/2: warn_data(f"time: {held} of {n_all} images are held out instead of {n}: {too_many}")
@@ -353,7 +354,8 @@ def _warn_copies(table, digests, copies):
     "Warn about near-duplicates in several splits; files with the same bytes have a separate warning"
     digest = table.path.map(digests)
     several = digest.groupby(digest).transform('size') > 1
-    keys, what = table.path.map(copies).mask(several), 'are near-duplicates of images in {}, so the accuracy is too high'
+    keys = table.path.map(copies).mask(several)
+    what = 'are near-duplicates of images in {}, so the accuracy is too high'
     if 'fold' in table: _warn_folds(table, keys, 'are near-duplicates of images')
     _warn_across(table, keys, what)
 

@@ -175,7 +175,7 @@ def rank_areas(
 
 # %% ../../nbs/metrics/05_scores.ipynb #32f63120
 def _rank_statistics(probs, targs) -> Callable:
-    "Areas of one class against the rest; without a rest there is nothing to rank, though scikit-learn calls its PR-AUC 1"
+    "Areas of one class against the rest; without a rest they are undefined, where scikit-learn has a PR-AUC of 1"
     classes = np.unique(targs)
     ranks = [rank_images(probs[:, c], targs == c) for c in classes]
     def statistics(weights):

@@ -168,7 +168,7 @@ def _unlabeled(items, predictor, index) -> list:
     if words := _unknown_words(about, index, unsure): warn_data(words)
     left = ~(trained | held_out | unsure)
     if len(items) and not left.any():
-        raise ValueError("There is no image to label: all are images of this model's run, which have labels, or may be.")
+        raise ValueError("There is no image to label: all are, or may be, of this model's run, and have labels.")
     return [o for o, keep in zip(items, left) if keep]
 
 def _labeled_words(trained, held_out) -> str:

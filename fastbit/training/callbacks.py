@@ -205,7 +205,7 @@ class KeepBest(TrackerCallback):
         return self.by != 'valid_loss' and math.isnan(row[self.idx]) and math.isfinite(row[self._loss_column()])
 
     def _compare_losses(self):
-        warn_data(f'{self.monitor} is undefined on the validation images, so valid_loss decides which weights are best.')
+        warn_data(f'{self.monitor} is undefined on the validation images, so valid_loss chooses the best weights.')
         self._watch('valid_loss')
         self.best, self.idx = float('inf'), self._loss_column()
 
