@@ -50,7 +50,7 @@ def test_metrics_are_those_of_others_with_weights_and_without(name, pred, targs)
     weights = np.stack([np.ones(n, int), *(np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(4))])
     found = number_statistics(pred, targs)(weights)
     for i, w in enumerate(weights):
-        theirs = by_others(np.repeat(pred, w), np.repeat(targs, w))
+        theirs = by_others(np.repeat(pred.astype(float), w), np.repeat(targs.astype(float), w))   # theirs are in float32 otherwise
         for k, v in theirs.items(): assert found[k][i] == pytest.approx(v, rel=1e-6, abs=1e-9 if name != 'tiny' else 0, nan_ok=True), (k, i)
 
 
