@@ -361,6 +361,25 @@ def test_learner_evaluates_reports_and_exports(table, tmp_path):
     with pytest.raises(ValueError, match='violet'): learn.dls.test_dl([(table.parent/'05.png', ['violet'])], with_labels=True)
 
 
+def test_fastais_pictures_and_pickles(table, tmp_path):
+    from fastai.learner import load_learner
+    import matplotlib.pyplot as plt
+    dls = image_dataloaders(table, TINY['arch'], **PX, check=False)
+    learn = transfer_learner(dls, **TINY)
+    dls.show_batch(max_n=2)
+    with learn.no_bar(): learn.show_results(max_n=2)
+    assert any(set(ax.get_title().replace('\n', ';').split(';')) & set(COLORS) for n in plt.get_fignums() for ax in plt.figure(n).axes)
+    plt.close('all')
+    learn.choose_thresholds()
+    learn.path = tmp_path
+    from fastai.learner import Learner
+    Learner.export(learn, 'learner.pkl')
+    again = load_learner(tmp_path/'learner.pkl')
+    assert again.task.key == 'labels' and again.dls.task is SEVERAL_LABELS
+    model = load_predictor(tmp_path/'learner.pkl', trust_pickle=True)
+    assert model.about.task == 'labels' and np.allclose(model.about.thresholds, learn.thresholds)
+
+
 # The command, and what has no meaning
 
 def test_the_command(table, tmp_path, capsys, monkeypatch):
