@@ -234,7 +234,8 @@ def _check_agree(df, key, column, what, remedy):
     "Raise `ValueError` if rows of one file differ in `column`"
     bad = df[df[column].groupby(key.values).transform('nunique') > 1]
     if bad.empty: return
-    rows = first_of([p if column == 'time' else f'{p}: {v}' for p, v in zip(bad.path, bad[column])])   # times are seconds
+    shown = lambda p, v: p if column == 'time' else f'{p}: {v}'   # times are seconds
+    rows = first_of([shown(p, v) for p, v in zip(bad.path, bad[column])])
     raise ValueError(f"{what}, {key[bad.index].nunique()} times:{rows}\n{remedy}")
 
 _ONE_PER_FILE = dict(   # column -> (what is wrong where rows of a file differ, remedy)

@@ -154,7 +154,7 @@ class KeepBest(TrackerCallback):
     "Keep the weights of the best evaluation over all fits of a learner, and restore them at the end of each"
     order = 51   # after the Recorder has its values, before what is built on this
     def __init__(self,
-        monitor:str='valid_loss', # A column of the printed table: 'valid_loss', or a metric's name; 'valid_loss' where that is undefined
+        monitor:str='valid_loss', # A column of the printed table: 'valid_loss', or a metric's name, if that is defined
         patience:int=None,   # Evaluations without an improvement after which training stops; `None`: it does not
         min_delta:float=0.,  # Smallest change that counts as an improvement
         comp=None,           # `np.less` or `np.greater`; `None`: less for losses and errors
