@@ -22,9 +22,11 @@ def test_audit(arch):
 TABLE = Path(__file__).parents[1]/'nbs'/'concepts'/'bodies.csv'   # of `python tools/audit.py`
 
 
+MODULES = 64   # with the smallest bodies; all take five minutes
+
+
 def _smallest_of_each_module() -> list:
-    if not TABLE.exists(): return []
-    rows = pd.read_csv(TABLE).sort_values('params_m').drop_duplicates('module')
+    rows = pd.read_csv(TABLE).sort_values('params_m').drop_duplicates('module').head(MODULES)
     return [(r.checked, r.verdict) for r in rows.itertuples() if timm.is_model(r.checked)]
 
 

@@ -21,7 +21,7 @@ from fastbit.report.cam import class_activation
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT/'nbs'/'concepts'/'bodies.csv'
 MAX_MILLIONS = 150
-LARGE = re.compile(r'large|huge|giant|gigantic|xlarge|so400m|so150m|_xl|_xxl|_l\d*$|_h\d*$|_b[4-8]|1[0-9]{2}d?_|enormous|7b|_e\d')
+LARGE = re.compile(r'base|medium|large|huge|giant|3[38]4|336|448|512|518|gigantic|xlarge|so400m|so150m|_xl|_xxl|_l\d*$|_h\d*$|_b[4-8]|1[0-9]{2}d?_|enormous|7b|_e\d')
 CHECKS = ('stages', 'frozen', 'parts', 'features', 'stages in cache', 'folding', 'normalization', 'export', 'CAM')
 
 
@@ -98,6 +98,14 @@ def row(module: str, fam: str, names: list, name: str) -> dict:
     return about | dict(size=found.size, verdict=found.verdict, reason=found.refused) | checks
 
 
+def in_breadth(done: set) -> list:
+    "Families that are not done, first those of modules of which none is"
+    left = [(k, names) for k, names in families().items() if k not in done]
+    seen = {module for module, _ in done}
+    firsts = [(k, names) for i, (k, names) in enumerate(left) if k[0] not in seen and (not i or left[i-1][0][0] != k[0])]
+    return [*firsts, *(o for o in left if o not in firsts)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--again', action='store_true', help='check families that are in the table again')
@@ -105,8 +113,7 @@ def main():
     a = parser.parse_args()
     rows = pd.read_csv(a.out).to_dict('records') if a.out.exists() and not a.again else []
     done = {(r['module'], r['family']) for r in rows}
-    for (module, fam), names in families().items():
-        if (module, fam) in done: continue
+    for (module, fam), names in in_breadth(done):
         start, name = time.perf_counter(), smallest(names)
         if millions(name) > MAX_MILLIONS: continue
         rows.append(row(module, fam, names, name))

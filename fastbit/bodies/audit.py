@@ -16,7 +16,7 @@ from torch import nn
 
 # %% ../../nbs/bodies/09_audit.ipynb #a9974643
 from .build import build_body, check_size
-from .fold import FoldedModel
+from .fold import FOLD_TOLERANCE, FoldedModel
 from .load import classifier_layer
 from .model import TransferModel, run_stages
 from .names import timm_name
@@ -116,7 +116,7 @@ def _check_folding(model, x):
     folded = FoldedModel(model).eval()
     made = folded.net
     folded.check(x)
-    assert folded.rejected is None, f'a folded copy differs by {folded.rejected:.0e}'
+    assert folded.rejected is None, f'a folded copy differs by more than {FOLD_TOLERANCE:g}'
     assert folded.net is made, 'it cannot be folded'
 
 # %% ../../nbs/bodies/09_audit.ipynb #1afd812c

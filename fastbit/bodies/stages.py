@@ -56,7 +56,8 @@ def _by_children(net):
 
 def _group_of(net, names) -> dict:
     "Name -> number of its group, from the input to the output"
-    matcher = net.group_matcher(coarse=True) if hasattr(net, 'group_matcher') else _by_children(net)
+    try: matcher = net.group_matcher(coarse=True)
+    except (AttributeError, AssertionError): matcher = _by_children(net)   # MetaFormer has none, RDNet no coarse one
     # together, because group numbers count only the groups that occur
     return group_with_matcher(((n, n) for n in names), matcher, reverse=True)
 
