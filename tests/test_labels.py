@@ -374,9 +374,9 @@ def test_fastais_pictures_and_pickles(table, tmp_path):
     learn.path = tmp_path
     from fastai.learner import Learner
     Learner.export(learn, 'learner.pkl')
-    again = load_learner(tmp_path/'learner.pkl')
+    with pytest.warns(UserWarning, match='pickle'): again = load_learner(tmp_path/'learner.pkl')
     assert again.task.key == 'labels' and again.dls.task is SEVERAL_LABELS
-    model = load_predictor(tmp_path/'learner.pkl', trust_pickle=True)
+    with pytest.warns(UserWarning, match='pickle'): model = load_predictor(tmp_path/'learner.pkl', trust_pickle=True)
     assert model.about.task == 'labels' and np.allclose(model.about.thresholds, learn.thresholds)
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% ../../nbs/baseline/07_run.ipynb #34c83702
-import numpy as np, pandas as pd
+import pandas as pd
 from fastai.torch_core import set_seed
 from fastcore.xtras import ContextManagers
 
 # %% ../../nbs/baseline/07_run.ipynb #84452173
 from .budget import fit_to_budget, late_words, phase_limit, shorter_lengths
 from .folds import FoldsRun
-from .labels import LabelsResult, check_task_options, measure_labels, metric_column
+from .labels import LabelsResult, check_task_options, measure_labels, watch_headline
 from .next_steps import next_steps
 from .phases import HeadPhase
 from .plan import Plan, make_plan
@@ -140,8 +140,7 @@ class Run:
         self.learn = self.make_learner(o.train.size)
         if self.budget is not None: within = self._fit_budget()
         if self.watch:
-            self.watch.monitor = metric_column(self.watch.monitor, self.learn.task)
-            if self.watch.monitor == 'mae': self.watch.comp = np.less   # fastai takes it for a score
+            self.watch = watch_headline(self.watch, self.learn.task)
             self.learn.add_cb(self.watch)
         if words := self._assumed_order(): warn_data(words)
         self.phases = self.recipe.phases(self.learn)
