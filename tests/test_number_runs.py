@@ -18,6 +18,7 @@ from fastbit.data import image_dataloaders
 from fastbit.data.tables import read_image_set
 from fastbit.export import export_onnx, load_predictor
 from fastbit.metrics import NumberLoss, evaluate_numbers
+from fastbit.studies import check_data, compare_runs, leaderboard
 from fastbit.training import transfer_learner
 
 PX = dict(size=32, num_workers=0)
@@ -189,6 +190,13 @@ def test_on_the_command_line(run, capsys):
     assert 'MAE ' in text and '(90% expected)' in text and 'accuracy' not in text
 
 
+def test_what_is_about_classes_refuses_numbers(run):
+    with pytest.raises(ValueError, match='a run predicts numbers'): compare_runs(run[1], run[1])
+    with pytest.raises(ValueError, match='these have a number'): leaderboard(run[0], [f"{TINY['arch']}=random"], size=32, verbose=False)
+    found = check_data(run[0], verbose=False, **TINY)
+    assert not set(found.rows.kind) & {'few', 'imbalance', 'label', 'groups'} and 'images have numbers' in str(found.unchecked)
+
+
 # Training
 
 class StopAt(Callback):
@@ -221,6 +229,8 @@ def test_the_head_is_ridge_regression_on_features(run):
     with learn.no_logging(): learn.fit_head(solver='lbfgs')
     assert learn.evaluate(show=False).r2 > .9
     assert learn.prediction_interval() == learn.within < learn.task.scale.std
+    assert 'Largest errors' in str(learn.report())
+    with pytest.raises(ValueError, match='one label per image'): learn.calibrate()
 
 
 @pytest.mark.parametrize('recipe', ['onecycle', 'auto'])
