@@ -31,6 +31,7 @@ from ..metrics.answers import HeldOutAnswers
 # %% ../../nbs/export/01_artifact.ipynb #ef15a105
 FORMAT = 4                       # of the folder; a later fastbit reads all earlier ones
 _OF_ONE_LABEL = 3                # format of models of one label per image, which earlier versions read
+_NEW_IN_4 = {'task', 'thresholds', 'number'} # fields of the record that formats 1 to 3 lack
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'   # the names that timm looks for
 FILES = (WEIGHTS, CONFIG, ANSWERS)   # of an artifact; the last is missing where nothing was held out
 _CROP_MODES = dict(squash='squash', crop='center', pad='border')   # timm's names
@@ -120,7 +121,6 @@ def save_artifact(
 MAX_CONFIG = 2**26              # bytes of `config.json`: a million classes with long names
 _NEW_IN_2 = {'max_value'}       # fields of the preprocessing that format 1 lacks; their defaults are what it meant
 _NEW_IN_3 = {'abstain', 'balance'}         # fields of the record that formats 1 and 2 lack
-_NEW_IN_4 = {'task', 'thresholds', 'number'} # fields of the record that formats 1 to 3 lack
 _JSON_TYPES = dict(architecture=str, num_classes=int, fastbit=dict)
 
 def _first_line(e) -> str: return (str(e).splitlines() or [type(e).__name__])[0][:300].rstrip('.')

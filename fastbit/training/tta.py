@@ -29,7 +29,7 @@ from ..data.batches import ImageDL
 from ..data.groups import group_numbers
 from ..data.views import SquaresImage, resolve_views, cut_view, default_views, view_sizes
 from ..metrics.losses import NoLoss
-from ..metrics.task import Task
+from ..metrics.task import SINGLE_LABEL, Task
 from .learner import TransferLearner
 
 # %% ../../nbs/training/12_tta.ipynb #4def3645
@@ -107,17 +107,18 @@ def tta_probs(
     "Average the probabilities of named views, and compare with plain prediction"
     views, start = resolve_views(default_views(pp) if views is None else views, pp), time.perf_counter()
     logits, targs, seconds = view_logits(learn, dl, views, pp)
-    total, probs = time.perf_counter()-start, learn.task.mean_probs(logits)
+    task = getattr(learn, 'task', SINGLE_LABEL)   # fastai's own learners have none
+    total, probs = time.perf_counter()-start, task.mean_probs(logits)
     res = TTAResult((probs, targs))
     res.groups = image_groups(learn, dl)
     i = views.index('identity') if 'identity' in views else None
-    if i is not None: res.plain = learn.task.mean_probs(logits[:, i:i+1])
+    if i is not None: res.plain = task.mean_probs(logits[:, i:i+1])
     res.took = {}
     if i is not None: res.took['plain'] = (1, total-seconds.sum()+seconds[i])
     if views != ('identity',): res.took['TTA'] = (len(views), total)
     if targs is None or not report: return res
     probs = dict(plain=res.plain, TTA=res[0])
-    res.report = tta_report(learn.task, res, {k: learn.task.evaluate(probs[k], targs, res.groups) for k in res.took})
+    res.report = tta_report(task, res, {k: task.evaluate(probs[k], targs, res.groups) for k in res.took})
     return res
 
 def tta_report(
