@@ -4,10 +4,11 @@ import pickle, subprocess, sys, os, textwrap
 import numpy as np, pytest, timm, torch
 from safetensors.torch import save_file
 
-from fastbit.bodies import catalogue, weights
+from fastbit.bodies import weights
 from fastbit.bodies import body_preprocess, body_stages, build_body, list_bodies, load_weights, timm_name, weights_source
 from fastbit.bodies.names import BODY_PATTERNS, official_names
 from fastbit.bodies.weights import bundled_file, WeightsSource
+from fastbit.core.published import published_body
 
 ARCHS = timm.list_models(list(BODY_PATTERNS))
 
@@ -19,7 +20,7 @@ def test_stages_partition_every_body(arch):
     assert sorted(n for s in stages for n in s.params) == sorted(n for n, _ in net.named_parameters())
     assert sorted(n for s in stages for n in s.modules) == sorted(n for n, _ in net.named_modules() if n)
     own = {f'{s}.{o}' for s in (net.pretrained_cfg['classifier'],) for o in ('weight', 'bias')}
-    assert catalogue._n_params(arch) == sum(p.numel() for n, p in net.named_parameters() if n not in own) and arch in catalogue._N_PARAMS
+    assert published_body(arch).params == sum(p.numel() for n, p in net.named_parameters() if n not in own)
     assert stages[-1].params == tuple(f"{net.pretrained_cfg['classifier']}.{o}" for o in ('weight', 'bias'))
     assert 'stem' in stages[0].name and len(stages) >= 6
     # the patterns are for re.match: searched for, 'bn1' would take every block's first norm into the stem

@@ -16,6 +16,9 @@ from pathlib import Path
 # %% ../../nbs/bodies/00_names.ipynb #1641d9ef
 import timm
 
+# %% ../../nbs/bodies/00_names.ipynb #2bc877fe
+from ..core.published import instead_words
+
 # %% ../../nbs/bodies/00_names.ipynb #a26f6095
 BODY_PATTERNS = ('*efficientnet*', 'resnetv2_*_bit')  # timm architectures with published recipes
 BIT_SHAPES = ('R50x1', 'R101x1', 'R50x3', 'R101x3', 'R152x2', 'R152x4')  # google-research/big_transfer, models.py
@@ -83,6 +86,7 @@ def _did_you_mean(name) -> str:
     if now := timm.models.get_deprecated_models().get(name): return f' timm calls it {now} now: arch={now!r}.'
     if as_timm := TORCHVISION_NAMES.get(name.lower()):
         return f" torchvision's {name} is timm's {as_timm}: arch={as_timm!r}."
+    if words := instead_words(name): return words   # another library's name, or a known cost
     names = [*body_archs(), *official_names(), *timm_archs(), *body_tags(), *timm_tags()]
     spelled = {_spelling(n): n for n in reversed(names)}   # EfficientNetB0, efficientnet-b0
     exact = spelled.get(_spelling(name))

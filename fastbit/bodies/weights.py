@@ -22,6 +22,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from .names import BIT_NAME, BIT_URL, official_names, timm_name
 from ..core.checks import found_checkpoints
 from ..core.files import file_digest
+from ..core.published import closest_here, published_body
 
 # %% ../../nbs/bodies/02_weights.ipynb #982dcafb
 @dataclass(frozen=True)
@@ -69,11 +70,18 @@ def _hub_answers() -> bool:
     except Exception: return False   # the clients raise different errors
     return True
 
+def _closest_way(arch) -> list[str]:
+    "The body with weights on this machine that costs most nearly as much, if it is another than the usual one"
+    near = closest_here(arch)
+    if near is None or near.arch == 'tf_efficientnet_lite0': return []
+    name = near.arch if published_body(near.arch) == near else near.name   # the default tag goes without saying
+    return [f'arch={name!r} (the closest in cost on this machine)']
+
 def _no_weights(arch, why, wanted='') -> FileNotFoundError:
     "The error that lists what would work"
     npz = next((n for n in official_names() if n.startswith('BiT-M') and timm_name(n) == arch), None)
     copy = f' (a copy of {wanted})' if wanted else ''
-    ways = ["arch='tf_efficientnet_lite0' (installed)", f"weights='FILE'{copy}"]
+    ways = [*_closest_way(arch), "arch='tf_efficientnet_lite0' (installed)", f"weights='FILE'{copy}"]
     if npz: ways.append(f"weights='{npz}.npz' (from {BIT_URL}{npz}.npz)")
     return FileNotFoundError(f"{why} Use {', '.join(ways)}, or weights='random' to train from scratch.")
 

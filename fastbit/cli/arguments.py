@@ -56,6 +56,8 @@ RANGES = dict(   # name -> (smallest, largest, in words)
     label_smoothing=(0, .999, 'a share of the target, from 0 to below 1'),
     num_workers=(0, math.inf, '0 loads in this process, 1 or more in others'),
     cache_gb=(0, math.inf, 'GB that the cache may take, 0 or more'),
+    max_params=(0, math.inf, 'million parameters, 0 or more'),
+    max_gmacs=(0, math.inf, 'billion multiply-adds, 0 or more'),
     top=(0, math.inf, 'bodies to fine-tune, 0 or more'))
 RULE = ('batch_size', 'base_lr', 'scale', 'n_steps', 'stop_after', 'mixup')   # options of `HyperRule.for_data`
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 # %% ../../nbs/cli/07_command.ipynb #68e40328
 from .arguments import check_arguments
+from .bodies import run_bodies
 from .examples import run_embed, run_label_next, run_similar
 from .messages import in_shell, one_line, show_warning
-from .models import run_bodies, run_cache, run_evaluate, run_export, run_predict
+from .models import run_cache, run_evaluate, run_export, run_predict
 from .options import two_spellings
 from .parser import make_parser
 from .runs import run_baseline, run_check, run_leaderboard, run_rule

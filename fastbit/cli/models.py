@@ -1,4 +1,4 @@
-"""The commands about trained models, bodies and the cache
+"""The commands about trained models and the cache
 
 Docs: https://fastbit.github.io/fastbit/cli/models.html.md"""
 
@@ -7,7 +7,7 @@ Docs: https://fastbit.github.io/fastbit/cli/models.html.md"""
 # %% auto #0
 __all__ = ['shown_path', 'set_texts', 'are_sets', 'are_numbers', 'numbers_table', 'joined_sets', 'sets_table', 'answer_table',
            'run_predict', 'skip_trained_on', 'label_precisions', 'interval_share', 'run_evaluate', 'run_export',
-           'run_bodies', 'run_cache']
+           'run_cache']
 
 # %% ../../nbs/cli/06_models.ipynb #670bd01d
 import contextlib, sys
@@ -219,20 +219,6 @@ def run_export(args) -> int:
     difference, what = export_onnx(predictor, args.file), 'numbers' if predictor.task.is_number else 'probabilities'
     print(f'{args.file}: from uint8 pixels, n x height x width x 3, to {what}; '
           f'differs from PyTorch by {difference:.0e} at most')
-    return 0
-
-def run_bodies(args) -> int:
-    "Run `fastbit bodies`"
-    from fastbit.bodies.catalogue import list_bodies
-    df = list_bodies(args.pattern)
-    if df.empty:
-        raise ValueError(f"No body matches {args.pattern!r}; `fastbit bodies` lists all, "
-                         "and a pattern such as '*b0*' finds part of a name.")
-    mean = [f'{o[0]:g}' for o in df['mean']]
-    print(df.drop(columns=['mean', 'std', 'official_file']).assign(mean=mean).to_string(index=False))
-    official = df[df.official_file != '']
-    if official.empty: return 0
-    print("\nThe BiT authors' own files, for --weights FILE.npz:", *official.official_file, sep='\n  ')
     return 0
 
 def run_cache(args) -> int:

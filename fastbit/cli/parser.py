@@ -15,6 +15,7 @@ from .. import __version__
 from .options import OneSpelling, Parser, add_option, add_options, read_share
 from ..config import METRICS, RECIPES, WATCHED, BiTRule, BodyOptions, DataOptions, LoaderOptions
 from ..config import RecipeOptions, RunOptions, TableOptions, TrainOptions, recipes_with
+from ..core.published import SORTS
 
 # %% ../../nbs/cli/02_parser.ipynb #0866eb45
 _RECIPE = RecipeOptions.option_fields()
@@ -79,7 +80,8 @@ def _add_leaderboard(p):
            help='recipe to fine-tune the best bodies with: auto, onecycle, head or hyperrule; repeat it for '
                 'several (default: auto)')
     _value(g, '--top', 'K', type=int, default=2,
-           help='bodies to fine-tune, the best of the probes; 0: none (default: 2)')
+           help='bodies to fine-tune, the best of the probes, besides the one with the highest published ImageNet '
+                'accuracy; 0: none at all (default: 2)')
     add_options(g, TrainOptions, only=('size',))
     add_option(g, _RECIPE['epochs'])
     _value(g, '--metric', 'METRIC', default=argparse.SUPPRESS,
@@ -184,7 +186,17 @@ def _add_export(p):
     _value(p, 'file', 'FILE', help='name that ends in .onnx')
 
 def _add_bodies(p):
-    _value(p, 'pattern', 'PATTERN', nargs='?', default='*', help="part of a name, such as '*lite*' or 'BiT-M*'")
+    _value(p, 'words', 'WORD', nargs='*',
+           help="words of a name, such as convnext tiny, or a pattern such as 'BiT-M*' (default: the most accurate of "
+                "each class of cost)")
+    _value(p, '--max-params', 'M', type=float, help='at most so many million parameters, without classifier')
+    _value(p, '--max-gmacs', 'G', type=float, help='at most so many billion multiply-adds per image')
+    _value(p, '--license', 'NAME', help='part of the name of the license, such as apache, or commercial for all that '
+                                        'are not restricted to non-commercial use')
+    _switch(p, '--cached', 'only bodies whose weights are on this machine')
+    _value(p, '--sort', 'BY', help=f'{", ".join(SORTS[:-1])} or {SORTS[-1]} (default: accuracy)')
+    _switch(p, '--time', 'measure milliseconds per image on this machine for the bodies that are listed')
+    _switch(p, '--all', 'list all matches')
 
 def _add_cache(p): _switch(p, '--clear', 'remove it')
 
@@ -193,7 +205,8 @@ _COMMANDS = dict(
     baseline=(_add_baseline, 'train and measure a baseline on a folder of images',
               'From images to a measured baseline: check the data, train by a recipe, evaluate, write the results.'),
     leaderboard=(_add_leaderboard, 'compare bodies and recipes on a folder of images',
-                 'Probe bodies on a folder of images with their features and logistic regression, fine-tune the best, '
+                 'Probe bodies on a folder of images with their features and logistic regression, fine-tune the best '
+                 'and the ImageNet favorite, '
                  'and rank them by accuracy or another score, ties by loss. Rerun it to add what is missing.'),
     check=(_add_check, 'find problems in a folder of images',
            'Find unreadable files, duplicates across splits, label errors and other causes of wrong numbers. '
@@ -218,8 +231,9 @@ _COMMANDS = dict(
         'not alike, with the reason for each.')},
     export=(_add_export, 'write a trained model as an ONNX file',
             'Write one file from resized uint8 pixels to probabilities, and compare it with PyTorch.'),
-    bodies=(_add_bodies, 'list bodies and where their weights come from',
-            'List the bodies that fastbit can build, and where their weights would come from on this machine.'),
+    bodies=(_add_bodies, 'find a body by accuracy, cost and license',
+            'Find a body: ImageNet accuracy, multiply-adds, parameters and license as published by timm, and whether '
+            'the weights are on this machine.'),
     cache=(_add_cache, 'show or clear the cache',
            'Show what fastbit stores for later runs, and where; FASTBIT_CACHE=FOLDER changes the place.'))
 
@@ -227,8 +241,9 @@ class _Completion(argparse.Action):
     "Print what the shell needs to complete options and names, and stop"
     def __call__(self, parser, args, shell, option=None):
         import shtab
-        from fastbit.bodies.catalogue import list_bodies
-        choices = dict(arch=sorted(list_bodies().name), recipe=list(RECIPES),
+        from fastbit.core.published import published_bodies
+        bodies = {name for b in published_bodies() for name in (b.arch, b.name, b.shown)}
+        choices = dict(arch=sorted(bodies), recipe=list(RECIPES),
                        precision=['float32', 'bf16', 'fp16', 'auto'], metric=list(METRICS), keep_best=list(WATCHED),
                        weights=shtab.FILE, path=shtab.FILE, out=shtab.DIRECTORY, plot=shtab.FILE)
         for a in (a for p in parser.commands.values() for a in p._actions if a.dest in choices):

@@ -5,7 +5,8 @@ from .doctor import DataCheck, check_data
 from .few_shot import few_shot_curve
 from .label_next import rank_to_label
 from .probe import probe
-from .leaderboard import Leaderboard, leaderboard
+from .board import Leaderboard
+from .leaderboard import leaderboard
 
 __all__ = [
     'check_data', 'compare_runs', 'Comparison', 'DataCheck', 'few_shot_curve', 'label_table',

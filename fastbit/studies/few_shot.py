@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/studies/few_shot.html.md"""
 __all__ = ['plot_few_shot', 'few_shot_page', 'few_shot_curve']
 
 # %% ../../nbs/studies/03_few_shot.ipynb #7aeeb6ff
-import os, time
+import math, os, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,6 +88,13 @@ def _middle_interval(df, metric) -> str:
     middle = last.iloc[(last[metric] - last[metric].median()).abs().argmin()]
     return score_interval_text(metric, middle.get('low', float('nan')), middle.get('high', float('nan')))
 
+def _twice_words(rows, metric) -> str: # '': the last step gained nothing, or its images are not counted
+    "Say what twice the images would gain if the last step repeated itself"
+    if len(rows) < 2 or rows[-1]['gain'] <= 0 or 'all' in (rows[-1]['k'], rows[-2]['k']): return ''
+    gain = rows[-1]['gain']/math.log2(rows[-1]['k']/rows[-2]['k'])
+    points = ' points' if METRIC_WORDS[metric].percent else ''
+    return f'Twice the images per class would gain about {_gain_text(metric, gain)[1:]}{points} at this rate.'
+
 def few_shot_page(
     df:pd.DataFrame, # From `few_shot_curve`
     n_valid:int,     # Held-out images
@@ -100,7 +107,7 @@ def few_shot_page(
     title = f'{name or "Images"}: {label} against training images per class'
     words = dict(title=title, arch=arch, repeats=int(df.repeat.max())+1, version=__version__, label=label)
     words['points'] = ' points' if METRIC_WORDS[metric].percent else ''
-    numbers = dict(n=n_valid, rows=rows, interval=_middle_interval(df, metric))
+    numbers = dict(n=n_valid, rows=rows, interval=_middle_interval(df, metric), twice=_twice_words(rows, metric))
     return Report(render_page('few_shot.html', **words, **numbers, fig=picture_uri(plot_few_shot(df, n_valid, metric))))
 
 # %% ../../nbs/studies/03_few_shot.ipynb #3964d8ae
