@@ -120,7 +120,7 @@ def test_others_that_write_into_folders(run, tmp_path):
 def _board(*rows):
     "(accuracy, behind, behind_low, behind_high, failed) each, 80 images"
     columns = ['accuracy', 'behind', 'behind_low', 'behind_high', 'failed']
-    df = pd.DataFrame(rows, columns=columns).assign(low=.5, high=.99, loss=.3, images_s=90., params_m=1., disk_mb=4., seconds=3., test_accuracy=float('nan'), test_low=float('nan'), test_high=float('nan'))
+    df = pd.DataFrame(rows, columns=columns).assign(why='', low=.5, high=.99, loss=.3, images_s=90., params_m=1., disk_mb=4., seconds=3., test_accuracy=float('nan'), test_low=float('nan'), test_high=float('nan'))
     df = df.assign(score=df.accuracy, score_low=.5, score_high=.99, test_score=float('nan'), body=[f'lite{i}' for i in range(len(df))], recipe='probe')
     return Leaderboard(df, 'photos', 80, '' if rows[0][-1] else 'lite0, probe')
 
@@ -299,7 +299,7 @@ def test_without_weights_each_way_on_can_be_typed(run, monkeypatch, capsys):
     assert main(['baseline', str(run[0]), '--arch', 'tf_efficientnet_b3', '--out', 'never']) == 2
     said = capsys.readouterr().err
     ways = re.findall(r'--(?:arch|weights) \S+', said.partition('Use ')[2])
-    assert [w.split()[0] for w in ways] == ['--arch', '--weights', '--weights']
+    assert [w.split()[0] for w in ways] == ['--arch', '--arch', '--weights', '--weights']   # the closest in cost, and the default
     for w in ways:
         args = make_parser().parse_args(['baseline', str(run[0]), *shlex.split(w)])
         asked = dict(arch='tf_efficientnet_b3', weights='auto') | vars(args)
