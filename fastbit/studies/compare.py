@@ -113,8 +113,8 @@ def read_predictions(
             raise FileNotFoundError(f"{file} does not exist. Give the folder of a finished run, or predictions.csv.")
         df = pd.read_csv(file, dtype=dict(path=str, label=str, prediction=str), keep_default_na=False)
     if {'low', 'high'} <= set(df) and 'probability' not in df:
-        raise ValueError("compare_runs compares accuracies, and a run predicts numbers. Compare the intervals of the mean "
-                         "absolute error in results.json.")
+        raise ValueError("compare_runs compares accuracies, and a run predicts numbers. Compare the intervals of the "
+                         "mean absolute error in results.json.")
     if 'probability' not in df and any(str(c).startswith('p(') for c in df):
         raise ValueError("compare_runs compares accuracies, which are of one label per image, and a run has several. "
                          "Compare the intervals of their mean average precision in results.json.")
