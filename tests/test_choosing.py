@@ -108,7 +108,7 @@ def test_the_list_of_bodies():
     df = list_bodies('resnet50')
     assert {'resnet50.a1_in1k', 'resnet50d.ra2_in1k'} <= set(df.name) and df.set_index('name').loc['resnet50.a1_in1k', 'gmacs'] == pytest.approx(4.1, abs=.1)
     assert set(list_bodies('lite', cached=True).weights) == {'bundled'}
-    assert list_bodies('BiT-M-R50x1').recipe.tolist() == ['published']*2   # timm's name, and the authors'
+    assert list_bodies('BiT-M-R50x1').recipe.tolist() == ['published'] and set(list_bodies('50x1_bit').recipe) == {'published'}
 
 
 # The command

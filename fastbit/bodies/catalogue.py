@@ -62,6 +62,9 @@ def _weights_here(body, official) -> str:
 _COLUMNS = ('name', 'family', 'params_m', 'gmacs', 'top1', 'recipe', 'pretrained_on', 'size', 'mean', 'std', 'license',
             'non_commercial', 'weights', 'official_file')
 
+def _is_meant(name, words) -> bool:
+    return all(fnmatch(name.lower(), w) if '*' in w else w in name.lower() for w in words.lower().split())
+
 def _newer_body(name) -> PublishedBody:
     "Describe a body that the table does not have; it is built without memory or arithmetic"
     cfg, arch = timm.get_pretrained_cfg(name), name.partition('.')[0]
@@ -79,12 +82,12 @@ def _newer_body(name) -> PublishedBody:
 def _newer_bodies(words) -> list:
     "What a newer timm has besides"
     known = {b.name for b in published_bodies()} | {b.arch for b in published_bodies()}
-    wanted = lambda n: all(fnmatch(n, w) if '*' in w else w in n for w in words.lower().split())
-    return [_newer_body(n) for n in timm.list_pretrained() if n not in known and wanted(n)]
+    newer = [n for n in timm.list_pretrained() if n not in known and _is_meant(n, words)]
+    # several classifiers: trained by distillation, and not in the table
+    return [_newer_body(n) for n in newer if not isinstance(timm.get_pretrained_cfg(n).classifier, (tuple, list))]
 
 def _official_bodies(words) -> list: # (the authors' name, `PublishedBody`)
-    wanted = lambda n: all(fnmatch(n, w) if '*' in w else w in n for w in words.lower().split())
-    return [(n, published_body(timm_name(n))) for n in official_names() if wanted(n.lower())]
+    return [(n, published_body(timm_name(n))) for n in official_names() if _is_meant(n, words)]
 
 def _describe_body(body, official=None) -> dict:
     "A row of `list_bodies`"
@@ -117,11 +120,13 @@ def list_bodies(
     "List bodies with accuracy, cost, license and pretraining, and the source of their weights on this machine"
     limits = dict(max_params=max_params, max_gmacs=max_gmacs, license=license)
     has = set(timm.list_models())
-    found = [b for b in find_bodies(words, **limits) if b.arch in has]
+    official = _official_bodies(words)
+    also = {b.name for _, b in official if not _is_meant(b.name, words)}   # found by the authors' name, and listed by it
+    found = [b for b in find_bodies(words, **limits) if b.arch in has and b.name not in also]
     if not any(limits.values()): found += _newer_bodies(words)
     rows = [_describe_body(b) for b in found]
     names = {b.name for b in find_bodies('', **limits)}
-    rows += [_describe_body(b, official) for official, b in _official_bodies(words) if b.name in names]
+    rows += [_describe_body(b, name) for name, b in official if b.name in names]
     df = pd.DataFrame(rows, columns=list(_COLUMNS))
     if cached: df = df[df.weights.str.startswith(('bundled', 'hub cache'))]
     return df.sort_values(['family', 'name'], ignore_index=True)

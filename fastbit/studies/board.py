@@ -66,11 +66,11 @@ class Leaderboard(ShownOnce):
             '95% CI': [score_interval_text(metric, r.score_low, r.score_high) for r in d.itertuples()],
             'behind the best': [self._behind(i, r) for i, r in enumerate(d.itertuples())],
             **accuracy,
-            **reasons,
             'images/s': _or_blank(d.images_s, '{:.0f}'.format),
             'M params': _or_blank(d.params_m, '{:.1f}'.format),
             'MB': _or_blank(d.disk_mb, '{:.0f}'.format),
-            'took': _or_blank(d.seconds, format_seconds)})
+            'took': _or_blank(d.seconds, format_seconds),
+            **reasons})
 
     def _behind(self, i, row) -> str:
         "The score minus that of the first row"
@@ -127,12 +127,20 @@ class Leaderboard(ShownOnce):
 
     def _use(self, good) -> NextStep|None:
         "How to use the first row"
-        first = good.iloc[0]
-        if first.recipe == 'probe':
+        tuned = self._level(good)
+        tuned = tuned[tuned.recipe != 'probe']
+        if tuned.empty:
+            first = good.iloc[0]
             return NextStep(f'Train the best, {first.body}: a probe is not saved as a model.', self._train(first))
         if not self.out: return None
-        folder = shlex.quote(str(self.out/'runs'/run_name(first.body, first.recipe)))
-        return NextStep(f'Classify images with the best, {self.best}:', f'fastbit predict {folder} IMAGES')
+        row, best = tuned.iloc[0], good.iloc[0]
+        what = 'the best' if row.name == best.name else 'the best fine-tuned body'
+        folder = shlex.quote(str(self.out/'runs'/run_name(row.body, row.recipe)))
+        return NextStep(f'Classify images with {what}, {row.body}, {row.recipe}:', f'fastbit predict {folder} IMAGES')
+
+    def _level(self, good) -> pd.DataFrame:
+        "The rows that are not significantly behind the first"
+        return good[~((good.behind_low > 0) if self.metric == 'loss' else (good.behind_high < 0))]
 
     def _train(self, row) -> str:
         name, _, weights = row.body.partition(' (')
@@ -142,8 +150,8 @@ class Leaderboard(ShownOnce):
     def _cheaper(self, good) -> NextStep|None:
         "A row that is not significantly behind, and much faster"
         first = good.iloc[0]
-        is_behind = (good.behind_low > 0) if self.metric == 'loss' else (good.behind_high < 0)
-        equal = good[~is_behind & (good.images_s >= 1.5*first.images_s)]
+        equal = self._level(good)
+        equal = equal[equal.images_s >= 1.5*first.images_s]
         if equal.empty: return None
         row = equal.iloc[0]
         return NextStep(f'{row.body}, {row.recipe}, is not significantly behind and predicts '
