@@ -7,7 +7,7 @@ import ast, inspect, json, re, shlex
 from functools import wraps
 from pathlib import Path
 
-import numpy as np, pytest, timm, torch
+import numpy as np, pandas as pd, pytest, timm, torch
 
 import fastbit.all as fa
 from fastbit import bodies
@@ -50,6 +50,8 @@ def small(tmp_path, monkeypatch):
     answers = held_out_answers(.5*right + .5/6, torch.arange(100) % 6, gaussian=(g := fit_feature_gaussian(features)), distance=g.distances(features))
     fa.save_artifact(tmp_path/'results'/'model', net, about, answers=answers)
     fa.draw_flower('poppy', 77).save(tmp_path/'new.jpg')
+    files = sorted(photos.rglob('*.png')) + sorted(photos.rglob('*.jpg'))
+    pd.DataFrame(dict(path=files, level=[i + .25 for i in range(len(files))])).to_csv(tmp_path/'levels.csv', index=False)
     monkeypatch.chdir(tmp_path)
 
     def hub_file(arch):
