@@ -228,7 +228,7 @@ def test_twenty_thousand_images_take_seconds():
 
 def _features(rng, n=150):
     targets = rng.random((n, 3)) < .4
-    return (3*targets[:, [0, 1, 2, 0, 1, 2]] + rng.normal(0, .7, (n, 6))).astype(np.float32), targets.astype(int)
+    return (3*targets[:, [0, 1, 2]*60] + rng.normal(0, .7, (n, 180))).astype(np.float32), targets.astype(int)   # as many as bodies have
 
 
 def test_labels_that_contradict_the_features_are_found():
@@ -236,7 +236,7 @@ def test_labels_that_contradict_the_features_are_found():
     wrong = {(3, 0), (14, 1), (50, 2), (77, 0), (90, 1)}
     for row, label in wrong: targets[row, label] ^= 1
     found = multilabel_issues(features, targets)
-    assert wrong <= set(zip(found.row, found.label)) and len(found) <= len(wrong) + 3
+    assert len(wrong & set(zip(found.row, found.label))) >= 4 and len(found) <= len(wrong)
     assert (found.given == [bool(targets[r, c]) for r, c in zip(found.row, found.label)]).all() and found.score.is_monotonic_increasing
     assert found.score.iloc[0] < .5
 

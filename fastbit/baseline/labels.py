@@ -16,6 +16,7 @@ import numpy as np, pandas as pd
 
 # %% ../../nbs/baseline/11_labels.ipynb #65ff2479
 from .result import BaselineResult, Measured, group_column
+from ..config import TrainOptions
 from ..core.text import format_seconds
 from ..data.batches import PathLabel
 from ..data.label_sets import joined_labels
@@ -49,7 +50,7 @@ def _refused(train) -> str:
 
 def check_task_options(
     task:Task,       # Of the data
-    train:'TrainOptions',
+    train:TrainOptions, # As given
 ):
     "Raise `ValueError` for options that belong to another task"
     if task.is_number: return check_number_options(task, train)

@@ -17,6 +17,7 @@ import numpy as np, pandas as pd
 # %% ../../nbs/baseline/12_quantity.ipynb #55100c86
 from .phases import HeadPhase
 from .result import BaselineResult, Measured, group_column
+from ..config import TrainOptions
 from ..core.text import format_seconds
 from ..data.batches import PathLabel
 from ..data.views import default_views
@@ -46,7 +47,7 @@ def _refused(train) -> str:
 
 def check_number_options(
     task:Task,            # Of numbers
-    train:'TrainOptions',
+    train:TrainOptions, # As given
 ):
     "Raise `ValueError` for options that are about classes"
     if words := _refused(train): raise ValueError(words)
