@@ -49,7 +49,7 @@ def _refused(train) -> str:
     return ''
 
 def check_task_options(
-    task:Task,       # Of the data
+    task:Task,       # Task of the data
     train:TrainOptions, # As given
 ):
     "Raise `ValueError` for options that belong to another task"
@@ -63,7 +63,7 @@ def check_task_options(
 
 def watch_headline(
     watch:KeepBest, # Made before the task was known
-    task:Task,      # Of the data
+    task:Task,      # Task of the data
 ) -> KeepBest: # The same, unless the accuracy is not the headline of the task
     "Watch the headline of a task where the accuracy was meant"
     if watch.monitor != 'accuracy' or task.is_single: return watch

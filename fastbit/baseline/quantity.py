@@ -46,7 +46,7 @@ def _refused(train) -> str:
     return ''
 
 def check_number_options(
-    task:Task,            # Of numbers
+    task:Task,            # A task of numbers
     train:TrainOptions, # As given
 ):
     "Raise `ValueError` for options that are about classes"
@@ -112,7 +112,7 @@ def number_predictions(
 # %% ../../nbs/baseline/12_quantity.ipynb #c15e791f
 def guess_words(
     targs,            # n numbers, held out
-    scale:NumberScale, # Of the training images
+    scale:NumberScale, # Scale of the training images
 ) -> str:
     "Say what always answering the mean of the training images would score"
     off = np.abs(np.asarray(targs, dtype=float).ravel() - scale.mean).mean()

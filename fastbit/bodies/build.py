@@ -56,7 +56,7 @@ def _takes_size(name, size) -> bool:
 def size_arguments(
     name:str, # timm's name
     size:int, # Side of the images, pixels
-) -> dict: # Of `timm.create_model`
+) -> dict: # Arguments of `timm.create_model`
     "Find the arguments that build a model for images of this size; none for a model that takes images of any size"
     if name.split('.')[0] in body_archs() or not has_fixed_size(name) or not _takes_size(name, size): return {}
     return dict(img_size=size)

@@ -133,7 +133,7 @@ def list_bodies(
 
 # %% ../../nbs/bodies/05_catalogue.ipynb #cdf7c516
 def measure_ms(
-    name:str,      # Of timm, with or without tag
+    name:str,      # A name of timm, with or without tag
     size:int=None, # Side of the images, pixels; `None`: the body's own
     bs:int=8,      # Images at a time
     repeats:int=3, # Batches; the fastest counts

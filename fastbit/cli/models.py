@@ -154,7 +154,7 @@ def label_precisions(
     return table.to_string(index=False, float_format='{:.4f}'.format, na_rep='–')
 
 def interval_share(
-    predictor, # Of numbers
+    predictor, # A model of numbers
     found,     # From `labeled_probs`
 ) -> str:
     "Say how many numbers lie within the prediction intervals"

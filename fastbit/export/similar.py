@@ -67,7 +67,7 @@ def load_index(
 # %% ../../nbs/export/07_similar.ipynb #6681ca9d
 def results_file(
     predictor:Predictor,
-    name:str, # Of a file of a run
+    name:str, # Name of a file of a run
 ) -> Path|None: # `None`: it is not there
     "Find a file among the results of the run that made a model, or next to the model"
     if predictor.folder is None: return None

@@ -77,7 +77,7 @@ def label_statistics(
     targs,         # n x classes of 0 or 1
     thresholds=.5, # One number, or one per class
     ranks:bool=True, # Compute average precision, too? Probabilities must be finite
-) -> Callable: # Of weights, resamples x n: name -> one value per resample, NaN where it is undefined; of f1 and ap one per class
+) -> Callable: # Function of weights, resamples x n: name -> one value per resample, NaN where it is undefined; of f1 and ap one per class
     "Compute F1 and average precision of many resamples at once"
     probs, targs = _check_cells(probs, targs)
     preds = decode_labels(probs, thresholds)

@@ -21,7 +21,7 @@ class NumberLoss(nn.Module):
     "A loss of outputs and numbers, standardized by the training images, with what fastai expects of a loss"
     y_int = False   # MixUp mixes two numbers, not two losses
     def __init__(self,
-        scale:NumberScale, # Of the training images
+        scale:NumberScale, # Scale of the training images
         kind:str='smooth_l1', # A key of `NUMBER_LOSSES`
         reduction:str='mean', # 'mean', 'sum' or 'none'
     ):

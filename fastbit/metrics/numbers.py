@@ -24,7 +24,7 @@ from .scores import MAX_GRADES, Score, quadratic_statistics
 from .selective import one_per_group
 
 # %% ../../nbs/metrics/13_numbers.ipynb #c1362323
-def _weighted_ranks(values) -> Callable: # Of weights, resamples x n: mean ranks, resamples x n
+def _weighted_ranks(values) -> Callable: # Function of weights, resamples x n: mean ranks, resamples x n
     "Rank numbers in resamples in which each row occurs as often as its weight says"
     _, place = np.unique(values, return_inverse=True)
     order, n_values = np.argsort(place, kind='stable'), place.max()+1
@@ -48,7 +48,7 @@ def number_statistics(
     pred,  # n numbers, finite
     targs, # n numbers
     grades:int|None=None, # The targets are from 0, 1, … grades-1, and predictions are rounded; `None`: they are no grades
-) -> Callable: # Of weights, resamples x n: name -> one value per resample, NaN where it is undefined
+) -> Callable: # Function of weights, resamples x n: name -> one value per resample, NaN where it is undefined
     "Compute the metrics of predicted numbers for many resamples at once"
     pred, targs = np.asarray(pred, dtype=float), np.asarray(targs, dtype=float)
     off = pred - targs
@@ -121,7 +121,7 @@ def _format_ends(name, interval) -> str: # '' where it is unknown
 def number_words(
     name:str,  # A key of `NUMBER_METRICS`
     value,     # `None`: undefined
-    ends=None, # Of its 95% interval; `None`: unknown
+    ends=None, # Ends of its 95% interval; `None`: unknown
 ) -> str: # 'MAE 3.21 (95% CI 2.90–3.55)'
     "Write a metric of numbers with its interval"
     text = f'{NUMBER_METRICS[name]} {_format(name, value)}'
@@ -267,7 +267,7 @@ class NumberScale:
         return (numbers - self.mean)/self.std
 
     def restore(self,
-        outputs, # Of the model, array or tensor
+        outputs, # Outputs of the model, array or tensor
         clip:bool=True, # Keep numbers in the range of the training images?
     ):
         "Convert outputs to numbers"
@@ -275,7 +275,7 @@ class NumberScale:
         return numbers.clip(self.low, self.high) if clip else numbers
 
     def beyond(self,
-        outputs # Of the model, array
+        outputs # Outputs of the model, array
     ) -> int:
         "Count the predictions that are outside of the range of the training images, and are moved to its ends"
         numbers = self.restore(outputs, clip=False)

@@ -55,9 +55,9 @@ _THEIR_KINDS = {nn.SmoothL1Loss: 'smooth_l1', nn.MSELoss: 'mse', nn.L1Loss: 'l1'
 def resolve_number_loss(
     loss_func,    # 'smooth_l1', 'mse', 'l1', the loss of torch or fastai by these names, or a `NumberLoss`; `None`: 'smooth_l1'
     n_out:int,    # 1
-    device='cpu', # Of the model
+    device='cpu', # Device of the model
     *,
-    scale:NumberScale, # Of the training images
+    scale:NumberScale, # Scale of the training images
 ): # A `NumberLoss`
     "Make a loss of standardized numbers; raise `ValueError` for another loss"
     if loss_func is None: return NumberLoss(scale)
@@ -75,7 +75,7 @@ def _restored_error(outputs, targs, scale) -> float:
     return (pred - targs.double().flatten()).abs().mean().item()
 
 def mae_metric(
-    scale:NumberScale # Of the training images
+    scale:NumberScale # Scale of the training images
 ) -> AccumMetric:
     "Make the mean absolute error over the whole validation set a fastai metric"
     metric = AccumMetric(partial(_restored_error, scale=scale), flatten=False)
@@ -138,7 +138,7 @@ def _row_words(row) -> str:
     return f'MAE {format_number(row["mae"])} ({ends}n = {row["n"]}), RMSE {format_number(row["rmse"])}'
 
 def number_task(
-    scale:NumberScale # Of the training images
+    scale:NumberScale # Scale of the training images
 ) -> Task:
     "Make the task of predicting a number"
     return Task(

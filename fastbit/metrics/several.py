@@ -79,7 +79,7 @@ def _check_tried(loss, n_out, device):
 def resolve_label_loss(
     loss_func,    # 'bce', 'asymmetric', a loss, its class, or a function of logits and rows of 0 and 1; `None`: 'bce'
     n_out:int,    # Labels
-    device='cpu', # Of the model
+    device='cpu', # Device of the model
 ): # A loss with `activation`, `decodes` and `reduction`
     "Complete a loss of several labels per image; raise `ValueError` for one that is over softmax or fails"
     if loss_func is None: return BinaryLoss()
@@ -172,7 +172,7 @@ def _decode(probs, thresholds=None): return decode_labels(probs, .5 if threshold
 def label_score_words(
     name:str,  # A key of `LABEL_METRICS`
     value,     # `None` or NaN: undefined
-    ends=None, # Of its 95% interval; `None`, or of `None`s: unknown
+    ends=None, # Ends of its 95% interval; `None`, or of `None`s: unknown
 ) -> str: # 'mAP 0.8123 (95% CI 0.752–0.861)'
     "Write a metric of several labels with its interval"
     missing = lambda v: v is None or v != v

@@ -32,7 +32,7 @@ def _most(values, among) -> np.ndarray:
 
 def iterative_parts(
     targets,      # n x labels of 0 or 1
-    shares,       # Of each part, above 0, with sum 1
+    shares,       # Shares of each part, above 0, with sum 1
     seed:int=0,   # Random seed
     groups=None,  # n: images of one group get the same part; `None`: each image alone
 ) -> np.ndarray: # n numbers from 0 to len(shares)-1

@@ -36,7 +36,7 @@ class LabelRow:
 def _text(value) -> str: return '–' if value is None or value != value else f'{value:.3f}'
 
 def label_rows(
-    f:Findings # Of several labels per image
+    f:Findings # About several labels per image
 ) -> list[LabelRow]:
     "Tabulate the labels, lowest average precision first; those that no image has come last"
     table, targs = f.table, np.asarray(f.targs) > 0
@@ -53,7 +53,7 @@ def label_rows(
     return [row for _, _, row in sorted(rows, key=lambda o: o[:2])]
 
 def label_losses(
-    f:Findings # Of several labels per image
+    f:Findings # About several labels per image
 ) -> torch.Tensor: # n, nats
     "Compute the binary cross-entropy of each image, summed over its labels"
     p, y = torch.as_tensor(f.probs).double().clamp(1e-12, 1-1e-12), torch.as_tensor(f.targs).double()
@@ -65,7 +65,7 @@ def _list(f, has, i) -> str:
     return ', '.join(f'{f.classes[c]} ({f.probs[i, c]:.0%})' for c in chosen)
 
 def mistake_words(
-    f:Findings, # Of several labels per image
+    f:Findings, # About several labels per image
     i:int,      # Number of the image
 ) -> str: # 'missing sea (12%); extra cat (81%); right: sun'; '' without a mistake
     "Say which labels of an image are missing, and which are extra"
@@ -77,7 +77,7 @@ def mistake_words(
     return '; '.join(parts)
 
 def label_mistakes(
-    f:Findings, # Of several labels per image
+    f:Findings, # About several labels per image
     most:int=24, # Images
 ) -> list[Picture]:
     "Show the mistakes of the highest loss"
@@ -87,7 +87,7 @@ def label_mistakes(
     return [thumbnail(f.paths[i], f'An image: {words[i]}', words[i], True, f.max_value) for i in wrong]
 
 def label_samples(
-    f:Findings, # Of several labels per image
+    f:Findings, # About several labels per image
     most:int=24, # Labels
 ) -> list[Picture]:
     "Show one training image per label"
@@ -99,7 +99,7 @@ def label_samples(
     return pictures
 
 def label_sentences(
-    f:Findings # Of several labels per image
+    f:Findings # About several labels per image
 ) -> tuple[str, str]: # (what to expect, compared with what)
     "Say what the numbers mean for new images"
     e = f.evaluation

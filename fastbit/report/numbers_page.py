@@ -22,19 +22,19 @@ from .page import Picture, picture_uri, thumbnail
 
 # %% ../../nbs/report/10_numbers_page.ipynb #18b49b7d
 def true_numbers(
-    f:Findings # Of numbers
+    f:Findings # About numbers
 ) -> np.ndarray: # n
     "Return the numbers of the images"
     return torch.as_tensor(f.targs).as_subclass(torch.Tensor).double().flatten().numpy()
 
 def number_residuals(
-    f:Findings # Of numbers
+    f:Findings # About numbers
 ) -> np.ndarray: # n
     "Compute true minus predicted numbers"
     return true_numbers(f) - f.predicted.double().numpy()
 
 def number_sentences(
-    f:Findings # Of numbers
+    f:Findings # About numbers
 ) -> tuple[str, str]: # (what to expect, compared with what)
     "Say what the numbers mean for new images"
     e, within = f.evaluation, f.learn.within
@@ -50,7 +50,7 @@ def number_sentences(
     return expected, compared
 
 def number_pictures(
-    f:Findings # Of numbers
+    f:Findings # About numbers
 ) -> list[Picture]:
     "Plot predictions against truth, and residuals"
     name, targs, pred = f.classes[0], true_numbers(f), f.predicted.double().numpy()
@@ -67,7 +67,7 @@ def number_pictures(
     return [predicted, residuals]
 
 def number_mistakes(
-    f:Findings, # Of numbers
+    f:Findings, # About numbers
     most:int=24, # Images
 ) -> list[Picture]:
     "Show the images with the largest errors"
@@ -79,7 +79,7 @@ def number_mistakes(
     return pictures
 
 def number_samples(
-    f:Findings, # Of numbers, with a table
+    f:Findings, # Findings about numbers, with a table
     most:int=12, # Images
 ) -> list[Picture]:
     "Show training images from the smallest number to the largest"
@@ -95,7 +95,7 @@ class NumberData:
     samples: list # `Picture`s of training images
 
 def number_data(
-    f:Findings # Of numbers
+    f:Findings # About numbers
 ) -> NumberData|None: # `None` for loaders without a table
     "Count images and describe their numbers"
     if f.table is None: return None
@@ -113,7 +113,7 @@ _NOTES = dict(
     quadratic_kappa='agreement beyond chance of predictions rounded to grades; far mistakes count more')
 
 def number_metric_rows(
-    f:Findings # Of numbers
+    f:Findings # About numbers
 ) -> list[tuple]: # (name, value, interval, note), as text
     "List the metrics with their definitions"
     e = f.evaluation
@@ -129,7 +129,7 @@ def _interval_row(f) -> list:
              f'holds the truth of 90% of new images; split conformal, from {where}')]
 
 def number_tta(
-    f:Findings # Of numbers
+    f:Findings # About numbers
 ) -> list[dict]|None: # `None` where TTA did not run
     "List plain prediction and TTA, as text"
     if f.tta is None or 'TTA' not in f.tta.index: return None

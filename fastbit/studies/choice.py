@@ -31,7 +31,7 @@ class Favorite(NamedTuple):
     top1: float # a share
 
 def imagenet_favorite(
-    bodies:list, # Of `Body`
+    bodies:list, # Bodies to choose from
     top1=None,   # Function that returns the published accuracy of a body; `None`: `imagenet_top1`
 ) -> Favorite|None: # `None`: nothing is published about any
     "Find the ImageNet favorite; of equal ones the first"
@@ -47,7 +47,7 @@ class BodyChoice(NamedTuple):
 
 def choose_bodies(
     rows:list,   # From `probed`, one for each body
-    bodies:list, # Of `Body`
+    bodies:list, # Bodies to choose from
     top:int,     # The best of the probes to choose; 0: nothing at all
     metric:str='accuracy', # That ranks the probes
     top1=None,   # As for `imagenet_favorite`

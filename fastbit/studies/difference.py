@@ -108,8 +108,8 @@ def _difference_samples(name, a, b) -> np.ndarray|None: # `None`: too few images
 # %% ../../nbs/studies/00_difference.ipynb #28e6fb85
 def score_difference(
     name:str, # A key of `METRIC_WORDS`
-    a:HeldOutProbs, # Of the first run
-    b:HeldOutProbs, # Of the second run, for the same images in the same order
+    a:HeldOutProbs, # Probabilities of the first run
+    b:HeldOutProbs, # Probabilities of the second run, for the same images in the same order
 ) -> PairedDifference: # Score of `b` minus that of `a`; NaN where it is undefined, or its interval unknown
     "Compute the difference of two runs in a score, with its 95% interval; raise `ValueError` for other images"
     if not np.array_equal(a.targs, b.targs):

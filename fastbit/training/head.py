@@ -126,7 +126,7 @@ def labels_head(
     x:np.ndarray,   # n x features
     hot:np.ndarray, # n x labels of 0 or 1
     groups:np.ndarray=None, # Rows of one group stay together in cross-validation; `None`: each is its own
-    seed:int=0,     # Of the folds
+    seed:int=0,     # Random seed of the folds
 ) -> LogisticFit:
     "Fit one logistic regression per label, with one C for all by cross-validation"
     groups, how = np.arange(len(x)) if groups is None else groups, 'one image is too few to choose it'
@@ -146,7 +146,7 @@ def numbers_head(
     x:np.ndarray,   # n x features
     z:np.ndarray,   # n numbers, standardized
     groups:np.ndarray=None, # Rows of one group stay together in cross-validation; `None`: each is its own
-    seed:int=0,     # Of the folds
+    seed:int=0,     # Random seed of the folds
 ) -> RidgeFit:
     "Fit ridge regression, with its penalty by cross-validation"
     scaler, groups = FeatureScaler().fit(x), np.arange(len(x)) if groups is None else groups

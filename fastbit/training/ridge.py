@@ -42,9 +42,9 @@ def ridge_fit(
     x:np.ndarray,      # n x features, scaled to rows of a length of about one
     y:np.ndarray,      # n numbers, standardized
     groups:np.ndarray, # n: rows of one group stay together in cross-validation
-    n_folds:int=3,     # Of cross-validation
+    n_folds:int=3,     # Folds of cross-validation
     most:int=5000,     # Groups at most, on which `alpha` is chosen
-    seed:int=0,        # Of the folds
+    seed:int=0,        # Random seed of the folds
 ) -> RidgeFit:
     "Fit ridge regression, with `alpha` by cross-validation; `ValueError` if all numbers are equal"
     y, groups = np.asarray(y, dtype=float), np.asarray(groups)
