@@ -108,7 +108,7 @@ def test_links_and_copies_in_class_folders(table, tmp_path):
     (['red blue', 'red', 'blue'], dict(task='labels'), "label_sep=' '"),
     (['red;blue', 'blue;red', 'red', 'red', 'blue'], {}, "task='labels'.*task='label'"),
     (['red', 'blue', 'red'], dict(task='tags'), 'it can be label .* or labels'),
-    (['red', 'blue', 'red'], dict(task='labels', label_sep='x'), 'no letters or digits'),
+    (['red', 'blue', 'red'], dict(task='labels', label_sep='x'), 'not letters or digits'),
     ([';', ';', ';'], dict(task='labels'), 'no label in any row'),
     ([['red'], 'blue', ['red', 'blue']], {}, 'are not lists'),
     ([['red', ''], ['blue']], {}, 'empty label in a list')])

@@ -235,7 +235,7 @@ def closest_in_cost(
 # %% ../../nbs/core/11_published.ipynb #5c5d0215
 def closest_here(
     name:str # Name of a model whose weights are not on this machine
-) -> PublishedBody|None: # `None`: nothing is known about it, or there are no weights here at all
+) -> PublishedBody|None: # `None`: nothing is known about it, or this machine has no weights
     "Find the model with weights on this machine that costs most nearly as much"
     cost, cached = known_cost(name), cached_repos()
     here = [b for b in published_bodies() if weights_place(b, cached) in ('installed', 'cached')]

@@ -117,7 +117,7 @@ def _only_separator(cells, column) -> str:
 
 def _check_sep(sep):
     if isinstance(sep, str) and sep and not sep.isalnum(): return
-    raise ValueError(f"label_sep={sep!r}: one or more characters that are no letters or digits, such as ';'.")
+    raise ValueError(f"label_sep={sep!r}: one or more characters that are not letters or digits, such as ';'.")
 
 def _check_middle(cells, sep, lines):
     "Raise `ValueError` for an empty label between two others; a separator at an end is harmless"

@@ -54,7 +54,7 @@ class ImageSet:
     left_out: pd.DataFrame = field(default_factory=skipped_frame) # columns path, reason: unreadable images
     split: str = ''             # how it is split, in words
     set_aside: pd.DataFrame = None # test images, which the models of folds do not load; `None`: there are none
-    dealt: str = ''             # digest of the images and their folds; '': there are no folds
+    dealt: str = ''             # digest of the images and their folds; '': without folds
     is_drawn: bool = False      # was the split drawn at random, by fastbit?
     grouped_by: str = ''        # what the images' groups are from, in words; '': no groups were given
     report: pd.DataFrame = None # what `check_images` found; `None`: the files were not checked

@@ -223,7 +223,7 @@ class Predictor:
                              "probability reaches its threshold, so leave it out.")
         if isinstance(self.model, EnsembleModel):
             raise ValueError(f"{name}={value:g}: the confidences of an ensemble were not measured on images that none "
-                             "of its models has seen, so there is no threshold. "
+                             "of its models has seen, so thresholds are not known. "
                              "Train one model, without folds= (--folds).")
         if self.answers is None:
             raise ValueError(f"{name}={value:g}: this model has no answers on validation images to choose a threshold "

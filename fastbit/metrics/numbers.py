@@ -47,7 +47,7 @@ def _ratio(a, b) -> np.ndarray:
 def number_statistics(
     pred,  # n numbers, finite
     targs, # n numbers
-    grades:int|None=None, # The targets are from 0, 1, … grades-1, and predictions are rounded; `None`: they are no grades
+    grades:int|None=None, # The targets are from 0, 1, … grades-1, and predictions are rounded; `None`: they are not
 ) -> Callable: # Function of weights, resamples x n: name -> one value per resample, NaN where it is undefined
     "Compute the metrics of predicted numbers for many resamples at once"
     pred, targs = np.asarray(pred, dtype=float), np.asarray(targs, dtype=float)
@@ -136,7 +136,7 @@ class NumbersEvaluation(ShownOnce):
     rmse: float          # root mean squared error, in units of the targets
     r2: float|None       # share of the variance of the targets that is explained, at most 1
     spearman: float|None # rank correlation of predictions and targets, -1 to 1
-    quadratic_kappa: float|None # of predictions rounded to grades; `None` if the targets are no grades
+    quadratic_kappa: float|None # of predictions rounded to grades; `None` if the targets are not grades
     bias: float          # mean of prediction minus target
     mae_interval: Interval|None      # 95% CI; `None` where it is unknown, as for fewer than five images
     rmse_interval: Interval|None     # 95% CI, likewise
@@ -192,7 +192,7 @@ def _check_numbers(pred, targs) -> tuple: # Float64
     return pred, targs
 
 def _grades(targs) -> int|None:
-    "Count grades 0, 1, …; `None` for numbers that are no grades"
+    "Count grades 0, 1, …; `None` for numbers that are not grades"
     whole = (targs == np.rint(targs)).all()
     if not whole or targs.min() < 0 or targs.max() >= MAX_GRADES or len(np.unique(targs)) < 2: return None
     return int(targs.max()) + 1

@@ -142,7 +142,7 @@ def _highest(probs): return probs.max(-1).values
 
 def _row(evaluation) -> dict:
     row = asdict(evaluation)
-    row.pop('scores')   # a dict is no cell of a table
+    row.pop('scores')   # a dict does not fit into a cell
     return row
 
 def _row_words(row) -> str:

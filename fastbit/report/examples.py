@@ -39,7 +39,7 @@ class ExampleFeatures:
     rows: np.ndarray     # k: their numbers in `Findings.paths`, ascending
     seconds: float       # that they took
     limit: float         # seconds that they were allowed
-    folds: tuple = None  # fold of each training image, and of each held-out one; `None`: there are no folds
+    folds: tuple = None  # fold of each training image, and of each held-out one; `None`: one model
 
     def nearest(self,
         most:int # Neighbors of each held-out image
