@@ -9,7 +9,7 @@ __all__ = ['OVERFITTING', 'MOST_SHOWN', 'RESULT_FILES', 'Measured', 'log_probs',
            'how_overfitted', 'overfitting_words', 'Folds', 'BaselineResult']
 
 # %% ../../nbs/baseline/05_result.ipynb #940fe33d
-import io, json, platform, time
+import json, platform, time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,10 +34,10 @@ from ..metrics.evaluation import Evaluation
 from ..metrics.scores import METRIC_WORDS, Score, format_interval, format_score, metric_order
 from ..metrics.task import SINGLE_LABEL
 from ..metrics.tasks import evaluation_dict
-from ..report.figures import plot_losses, plot_rates
 from ..report.page import Report
 from ..report.examples import with_features
 from ..report.findings import Findings
+from ..report.pictures import run_plots
 from ..report.sections import make_report
 from ..report.unsure import SHOWN_PRECISIONS
 from ..training.answers import MeasuredAnswers, measure_answers
@@ -169,11 +169,6 @@ def overfitting_words(
     return f"{how}. Try keep_best='valid_loss' (--keep-best valid_loss), fewer epochs, or more images."
 
 # %% ../../nbs/baseline/05_result.ipynb #74305654
-def _png(fig) -> bytes:
-    buf = io.BytesIO()
-    fig.savefig(buf, format='png', dpi=150)
-    return buf.getvalue()
-
 def _score_words(name, score) -> str:
     label, value = METRIC_WORDS[name].label, format_score(name, score.value)
     interval = format_interval(name, score.interval)
@@ -371,8 +366,10 @@ class BaselineResult(ShownOnce):
 
 # %% ../../nbs/baseline/05_result.ipynb #7175b151
 def _save_plots(result, out):
-    figures = dict(loss=plot_losses(result.epochs, result.steps), rate=plot_rates(result.steps))
-    for name, fig in figures.items(): write_bytes(out/f'{name}.png', _png(fig))
+    "Draw them once, for the files and for the report"
+    plots = run_plots(result.findings)
+    for name, data in plots.items(): write_bytes(out/f'{name}.png', data)
+    result.findings = replace(result.findings, plots=plots)
 
 def _save_model(result, folder):
     "Write the model, or the mean of those of all folds"

@@ -115,6 +115,7 @@ class Findings:
     left_out: pd.DataFrame = None # skipped files, columns path and reason; `None`: unknown
     features: object = None  # `ExampleFeatures` of training and held-out images; `None`: not computed
     curve: tuple = None      # of the rate finder: rates, losses, {rule: (rate, loss)}, rate that was used
+    plots: dict = None       # files with the plots of the run, from `run_plots`; `None`: not drawn yet
     seed: int = None         # random seed of the run
     answers: HeldOutAnswers = None # on the validation images; `None`: unknown
     distances: np.ndarray = None # n: of these images from the training images; `None`: unknown

@@ -26,19 +26,28 @@ from ..data.decode import read_image
 # %% ../../nbs/report/02_page.ipynb #37a5e3d8
 THUMB = 144   # pixels, the longer side of a thumbnail
 
-def picture_uri(
-    img:Image.Image|Figure, # Image or figure
-    size:int=THUMB,         # Longer side of an image, pixels
-) -> str: # 'data:image/…;base64,…'
-    "Encode an image or a figure as a `data:` address"
+def png_bytes(
+    fig:Figure,  # Figure
+    dpi:int=110, # Dots per inch
+) -> bytes: # A PNG file
+    "Draw a figure on white"
     buf = io.BytesIO()
-    if isinstance(img, Figure):
-        kind = 'png'
-        img.savefig(buf, format='png', dpi=110, facecolor='w')
-    else:
-        kind = 'jpeg'
-        ImageOps.contain(img.convert('RGB'), (size, size)).save(buf, 'JPEG', quality=85)
-    return f'data:image/{kind};base64,{base64.b64encode(buf.getvalue()).decode()}'
+    fig.savefig(buf, format='png', dpi=dpi, facecolor='w')
+    return buf.getvalue()
+
+def _jpeg(img, size) -> bytes:
+    buf = io.BytesIO()
+    ImageOps.contain(img.convert('RGB'), (size, size)).save(buf, 'JPEG', quality=85)
+    return buf.getvalue()
+
+def picture_uri(
+    img:Image.Image|Figure|bytes, # Image, figure, or a PNG file
+    size:int=THUMB,               # Longer side of an image, pixels
+) -> str: # 'data:image/…;base64,…'
+    "Encode a picture as a `data:` address"
+    if isinstance(img, Image.Image): kind, data = 'jpeg', _jpeg(img, size)
+    else: kind, data = 'png', img if isinstance(img, bytes) else png_bytes(img)
+    return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
 def enlarge(
     img:Image.Image, # Any size

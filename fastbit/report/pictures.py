@@ -24,7 +24,7 @@ from .cam import class_activation, overlay, why_no_activation
 from .figures import MAX_PLOTTED_CLASSES, drawable, most_confused, plot_confusion, plot_losses
 from .figures import plot_lr_find, plot_rates, plot_reliability
 from .findings import Findings, confused_pairs
-from .page import THUMB, Picture, enlarge, picture_uri, thumbnail
+from .page import THUMB, Picture, enlarge, picture_uri, png_bytes, thumbnail
 
 # %% ../../nbs/report/04_pictures.ipynb #98fcc1d2
 def class_samples(f:Findings, most=24) -> list[Picture]:
@@ -173,6 +173,12 @@ def _rate_finder(f) -> Picture:
                'and the rate that the recipe used')
     return _figure(plot_lr_find(rates, losses, suggested, used, _loss_label(f)), alt, caption)
 
+def run_plots(f:Findings) -> dict[str, bytes]:
+    "Draw the loss and the learning rate of a run: the files `loss.png` and `rate.png`, which the report shows, too"
+    epochs, steps = f.learn.history.epochs, f.learn.history.steps
+    figures = dict(loss=plot_losses(epochs, steps, _loss_label(f)), rate=plot_rates(steps))
+    return {name: png_bytes(fig, dpi=150) for name, fig in figures.items()}
+
 def curve_pictures(f:Findings) -> list[Picture]:
     "Loss, learning rate, and the rate finder where it ran"
     if f.n_models > 1: return []   # each has its curves
@@ -183,8 +189,9 @@ def curve_pictures(f:Findings) -> list[Picture]:
         alt = (f'Loss of {len(steps)} training steps and {len(epochs)} epochs: the validation loss ends at '
                f'{last.valid_loss:.3f}, the training loss at {last.train_loss:.3f}')
         caption = ('Loss per step (pale) and smoothed; loss and accuracy on the validation images after each epoch')
-        figures.append(_figure(plot_losses(epochs, steps, _loss_label(f)), alt, caption))
+        plots = f.plots or run_plots(f)
+        figures.append(_figure(plots['loss'], alt, caption))
         alt = f'Learning rate of {len(steps)} steps, at most {steps.lr_last.max():g}'
-        figures.append(_figure(plot_rates(steps), alt, 'Learning rate per step'))
+        figures.append(_figure(plots['rate'], alt, 'Learning rate per step'))
     if f.curve: figures.append(_rate_finder(f))
     return figures
