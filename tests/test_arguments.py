@@ -116,7 +116,7 @@ def test_metrics_that_they_have(dls):
     transfer_learner(dls, **TINY, metrics=[accuracy, error_rate, partial(top_k_accuracy, k=2),
             F1Score(average='macro'), RocAuc(), mine])
     transfer_learner(dls, **TINY, metrics=None)
-    with pytest.raises(TypeError, match="metrics='accuracy'; give the function itself, metrics=accuracy"): transfer_learner(dls, **TINY, metrics='accuracy')
+    with pytest.raises(TypeError, match="metrics='accuracy'; give the function itself, such as metrics=accuracy"): transfer_learner(dls, **TINY, metrics='accuracy')
 
 
 # --- data

@@ -8,45 +8,32 @@ Docs: https://fastbit.github.io/fastbit/baseline/labels.html.md"""
 __all__ = ['check_task_options', 'watch_headline', 'measure_labels', 'label_predictions', 'threshold_words', 'LabelsResult']
 
 # %% ../../nbs/baseline/11_labels.ipynb #b3b0e0f4
-import time
 from dataclasses import dataclass
+from functools import partial
 
 # %% ../../nbs/baseline/11_labels.ipynb #4df43d5f
 import numpy as np, pandas as pd
 
 # %% ../../nbs/baseline/11_labels.ipynb #65ff2479
-from .result import BaselineResult, Measured, group_column
+from .held_out import OptionWords, TaskResult, after_name, check_class_options, measure_held_out
+from .result import Measured, predictions_table
 from ..config import TrainOptions
-from ..core.text import format_seconds
-from ..data.batches import PathLabel
 from ..data.label_sets import joined_labels
-from ..data.views import default_views
 from ..metrics.multilabel import LabelsEvaluation, choose_thresholds
-from ..metrics.scores import Score
 from ..metrics.several import label_metric_words
 from ..metrics.task import Task
 from .quantity import check_number_options
-from ..training.answers import MeasuredAnswers
 from ..training.callbacks import KeepBest
 from ..training.learner import TransferLearner
 from ..training.results import set_thresholds
-from ..training.tta import tta_probs, tta_report
+
 
 # %% ../../nbs/baseline/11_labels.ipynb #7b73cc1e
-_WATCHED = ('valid_loss', 'metric')   # by keep_best
-
-def _refused(train) -> str:
-    "Say why an option has no meaning for several labels per image; '' if all have one"
-    if train.metric != 'accuracy':
-        return (f"metric={train.metric!r} is for one label per image. Several labels are reported by mean average "
-                "precision and other scores. Leave it out.")
-    if train.keep_best not in (None, *_WATCHED):
-        return (f"keep_best={train.keep_best!r} is for one label per image. For several labels choose 'valid_loss' or "
-                "'metric' (mean average precision).")
-    if train.label_smoothing:
-        return (f"label_smoothing={train.label_smoothing:g} spreads one label over all classes, and these images may "
-                "have several. Leave it out.")
-    return ''
+_WORDS = OptionWords(
+    answers='several labels',
+    reported='Several labels are reported by mean average precision and other scores.',
+    headline='mean average precision',
+    smoothing='spreads one label over all classes, and these images may have several.')
 
 def check_task_options(
     task:Task,       # Task of the data
@@ -58,7 +45,7 @@ def check_task_options(
         if train.loss is None: return
         raise ValueError(f"loss={train.loss!r} is for several labels per image or for numbers, and these have one "
                          "label: it is trained by cross-entropy. Leave it out, or use task='labels' or task='number'.")
-    if words := _refused(train): raise ValueError(words)
+    check_class_options(train, _WORDS)
     task.resolve_loss(train.loss, 2)   # for its error
 
 def watch_headline(
@@ -71,55 +58,25 @@ def watch_headline(
     return KeepBest(task.headline, watch.patience, comp=lower)
 
 # %% ../../nbs/baseline/11_labels.ipynb #8c0ed80c
+def _choose(learn, valid): set_thresholds(learn, choose_thresholds(valid.plain.numpy(), valid[1].numpy()))
+
 def measure_labels(
     learn:TransferLearner, # Trained, on fastbit's loaders
 ) -> Measured:
     "Choose thresholds on the validation images, and measure the held-out images with intervals"
-    dls, start = learn.dls, time.perf_counter()
-    views = default_views(dls.preprocess)
-    loaders = zip(('valid', 'test'), dls.loaders[1:])
-    held_out = {part: tta_probs(learn, dl, views, dls.preprocess, report=False) for part, dl in loaders}
-    seconds = time.perf_counter() - start
-    valid, part = held_out['valid'], list(held_out)[-1]
-    if valid.plain.isfinite().all(): set_thresholds(learn, choose_thresholds(valid.plain.numpy(), valid[1].numpy()))
-    tta, evaluate = held_out[part], learn.task.evaluate
-    plain = evaluate(tta.plain, tta[1], tta.groups)
-    averaged = evaluate(*tta, tta.groups) if views != ('identity',) else None
-    return Measured(
-        part=part,
-        evaluation=plain,
-        tta=averaged,
-        views=views,
-        probs=tta.plain,
-        tta_probs=tta[0],
-        targs=tta[1],
-        groups=tta.groups,
-        gain=tta_report(learn.task, tta, dict(plain=plain, TTA=averaged)),
-        temperature=None,
-        calibrated=None,
-        validation=evaluate(valid.plain, valid[1], valid.groups) if part == 'test' else None,
-        predictions=label_predictions(learn, held_out),
-        seconds=seconds,
-        answers=MeasuredAnswers(None, {}, 0.))
+    return measure_held_out(learn, _choose, label_predictions)
 
 def label_predictions(
     learn:TransferLearner, # With thresholds
     held_out:dict, # Part of the data -> `TTAResult` of its images
 ) -> pd.DataFrame: # path, split, label, perhaps group, prediction, and a probability per class
     "Tabulate labels and predictions of the held-out images"
-    dls, parts = learn.dls, []
-    classes, label = list(map(str, dls.vocab)), PathLabel(dls.table)
-    for (part, tta), dl in zip(held_out.items(), dls.loaders[1:]):
-        probs = tta.plain.numpy()
+    classes = list(map(str, learn.dls.vocab))
+    def answers(probs):
         predicted = [tuple(c for c, has in zip(classes, row) if has) for row in learn.task.decode(probs)]
-        rows = pd.DataFrame(dict(
-            path=[str(p) for p in dl.items],
-            split=part,
-            label=joined_labels([label(p) for p in dl.items], classes),
-            **group_column(dls, dl),
-            prediction=joined_labels(predicted, classes)))
-        parts.append(pd.concat([rows, pd.DataFrame(probs, columns=[f'p({c})' for c in classes])], axis=1))
-    return pd.concat(parts, ignore_index=True)
+        columns = {f'p({c})': p for c, p in zip(classes, probs.numpy().T)}
+        return dict(prediction=joined_labels(predicted, classes), **columns)
+    return predictions_table(learn.dls, held_out, answers, partial(joined_labels, classes=classes))
 
 # %% ../../nbs/baseline/11_labels.ipynb #4998e5e2
 def threshold_words(
@@ -131,46 +88,31 @@ def threshold_words(
     return f'{low:.3g} for all labels' if low == high else f'{low:.3g} to {high:.3g}, one per label'
 
 @dataclass(repr=False)
-class LabelsResult(BaselineResult):
+class LabelsResult(TaskResult):
     "What a baseline of several labels per image found; `print` it"
-    @property
-    def score(self) -> Score: # Value and 95% interval
-        "Return mean average precision"
-        return self.evaluation.score('map')
-
     @property
     def thresholds(self) -> np.ndarray|None: return self.learn.thresholds # one per label
 
-    def _rows(self) -> list[tuple]:
+    def _scores(self) -> list[tuple]:
         e, v = self.evaluation, self.validation
-        images = 'held-out' if self.part == 'valid' else 'test'
         labels = f'{e.n_classes} labels' if e.n_measured == e.n_classes else f'{e.n_measured} of {e.n_classes} labels'
-        measured_on = f'{e.n} {images} images{self._groups()}, {labels}'
+        measured_on = f'{self._measured_on()}, {labels}'
         words = lambda name: label_metric_words(e, name)
-        rows = [('mAP', f'{_after_name(words("map"))} on {measured_on}')]
+        rows = [('mAP', f'{after_name(words("map"))} on {measured_on}')]
         if v is not None: rows.append(('', f'{v.map:.4f} on the {v.n} validation images, used for all choices'))
         rows.append(('F1', f'{words("macro_f1")}, {words("micro_f1")}'))
-        rows.append(('exact match', f'{_after_name(words("exact_match"), 2)}: all labels of an image right'))
+        rows.append(('exact match', f'{after_name(words("exact_match"), 2)}: all labels of an image right'))
         rows.append(('loss', f'{e.loss:.4f}, mean over images and labels'))
         rows.append(('thresholds', f'{threshold_words(self.thresholds)}, {self._chosen_on()}'))
-        rows.append(('TTA', self._tta_words()))
-        rows += [(k, v) for k, v in (('chosen', self._chosen_words()), ('overfitting', self._overfitting())) if v]
-        training, evaluation = (format_seconds(self.seconds[k]) for k in ('training', 'evaluation'))
-        rows.append(('time', f'{training} training, {evaluation} evaluation'))
-        return rows + self._files()
+        return rows
 
     def _chosen_on(self) -> str:
         where = 'by F1 on the validation images'
         return f'{where}, so F1 and exact match are slightly optimistic' if self.part == 'valid' else where
 
-    def _tta_words(self) -> str:
-        t = self.tta
-        if t is None: return 'not used: flips and crops are disabled for this data'
-        return f'{label_metric_words(t, "map")}, mean of {len(self.views)} views: {", ".join(self.views)}'
+    def _tta_score(self, e) -> str: return label_metric_words(e, 'map')
 
     def as_dict(self) -> dict:
         "Return everything but the tables and the learner, for `results.json`"
         chosen = self.thresholds
         return super().as_dict() | dict(task='labels', thresholds=None if chosen is None else chosen.tolist())
-
-def _after_name(words, n=1) -> str: return ' '.join(words.split(' ')[n:])

@@ -8,49 +8,37 @@ Docs: https://fastbit.github.io/fastbit/baseline/quantity.html.md"""
 __all__ = ['check_number_options', 'number_phases', 'measure_numbers', 'number_predictions', 'guess_words', 'NumbersResult']
 
 # %% ../../nbs/baseline/12_quantity.ipynb #ce8b35f6
-import time
 from dataclasses import dataclass, replace
 
 # %% ../../nbs/baseline/12_quantity.ipynb #a12f6f39
 import numpy as np, pandas as pd
 
 # %% ../../nbs/baseline/12_quantity.ipynb #55100c86
+from .held_out import OptionWords, TaskResult, after_name, check_class_options, measure_held_out
 from .phases import HeadPhase
-from .result import BaselineResult, Measured, group_column
+from .result import Measured, predictions_table
 from ..config import TrainOptions
-from ..core.text import format_seconds
-from ..data.batches import PathLabel
-from ..data.views import default_views
 from ..export.predict import number_ends
 from ..metrics.numbers import NumberScale, format_number
-from ..metrics.scores import Score
 from ..metrics.task import Task
-from ..training.answers import MeasuredAnswers
 from ..training.learner import TransferLearner
 from ..training.results import set_within
-from ..training.tta import tta_probs, tta_report
+
 
 # %% ../../nbs/baseline/12_quantity.ipynb #5e44c79e
-_WATCHED = ('valid_loss', 'metric')   # by keep_best
-
-def _refused(train) -> str:
-    "Say why an option has no meaning for numbers; '' if all have one"
-    if train.metric != 'accuracy':
-        return (f"metric={train.metric!r} is for one label per image. Numbers are reported by mean absolute error and "
-                "other metrics, and grades by quadratic-weighted kappa, too. Leave it out.")
-    if train.keep_best not in (None, *_WATCHED):
-        return (f"keep_best={train.keep_best!r} is for one label per image. For numbers choose 'valid_loss' or "
-                "'metric' (mean absolute error).")
-    if train.label_smoothing:
-        return f"label_smoothing={train.label_smoothing:g} is for classes, and these are numbers. Leave it out."
-    return ''
+_WORDS = OptionWords(
+    answers='numbers',
+    reported=('Numbers are reported by mean absolute error and other metrics, and grades by quadratic-weighted kappa, '
+              'too.'),
+    headline='mean absolute error',
+    smoothing='is for classes, and these are numbers.')
 
 def check_number_options(
     task:Task,            # A task of numbers
     train:TrainOptions, # As given
 ):
     "Raise `ValueError` for options that are about classes"
-    if words := _refused(train): raise ValueError(words)
+    check_class_options(train, _WORDS)
     task.resolve_loss(train.loss, 1)   # for its error
 
 def number_phases(
@@ -60,54 +48,24 @@ def number_phases(
     return [replace(p, solver='ridge regression') if isinstance(p, HeadPhase) else p for p in phases]
 
 # %% ../../nbs/baseline/12_quantity.ipynb #e1384af8
+def _choose(learn, valid):
+    set_within(learn, valid[1].double().flatten() - learn.task.decode(valid.plain), valid.groups)
+
 def measure_numbers(
     learn:TransferLearner, # Trained, on fastbit's loaders
 ) -> Measured:
     "Find the prediction interval on the validation images, and measure the held-out images with intervals"
-    dls, start = learn.dls, time.perf_counter()
-    views = default_views(dls.preprocess)
-    loaders = zip(('valid', 'test'), dls.loaders[1:])
-    held_out = {part: tta_probs(learn, dl, views, dls.preprocess, report=False) for part, dl in loaders}
-    seconds = time.perf_counter() - start
-    valid, part = held_out['valid'], list(held_out)[-1]
-    if valid.plain.isfinite().all():
-        set_within(learn, valid[1].double().flatten() - learn.task.decode(valid.plain), valid.groups)
-    tta, evaluate = held_out[part], learn.task.evaluate
-    plain = evaluate(tta.plain, tta[1], tta.groups)
-    averaged = evaluate(*tta, tta.groups) if views != ('identity',) else None
-    return Measured(
-        part=part,
-        evaluation=plain,
-        tta=averaged,
-        views=views,
-        probs=tta.plain,
-        tta_probs=tta[0],
-        targs=tta[1],
-        groups=tta.groups,
-        gain=tta_report(learn.task, tta, dict(plain=plain, TTA=averaged)),
-        temperature=None,
-        calibrated=None,
-        validation=evaluate(valid.plain, valid[1], valid.groups) if part == 'test' else None,
-        predictions=number_predictions(learn, held_out),
-        seconds=seconds,
-        answers=MeasuredAnswers(None, {}, 0.))
+    return measure_held_out(learn, _choose, number_predictions)
 
 def number_predictions(
     learn:TransferLearner, # With a prediction interval
     held_out:dict, # Part of the data -> `TTAResult` of its images
 ) -> pd.DataFrame: # path, split, label (the true number), perhaps group, prediction, low, high
     "Tabulate true and predicted numbers of the held-out images"
-    dls, parts, label = learn.dls, [], PathLabel(learn.dls.table)
-    for (part, tta), dl in zip(held_out.items(), dls.loaders[1:]):
-        numbers = learn.task.decode(tta.plain).numpy()
-        parts.append(pd.DataFrame(dict(
-            path=[str(p) for p in dl.items],
-            split=part,
-            label=[label(p) for p in dl.items],
-            **group_column(dls, dl),
-            prediction=numbers,
-            **number_ends(numbers, learn.within))))
-    return pd.concat(parts, ignore_index=True)
+    def answers(pred):
+        numbers = learn.task.decode(pred).numpy()
+        return dict(prediction=numbers, **number_ends(numbers, learn.within))
+    return predictions_table(learn.dls, held_out, answers)
 
 # %% ../../nbs/baseline/12_quantity.ipynb #c15e791f
 def guess_words(
@@ -119,34 +77,24 @@ def guess_words(
     return f'{format_number(off)} for always answering {format_number(scale.mean)}, the mean of the training images'
 
 @dataclass(repr=False)
-class NumbersResult(BaselineResult):
+class NumbersResult(TaskResult):
     "What a baseline of numbers found; `print` it"
-    @property
-    def score(self) -> Score: # Value and 95% interval
-        "Return the mean absolute error"
-        return self.evaluation.score('mae')
-
     @property
     def within(self) -> float|None: return self.learn.within # distance that holds 90% of new images
 
-    def _rows(self) -> list[tuple]:
+    def _scores(self) -> list[tuple]:
         e, v, name = self.evaluation, self.validation, self.learn.dls.vocab[0]
-        images = 'held-out' if self.part == 'valid' else 'test'
         words = e.words
-        rows = [('MAE', f'{_after_name(words("mae"))} on {e.n} {images} images{self._groups()}, {name}')]
+        rows = [('MAE', f'{after_name(words("mae"))} on {self._measured_on()}, {name}')]
         if v is not None:
             rows.append(('', f'{format_number(v.mae)} on the {v.n} validation images, used for all choices'))
         rows.append(('', guess_words(self.targs, self.learn.task.scale)))
-        rows.append(('RMSE', _after_name(words('rmse'))))
-        rows.append(('R²', _after_name(words('r2')) + (f', {words("spearman")}' if e.spearman is not None else '')))
+        rows.append(('RMSE', after_name(words('rmse'))))
+        rows.append(('R²', after_name(words('r2')) + (f', {words("spearman")}' if e.spearman is not None else '')))
         if e.quadratic_kappa is not None: rows.append(('grades', words('quadratic_kappa')))
         rows.append(('interval', self._interval_words()))
         rows.append(('range', f'predictions stay from {self._range_words()}, the numbers of the training images'))
-        rows.append(('TTA', self._tta_words()))
-        rows += [(k, v) for k, v in (('chosen', self._chosen_words()), ('overfitting', self._overfitting())) if v]
-        training, evaluation = (format_seconds(self.seconds[k]) for k in ('training', 'evaluation'))
-        rows.append(('time', f'{training} training, {evaluation} evaluation'))
-        return rows + self._files()
+        return rows
 
     def _range_words(self) -> str:
         scale = self.learn.task.scale
@@ -161,10 +109,7 @@ class NumbersResult(BaselineResult):
             inside = f'; {(off <= self.within).mean():.0%} of the test images'
         return f'±{format_number(self.within)} holds 90% of new images, by the validation images{inside}'
 
-    def _tta_words(self) -> str:
-        t = self.tta
-        if t is None: return 'not used: flips and crops are disabled for this data'
-        return f'{t.words("mae")}, mean of {len(self.views)} views: {", ".join(self.views)}'
+    def _tta_score(self, e) -> str: return e.words('mae')
 
     def as_dict(self) -> dict:
         "Return everything but the tables and the learner, for `results.json`"
@@ -173,5 +118,3 @@ class NumbersResult(BaselineResult):
         name, within = str(self.learn.dls.vocab[0]), self.within if finite else None
         numbers = dict(name=name, mean=scale.mean, std=scale.std, low=scale.low, high=scale.high, within=within)
         return super().as_dict() | dict(task='number', number=numbers)
-
-def _after_name(words) -> str: return words.partition(' ')[2]

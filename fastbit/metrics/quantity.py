@@ -9,24 +9,20 @@ __all__ = ['NUMBER', 'are_number_targets', 'check_number_targets', 'resolve_numb
            'number_task']
 
 # %% ../../nbs/metrics/22_quantity.ipynb #7a212d97
-import copy, warnings
 from functools import partial
-from types import SimpleNamespace
 
 # %% ../../nbs/metrics/22_quantity.ipynb #3b5689f5
 import numpy as np, torch
 from fastai.data.transforms import RegressionSetup
-from fastai.learner import Metric, mk_metric
 from fastai.losses import BaseLoss
 from fastai.metrics import AccumMetric
-from fastcore.foundation import L
 from torch import nn
 
 # %% ../../nbs/metrics/22_quantity.ipynb #12cff583
 from .losses import NoLoss
 from .number_loss import NUMBER_LOSSES, NumberLoss
 from .numbers import NUMBER_METRICS, NumberScale, NumbersEvaluation, evaluate_numbers, format_number
-from .task import Task
+from .task import Task, check_all_metrics
 
 # %% ../../nbs/metrics/22_quantity.ipynb #9e5da546
 _NOT_NUMBERS = ('TensorMultiCategory', 'TensorPoint', 'TensorBBox', 'TensorMask')   # of fastai
@@ -82,31 +78,14 @@ def mae_metric(
     metric.name = 'mae'
     return metric
 
-def _try_metric(metric):
-    "Compute a metric on made-up outputs"
-    y = torch.linspace(0, 1, 4)
-    batch = SimpleNamespace(pred=y[:, None].square(), y=y, yb=(y,), to_detach=lambda t: t)
-    trial = copy.copy(metric)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        trial.reset()
-        trial.accumulate(batch)
-        trial.value   # computes it
-
 def check_number_metrics(
     metrics,   # Functions or `Metric`s, one or several; `None`: none
     n_out:int, # 1
 ):
     "Raise `TypeError` unless each is a metric, `ValueError` for one that fails for a number per image"
-    for metric in L(metrics):
-        if not callable(metric) and not isinstance(metric, Metric):
-            raise TypeError(f'metrics={metric!r}; give the function itself, such as metrics=rmse.')
-        metric = mk_metric(metric)
-        try: _try_metric(metric)
-        except Exception as e:
-            words = (str(e).splitlines() or [type(e).__name__])[0][:200].rstrip('.')
-            raise ValueError(f'metrics: {metric.name} cannot be computed for a number per image: {words}. '
-                             'Leave metrics out: the mean absolute error is shown.') from e
+    y = torch.linspace(0, 1, 4)
+    check_all_metrics(metrics, (y[:, None].square(), y), 'rmse', 'a number per image',
+                      'Leave metrics out: the mean absolute error is shown.')
 
 # %% ../../nbs/metrics/22_quantity.ipynb #63713eae
 def _number_target(vocab): return RegressionSetup(c=1)

@@ -10,30 +10,24 @@ __all__ = ['LABEL_LOSSES', 'SEVERAL_LABELS', 'check_label_targets', 'SigmoidLoss
            'label_metric_words', 'labels_task']
 
 # %% ../../nbs/metrics/20_several.ipynb #eb9c42e9
-import copy, warnings
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 from typing import NamedTuple
 
 # %% ../../nbs/metrics/20_several.ipynb #3a2b5c35
 import numpy as np, torch
 from fastai.data.transforms import MultiCategorize, OneHotEncode
-from fastai.learner import Metric, mk_metric
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.metrics import AccumMetric
-from fastcore.foundation import L
 from torch import nn
 
 # %% ../../nbs/metrics/20_several.ipynb #14737c1e
 from .asymmetric import AsymmetricLoss, BinaryLoss
 from .losses import NoLoss, SoftmaxLoss
 from .multilabel import LABEL_METRICS, decode_labels, evaluate_labels, label_statistics
-from .task import SINGLE_LABEL, Task
+from .task import SINGLE_LABEL, Task, check_all_metrics, error_line
 
 # %% ../../nbs/metrics/20_several.ipynb #8e4442d7
-_MAX_SHOWN = 200   # characters of an error of fastai's
-
 def check_label_targets(
     yb:tuple # Targets of a batch
 ):
@@ -71,7 +65,7 @@ def _check_tried(loss, n_out, device):
     "Raise `ValueError` unless a loss of a made-up batch is one finite number"
     x = torch.linspace(-1, 1, 3*n_out, device=device).view(3, n_out)
     try: value = torch.as_tensor(loss(x, (x > 0).float()))
-    except Exception as e: raise _refused(loss, f'fails for rows of 0 and 1 ({str(e)[:_MAX_SHOWN]})') from e
+    except Exception as e: raise _refused(loss, f'fails for rows of 0 and 1 ({error_line(e)})') from e
     if value.numel() != 1:
         raise _refused(loss, f"gives {value.numel()} numbers, and training needs one (reduction='mean')")
     if not value.isfinite(): raise _refused(loss, f'gives {value.item()} for rows of 0 and 1')
@@ -106,31 +100,15 @@ def check_plain_bce(
                      f"loss_func is {name}: use solver='sgd'.")
 
 # %% ../../nbs/metrics/20_several.ipynb #29a17050
-def _try_metric(metric, n_out):
-    "Compute a metric on made-up predictions"
-    y = (torch.arange(4*n_out) % 3 == 0).float().view(4, n_out)
-    batch = SimpleNamespace(pred=torch.linspace(-1, 1, 4*n_out).view(4, n_out), y=y, yb=(y,), to_detach=lambda t: t)
-    trial = copy.copy(metric)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')   # scikit-learn's, about labels that are never predicted here
-        trial.reset()
-        trial.accumulate(batch)
-        trial.value   # computes it
-
 def check_label_metrics(
     metrics,   # Functions or `Metric`s, one or several; `None`: none
     n_out:int, # Labels
 ):
     "Raise `TypeError` unless each is a metric, `ValueError` for one that fails for several labels per image"
-    for metric in L(metrics):
-        if not callable(metric) and not isinstance(metric, Metric):
-            raise TypeError(f'metrics={metric!r}; give the function itself, such as metrics=accuracy_multi.')
-        metric = mk_metric(metric)
-        try: _try_metric(metric, n_out)
-        except Exception as e:
-            words = (str(e).splitlines() or [type(e).__name__])[0][:_MAX_SHOWN].rstrip('.')
-            raise ValueError(f'metrics: {metric.name} cannot be computed for several labels per image: {words}. '
-                             'Leave metrics out, or use accuracy_multi or F1ScoreMulti.') from e
+    pred = torch.linspace(-1, 1, 4*n_out).view(4, n_out)
+    y = (torch.arange(4*n_out) % 3 == 0).float().view(4, n_out)
+    check_all_metrics(metrics, (pred, y), 'accuracy_multi', 'several labels per image',
+                      'Leave metrics out, or use accuracy_multi or F1ScoreMulti.')
 
 class QuickScores(NamedTuple):
     "Scores without intervals, for decisions during training"
