@@ -12,7 +12,7 @@ from types import FunctionType
 
 from fastcore.docments import DocmentTbl
 from fastcore.parallel import parallel
-from nbdev import serve_drv
+from nbdev import processors, serve_drv
 from nbdev.config import get_config, nbpath2html
 from nbdev.doclinks import NbdevLookup
 from nbdev.process import Processor
@@ -20,6 +20,7 @@ from nbdev.processors import FilterDefaults, add_show_docs, exec_show_docs
 from nbdev.showdoc import BasicMarkdownRenderer
 
 ROOT = Path(__file__).parents[1]
+processors.get_config = cache(processors.get_config)   # nbdev 3.3 reads the settings again for every cell: a third of its time
 
 
 # Definitions
