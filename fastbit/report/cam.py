@@ -74,7 +74,7 @@ def class_activation(
     model:TransferModel, # Run in evaluation mode; its mode is restored
     x:torch.Tensor,      # bs x 3 x height x width: images, uint8 or in [0, 1]
     classes=None,        # bs class numbers; `None`: the predicted ones
-) -> tuple[torch.Tensor, torch.Tensor]: # Maps (bs x h x w), whose mean plus the bias is the logit; logits (bs x classes)
+) -> tuple[torch.Tensor, torch.Tensor]: # Maps (bs x h x w), whose mean plus bias is the logit; logits (bs x classes)
     "Compute what each position of an image adds to the logit of a class; raise `ValueError` for other bodies"
     net = model.net
     with evaluating(model):

@@ -130,8 +130,9 @@ _MEANING = dict(
 def _kind_words(method) -> str:
     "Say how the maps were made, where they are not exact"
     if method.kind == 'exact': return ''
-    return (f' {method.why} These maps are gradient-based, which is an approximation: gradient times activation '
-            f'(HiResCAM) at {method.layer.path}, the last layer with positions.')
+    return (f'{method.why} These maps are gradient-based, which is an approximation: gradient times activation '
+            f'(HiResCAM) at {method.layer.path}, the last layer with positions. Attention can have moved information '
+            'between positions before it.')
 
 @dataclass(frozen=True)
 class MapSection:
@@ -139,6 +140,7 @@ class MapSection:
     title: str
     words: str     # what the colors mean, or why there are no maps
     pictures: list # `Picture`s; empty: none
+    note: str = '' # that the maps are not exact; '': they are
 
 def _usable_method(model, size) -> MapMethod:
     "As `find_map_method`; without captum there are no gradient-based maps"
@@ -159,5 +161,5 @@ def map_section(
     title = 'Activation maps' if f.task.is_number else 'Class activation maps'
     method = _usable_method(model, pp.size)
     if method.kind == 'none': return MapSection(title, method.why, [])
-    words = f'{_MEANING[f.task.key]} Each map is scaled to its own maximum.{_kind_words(method)}'
-    return MapSection(title, words, _pictures(f, cases, method))
+    words = f'{_MEANING[f.task.key]} Each map is scaled to its own maximum.'
+    return MapSection(title, words, _pictures(f, cases, method), _kind_words(method))
