@@ -36,8 +36,8 @@ from .labels_page import label_mistakes, label_rows, label_samples, label_senten
 from .numbers_page import number_data, number_metric_rows, number_mistakes, number_pictures
 from .numbers_page import number_sentences, number_tta
 from .page import Report, percent, percent_interval, render_page
-from .pictures import cam_pictures, class_samples, confused_examples, confusion_picture, curve_pictures
-from .pictures import no_cam_words
+from .map_pictures import map_section
+from .pictures import class_samples, confused_examples, confusion_picture, curve_pictures
 from .pictures import highest_loss, reliability_picture
 
 # %% ../../nbs/report/05_sections.ipynb #631ace11
@@ -195,6 +195,7 @@ def _number_sections(f) -> dict:
         chosen=f.chosen,
         pictures=number_pictures(f),
         mistakes=number_mistakes(f),
+        maps=map_section(f),
         metrics=rows,
         tta=number_tta(f),
         curves=curve_pictures(f),
@@ -254,8 +255,7 @@ def _sections(f) -> dict:
         pairs=confused_examples(f),
         per_class=class_table(f.targs, f.predicted, f.classes, f.table, f.groups),
         confusion=confusion_picture(f),
-        cams=cam_pictures(f),
-        no_cam=no_cam_words(f),
+        maps=map_section(f),
         feature_map=map_picture(f),
         reliability=reliability_picture(f),
         temperature=f.temperature,
@@ -334,6 +334,7 @@ def _label_sections(f) -> dict:
         chosen=f.chosen,
         mistakes=label_mistakes(f),
         per_label=rows,
+        maps=map_section(f),
         metrics=_label_metrics(f),
         thresholds=_threshold_words(f),
         tta=_tta(f),
