@@ -410,3 +410,47 @@ def test_studies_of_one_label_say_so(table, run, tmp_path):
     for study in (lambda: leaderboard(table, [f'{TINY["arch"]}=random'], size=32, verbose=False, out=tmp_path/'board'),
                   lambda: few_shot_curve(table, ks=(1,), repeats=1, **TINY, size=32, verbose=False), lambda: compare_runs(run[0], run[0])):
         with pytest.raises(ValueError, match='one label per image'): study()
+
+
+# What must not be silent
+
+def test_a_column_without_a_one_and_a_missing_column_are_reported(table, run):
+    df = pd.read_csv(table)
+    bits = pd.DataFrame(hot(df.labels), columns=COLORS).assign(path=df.path)
+    with pytest.warns(DataWarning, match='1 of 4 labels have no 1 in any row: violet'):
+        images = read_image_set(bits.assign(violet=0), table.parent)
+    assert set(images.hot) == {*COLORS, 'violet'} and '(red, green, blue, violet)' in images.source
+    model = load_predictor(run[0], 'cpu')
+    with pytest.raises(ValueError, match="no column for 1 of the model's labels: blue"):
+        model.evaluate(bits[:8].drop(columns='blue'), root=table.parent, task='labels')
+    with pytest.warns(DataWarning, match='in the training set'): assert model.evaluate(bits[80:], root=table.parent).n == 10
+
+
+def test_names_with_commas_in_written_lists_stay_whole(table):
+    cells = ['["sky, low", "sea"]', "['sea']", '[]', "['sky, low' 'sea']", '["men\'s"]', '["men\'s"]']
+    df = pd.DataFrame(dict(path=[f'{i:02d}.png' for i in range(6)], labels=cells))
+    found = read_image_set(df, table.parent, task='labels').table.label.tolist()
+    assert found == [('sea', 'sky, low'), ('sea',), (), ('sea', 'sky, low'), ("men's",), ("men's",)]
+
+
+def test_options_of_several_labels_are_refused_with_another_task_and_doubtful_separators_warn(table):
+    df = pd.DataFrame(dict(path=['00.png', '01.png', '02.png'], labels=['red|blue', 'red', 'blue']))
+    for options in (dict(label_sep=';'), dict(label_cols='red,blue')):
+        with pytest.raises(ValueError, match='is for several labels per image'): read_image_set(df, table.parent, task='label', **options)
+    with pytest.warns(DataWarning, match=r"No cell .* separator ';'.*use label_sep='\|'"): read_image_set(df, table.parent, label_sep=';')
+
+
+def test_names_with_every_usual_separator_are_written_so_that_they_can_be_read_again():
+    from fastbit.data.label_sets import joined_labels, label_separator, read_label_sets
+    names = ['a;b|c', 'd,e/f', 'g::h', 'i||j | k']
+    cells = pd.Series(joined_labels([tuple(names), (names[0],)], names), name='labels')
+    assert read_label_sets(cells, label_separator(names)) == [tuple(names), (names[0],)]
+
+
+def test_one_label_alone_and_labels_without_validation_images_are_said_in_words_of_several_labels(table):
+    one = pd.read_csv(table).assign(labels=lambda d: ['red' if 'red' in o else ';' for o in d.labels])
+    with pytest.raises(ValueError, match="Only one label, 'red'.*make two classes"):
+        image_dataloaders(one, TINY['arch'], root=table.parent, task='labels', **PX, check=False)
+    df = pd.read_csv(table).assign(split=['valid' if i % 5 == 0 and not i & 2 else 'train' for i in range(90)])
+    with pytest.warns(DataWarning, match='1 label.*have no validation image, so the mAP does not cover them: green'):
+        image_dataloaders(df, TINY['arch'], root=table.parent, **PX)

@@ -167,8 +167,9 @@ def interval_share(
 
 def run_evaluate(args) -> int:
     "Run `fastbit evaluate`"
+    from fastbit.data.label_sets import check_label_columns
     from fastbit.data.tables import read_image_set, source_rows
-    from fastbit.export.predict import load_predictor
+    from fastbit.export.predict import class_numbers, load_predictor
     from fastbit.export.record import EQUAL_CLASSES
     from fastbit.metrics.scores import class_order
     predictor = load_predictor(args.model, getattr(args, 'device', None))
@@ -177,6 +178,7 @@ def run_evaluate(args) -> int:
     predictor.check_limits(args.tta, **limits)
     columns['task'] = columns['task'] or predictor.task.key
     images, skipped = read_image_set(args.path, **columns, group=getattr(args, 'group', None)), ''
+    check_label_columns(images.hot, class_numbers(predictor.classes))
     table = images.table
     if not args.all: table, skipped = skip_trained_on(predictor.about, images, args.split)
     if (table.split == '').all(): table = table.drop(columns='split')

@@ -31,7 +31,7 @@ from ..core.threads import read_ahead
 from ..data.decode import reading, why_unreadable
 from ..data.filepaths import check_some_exist
 from ..data.groups import group_numbers
-from ..data.label_sets import hot_labels, label_names
+from ..data.label_sets import check_label_columns, hot_labels, label_names
 from ..data.labels import clean_label, whole_numbers
 from ..data.batches import resolve_device, default_bs
 from ..data.tables import read_image_set
@@ -331,6 +331,7 @@ class Predictor:
         if part != 'all': table = table[table.split == part].reset_index(drop=True)
         numbers = class_numbers(self.classes)
         if not self.task.is_number: _check_labels(label_names(table.label), self.classes, numbers)
+        check_label_columns(images.hot, numbers)
         views = self._views_for(tta)
         logits, reasons, far = self.logits(table.path.tolist(), views, bs, distances)
         bad = np.array([bool(r) for r in reasons])
