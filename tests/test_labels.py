@@ -17,7 +17,7 @@ from fastbit.data import image_dataloaders, read_image_set
 from fastbit.data.label_sets import has_label_sets, label_counts, recognize_separator
 from fastbit.export import export_onnx, load_predictor
 from fastbit.export.artifact import FORMAT, read_config
-from fastbit.metrics import SEVERAL_LABELS, SINGLE_LABEL
+from fastbit.metrics import SEVERAL_LABELS, SINGLE_LABEL, choose_thresholds, evaluate_labels
 from fastbit.studies import check_data, compare_runs, few_shot_curve, leaderboard
 from fastbit.training import transfer_learner
 from fastbit.training.head import labels_head
@@ -194,15 +194,15 @@ def test_what_is_for_one_label_is_refused(table):
         if words is None: continue
         with pytest.raises(ValueError, match=words): transfer_learner(dls, **TINY, **options)
     learn = transfer_learner(dls, **TINY, metrics=accuracy_multi)
-    with pytest.raises(ValueError, match='choose_thresholds'): learn.calibrate()
     for options, words in ((dict(balance='loss'), 'asymmetric'), (dict(k_per_class=2), 'one label per image'), (dict(folds=3), 'one label per image')):
         with pytest.raises(ValueError, match=words): image_dataloaders(table, TINY['arch'], **PX, **options)
     for options, words in ((dict(metric='kappa'), 'mean average precision'), (dict(keep_best='kappa'), "'metric'"), (dict(label_smoothing=.1, recipe='onecycle'), 'Leave it out'),
-                           (dict(loss='asymmetric', recipe='head'), 'Pass epochs=')):
+                           (dict(loss='asymmetric', recipe='head'), 'Pass epochs='), (dict(thresholds='two'), 'choose from one, per_label')):
         with pytest.raises(ValueError, match=words): baseline(table, **TINY, **PX, task='labels', **options, **QUIET)
 
 
 def test_a_loss_for_several_labels_needs_them(folder):
+    with pytest.raises(ValueError, match="thresholds='one' is for several labels"): baseline(folder, **TINY, **PX, thresholds='one', **QUIET)
     with pytest.raises(ValueError, match="for several labels"): baseline(folder, **TINY, **PX, loss='bce', **QUIET)
 
 
@@ -288,7 +288,7 @@ def test_the_files_of_a_run(run):
     assert [o['label'] for o in found['evaluation']['per_class']] == list(res.learn.dls.vocab) and len(found['thresholds']) == 3
     text, page = str(res), (out/'report.html').read_text()
     assert 'exact match' in text and 'thresholds' in text and 'accuracy' not in text.replace('accuracy of', '') and 'top-5' not in text
-    assert 'average precision' in page and 'One training image per class' in page and 'Most confused' not in page and 'ECE' not in page
+    assert 'average precision' in page and 'One training image per class' in page and 'Most confused' not in page and 'ECE' in page and 'temperature scaling, T = ' in page
     assert 'mAP' in page and all(f'<td>{c}</td>' in page for c in COLORS)
 
 
@@ -454,3 +454,30 @@ def test_one_label_alone_and_labels_without_validation_images_are_said_in_words_
     df = pd.read_csv(table).assign(split=['valid' if i % 5 == 0 and not i & 2 else 'train' for i in range(90)])
     with pytest.warns(DataWarning, match='1 label.*have no validation image, so the mAP does not cover them: green'):
         image_dataloaders(df, TINY['arch'], root=table.parent, **PX)
+
+
+# Thresholds and temperature of a run
+
+def test_a_run_keeps_its_temperature_and_labels_do_not_depend_on_it(run):
+    out, res = run
+    model, T = load_predictor(out, 'cpu'), res.temperature
+    assert .05 <= T <= 20 and model.about.temperature == pytest.approx(T) and json.loads((out/'results.json').read_text())['temperature'] == T
+    assert res.calibrated.exact_match == res.evaluation.exact_match and res.calibrated.micro_f1 == res.evaluation.micro_f1
+    assert res.calibrated.map == pytest.approx(res.evaluation.map, abs=1e-6) and 'calibration' in str(res)
+    found = model.predict(res.predictions.path.tolist()[:8])
+    for plain, scaled in zip(found.probability, found.calibrated):
+        want = 1/(1 + np.exp(-np.log(np.array(plain)/(1-np.array(plain)))/T))
+        assert len(plain) == len(scaled) and np.allclose(scaled, want, atol=1e-4)
+    assert res.learn.calibrate() == pytest.approx(T, rel=1e-3)
+
+
+def test_one_threshold_per_label_is_an_option_recorded_and_the_same_after_a_resume(table, tmp_path):
+    options = dict(TINY, **PX, recipe='auto', n_steps=4, thresholds='per_label', **QUIET)
+    first, again = (baseline(table, **options, out=tmp_path/name) for name in ('a', 'b'))
+    assert len(set(first.thresholds)) > 1 and 'one per label' in str(first)
+    assert again.thresholds.tolist() == first.thresholds.tolist() and again.temperature == first.temperature
+    told = json.loads((tmp_path/'a'/'results.json').read_text())
+    assert told['thresholds'] == first.thresholds.tolist() and told['settings']['thresholds'] == 'per_label' and '--thresholds per_label' in told['command']
+    assert load_predictor(tmp_path/'a', 'cpu').about.thresholds == tuple(first.thresholds) and 'One threshold per label' in (tmp_path/'a'/'report.html').read_text()
+    best = evaluate_labels(first.probs, first.targs, thresholds=choose_thresholds(first.probs.numpy(), first.targs.numpy(), True))
+    assert first.evaluation.macro_f1 == pytest.approx(best.macro_f1)

@@ -261,7 +261,8 @@ def _check_several(task, **given):
     "Raise `ValueError` for options of several labels per image, where the task is another"
     name = next((k for k, v in given.items() if v is not None), None)
     if name is None or task in (None, 'labels'): return
-    raise ValueError(f"{name}={given[name]!r} is for several labels per image, and task={task!r}: leave one of them out.")
+    raise ValueError(f"{name}={given[name]!r} is for several labels per image, and task={task!r}: leave one of them "
+                     "out.")
 
 def _check_one_way(label_cols, label_col, label_sep):
     given = dict(label_col=label_col, label_sep=label_sep)

@@ -311,8 +311,8 @@ def _warn_folds(table, keys, what):
 def _check_several(names, several=False):
     if len(names) > 1: return
     if several:
-        raise ValueError(f"Only one label, {', '.join(names)!r}: several labels per image need two. For images with and "
-                         "without it make two classes, one label per image.")
+        raise ValueError(f"Only one label, {', '.join(names)!r}: several labels per image need two. For images with "
+                         "and without it make two classes, one label per image.")
     raise ValueError(
         f"Only one class, {', '.join(names)!r}: a classifier needs two. Are the images one folder too high or "
         "too low?")

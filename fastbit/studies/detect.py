@@ -386,13 +386,13 @@ def check_label_sets(
     hot = hot_labels(table.label, names)
     judged = judge_label_sets(features, hot, group_ids(table, groups))
     if np.isnan(judged.noticed): return LabelCheck([], _TOO_FEW)
-    if judged.noticed < LEAST_NOTICED: return LabelCheck([], 'the features say too little about these labels')
+    if judged.noticed < LEAST_NOTICED: return LabelCheck([], 'the features predict these labels too weakly')
     rows, issues = list(table.itertuples()), []
     for o in _flagged(judged, hot).itertuples():
         name, row = names[o.label], rows[o.row]
         detail = f'{"wrong" if o.given else "missing"} label {name}? The probability of the given one is {o.score:.1%}'
         issues.append(Issue.of('label', row._replace(label=', '.join(row.label)), detail=detail, score=o.score))
-    note = f'about {judged.noticed:.0%} of wrong labels would be found: the features say little about the others'
+    note = f'about {judged.noticed:.0%} of wrong labels would be found, by how well the features predict these labels'
     return LabelCheck(issues, note=note)
 
 def check_labels(
