@@ -471,9 +471,15 @@ def test_a_run_keeps_its_temperature_and_labels_do_not_depend_on_it(run):
     assert res.learn.calibrate() == pytest.approx(T, rel=1e-3)
 
 
-def test_one_threshold_per_label_is_an_option_recorded_and_the_same_after_a_resume(table, tmp_path):
-    options = dict(TINY, **PX, recipe='auto', n_steps=4, thresholds='per_label', **QUIET)
-    first, again = (baseline(table, **options, out=tmp_path/name) for name in ('a', 'b'))
+def test_one_threshold_per_label_is_an_option_recorded_and_the_same_after_a_resume(table, tmp_path, monkeypatch):
+    options = dict(TINY, **PX, recipe='onecycle', epochs=2, thresholds='per_label', **QUIET)
+    first = baseline(table, **options, out=tmp_path/'a')
+    def stopped(learn): raise Stop('before the choice')
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr('fastbit.baseline.run.measure_labels', stopped)
+        baseline(table, **options, out=tmp_path/'b')
+    assert list((tmp_path/'b').glob('checkpoint*'))
+    again = baseline(table, **options, out=tmp_path/'b')
     assert len(set(first.thresholds)) > 1 and 'one per label' in str(first)
     assert again.thresholds.tolist() == first.thresholds.tolist() and again.temperature == first.temperature
     told = json.loads((tmp_path/'a'/'results.json').read_text())
