@@ -132,7 +132,9 @@ class Run:
         check_task_options(dls.task, o.train)
         scores = [score_metric(name, metric_order(name, dls.vocab)) for name in watched_metrics(o.train)]
         training |= dict(metrics=[*dls.task.metrics, *scores], loss_func=o.train.loss)
-        return transfer_learner(dls, o.body.arch, o.body.weights, **training)
+        learn = transfer_learner(dls, o.body.arch, o.body.weights, **training)
+        learn.thresholds_per_label = o.train.thresholds == 'per_label'
+        return learn
 
     def plan(self) -> Plan:
         "Read the data, make the learner, and time a batch"

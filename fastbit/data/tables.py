@@ -63,6 +63,7 @@ class ImageSet:
     image_size: tuple = None    # (height, width) of the training image with the median area, pixels; `None`: not measured yet
     balance: str = 'none'       # how classes of different sizes are made to count alike: 'none', 'loss' or 'batches'
     column: str = ''            # name of the column of labels, or of numbers; '': class folders
+    hot: tuple = ()             # names of the columns of 0 and 1, one per label; (): the labels are elsewhere
 
     @property
     def task(self) -> Task:
@@ -180,6 +181,7 @@ def read_image_set(
     columns |= dict(task=task, label_sep=label_sep, label_cols=label_cols)
     found = table_rows(source, root, **columns, suffix=suffix, group=group, time_col=None if time == EXIF else time)
     words = dict(source=found.words, name=source_name(source), grouped_by=found.grouped_by, column=found.column)
+    words |= dict(hot=found.hot)
     return _with_groups(ImageSet(table=found.rows, skipped=found.skipped, **words), group)
 
 @options_by_name

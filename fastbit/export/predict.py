@@ -31,7 +31,7 @@ from ..core.threads import read_ahead
 from ..data.decode import reading, why_unreadable
 from ..data.filepaths import check_some_exist
 from ..data.groups import group_numbers
-from ..data.label_sets import hot_labels, label_names
+from ..data.label_sets import check_label_columns, hot_labels, label_names
 from ..data.labels import clean_label, whole_numbers
 from ..data.batches import resolve_device, default_bs
 from ..data.tables import read_image_set
@@ -269,13 +269,16 @@ class Predictor:
         return pd.DataFrame(p.numpy(), columns=[f'p({c})' for c in self.classes])
 
     def _label_rows(self, paths, p, reasons, probs) -> pd.DataFrame:
-        "The sets of labels, the most probable first, with their probabilities"
+        "The sets of labels, the most probable first, with their probabilities, and these with temperature scaling"
         known = p.nan_to_num()   # nan has no place in an order
-        found = label_sets(known.numpy(), self.task.decode(known), self.classes)
+        chosen, scaled = self.task.decode(known), [((), None)]*len(known)
+        found = label_sets(known.numpy(), chosen, self.classes)
+        if self.about.temperature: scaled = label_sets(self.scaled(known).numpy(), chosen, self.classes)
         df = pd.DataFrame(dict(
             path=paths,
             prediction=[None if r else names for r, (names, _) in zip(reasons, found)],
             probability=[None if r else values for r, (_, values) in zip(reasons, found)],
+            calibrated=[None if r else values for r, (_, values) in zip(reasons, scaled)],
             reason=reasons))
         return pd.concat([df, self._prob_columns(p)], axis=1) if probs else df
 
@@ -291,7 +294,7 @@ class Predictor:
         probs:torch.Tensor # n x classes
     ) -> torch.Tensor: # n x classes
         "Apply the temperature, if the model has one"
-        return SINGLE_LABEL.apply_temperature(probs, self.about.temperature) if self.about.temperature else probs
+        return self.task.apply_temperature(probs, self.about.temperature) if self.about.temperature else probs
 
     def _calibrated(self, p) -> list[float]:
         "Compute the confidence with temperature scaling; NaN without a temperature"
@@ -331,6 +334,7 @@ class Predictor:
         if part != 'all': table = table[table.split == part].reset_index(drop=True)
         numbers = class_numbers(self.classes)
         if not self.task.is_number: _check_labels(label_names(table.label), self.classes, numbers)
+        check_label_columns(images.hot, numbers)
         views = self._views_for(tta)
         logits, reasons, far = self.logits(table.path.tolist(), views, bs, distances)
         bad = np.array([bool(r) for r in reasons])
@@ -415,7 +419,8 @@ def confidence_table(
     answers:pd.DataFrame # From `Predictor.predict`
 ) -> pd.DataFrame: # Columns path, prediction, confidence, reason (if an image has no prediction), and what else was asked for
     "Shorten a table of predictions for readers: one confidence, calibrated if the model has a temperature"
-    if 'calibrated' not in answers: return answers   # several labels per image, or numbers
+    if 'calibrated' not in answers: return answers   # numbers
+    if any(isinstance(o, tuple) for o in answers.prediction): return answers   # several labels per image
     calibrated = answers.calibrated.notna().any()
     table = answers[['path', 'prediction']].assign(confidence=answers.calibrated if calibrated else answers.probability)
     if (answers.reason != '').any(): table['reason'] = answers.reason

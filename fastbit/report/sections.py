@@ -304,15 +304,19 @@ _LABEL_NOTES = dict(
 
 def _label_metrics(f) -> list[MetricRow]:
     "List the metrics of several labels with their intervals"
-    rows = f.evaluation.table().itertuples(index=False)
-    return [MetricRow(*row, note) for row, note in zip(rows, _LABEL_NOTES.values())]
+    e = f.evaluation
+    rows = [MetricRow(*row, note) for row, note in zip(e.table().itertuples(index=False), _LABEL_NOTES.values())]
+    rows.append(MetricRow('ECE', f'{e.ece:.4f}', note='expected calibration error over all images and labels'))
+    return [*rows, _temperature_row(f)] if f.calibrated else rows
 
 def _threshold_words(f) -> str:
     has = 'An image has each label whose probability'
     if getattr(f.learn, 'thresholds', None) is None: return f'{has} is at least 0.5.'
     where = 'the validation images'
     if f.part == 'valid': where = 'these same images, so F1 and exact match are slightly optimistic'
-    return f'{has} reaches its threshold. The thresholds were chosen by F1 on {where}.'
+    each = getattr(f.learn, 'thresholds_per_label', False)
+    which = 'One threshold per label was' if each else 'One threshold for all labels was'
+    return f'{has} reaches its threshold. {which} chosen by F1 on {where}.'
 
 def _label_sections(f) -> dict:
     "All values of `templates/labels.html`"

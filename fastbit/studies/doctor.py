@@ -39,8 +39,8 @@ from ..data.tables import read_image_set
 from ..data.label_sets import has_label_sets, joined_labels, label_names
 from ..data.quantities import are_quantities
 from ..report.page import THUMB, Picture, picture_uri, render_page
-from .detect import KINDS, ODD_KINDS, Issue, copy_issues, depth_issues, group_issues, label_issues
-from .detect import odd_issues, shape_issues, size_issues
+from .detect import KINDS, ODD_KINDS, Issue, LabelCheck, check_labels, copy_issues, depth_issues
+from .detect import group_issues, odd_issues, shape_issues, size_issues
 
 # %% ../../nbs/studies/02_doctor.ipynb #4a8b737d
 def reading_issues(
@@ -63,7 +63,7 @@ _NAMES = dict(   # in a list, where a title is no noun
     unreadable='unreadable files', truncated='truncated files', label='label errors', rotated='images rotated by EXIF',
     depth='16-bit images on a wrong scale', tiny='tiny images', dark='dark images', light='overexposed images',
     blurry='blurry images', low_information='almost empty images', odd_size='images of odd size',
-    few='classes with few images')
+    rare='rare labels', few='classes with few images')
 
 def kind_name(kind) -> str:
     "Name a kind of issue in a list"
@@ -100,6 +100,7 @@ class DataCheck(ShownOnce):
     passed: tuple = () # kinds of issues that were looked for and not found
     unchecked: tuple = () # what was not looked for, and why, in words
     out: Path = None   # folder of `check.csv` and `check.html`
+    note: str = ''     # what no finding means
     source: str = ''   # folder or columns that were used
     max_value: int = MAX_16_BIT # as for `read_image`
 
@@ -137,6 +138,7 @@ class DataCheck(ShownOnce):
             if len(part) > 3: lines.append(f'    … and {len(part)-3} more')
         if self.passed: lines.append(f'  passed: {self._passed}')
         if self.unchecked: lines.append(f'  not checked: {"; ".join(self.unchecked)}')
+        if self.note: lines.append(f'  note: {self.note}')
         if self.skipped: lines.append(f'  not listed: {self.skipped}')
         if self.out: lines.append(f'files: {self.out}')
         return '\n'.join(lines)
@@ -161,6 +163,7 @@ class DataCheck(ShownOnce):
             skipped=self.skipped,
             passed=self._passed,
             unchecked=self.unchecked,
+            note=self.note,
             sections=sections)
 
     def save(self,
@@ -180,7 +183,7 @@ def _without_usual(issues, n) -> tuple[list, list, list]: # The other issues; wh
     words = [f'{KINDS[k].title.lower()} ({counts[k]} of {n} images)' for k in usual]
     return [o for o in issues if o.kind not in usual], words, usual
 
-_OF_FILES = ('unreadable', 'truncated', 'unused', 'imbalance', 'few')   # kinds that need no pixels
+_OF_FILES = ('unreadable', 'truncated', 'unused', 'imbalance', 'rare', 'few')   # kinds that need no pixels
 _OF_LABELS = ('label', 'groups', 'copy_other_label')   # kinds that need two classes
 _OF_PIXELS = tuple(k for k in KINDS if k not in _OF_FILES)
 
@@ -250,6 +253,7 @@ def check_data(
         groups = duplicate_groups(report[report.reason == ''])
         issues += _image_issues(good, report, groups, max_value)
     issues, not_listed, common = _without_usual(issues, len(good))
+    about_labels = LabelCheck([])
     unchecked = _unchecked(table, good, labels)
     if several: unchecked['groups'] = 'images have several labels'
     if numbers: unchecked |= dict.fromkeys(('label', 'groups', 'copy_other_label'), 'images have numbers')
@@ -260,10 +264,12 @@ def check_data(
         model = TransferModel(build_body(arch, 2, weights)).to(device)
         features = frozen_features(model, list(good.path), pp, cache=cache, cache_gb=cache_gb)
         rows = features.rows[features.index[:, 0]].reshape(len(good), -1)
-        issues += label_issues(labeled, rows, groups)
+        about_labels = check_labels(labeled, rows, groups)
+        issues += about_labels.issues
+        if about_labels.unchecked: unchecked['label'] = about_labels.unchecked
         if not several: issues += group_issues(good, rows, groups)
     order = {k: i for i, k in enumerate(KINDS)}
-    found = {o.kind for o in issues}
+    found = {o.kind for o in issues} | {'imbalance' if several else 'rare'}   # of the other task
     result = DataCheck(
         rows=pd.DataFrame(sorted(issues, key=lambda o: order[o.kind]), columns=Issue._fields),
         data=name,
@@ -272,6 +278,7 @@ def check_data(
         skipped='; '.join(not_listed),
         passed=tuple(k for k in KINDS if k not in found | set(common) | set(unchecked)),
         unchecked=_unchecked_words(unchecked),
+        note=f'label errors: {about_labels.note}' if about_labels.note else '',
         source=images.source,
         max_value=max_value)
     if out is not None: result.save(out)
