@@ -250,8 +250,36 @@ def test_loaders_of_fastai(run):
     assert learn.evaluate(show=False).n == 12
 
 
-def test_grades_are_measured_by_kappa_too(tmp_path):
+def test_grades_are_measured_by_kappa_and_rounded(tmp_path):
     file = write_table(tmp_path/'grades', 40, np.repeat([40, 90, 140, 190], 10).astype(float))
-    df = pd.read_csv(file).assign(grade=lambda d: ((d.brightness - 1004)/5).round().astype(int)).drop(columns='brightness')
-    res = baseline(df, root=file.parent, **TINY, **PX, **PLAIN, recipe='head', task='number')
-    assert res.evaluation.quadratic_kappa > .8 and 'quadratic-weighted kappa' in str(res)
+    df = pd.read_csv(file).assign(grade=lambda d: 1 + ((d.brightness - 1004)/5).round().astype(int)).drop(columns='brightness')
+    res = baseline(df, root=file.parent, **TINY, **PX, **PLAIN, recipe='head', task='number', out=tmp_path/'run')
+    assert res.evaluation.quadratic_kappa > .8 and 'quadratic-weighted kappa' in str(res) and 'exact when rounded' in str(res) and 'stay from 1 to 4' in str(res)
+    saved = pd.read_csv(tmp_path/'run'/'predictions.csv')
+    assert (saved.level == saved.prediction.round()).all() and 'predicted level, rounded' in (tmp_path/'run'/'report.html').read_text()
+    found = load_predictor(tmp_path/'run').predict([saved.path[0], tmp_path/'none.png'])
+    assert found.level.tolist() == [str(saved.level[0]), ''] and list(found) == ['path', 'prediction', 'level', 'low', 'high', 'reason']
+    about = json.loads((tmp_path/'run'/'model'/'config.json').read_text())
+    assert about['fastbit']['number']['levels'] == ['0', '1', '2', '3', '4']
+    del about['fastbit']['number']['levels']   # as models have it that were saved before
+    (tmp_path/'run'/'model'/'config.json').write_text(json.dumps(about))
+    assert 'level' not in load_predictor(tmp_path/'run').predict([saved.path[0]])
+
+
+def test_ordered_classes_are_predicted_as_a_number_and_named(tmp_path, capsys):
+    file = write_table(tmp_path/'levels', 40, np.repeat([40, 90, 140, 190], 10).astype(float))
+    names = np.array(['none', 'mild', 'severe', 'fatal'])   # not the order of the alphabet
+    df = pd.read_csv(file).assign(stage=lambda d: names[((d.brightness - 1004)/5).round().astype(int)]).drop(columns='brightness')
+    df.to_csv(file, index=False)
+    order = 'none,mild,severe,fatal'
+    res = baseline(file, **TINY, **PX, **PLAIN, recipe='head', order=order, out=tmp_path/'run')
+    assert res.evaluation.quadratic_kappa > .8 and 'stay from none to fatal' in str(res) and 'stage from none to fatal' in str(res.plan)
+    assert json.loads((tmp_path/'run'/'results.json').read_text())['settings']['order'] == order
+    predictor = load_predictor(tmp_path/'run')
+    assert predictor.order == tuple(order.split(',')) and set(predictor.predict(res.predictions.path.tolist()).level) <= set(names)
+    assert predictor.evaluate(file).quadratic_kappa > .8   # the file has names, and the model their order
+    assert 'fatal' in (tmp_path/'run'/'report.html').read_text()
+    assert main(['evaluate', str(tmp_path/'run'), str(file), '--all']) == 0 and 'quadratic-weighted kappa' in capsys.readouterr().out
+    check_error('fatal missing', file, order='none,mild,severe')
+    check_error("leave task='labels' out", file, order=order, task='labels')
+    assert main(['rule', str(file), '--order', order]) == 0 and 'stage from none to fatal' in capsys.readouterr().out

@@ -167,7 +167,8 @@ def interval_share(
 
 def run_evaluate(args) -> int:
     "Run `fastbit evaluate`"
-    from fastbit.data.tables import read_image_set, source_rows
+    from fastbit.data.ordered import read_ordered_set
+    from fastbit.data.tables import source_rows
     from fastbit.export.predict import load_predictor
     from fastbit.export.record import EQUAL_CLASSES
     from fastbit.metrics.scores import class_order
@@ -176,7 +177,8 @@ def run_evaluate(args) -> int:
     limits = _limits(args)
     predictor.check_limits(args.tta, **limits)
     columns['task'] = columns['task'] or predictor.task.key
-    images, skipped = read_image_set(args.path, **columns, group=getattr(args, 'group', None)), ''
+    columns['order'] = columns['order'] or predictor.order
+    images, skipped = read_ordered_set(args.path, **columns, group=getattr(args, 'group', None)), ''
     table = images.table
     if not args.all: table, skipped = skip_trained_on(predictor.about, images, args.split)
     if (table.split == '').all(): table = table.drop(columns='split')

@@ -46,7 +46,7 @@ FLAGS = dict(
     lr=Flag(metavar='LR'), label_smoothing=Flag(metavar='SHARE'),
     mixup=Flag(metavar='ALPHA'), cache_gb=Flag(metavar='GB'),
     root=Flag(metavar='FOLDER'), suffix=Flag(metavar='.EXT'),
-    task=Flag(metavar='TASK'), label_sep=Flag(metavar='TEXT'), label_cols=Flag(metavar='COLUMNS'),
+    task=Flag(metavar='TASK'), order=Flag(metavar='CLASSES'), label_sep=Flag(metavar='TEXT'), label_cols=Flag(metavar='COLUMNS'),
     loss=Flag(metavar='LOSS'),
     path_col=Flag(metavar='COLUMN'), label_col=Flag(metavar='COLUMN'), split_col=Flag(metavar='COLUMN'),
     group_col=Flag(metavar='COLUMN'), fold=Flag(metavar='K'),

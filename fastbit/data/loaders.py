@@ -41,7 +41,8 @@ from .pixels import PixelCache
 from .split import (
     check_table, check_undivided, drop_unreadable, drop_untrained, few_shot_table, fold_table, split_table,
     training_size, warn_shared)
-from .tables import ImageSet, read_image_set
+from .ordered import read_ordered_set
+from .tables import ImageSet
 from .test_items import find_label_sets, find_labels, find_numbers, find_test_items
 from .transforms import EvalImage, TrainImage, draft_size
 from ..hyperrule import HyperRule
@@ -330,7 +331,7 @@ def image_dataloaders(
     if not by_rule: check_size(arch, pp.size)
     read_level(data.augment)
     if not by_rule: augment = resolve_augment(data.augment, pp, data.jitter)
-    images = read_image_set(path, **asdict(table), group=data.group, time=data.time)
+    images = read_ordered_set(path, **asdict(table), group=data.group, time=data.time)
     images = _split_set(images, data, check, loading.cache)
     if by_rule:   # the authors' resolution for images of this size, or `size` with their room for crops
         images = replace(images, image_size=training_size(images.table, images.report))

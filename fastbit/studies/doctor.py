@@ -35,7 +35,7 @@ from ..data.folders import count_reasons, is_odd
 from ..data.batches import resolve_device
 from ..data.public import resolve_source
 from ..data.split import drop_untrained
-from ..data.tables import read_image_set
+from ..data.ordered import read_ordered_set
 from ..data.label_sets import has_label_sets, joined_labels, label_names
 from ..data.quantities import are_quantities
 from ..report.page import THUMB, Picture, picture_uri, render_page
@@ -221,7 +221,7 @@ def _image_issues(good, report, groups, max_value) -> list[Issue]:
         *odd_issues(good, report, tiny, max_value)]
 
 @options_by_name
-@delegates(read_image_set)
+@delegates(read_ordered_set)
 def check_data(
     path:str|Path|pd.DataFrame=None, # Folder, table or public data set, as for `baseline`
     arch:str='tf_efficientnet_lite0', # Body whose features judge the labels
@@ -242,7 +242,7 @@ def check_data(
     check_max_value(max_value)
     if out is not None: make_out(out)
     data, name, usual = resolve_source(path)
-    images = read_image_set(data, **kwargs)
+    images = read_ordered_set(data, **kwargs)
     table, untrained = drop_untrained(images.table)
     numbers = are_quantities(table.label)
     if numbers: table = table.assign(number=table.label, label=[f'{v:g}' for v in table.label])
