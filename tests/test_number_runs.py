@@ -1,5 +1,6 @@
 "Predicting a number, from the table to the deployed model"
 import json
+from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
@@ -14,6 +15,7 @@ from torch.testing import assert_close
 from conftest import TINY
 from fastbit.baseline import baseline
 from fastbit.cli.command import main
+from fastbit.core.text import DataWarning
 from fastbit.data import image_dataloaders
 from fastbit.data.tables import read_image_set
 from fastbit.export import export_onnx, load_predictor
@@ -182,12 +184,42 @@ def test_onnx_gives_numbers(run, tmp_path):
 def test_on_the_command_line(run, capsys):
     file, out, res = run
     assert main(['predict', str(out), res.predictions.path[0]]) == 0
-    assert 'low' in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert 'low' in shown and '1,0' in shown and len(shown.split()[-1].partition('.')[2]) >= 2   # 1,009.63, not 1,010
     assert main(['predict', str(out), res.predictions.path[0], '--csv']) == 0
     assert capsys.readouterr().out.splitlines()[0] == 'path,prediction,low,high,reason'
     assert main(['evaluate', str(out), str(file)]) == 0
     text = capsys.readouterr().out
     assert 'MAE ' in text and '(90% expected)' in text and 'accuracy' not in text
+
+
+def test_messages_are_about_numbers(run, tmp_path, capsys):
+    "And not about classes"
+    file, out, res = run
+    assert main(['rule', str(file)]) == 0 and 'brightness from 1,' in capsys.readouterr().out
+    assert main(['label-next', str(out), str(file.parent/'images')]) == 2 and 'predicts a number' in capsys.readouterr().err
+    assert 'groups' not in str(res) and load_predictor(out).similar([res.predictions.path[0]], n=3).label.str.startswith('1,0').all()
+    predictor = load_predictor(out)
+    predictor.about = replace(predictor.about, preprocess=replace(predictor.about.preprocess, flip=True))   # so that there are views
+    with pytest.warns(DataWarning, match='measured without'): predictor.predict([res.predictions.path[0]], tta=True)
+
+
+def test_check_finds_wrong_numbers_and_copies_with_other_numbers(run, tmp_path):
+    df = pd.read_csv(run[0]).assign(file=lambda d: [str(run[0].parent/o) for o in d.file])
+    df.loc[3, 'brightness'] *= 10
+    (tmp_path/'copy.png').write_bytes((run[0].parent/'images'/'007.png').read_bytes())
+    df.loc[60] = [str(tmp_path/'copy.png'), df.brightness[7] + .001]
+    found = check_data(df, verbose=False, **TINY)
+    assert found.rows[found.rows.kind == 'number'].path.tolist() == [df.file[3]]
+    assert (found.rows.kind == 'copy_other_label').sum() == 1 and 'brightness from' in str(found) and 'classes' not in str(found).splitlines()[0]
+
+
+def test_decimal_commas_are_not_taken_for_labels():
+    "1,5 2 3,5 could be lists of digits"
+    cells = [f'{v/10:g}'.replace('.', ',') for v in range(10, 70)]*2
+    df = pd.DataFrame(dict(path=[f'{i}.png' for i in range(120)], size=cells))
+    with pytest.raises(ValueError, match="task='number'"): read_image_set(df)
+    assert read_image_set(df, task='number').table.label.max() == 6.9
 
 
 def test_what_is_about_classes_refuses_numbers(run):
@@ -278,7 +310,9 @@ def test_ordered_classes_are_predicted_as_a_number_and_named(tmp_path, capsys):
     predictor = load_predictor(tmp_path/'run')
     assert predictor.order == tuple(order.split(',')) and set(predictor.predict(res.predictions.path.tolist()).level) <= set(names)
     assert predictor.evaluate(file).quadratic_kappa > .8   # the file has names, and the model their order
-    assert 'fatal' in (tmp_path/'run'/'report.html').read_text()
+    page = (tmp_path/'run'/'report.html').read_text()
+    assert 'fatal' in page and 'Compared with 32 training images' in page
+    assert set(predictor.similar([res.predictions.path[0]], n=2).label) <= set(names)
     assert main(['evaluate', str(tmp_path/'run'), str(file), '--all']) == 0 and 'quadratic-weighted kappa' in capsys.readouterr().out
     check_error('fatal missing', file, order='none,mild,severe')
     check_error("leave task='labels' out", file, order=order, task='labels')

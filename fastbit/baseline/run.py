@@ -26,7 +26,7 @@ from .labels import LabelsResult, check_task_options, measure_labels, watch_head
 from .next_steps import next_steps
 from .phases import HeadPhase
 from .plan import Plan, make_plan
-from .quantity import NumbersResult, measure_numbers, number_phases
+from .quantity import NumbersResult, measure_numbers, number_phases, number_steps
 from .recipes import make_recipe, recipe_options
 from .result import BaselineResult, measure
 from .settings import RunRecord, check_budget, check_pairs, check_overwrite, clear_run
@@ -339,7 +339,9 @@ class Run:
     def _findings(self, measured, chosen) -> Findings:
         learn, dls = self.learn, self.learn.dls
         single, metric = learn.task.is_single, self.options.train.metric
-        advice = next_steps(learn, measured, self.settings, self.curve, chosen, self.risk) if single else []
+        advice = []
+        if single: advice = next_steps(learn, measured, self.settings, self.curve, chosen, self.risk)
+        elif learn.task.is_number: advice = number_steps(learn, measured, self.settings)
         images = dls[2] if measured.part == 'test' else dls.valid
         on_same = [f'The weights were chosen ({chosen})'] if chosen and measured.part == 'valid' else []
         found = Findings(

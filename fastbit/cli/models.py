@@ -46,7 +46,9 @@ def numbers_table(
 ) -> str:
     "Path, number with its 90% interval, and a reason where an image could not be read"
     from fastbit.metrics.numbers import format_number
-    words = lambda v: '' if v != v else format_number(v)
+    width = (df.high - df.low).median()
+    step = 0. if width != width else width/100   # numbers that are large and close together differ in later digits
+    words = lambda v: '' if v != v else format_number(v, step)
     show = df.drop(columns='reason').assign(path=df.path.map(shown_path))
     for name in ('prediction', 'low', 'high'): show[name] = df[name].map(words)
     if (df.reason != '').any(): show['reason'] = df.reason
@@ -163,7 +165,7 @@ def interval_share(
     if within is None: return 'no prediction interval: too few validation images'
     share = ((found.targs - found.probs.flatten()).abs() <= within).double().mean().item()
     return (f'{share:.1%} of these numbers lie within ±{format_number(within)} of the prediction (90% expected); '
-            f'predictions stay from {format_number(scale.low)} to {format_number(scale.high)}')
+            f'predictions stay from {scale.words(scale.low)} to {scale.words(scale.high)}')
 
 def run_evaluate(args) -> int:
     "Run `fastbit evaluate`"

@@ -162,7 +162,8 @@ def _check_lists(names, column):
         if sep in '|;,' or numbers:
             number = " If it is a number with a comma, use task='number'." if are_comma_numbers(names) else ''
             raise ValueError(
-                f"Column {column!r} has cells that look like several labels, e.g. {combined[0]!r}.{number} {_ONE_LABEL}")
+                f"Column {column!r} has cells that look like several labels, e.g. {combined[0]!r}.{number} "
+                f"{_ONE_LABEL}")
         if _stand_alone(names, combined, sep):
             warn_data(
                 f"{len(combined)} of {len(names)} classes look like several labels in a cell, e.g. {combined[0]!r}, "

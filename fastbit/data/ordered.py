@@ -44,8 +44,8 @@ def ordered_set(
     unknown = natural_order(set(labels) - set(places))
     if unknown:
         more = ', …' if len(unknown) > 5 else ''
-        raise ValueError(f"order={','.join(order)!r} does not name all labels of the images: {', '.join(unknown[:5])}{more} "
-                         "missing. Name all classes, lowest first.")
+        raise ValueError(f"order={','.join(order)!r} does not name all labels of the images: "
+                         f"{', '.join(unknown[:5])}{more} missing. Name all classes, lowest first.")
     table = images.table.assign(label=labels.map(places).astype(float))
     return replace(images, table=table, order=order, column=images.column or 'level')
 

@@ -254,7 +254,7 @@ class Predictor:
         min_precision:float=None, # Add a column `answer`: the class, or 'unsure' below the confidence that gives this precision
         coverage:float=None, # Add a column `set`: classes that contain the true one for this share of images
         unlike:float=None, # Add `unlike` and `p_value`: far from the training images, with this share of false alarms
-    ) -> pd.DataFrame: # Columns path ('' if not a file), prediction, probability, calibrated (of numbers: low, high, and level of grades), reason ('': none)
+    ) -> pd.DataFrame: # Columns path ('' if not a file), prediction, probability, calibrated (numbers: level, low, high), reason
         "Classify images; `calibrated` is the probability with temperature scaling, NaN without a temperature"
         limits = self._limits(tta, min_precision=min_precision, coverage=coverage, unlike=unlike)   # errors come first
         items = image_items(items)
@@ -265,7 +265,7 @@ class Predictor:
         reasons = [r or ('' if ok else 'the model gives no finite numbers for it')
                    for r, ok in zip(found.reasons, finite)]
         paths = [utf8(o) if isinstance(o, str) else '' for o in items]
-        if self.task.is_number: return self._number_rows(paths, p, reasons, probs)
+        if self.task.is_number: return self._number_rows(paths, p, reasons, probs, views)
         if not self.task.is_single: return self._label_rows(paths, p, reasons, probs)
         df = pd.DataFrame(dict(
             path=paths,
@@ -289,9 +289,11 @@ class Predictor:
             reason=reasons))
         return pd.concat([df, self._prob_columns(p)], axis=1) if probs else df
 
-    def _number_rows(self, paths, p, reasons, probs) -> pd.DataFrame:
+    def _number_rows(self, paths, p, reasons, probs, views) -> pd.DataFrame:
         "The numbers with their prediction intervals, and the nearest levels where they are grades"
         if probs: raise ValueError("probs=True is for classes, and this model predicts a number: leave it out.")
+        if len(views) > 1 and self.about.within is not None:
+            warn_data('The 90% interval was measured without tta=True, with which it may hold fewer or more images.')
         bad = np.array([bool(r) for r in reasons], dtype=bool)
         numbers = np.where(bad, np.nan, self.task.decode(p).numpy())
         ends = number_ends(numbers, self.about.within)

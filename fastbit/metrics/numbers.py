@@ -113,13 +113,15 @@ NUMBER_METRICS = dict(mae='MAE', rmse='RMSE', r2='R²', spearman='Spearman', qua
 _IN_UNITS = ('mae', 'rmse')
 
 def format_number(
-    value:float|None # `None`: undefined
+    value:float|None, # `None`: undefined
+    step:float=0.,    # Difference that has to be seen: 2,026.31 and 2,026.34 have three digits in common; 0: any
 ) -> str: # '12.3', '0.00123', '1,230'
     "Write a number with three digits or more"
     if value is None: return 'undefined'
     if value == 0 or not np.isfinite(value): return f'{value:g}'
     digits = 2 - int(np.floor(np.log10(abs(value))))
     if digits > 6: return f'{value:.3g}'
+    if step > 0: digits = max(digits, int(np.ceil(-np.log10(step))))
     return f'{value:,.{max(digits, 0)}f}'
 
 def _format(name, value) -> str:
@@ -254,7 +256,8 @@ def conformal_interval(
     return Interval(-half, half)
 
 # %% ../../nbs/metrics/13_numbers.ipynb #794c3575
-_MIN_STD, _MAX_STD = 1e-100, 1e100   # whose squares and fourth powers are numbers
+_STEPS = 50   # of a standard deviation that a number is written in
+_MIN_STD, _MAX_STD = 1e-30, 1e30   # targets are loaded in float32
 
 @dataclass(frozen=True)
 class NumberScale:
@@ -287,8 +290,13 @@ class NumberScale:
             raise ValueError(f'All numbers to predict are {format_number(y[0])}: there is nothing to learn.')
         with np.errstate(over='ignore', under='ignore'): mean, std = float(y.mean()), float(y.std())
         if not _MIN_STD < std < _MAX_STD:
-            raise ValueError(f'The numbers to predict are {y.min():g} to {y.max():g}, too small or too large to compute '
-                             'with: use another unit.')
+            raise ValueError(f'The numbers to predict are {y.min():g} to {y.max():g}, too small or too large to '
+                             'compute with: use another unit.')
+        with np.errstate(over='ignore', invalid='ignore'): step = np.spacing(np.abs(y).max().astype(np.float32))
+        if not step <= std/100:
+            raise ValueError(f'The numbers to predict, {y.min():.15g} to {y.max():.15g}, differ by so little of their '
+                             'size that float32 rounds the differences away: subtract one number, such as '
+                             f'{y.min():.15g}, from all of them.')
         if not len(levels) and are_grades(y): levels = map(str, range(int(y.max()) + 1))
         return cls(mean=mean, std=std, low=float(y.min()), high=float(y.max()), levels=tuple(levels))
 
@@ -307,7 +315,13 @@ class NumberScale:
     ) -> str: # '12.3', or 'medium' where it is a level
         "Write a number, or the name of its level"
         is_level = self.levels and number == number//1 and self.low <= number <= self.high
-        return self.levels[int(number)] if is_level else format_number(number)
+        return self.levels[int(number)] if is_level else self.format(number)
+
+    def format(self,
+        number:float # Of an image, or a prediction
+    ) -> str: # '12.3'
+        "Write a number with the digits in which images differ"
+        return format_number(number, self.std/_STEPS)
 
     def standardize(self,
         numbers # Array or tensor
@@ -332,4 +346,4 @@ class NumberScale:
 
     def __str__(self):
         low, high = map(self.words, (self.low, self.high))
-        return f'{low} to {high}, mean {format_number(self.mean)}'
+        return f'{low} to {high}, mean {self.format(self.mean)}'

@@ -17,6 +17,7 @@ from sklearn.metrics import confusion_matrix
 
 # %% ../../nbs/report/10_numbers_page.ipynb #2112bc9c
 from ..metrics.numbers import NUMBER_METRICS, format_number, number_words
+from .examples import largest_errors
 from .findings import Findings
 from .figures import plot_confusion
 from .number_figures import plot_predicted, plot_residuals
@@ -45,7 +46,7 @@ def number_sentences(
     if within is not None and np.isfinite(within):
         expected += f' For 90% of new images like these the truth lies within ±{format_number(within)} of it.'
     scale = f.task.scale
-    mean, low, high = format_number(scale.mean), scale.words(scale.low), scale.words(scale.high)
+    mean, low, high = scale.format(scale.mean), scale.words(scale.low), scale.words(scale.high)
     guess = format_number(np.abs(true_numbers(f) - scale.mean).mean())
     compared = (f'For comparison: always answering {mean}, the mean of the training images, is off by {guess}. '
                 f'Predictions stay from {low} to {high}, the range of the training images.')
@@ -59,12 +60,12 @@ def level_pictures(
     if not scale.levels or f.evaluation.quadratic_kappa is None: return []
     rounded = np.rint(f.predicted.double().numpy()).astype(int)
     shown = range(min(whole.min(), rounded.min()), max(whole.max(), rounded.max()) + 1)
-    if not shown[0] >= 0 or shown[-1] >= len(scale.levels): return []   # numbers beyond the levels of the training images
+    if shown[0] < 0 or shown[-1] >= len(scale.levels): return []   # beyond the levels of the training images
     matrix, n_right = confusion_matrix(whole, rounded, labels=shown), int((whole == rounded).sum())
     return [Picture(
         uri=picture_uri(plot_confusion(matrix, [scale.levels[i] for i in shown])),
         alt=f'Confusion matrix of {len(shown)} levels: {n_right} of {len(whole)} on the diagonal',
-        caption='Rows: true level; columns: predicted level, rounded. Numbers: images; colors: their share of the level')]
+        caption='Rows: true level; columns: predicted level, rounded. Numbers: images; colors: their share of the row')]
 
 def number_pictures(
     f:Findings # About numbers
@@ -83,6 +84,9 @@ def number_pictures(
         caption='Residuals: a median that is not flat, or a funnel, is something that the model has not learned')
     return [predicted, residuals, *level_pictures(f)]
 
+def _predicted_words(scale, number) -> str: # '1.64 (high)'
+    return f'{scale.format(number)} ({scale.level([number])[0]})' if scale.is_named else scale.format(number)
+
 def number_mistakes(
     f:Findings, # About numbers
     most:int=24, # Images
@@ -90,8 +94,8 @@ def number_mistakes(
     "Show the images with the largest errors"
     if not f.paths: return []
     off, targs, pictures = number_residuals(f), true_numbers(f), []
-    for i in np.argsort(-np.abs(off), kind='stable')[:most]:
-        words = f'true {f.task.scale.words(targs[i])}, predicted {format_number(targs[i] - off[i])}'
+    for i in largest_errors(f, most):
+        words = f'true {f.task.scale.words(targs[i])}, predicted {_predicted_words(f.task.scale, targs[i] - off[i])}'
         pictures.append(thumbnail(f.paths[i], f'An image: {words}', words, True, f.max_value))
     return pictures
 
@@ -119,7 +123,7 @@ def number_data(
     rows = []
     for split, name in dict(train='training', valid='validation', test='test').items():
         numbers = f.table.label[f.table.split == split]
-        if len(numbers): rows.append((name, len(numbers), *map(format_number, numbers.quantile([0, .5, 1]))))
+        if len(numbers): rows.append((name, len(numbers), *map(f.task.scale.words, numbers.quantile([0, .5, 1]))))
     return NumberData(rows, number_samples(f))
 
 _NOTES = dict(

@@ -60,7 +60,7 @@ KINDS = dict(   # the most serious first
     number=Kind(
         'Possible wrong numbers',
         'A model of the other images predicts a number that is much further off than its errors on these are. Look at '
-        'them, and correct those that are wrong, such as a decimal point or a unit; some will be right and only unusual.'),
+        'them, and correct those that are wrong, such as a decimal point or a unit; some are right and only unusual.'),
     copy=Kind('Duplicates', 'A random split may put one into training and one into validation. Keep one.'),
     groups=Kind(
         'Images that may belong to groups',

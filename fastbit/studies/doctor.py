@@ -62,7 +62,8 @@ def unused_issues(
 
 # %% ../../nbs/studies/02_doctor.ipynb #0660ca3f
 _NAMES = dict(   # in a list, where a title is no noun
-    unreadable='unreadable files', truncated='truncated files', label='label errors', number='wrong numbers', rotated='images rotated by EXIF',
+    unreadable='unreadable files', truncated='truncated files', label='label errors', number='wrong numbers',
+    rotated='images rotated by EXIF',
     depth='16-bit images on a wrong scale', tiny='tiny images', dark='dark images', light='overexposed images',
     blurry='blurry images', low_information='almost empty images', odd_size='images of odd size',
     few='classes with few images')
