@@ -21,6 +21,7 @@ from .result import Measured, predictions_table
 from ..config import TrainOptions
 from .advice import ADVISED_FOLDS, LARGER, Advice
 from .next_steps import run_commands, shorter_side
+from ..data.loaders import takes_option
 from ..export.predict import level_column, number_ends
 from ..metrics.numbers import NumberScale, format_number
 from ..metrics.task import Task
@@ -93,7 +94,7 @@ def number_steps(
     if not np.isfinite(off).all(): return []
     found, interval = [], e.mae_interval
     n_far, n_all = int((off > OUTLIER*np.median(off)).sum()), len(learn.dls.table)
-    folds = commands.rerun(folds=ADVISED_FOLDS)
+    folds = commands.rerun(folds=ADVISED_FOLDS) if takes_option(learn.task, 'folds') else ''
     if n_far and (typed := commands.check):
         which = 'one image, whose error is' if n_far == 1 else f'{n_far} images, whose errors are'
         found.append(Advice('labels', f'Check the number of {which} more than {OUTLIER:g} times the median.', typed))
