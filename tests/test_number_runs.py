@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from conftest import TINY
 from fastbit.baseline import baseline
+from fastbit.baseline.quantity import number_steps
 from fastbit.cli.command import main
 from fastbit.core.text import DataWarning
 from fastbit.data import image_dataloaders
@@ -204,6 +205,16 @@ def test_messages_are_about_numbers(run, tmp_path, capsys):
     with pytest.warns(DataWarning, match='measured without'): predictor.predict([res.predictions.path[0]], tta=True)
 
 
+def test_advice_is_drawn_from_the_errors(run):
+    res = run[2]
+    probs = res.probs.clone()
+    probs[3] += 100
+    found = {a.kind: a for a in number_steps(res.learn, replace(res.measured, probs=probs), res.settings)}
+    assert 'one image' in found['labels'].text and found['labels'].command.startswith('check_data(')
+    assert 'labels' not in {a.kind for a in number_steps(res.learn, replace(res.measured, probs=res.targs + 1.), res.settings)}
+    assert number_steps(res.learn, replace(res.measured, probs=probs*np.nan), res.settings) == []
+
+
 def test_check_finds_wrong_numbers_and_copies_with_other_numbers(run, tmp_path):
     df = pd.read_csv(run[0]).assign(file=lambda d: [str(run[0].parent/o) for o in d.file])
     df.loc[3, 'brightness'] *= 10
@@ -309,7 +320,7 @@ def test_ordered_classes_are_predicted_as_a_number_and_named(tmp_path, capsys):
     assert json.loads((tmp_path/'run'/'results.json').read_text())['settings']['order'] == order
     predictor = load_predictor(tmp_path/'run')
     assert predictor.order == tuple(order.split(',')) and set(predictor.predict(res.predictions.path.tolist()).level) <= set(names)
-    assert predictor.evaluate(file).quadratic_kappa > .8   # the file has names, and the model their order
+    with pytest.warns(DataWarning, match='32 of these 40'): assert predictor.evaluate(file).quadratic_kappa > .8   # the file has names, and the model their order
     page = (tmp_path/'run'/'report.html').read_text()
     assert 'fatal' in page and 'Compared with 32 training images' in page
     assert set(predictor.similar([res.predictions.path[0]], n=2).label) <= set(names)

@@ -246,7 +246,7 @@ def check_data(
     images = read_ordered_set(data, **kwargs)
     table, untrained = drop_untrained(images.table)
     numbers = are_quantities(table.label)
-    if numbers: table = table.assign(number=table.label, label=[f'{v:g}' for v in table.label])
+    if numbers: table = table.assign(number=table.label, label=[f'{v:.12g}' for v in table.label])
     skipped = [*images.skipped.itertuples(index=False), *untrained.itertuples(index=False)]
     report = check_images(table.path, cache=cache)
     sizes = [] if numbers else size_issues(table)
