@@ -56,6 +56,7 @@ class DataOptions(Options):
 class TableOptions(Options):
     "What the labels are, and how a table (CSV file or DataFrame) is read"
     task:str = None          # what an answer is: label (one per image), labels (several) or number (default: as the table tells)
+    order:str|list = None    # ordered classes, lowest first, such as low,medium,high: predicted as a number (default: none)
     root:str|Path = None     # where relative paths start (default: the table's folder, or the working directory)
     path_col:str = None      # column of image paths (default: found by its name and content)
     label_col:str = None     # column of labels (default: found by its name)

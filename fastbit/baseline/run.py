@@ -26,7 +26,7 @@ from .labels import LabelsResult, check_task_options, measure_labels, watch_head
 from .next_steps import next_steps
 from .phases import HeadPhase
 from .plan import Plan, make_plan
-from .quantity import NumbersResult, measure_numbers, number_phases
+from .quantity import NumbersResult, measure_numbers, number_phases, number_steps
 from .recipes import make_recipe, recipe_options
 from .result import BaselineResult, measure
 from .settings import RunRecord, check_budget, check_pairs, check_overwrite, clear_run
@@ -341,7 +341,9 @@ class Run:
     def _findings(self, measured, chosen) -> Findings:
         learn, dls = self.learn, self.learn.dls
         single, metric = learn.task.is_single, self.options.train.metric
-        advice = next_steps(learn, measured, self.settings, self.curve, chosen, self.risk) if single else []
+        advice = []
+        if single: advice = next_steps(learn, measured, self.settings, self.curve, chosen, self.risk)
+        elif learn.task.is_number: advice = number_steps(learn, measured, self.settings)
         images = dls[2] if measured.part == 'test' else dls.valid
         on_same = [f'The weights were chosen ({chosen})'] if chosen and measured.part == 'valid' else []
         found = Findings(
@@ -356,7 +358,7 @@ class Run:
             advice=tuple(advice), answers=measured.answers.answers,
             distances=measured.answers.distances.get(measured.part))
         later = self.out is None or self.options.data.folds is not None   # where there is a report, if at all
-        if later or not single or not measured.probs.isfinite().all(): return found
+        if later or learn.task.key == 'labels' or not measured.probs.isfinite().all(): return found
         limit = None if self.budget is None else BUDGET_FEATURES
         return replace(found, features=example_features(found, limit))
 

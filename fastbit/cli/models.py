@@ -46,7 +46,9 @@ def numbers_table(
 ) -> str:
     "Path, number with its 90% interval, and a reason where an image could not be read"
     from fastbit.metrics.numbers import format_number
-    words = lambda v: '' if v != v else format_number(v)
+    width = (df.high - df.low).median()
+    step = 0. if width != width else width/100   # numbers that are large and close together differ in later digits
+    words = lambda v: '' if v != v else format_number(v, step)
     show = df.drop(columns='reason').assign(path=df.path.map(shown_path))
     for name in ('prediction', 'low', 'high'): show[name] = df[name].map(words)
     if (df.reason != '').any(): show['reason'] = df.reason
@@ -178,12 +180,13 @@ def interval_share(
     if within is None: return 'no prediction interval: too few validation images'
     share = ((found.targs - found.probs.flatten()).abs() <= within).double().mean().item()
     return (f'{share:.1%} of these numbers lie within ±{format_number(within)} of the prediction (90% expected); '
-            f'predictions stay from {format_number(scale.low)} to {format_number(scale.high)}')
+            f'predictions stay from {scale.words(scale.low)} to {scale.words(scale.high)}')
 
 def run_evaluate(args) -> int:
     "Run `fastbit evaluate`"
     from fastbit.data.label_sets import check_label_columns
-    from fastbit.data.tables import read_image_set, source_rows
+    from fastbit.data.ordered import read_ordered_set
+    from fastbit.data.tables import source_rows
     from fastbit.export.predict import class_numbers, load_predictor
     from fastbit.export.record import EQUAL_CLASSES
     from fastbit.metrics.scores import class_order
@@ -192,7 +195,8 @@ def run_evaluate(args) -> int:
     limits = _limits(args)
     predictor.check_limits(args.tta, **limits)
     columns['task'] = columns['task'] or predictor.task.key
-    images, skipped = read_image_set(args.path, **columns, group=getattr(args, 'group', None)), ''
+    columns['order'] = columns['order'] or predictor.order
+    images, skipped = read_ordered_set(args.path, **columns, group=getattr(args, 'group', None)), ''
     check_label_columns(images.hot, class_numbers(predictor.classes))
     table = images.table
     if not args.all: table, skipped = skip_trained_on(predictor.about, images, args.split)

@@ -19,7 +19,8 @@ import numpy as np, pandas as pd
 # %% ../../nbs/data/28_label_sets.ipynb #039537e8
 from ..core.files import file_digest
 from ..core.text import first_of, warn_data
-from .labels import as_texts, clean_label, natural_order, warn_similar_labels, whole_numbers
+from .labels import (
+    are_comma_numbers, as_texts, clean_label, natural_order, warn_similar_labels, whole_numbers)
 
 # %% ../../nbs/data/28_label_sets.ipynb #0e5428d1
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
@@ -95,6 +96,7 @@ def recognize_separator(
 ) -> str|None: # `None`: not beyond doubt
     "Find the character that separates labels in most cells, with parts that recur and vary in number"
     filled = [o for o in cells if o.strip()]
+    if are_comma_numbers([o.strip() for o in filled]): return None   # 1,5 is two labels, or one and a half
     for sep in SEPARATORS:
         parts = [_parts(o, sep) for o in filled]
         if sum(sep in o for o in filled) <= _MOST*len(filled): continue

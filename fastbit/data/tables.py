@@ -64,11 +64,12 @@ class ImageSet:
     balance: str = 'none'       # how classes of different sizes are made to count alike: 'none', 'loss' or 'batches'
     column: str = ''            # name of the column of labels, or of numbers; '': class folders
     hot: tuple = ()             # names of the columns of 0 and 1, one per label; (): the labels are elsewhere
+    order: tuple = ()           # ordered classes, lowest first, whose places are the labels; (): the labels are not ordered
 
     @property
     def task(self) -> Task:
         "Return what an answer is: the labels are names, tuples of names, or numbers"
-        if self.table is not None and are_quantities(self.table.label): return _number_task(self.table)
+        if self.table is not None and are_quantities(self.table.label): return _number_task(self.table, self.order)
         return SEVERAL_LABELS if self.table is not None and has_label_sets(self.table.label) else SINGLE_LABEL
 
 def source_name(
@@ -120,10 +121,10 @@ def read_folder(
     return FolderRows(rows=rows, skipped=skipped, words=f'{top.name}/: {layout.words}')
 
 # %% ../../nbs/data/09_tables.ipynb #9d29fce2
-def _number_task(table) -> Task:
+def _number_task(table, order=()) -> Task:
     "The task with the scale of the training images, once there is a split"
     numbers = table.label[table.split == 'train']
-    return number_task(NumberScale.of(numbers)) if len(numbers) else NUMBER
+    return number_task(NumberScale.of(numbers, order)) if len(numbers) else NUMBER
 
 def _folder_set(folder, task=None) -> ImageSet:
     if task == 'number':

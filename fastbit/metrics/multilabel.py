@@ -170,7 +170,7 @@ class LabelsEvaluation(ShownOnce):
         return pd.DataFrame(rows, columns=['metric', 'value', '95% CI'])
 
     def __str__(self):
-        groups = '' if self.n_groups is None else f' in {self.n_groups} groups'
+        groups = '' if self.n_groups in (None, self.n) else f' in {self.n_groups} groups'
         ends = _format_ends('map', self.map_interval)
         interval = f'95% CI {ends}, n = {self.n}{groups}' if ends else f'n = {self.n}{groups}'
         without = self.n_classes - self.n_measured

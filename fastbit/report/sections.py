@@ -27,7 +27,7 @@ from ..data.label_sets import label_counts
 from ..metrics.intervals import effective_size
 from ..metrics.scores import METRIC_WORDS, format_interval, format_score
 from ..metrics.several import label_score_words
-from .examples import explain_mistakes, with_features
+from .examples import explain_errors, explain_mistakes, with_features
 from .feature_map import map_picture
 from .unsure import unsure_section
 from .findings import Findings, class_table, data_name
@@ -189,6 +189,7 @@ def _number_sections(f) -> dict:
         lead=_lead(f),
         expected=expected,
         compared=compared,
+        advice=f.advice,
         evaluation=f.evaluation,
         cards=[shown[k] for k in ('MAE', 'R²', 'quadratic-weighted kappa', 'prediction interval') if k in shown],
         part=_part_words(f),
@@ -196,6 +197,8 @@ def _number_sections(f) -> dict:
         pictures=number_pictures(f),
         mistakes=number_mistakes(f),
         maps=map_section(f),
+        explained=explain_errors(f),
+        compared_with=f.features.words if f.features else '',
         metrics=rows,
         tta=number_tta(f),
         curves=curve_pictures(f),
@@ -357,7 +360,7 @@ def make_report(
 ) -> Report: # Shown inline; `.save('report.html')` writes it
     "Make one self-contained page of HTML about a run; raise `ValueError` if the predictions are not finite"
     findings.check()
+    findings = with_features(findings)
     if findings.task.is_number: return Report(render_page('numbers.html', **_number_sections(findings)))
     if not findings.task.is_single: return Report(render_page('labels.html', **_label_sections(findings)))
-    findings = with_features(findings)
     return Report(render_page('report.html', title=_title(findings), lead=_lead(findings), **_sections(findings)))

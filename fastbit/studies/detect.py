@@ -61,6 +61,10 @@ KINDS = dict(   # the most serious first
         'Possible label errors',
         'A classifier trained without this image is confident of another class, or of a label more or less. Look at '
         'them, and correct those that are wrong; some will be right and only unusual.'),
+    number=Kind(
+        'Possible wrong numbers',
+        'A model of the other images predicts a number that is much further off than its errors on these are. Look at '
+        'them, and correct those that are wrong, such as a decimal point or a unit; some are right and only unusual.'),
     copy=Kind('Duplicates', 'A random split may put one into training and one into validation. Keep one.'),
     groups=Kind(
         'Images that may belong to groups',
@@ -162,14 +166,22 @@ def size_issues(
     return issues
 
 # %% ../../nbs/studies/01_detect.ipynb #9430f3fc
+_CLOSE = .1   # standard deviations by which the numbers of images that are alike, and not the same file, may differ
+
+def _differ(a, b, same_file, close) -> bool:
+    "Have two images of one picture different labels?"
+    if close is None or same_file: return a.label != b.label
+    return abs(a.number - b.number) > close
+
 def copy_issues(
-    table:pd.DataFrame, # Columns path, label, split
+    table:pd.DataFrame, # Columns path, label, split, and number where numbers are predicted
     groups:list,        # From `duplicate_groups`
     digest:dict,        # Path -> digest of its bytes
 ) -> list[Issue]:
     "Report duplicates: across splits, with different labels, or plain"
     rows = {r.path: r for r in table.itertuples()}
     order = {'train': 0, '': 0, 'valid': 1, 'test': 2}
+    close = _CLOSE*table.number.std() if 'number' in table else None
     issues = []
     for paths in groups:
         first, *rest = sorted(paths, key=lambda p: (order[rows[p].split], p))
@@ -177,8 +189,9 @@ def copy_issues(
             a, b = rows[first], rows[path]
             kind = 'copy'
             if a.split != b.split: kind = 'copy_across_splits'
-            if a.label != b.label: kind = 'copy_other_label'
-            words = ['identical files' if digest[path] == digest[first] else 'resized or re-encoded']
+            same_file = digest[path] == digest[first]
+            if _differ(a, b, same_file, close): kind = 'copy_other_label'
+            words = ['identical files' if same_file else 'resized or re-encoded']
             if a.split != b.split: words.append(f'{a.split} and {b.split}')
             if a.label != b.label: words.append(f'{a.label} and {b.label}')
             issues.append(Issue.of(kind, b, detail=', '.join(words), other=first))
