@@ -230,7 +230,7 @@ def test_twenty_thousand_images_take_seconds():
 # Calibration
 
 def test_a_temperature_of_labels_is_found_and_few_images_gain_by_the_prior():
-    "Of 300 draws of 12 images, whose logits are 2.5 times too large, the fitted temperature lowers the loss of other images"
+    "300 draws of 12 images: the loss of others falls where logits are 2.5 times too large, and the prior limits the harm where they are right"
     rng = np.random.default_rng(0)
     def drawn(n):
         z = rng.normal(-1, 2, (n, 4)) + rng.normal(0, 1, (n, 1))   # labels of an image go together
@@ -239,10 +239,10 @@ def test_a_temperature_of_labels_is_found_and_few_images_gain_by_the_prior():
     loss = lambda t: F.binary_cross_entropy_with_logits(2.5*z/t, y).item()
     assert fit_label_temperature(2.5*z, y) == pytest.approx(2.5, rel=.05)
     few = [drawn(12) for _ in range(300)]
-    fitted, free = ([loss(fit_label_temperature(2.5*a, b, prior)) for a, b in few] for prior in (4., 1e-6))
-    assert np.mean(fitted) < loss(1) and np.quantile(fitted, .95) < np.quantile(free, .95)
-    unneeded = np.mean([F.binary_cross_entropy_with_logits(z/fit_label_temperature(a, b), y).item() for a, b in few])
-    assert unneeded < F.binary_cross_entropy_with_logits(z, y).item() + .02
+    assert np.mean([loss(fit_label_temperature(2.5*a, b)) for a, b in few]) < loss(1) - .1
+    needless = lambda t: F.binary_cross_entropy_with_logits(z/t, y).item()   # these logits are calibrated
+    fitted, free = ([needless(fit_label_temperature(a, b, prior)) for a, b in few] for prior in (4., 1e-6))
+    assert np.mean(fitted) < np.mean(free) and np.quantile(fitted, .95) < np.quantile(free, .95) - .02
 
 
 def test_the_calibration_error_is_the_distance_in_bins():
