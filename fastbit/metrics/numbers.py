@@ -260,6 +260,15 @@ class NumberScale:
             raise ValueError(f'All numbers to predict are {format_number(y[0])}: there is nothing to learn.')
         return cls(mean=float(y.mean()), std=float(y.std()), low=float(y.min()), high=float(y.max()))
 
+    @classmethod
+    def over(cls,
+        scales # of several models
+    ):
+        "Cover the numbers of several models, for their mean"
+        mean = lambda name: float(np.mean([getattr(s, name) for s in scales]))
+        ends = dict(low=min(s.low for s in scales), high=max(s.high for s in scales))
+        return cls(mean=mean('mean'), std=mean('std'), **ends)
+
     def standardize(self,
         numbers # Array or tensor
     ):

@@ -23,7 +23,7 @@ from ..metrics.intervals import Interval, bootstrap_values, class_degrees, mean_
 from ..metrics.scores import METRIC_WORDS, RANKED_CELLS
 from ..metrics.scores import format_interval, metric_order, metric_value, score_statistics
 from ..metrics.task import SINGLE_LABEL
-from .compare import PairedDifference, paired_difference
+from .paired import PairedDifference, paired_difference
 from ..training.tta import image_groups, view_logits
 
 # %% ../../nbs/studies/00_difference.ipynb #dd31be19
