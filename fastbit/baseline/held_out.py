@@ -96,6 +96,7 @@ def measure_held_out(
         validation=evaluate(valid.plain, valid[1], valid.groups) if part == 'test' else None,
         predictions=held_out_table(learn, held_out, parts),
         seconds=seconds,
+        plain={name: (o.plain, o[1]) for name, o in held_out.items()},
         answers=MeasuredAnswers(None, {}, 0.))
 
 # %% ../../nbs/baseline/11_held_out.ipynb #c15d50a1

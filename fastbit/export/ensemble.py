@@ -103,9 +103,9 @@ def clear_ensemble(
         if (folder/name).is_dir() and not any((folder/name).iterdir()): (folder/name).rmdir()
 
 def _check_alike(records):
-    first = records[0]
+    first, common = records[0], ('arch', 'task', 'classes', 'preprocess')
     for r in records[1:]:
-        differs = next((k for k in ('arch', 'task', 'classes', 'preprocess') if getattr(r, k) != getattr(first, k)), None)
+        differs = next((k for k in common if getattr(r, k) != getattr(first, k)), None)
         if differs: raise ValueError(f"The members of an ensemble have one {differs}: {getattr(r, differs)} is not "
                                      f"{getattr(first, differs)}.")
 
@@ -118,7 +118,7 @@ def _read(folder) -> dict:
     except (ValueError, RecursionError) as e: raise ValueError(f'{file} is not JSON: {e}') from e
     members = found.get('members') if isinstance(found, dict) else None
     if not isinstance(members, dict) or not 1 <= len(members) <= MAX_MEMBERS or found.get('format') not in _FORMATS:
-        raise ValueError(f'{file} cannot be used: it does not list the members of an ensemble (format 1 or 2).')
+        raise ValueError(f'{file} cannot be used: it does not list members, in format 1 or 2.')
     digest = lambda o: isinstance(o, str) and re.fullmatch('[0-9a-f]{64}', o)
     if not all(re.fullmatch(r'[1-9]\d{0,2}', name) and digest(o) for name, o in members.items()):
         raise ValueError(f'{file} cannot be used: members are numbers with the SHA-256 of their weights.')
