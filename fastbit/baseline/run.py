@@ -396,7 +396,7 @@ def keep_model(learn, folder, stopped, rerun='starts'):
     where = re.split('[;.] ', str(stopped))[0]
     stopped.saved = folder
     results, weights = shlex.quote(str(folder.parent)), shlex.quote(str(folder/'model.safetensors'))
-    stopped.args = (f"{where}; the model so far is in {folder}: `fastbit predict {results} IMAGES` classifies with it, "
+    stopped.args = (f"{where}; the model so far is in {folder}: `fastbit predict {results} IMAGES` uses it, "
                     f"and --weights {weights} starts a run from its body. The same command {rerun} again",)
 
 def head_line(learn, phase, took) -> str:
