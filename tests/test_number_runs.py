@@ -84,6 +84,7 @@ def test_a_constant_number_and_options_of_classes_are_refused(run, tmp_path):
                              (dict(k_per_class=3), 'is for one label per image'), (dict(loss='bce'), 'Choose from smooth_l1, mse, l1'), (dict(label_smoothing=.1), 'Leave it out')):
         check_error(message, df, task='number', **options)
     check_error("it can be label", df, task='regression')
+    check_error('or fewer images in a smaller table', df, task='number', budget='1s')   # k_per_class= would be refused
 
 
 def test_a_split_has_small_and_large_numbers_on_both_sides(run):

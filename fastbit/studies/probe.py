@@ -9,18 +9,19 @@ __all__ = ['installed_bodies', 'forward_speed', 'Probe', 'probe']
 
 # %% ../../nbs/studies/04_probe.ipynb #515fa870
 import time
+from types import SimpleNamespace
 from typing import NamedTuple
 
 # %% ../../nbs/studies/04_probe.ipynb #ee308b21
 import numpy as np, pandas as pd, torch
 
 # %% ../../nbs/studies/04_probe.ipynb #fb5c7054
+from ..baseline.held_out import held_out_table
 from ..baseline.other_tasks import OTHER_TASKS
 from ..bodies.fold import FoldedModel
 from ..bodies.names import timm_name
 from ..bodies.weights import bundled_file
 from ..core.store import CACHE_GB
-from ..data.batches import PathLabel
 from ..data.features import view_pixels
 from ..metrics.task import SINGLE_LABEL
 from ..training.tta import image_groups
@@ -57,13 +58,8 @@ class Probe(NamedTuple):
 
 def _other_probe(learn, probs, targs, parts) -> Probe:
     "The probe of several labels per image, or of numbers"
-    dls, label = learn.dls, PathLabel(learn.dls.table)
-    parts.choose(learn, probs, targs, image_groups(learn, dls.valid))
-    frame = pd.DataFrame(dict(
-        path=[str(p) for p in dls.valid.items],
-        split='valid',
-        label=parts.labels(learn, [label(p) for p in dls.valid.items]),
-        **parts.answers(learn, probs)))
+    parts.choose(learn, probs, targs, image_groups(learn, learn.dls.valid))
+    frame = held_out_table(learn, dict(valid=SimpleNamespace(plain=probs)), parts)
     found = learn.task.evaluate(probs, targs)
     loss = found.rmse if learn.task.is_number else found.loss
     return Probe(predictions=frame, loss=loss, probs=probs.numpy(), targs=targs.numpy())
