@@ -39,7 +39,7 @@ def test_the_probe_is_compared_with_a_run_of_the_head(data, tmp_path):
     "Both are ridge regression on the same features of the same images"
     table = table_of(data, 'number')
     board = leaderboard(table, **BOARD | dict(recipes=['head'], epochs=None, test_pct=0.), task='number', out=tmp_path/'board')
-    assert np.ptp(board.rows.score) < 1e-3*board.rows.score.iloc[0]
+    assert np.ptp(board.rows.score) < 1e-3*board.rows.score.iloc[0] and board.rows.behind.tolist() == [0, 0] and 'ties with' in board.standing()
     a, b = (tmp_path/'board'/'runs'/run_name(r.body, r.recipe) for r in board.rows.itertuples())
     assert abs(compare_runs(a, b).difference) < 1e-3 and compare_runs(a, b).task == 'number'
 

@@ -191,6 +191,7 @@ def difference_text(
 ) -> str: # '-1.2 (-3.0 to +0.6)', percentage points, or '-0.012 (-0.030 to +0.006)'
     "Write a difference of two scores with its interval"
     if value != value: return 'undefined'
+    if value == low == high == 0: return '0'   # the same predictions
     scale, digits = (100, 1) if shown_metric(metric).percent else (1, 3)
     signed = lambda v: f'{scale*v:+.{digits}f}'
     if shown_metric(metric).units: signed = lambda v: f'{"-" if v < 0 else "+"}{format_number(abs(v))}'

@@ -52,7 +52,8 @@ def _shown(name, value) -> str:
 
 def _signed(name, value) -> str:
     if name in _IN_UNITS: return f'{"-" if value < 0 else "+"}{format_number(abs(value))}'
-    return f'{100*value:+.2f}' if name == 'exact_match' else f'{value:+.4f}'
+    if name == 'exact_match': return f'{100*value:+.2f}'
+    return f'{value if abs(value) >= 5e-5 else 0.:+.4f}'   # no -0.0000
 
 def _difference_words(name, row) -> str: # '+0.0312 (95% CI +0.0101 to +0.0523)'
     if row.difference != row.difference: return 'undefined'

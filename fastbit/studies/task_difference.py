@@ -102,6 +102,8 @@ def _widened(found, worth) -> PairedDifference:
     return PairedDifference(d, d - (d-low)/worth**.5, d + (high-d)/worth**.5)
 
 # %% ../../nbs/studies/00_task_difference.ipynb #a3404a01
+_ROUNDING = 1e-5   # of a standard deviation
+
 def number_difference(
     name:str, # A key of `NUMBER_METRICS`
     a,        # n numbers, predicted by the first run
@@ -115,10 +117,12 @@ def number_difference(
     if name not in NUMBER_METRICS: raise KeyError(f'{name!r} is not one of {", ".join(NUMBER_METRICS)}.')
     a, b, targs = (np.asarray(o, dtype=float).ravel() for o in (a, b, targs))
     if not (np.isfinite(a).all() and np.isfinite(b).all()): return _unknown(np.nan)
+    if np.allclose(a, b, rtol=0, atol=_ROUNDING*targs.std()): b = a   # the same predictions, computed in another order
     if name == 'mae': return _mean_difference(np.abs(b - targs) - np.abs(a - targs), groups, worth)
     of_a, of_b = (_number_statistic(name, pred, targs, grades) for pred in (a, b))
     difference, samples = _resampled(of_a, of_b, len(targs), groups)
     n = _units(len(targs), groups).max() + 1
+    if difference == 0 and b is a: return PairedDifference(0., 0., 0.)
     if samples is None or not np.isfinite(difference) or n < 3: return _unknown(difference)
     half = student_t.ppf(.975, n - 1)*np.nanstd(samples)*(n/(n-1)/worth)**.5   # a bootstrap's variance is that of n
     return PairedDifference(float(difference), float(difference - half), float(difference + half))
