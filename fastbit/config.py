@@ -56,6 +56,7 @@ class DataOptions(Options):
 class TableOptions(Options):
     "What the labels are, and how a table (CSV file or DataFrame) is read"
     task:str = None          # what an answer is: label (one per image), labels (several) or number (default: as the table tells)
+    order:str|list = None    # ordered classes, lowest first, such as low,medium,high: predicted as a number (default: none)
     root:str|Path = None     # where relative paths start (default: the table's folder, or the working directory)
     path_col:str = None      # column of image paths (default: found by its name and content)
     label_col:str = None     # column of labels (default: found by its name)
@@ -113,6 +114,7 @@ class TrainOptions(Options):
     bn:str = None            # BatchNorm of stages that train: frozen, affine or train (default: train in auto's upper stages, else frozen)
     label_smoothing:float = None # share of the target spread over all classes, such as 0.1 (default: 0.1 in auto's upper stages, else 0)
     loss:str = None          # loss of several labels: bce or asymmetric (default: bce); of numbers: smooth_l1 (the default), mse or l1
+    thresholds:str = None    # of several labels' probabilities, by F1 on validation images: one for all, or per_label (default: one)
     precision:str = 'float32' # training precision: float32, bf16, fp16 or auto
     metric:str = 'accuracy'  # headline of the run, and what decides between the head and more layers: one of `METRICS`
     keep_best:str = None     # keep the best epoch's weights by valid_loss, 'metric' or a name of `METRICS` (default: the last epoch's)
@@ -121,6 +123,8 @@ class TrainOptions(Options):
     def __post_init__(self):
         super().__post_init__()
         check_metric('metric', self.metric)
+        if self.thresholds not in (None, 'one', 'per_label'):
+            raise ValueError(f'thresholds={self.thresholds!r}: choose from one, per_label.')
         if self.keep_best is not None: check_metric('keep_best', self.keep_best, WATCHED)
 
     @property

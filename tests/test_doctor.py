@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image, ImageDraw
 
 from fastbit.studies import check_data, label_table
-from fastbit.studies.detect import KINDS, group_ids, label_issues
+from fastbit.studies.detect import KINDS, check_labels, group_ids
 from conftest import look_at, run_fastbit
 
 COLOURS = dict(bird='#1f77b4', cat='#d62728', fox='#2ca02c', owl='#9467bd')
@@ -168,7 +168,7 @@ def test_mislabeled_images_of_a_group_do_not_vouch_for_each_other():
     features = (look[unit] + rng.normal(0, .1, (len(unit), 40))).astype(np.float32)
     label = np.where(unit == 5, 'even', np.where(kind[unit], 'odd', 'even'))
     table = pd.DataFrame(dict(path=[f'{i}.png' for i in range(len(unit))], label=label, split='', group=unit.astype(str)))
-    found = lambda t: {o.path for o in label_issues(t, features, [])} & {*table.path[unit == 5]}
+    found = lambda t: {o.path for o in check_labels(t, features, []).issues} & {*table.path[unit == 5]}
     assert len(found(table)) == frames and not found(table.drop(columns='group'))
 
 

@@ -11,13 +11,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, f1_score, log_loss
 
 from fastbit.baseline import baseline
+from fastbit.baseline.other_tasks import OTHER_TASKS
 from fastbit.cli.command import main
 from fastbit.core.text import DataWarning
 from fastbit.data import image_dataloaders, read_image_set
 from fastbit.data.label_sets import has_label_sets, label_counts, recognize_separator
 from fastbit.export import export_onnx, load_predictor
 from fastbit.export.artifact import FORMAT, read_config
-from fastbit.metrics import SEVERAL_LABELS, SINGLE_LABEL
+from fastbit.metrics import SEVERAL_LABELS, SINGLE_LABEL, choose_thresholds, evaluate_labels
 from fastbit.studies import check_data, compare_runs, few_shot_curve
 from fastbit.training import transfer_learner
 from fastbit.training.head import labels_head
@@ -194,15 +195,15 @@ def test_what_is_for_one_label_is_refused(table):
         if words is None: continue
         with pytest.raises(ValueError, match=words): transfer_learner(dls, **TINY, **options)
     learn = transfer_learner(dls, **TINY, metrics=accuracy_multi)
-    with pytest.raises(ValueError, match='choose_thresholds'): learn.calibrate()
     for options, words in ((dict(balance='loss'), 'asymmetric'), (dict(k_per_class=2), 'one label per image')):
         with pytest.raises(ValueError, match=words): image_dataloaders(table, TINY['arch'], **PX, **options)
     for options, words in ((dict(metric='kappa'), 'mean average precision'), (dict(keep_best='kappa'), "'metric'"), (dict(label_smoothing=.1, recipe='onecycle'), 'Leave it out'),
-                           (dict(loss='asymmetric', recipe='head'), 'Pass epochs=')):
+                           (dict(loss='asymmetric', recipe='head'), 'Pass epochs='), (dict(thresholds='two'), 'choose from one, per_label')):
         with pytest.raises(ValueError, match=words): baseline(table, **TINY, **PX, task='labels', **options, **QUIET)
 
 
 def test_a_loss_for_several_labels_needs_them(folder):
+    with pytest.raises(ValueError, match="thresholds='one' is for several labels"): baseline(folder, **TINY, **PX, thresholds='one', **QUIET)
     with pytest.raises(ValueError, match="for several labels"): baseline(folder, **TINY, **PX, loss='bce', **QUIET)
 
 
@@ -289,7 +290,7 @@ def test_the_files_of_a_run(run):
     assert [o['label'] for o in found['evaluation']['per_class']] == list(res.learn.dls.vocab) and len(found['thresholds']) == 3
     text, page = str(res), (out/'report.html').read_text()
     assert 'exact match' in text and 'thresholds' in text and 'accuracy' not in text.replace('accuracy of', '') and 'top-5' not in text
-    assert 'average precision' in page and 'One training image per class' in page and 'Most confused' not in page and 'ECE' not in page
+    assert 'average precision' in page and 'One training image per class' in page and 'Most confused' not in page and 'ECE' in page and 'temperature scaling, T = ' in page
     assert 'mAP' in page and all(f'<td>{c}</td>' in page for c in COLORS)
 
 
@@ -412,3 +413,80 @@ def test_a_curve_of_images_per_class_says_so(table):
 
 
 def test_a_run_is_compared_with_what_it_wrote(run): assert compare_runs(run[0], run[1]).identical
+
+
+# What must not be silent
+
+def test_a_column_without_a_one_and_a_missing_column_are_reported(table, run):
+    df = pd.read_csv(table)
+    bits = pd.DataFrame(hot(df.labels), columns=COLORS).assign(path=df.path)
+    with pytest.warns(DataWarning, match='1 of 4 labels have no 1 in any row: violet'):
+        images = read_image_set(bits.assign(violet=0), table.parent)
+    assert set(images.hot) == {*COLORS, 'violet'} and '(red, green, blue, violet)' in images.source
+    model = load_predictor(run[0], 'cpu')
+    with pytest.raises(ValueError, match="no column for 1 of the model's labels: blue"):
+        model.evaluate(bits[:8].drop(columns='blue'), root=table.parent, task='labels')
+    with pytest.warns(DataWarning, match='in the training set'): assert model.evaluate(bits[80:], root=table.parent).n == 10
+
+
+def test_names_with_commas_in_written_lists_stay_whole(table):
+    cells = ['["sky, low", "sea"]', "['sea']", '[]', "['sky, low' 'sea']", '["men\'s"]', '["men\'s"]']
+    df = pd.DataFrame(dict(path=[f'{i:02d}.png' for i in range(6)], labels=cells))
+    found = read_image_set(df, table.parent, task='labels').table.label.tolist()
+    assert found == [('sea', 'sky, low'), ('sea',), (), ('sea', 'sky, low'), ("men's",), ("men's",)]
+
+
+def test_options_of_several_labels_are_refused_with_another_task_and_doubtful_separators_warn(table):
+    df = pd.DataFrame(dict(path=['00.png', '01.png', '02.png'], labels=['red|blue', 'red', 'blue']))
+    for options in (dict(label_sep=';'), dict(label_cols='red,blue')):
+        with pytest.raises(ValueError, match='is for several labels per image'): read_image_set(df, table.parent, task='label', **options)
+    with pytest.warns(DataWarning, match=r"No cell .* separator ';'.*use label_sep='\|'"): read_image_set(df, table.parent, label_sep=';')
+
+
+def test_names_with_every_usual_separator_are_written_so_that_they_can_be_read_again():
+    from fastbit.data.label_sets import joined_labels, label_separator, read_label_sets
+    names = ['a;b|c', 'd,e/f', 'g::h', 'i||j | k']
+    cells = pd.Series(joined_labels([tuple(names), (names[0],)], names), name='labels')
+    assert read_label_sets(cells, label_separator(names)) == [tuple(names), (names[0],)]
+
+
+def test_one_label_alone_and_labels_without_validation_images_are_said_in_words_of_several_labels(table):
+    one = pd.read_csv(table).assign(labels=lambda d: ['red' if 'red' in o else ';' for o in d.labels])
+    with pytest.raises(ValueError, match="Only one label, 'red'.*make two classes"):
+        image_dataloaders(one, TINY['arch'], root=table.parent, task='labels', **PX, check=False)
+    df = pd.read_csv(table).assign(split=['valid' if i % 5 == 0 and not i & 2 else 'train' for i in range(90)])
+    with pytest.warns(DataWarning, match='1 label.*have no validation image, so the mAP does not cover them: green'):
+        image_dataloaders(df, TINY['arch'], root=table.parent, **PX)
+
+
+# Thresholds and temperature of a run
+
+def test_a_run_keeps_its_temperature_and_labels_do_not_depend_on_it(run):
+    out, res = run
+    model, T = load_predictor(out, 'cpu'), res.temperature
+    assert .05 <= T <= 20 and model.about.temperature == pytest.approx(T) and json.loads((out/'results.json').read_text())['temperature'] == T
+    assert res.calibrated.exact_match == res.evaluation.exact_match and res.calibrated.micro_f1 == res.evaluation.micro_f1
+    assert res.calibrated.map == pytest.approx(res.evaluation.map, abs=1e-6) and 'calibration' in str(res)
+    found = model.predict(res.predictions.path.tolist()[:8])
+    for plain, scaled in zip(found.probability, found.calibrated):
+        want = 1/(1 + np.exp(-np.log(np.array(plain)/(1-np.array(plain)))/T))
+        assert len(plain) == len(scaled) and np.allclose(scaled, want, atol=1e-4)
+    assert res.learn.calibrate() == pytest.approx(T, rel=1e-3)
+
+
+def test_one_threshold_per_label_is_an_option_recorded_and_the_same_after_a_resume(table, tmp_path, monkeypatch):
+    options = dict(TINY, **PX, recipe='onecycle', epochs=2, thresholds='per_label', **QUIET)
+    first = baseline(table, **options, out=tmp_path/'a')
+    def stopped(learn): raise Stop('before the choice')
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setitem(OTHER_TASKS, 'labels', OTHER_TASKS['labels']._replace(measure=stopped))
+        baseline(table, **options, out=tmp_path/'b')
+    assert list((tmp_path/'b').glob('checkpoint*'))
+    again = baseline(table, **options, out=tmp_path/'b')
+    assert len(set(first.thresholds)) > 1 and 'one per label' in str(first)
+    assert again.thresholds.tolist() == first.thresholds.tolist() and again.temperature == first.temperature
+    told = json.loads((tmp_path/'a'/'results.json').read_text())
+    assert told['thresholds'] == first.thresholds.tolist() and told['settings']['thresholds'] == 'per_label' and '--thresholds per_label' in told['command']
+    assert load_predictor(tmp_path/'a', 'cpu').about.thresholds == tuple(first.thresholds) and 'One threshold per label' in (tmp_path/'a'/'report.html').read_text()
+    best = evaluate_labels(first.probs, first.targs, thresholds=choose_thresholds(first.probs.numpy(), first.targs.numpy(), True))
+    assert first.evaluation.macro_f1 == pytest.approx(best.macro_f1)

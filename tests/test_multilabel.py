@@ -1,7 +1,7 @@
 "Several labels per image: metrics are scikit-learn's, intervals cover, losses follow their formulas, splits are stratified"
 import warnings
 
-import numpy as np, pytest, sklearn.metrics as skm, torch
+import numpy as np, pandas as pd, pytest, sklearn.metrics as skm, torch
 import torch.nn.functional as F
 from fastai.callback.mixup import MixUp
 from fastai.data.core import DataLoaders
@@ -13,9 +13,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from fastbit.metrics import AsymmetricLoss, BinaryLoss, choose_thresholds, decode_labels, evaluate_labels, iterative_folds, iterative_parts
+from fastbit.metrics.label_calibration import fit_label_temperature
 from fastbit.metrics.losses import describe_loss
 from fastbit.metrics.multilabel import LABEL_METRICS, label_statistics
+from fastbit.metrics.label_noise import fit_label_noise, probs_right
 from fastbit.studies import multilabel_issues
+from fastbit.studies.detect import check_labels, judge_label_sets
 
 DRAWS = 1000
 LOW, HIGH = .95 - 3*(.95*.05/DRAWS)**.5, .95 + 3*(.95*.05/DRAWS)**.5   # what 1,000 draws allow
@@ -224,6 +227,32 @@ def test_twenty_thousand_images_take_seconds():
     assert np.abs(np.bincount(folds) - 4000).max() <= 5
 
 
+# Calibration
+
+def test_a_temperature_of_labels_is_found_and_few_images_gain_by_the_prior():
+    "Of 300 draws of 12 images, whose logits are 2.5 times too large, the fitted temperature lowers the loss of other images"
+    rng = np.random.default_rng(0)
+    def drawn(n):
+        z = rng.normal(-1, 2, (n, 4)) + rng.normal(0, 1, (n, 1))   # labels of an image go together
+        return torch.from_numpy(z), torch.from_numpy((rng.random(z.shape) < 1/(1 + np.exp(-z))).astype(float))
+    z, y = drawn(5000)
+    loss = lambda t: F.binary_cross_entropy_with_logits(2.5*z/t, y).item()
+    assert fit_label_temperature(2.5*z, y) == pytest.approx(2.5, rel=.05)
+    few = [drawn(12) for _ in range(300)]
+    fitted, free = ([loss(fit_label_temperature(2.5*a, b, prior)) for a, b in few] for prior in (4., 1e-6))
+    assert np.mean(fitted) < loss(1) and np.quantile(fitted, .95) < np.quantile(free, .95)
+    unneeded = np.mean([F.binary_cross_entropy_with_logits(z/fit_label_temperature(a, b), y).item() for a, b in few])
+    assert unneeded < F.binary_cross_entropy_with_logits(z, y).item() + .02
+
+
+def test_the_calibration_error_is_the_distance_in_bins():
+    rng = np.random.default_rng(0)
+    probs, targs = rng.random((300, 4)), (rng.random((300, 4)) < .3).astype(int)
+    bin_of = np.ceil(probs*15).astype(int)
+    by_hand = sum(abs(probs[bin_of == b].mean() - targs[bin_of == b].mean())*(bin_of == b).mean() for b in np.unique(bin_of))
+    assert evaluate_labels(probs, targs).ece == pytest.approx(by_hand)
+
+
 # Label errors
 
 def _features(rng, n=150):
@@ -257,9 +286,59 @@ def test_classes_with_hardly_any_images_are_not_judged():
     assert multilabel_issues(features[:4], targets[:4]).empty and multilabel_issues(features, np.ones((150, 2), int)).empty
 
 
-def test_looking_for_label_errors_leaves_the_warnings_on():
-    with warnings.catch_warnings():
-        warnings.simplefilter('always')
-        before = list(warnings.filters)
-        multilabel_issues(*_features(np.random.default_rng(3), 40))
-        assert warnings.filters == before
+def _weak_features(rng, strength, n=400, d=60):
+    targets = (rng.random((n, 4)) < [.5, .3, .2, .4]).astype(int)
+    return (strength*(targets@rng.normal(0, 1, (4, d)))/d**.5 + rng.normal(0, 1, (n, d))).astype(np.float32), targets
+
+
+@pytest.mark.parametrize('strength, least', [(1, 0), (5, .25), (12, .7)])
+def test_flags_are_right_more_often_than_not_and_few_without_errors(strength, least):
+    "Two draws with a twentieth of the labels turned, by features of each strength; weak ones flag next to nothing"
+    caught, flagged, turned, expected = 0, 0, 0, []
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        features, truth = _weak_features(rng, strength)
+        assert len(multilabel_issues(features, truth)) <= .01*truth.size
+        flipped = rng.random(truth.shape) < .05
+        judged = judge_label_sets(features, truth ^ flipped)
+        found = judged.right < .5
+        caught, flagged, turned = caught + (found & flipped).sum(), flagged + found.sum(), turned + flipped.sum()
+        expected.append(judged.noticed)
+    assert flagged <= .01*2*truth.size or caught/flagged > .5
+    assert caught/turned >= least and abs(caught/turned - np.mean(expected)) < .2
+
+
+def test_a_few_dimensions_are_enough():
+    rng = np.random.default_rng(0)
+    targets = (rng.random((200, 2)) < .4).astype(int)
+    features = (3*targets + rng.normal(0, .5, (200, 2))).astype(np.float32)
+    wrong = {(5, 0), (50, 1), (90, 0), (150, 1)}
+    for row, label in wrong: targets[row, label] ^= 1
+    found = multilabel_issues(features, targets)
+    assert wrong == set(zip(found.row, found.label))
+
+
+def test_shares_of_wrong_labels_are_estimated_and_probabilities_hold():
+    "50 draws of logits: as many flags are right as their probabilities say, and clean data have next to none"
+    rng, right, said, clean, shares = np.random.default_rng(0), [], [], 0, []
+    for _ in range(50):
+        z = rng.normal(-1, 3, (400, 5))
+        true = rng.random(z.shape) < 1/(1 + np.exp(-z))
+        given = np.where(true, rng.random(z.shape) > .1, rng.random(z.shape) < .03)   # missing, extra
+        noise = fit_label_noise(2*z, given)
+        probs = probs_right(noise, 2*z, given)
+        right += (given == true)[probs < .5].tolist()
+        said += probs[probs < .5].tolist()
+        shares.append((noise.missing, noise.extra))
+        clean += (probs_right(fit_label_noise(z, true), z, true) < .5).sum()
+    assert abs(np.mean(right) - np.mean(said)) < .05 and np.mean(right) < .35
+    assert np.abs(np.mean(shares, 0) - [.1, .03]).max() < .015 and clean < .01*50*2000
+
+
+def test_labels_that_the_features_do_not_tell_apart_are_not_judged():
+    rng = np.random.default_rng(0)
+    labels = [tuple(o for o in 'ab' if rng.random() < .4) for _ in range(100)]
+    table = pd.DataFrame(dict(path=[f'{i}.png' for i in range(100)], label=pd.Series(labels, dtype=object), split=''))
+    found = check_labels(table, rng.normal(0, 1, (100, 20)), [])
+    assert not found.issues and 'too weakly' in found.unchecked
+    assert check_labels(table[:4], np.zeros((4, 2)), []).unchecked == 'too few images per class'

@@ -1,5 +1,6 @@
 "Predicting a number, from the table to the deployed model"
 import json
+from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
@@ -13,7 +14,9 @@ from torch.testing import assert_close
 
 from conftest import TINY
 from fastbit.baseline import baseline
+from fastbit.baseline.quantity import number_steps
 from fastbit.cli.command import main
+from fastbit.core.text import DataWarning
 from fastbit.data import image_dataloaders
 from fastbit.data.tables import read_image_set
 from fastbit.export import export_onnx, load_predictor
@@ -183,12 +186,52 @@ def test_onnx_gives_numbers(run, tmp_path):
 def test_on_the_command_line(run, capsys):
     file, out, res = run
     assert main(['predict', str(out), res.predictions.path[0]]) == 0
-    assert 'low' in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert 'low' in shown and '1,0' in shown and len(shown.split()[-1].partition('.')[2]) >= 2   # 1,009.63, not 1,010
     assert main(['predict', str(out), res.predictions.path[0], '--csv']) == 0
     assert capsys.readouterr().out.splitlines()[0] == 'path,prediction,low,high,reason'
     assert main(['evaluate', str(out), str(file)]) == 0
     text = capsys.readouterr().out
     assert 'MAE ' in text and '(90% expected)' in text and 'accuracy' not in text
+
+
+def test_messages_are_about_numbers(run, tmp_path, capsys):
+    "And not about classes"
+    file, out, res = run
+    assert main(['rule', str(file)]) == 0 and 'brightness from 1,' in capsys.readouterr().out
+    assert main(['label-next', str(out), str(file.parent/'images')]) == 2 and 'predicts a number' in capsys.readouterr().err
+    assert 'groups' not in str(res) and load_predictor(out).similar([res.predictions.path[0]], n=3).label.str.startswith('1,0').all()
+    predictor = load_predictor(out)
+    predictor.about = replace(predictor.about, preprocess=replace(predictor.about.preprocess, flip=True))   # so that there are views
+    with pytest.warns(DataWarning, match='measured without'): predictor.predict([res.predictions.path[0]], tta=True)
+
+
+def test_advice_is_drawn_from_the_errors(run):
+    res = run[2]
+    probs = res.probs.clone()
+    probs[3] += 100
+    found = {a.kind: a for a in number_steps(res.learn, replace(res.measured, probs=probs), res.settings)}
+    assert 'one image' in found['labels'].text and found['labels'].command.startswith('check_data(')
+    assert 'labels' not in {a.kind for a in number_steps(res.learn, replace(res.measured, probs=res.targs + 1.), res.settings)}
+    assert number_steps(res.learn, replace(res.measured, probs=probs*np.nan), res.settings) == []
+
+
+def test_check_finds_wrong_numbers_and_copies_with_other_numbers(run, tmp_path):
+    df = pd.read_csv(run[0]).assign(file=lambda d: [str(run[0].parent/o) for o in d.file])
+    df.loc[3, 'brightness'] *= 10
+    (tmp_path/'copy.png').write_bytes((run[0].parent/'images'/'007.png').read_bytes())
+    df.loc[60] = [str(tmp_path/'copy.png'), df.brightness[7] + .001]
+    found = check_data(df, verbose=False, **TINY)
+    assert found.rows[found.rows.kind == 'number'].path.tolist() == [df.file[3]]
+    assert (found.rows.kind == 'copy_other_label').sum() == 1 and 'brightness from' in str(found) and 'classes' not in str(found).splitlines()[0]
+
+
+def test_decimal_commas_are_not_taken_for_labels():
+    "1,5 2 3,5 could be lists of digits"
+    cells = [f'{v/10:g}'.replace('.', ',') for v in range(10, 70)]*2
+    df = pd.DataFrame(dict(path=[f'{i}.png' for i in range(120)], size=cells))
+    with pytest.raises(ValueError, match="task='number'"): read_image_set(df)
+    assert read_image_set(df, task='number').table.label.max() == 6.9
 
 
 def test_what_is_about_classes_refuses_numbers(run):
@@ -250,8 +293,38 @@ def test_loaders_of_fastai(run):
     assert learn.evaluate(show=False).n == 12
 
 
-def test_grades_are_measured_by_kappa_too(tmp_path):
+def test_grades_are_measured_by_kappa_and_rounded(tmp_path):
     file = write_table(tmp_path/'grades', 40, np.repeat([40, 90, 140, 190], 10).astype(float))
-    df = pd.read_csv(file).assign(grade=lambda d: ((d.brightness - 1004)/5).round().astype(int)).drop(columns='brightness')
-    res = baseline(df, root=file.parent, **TINY, **PX, **PLAIN, recipe='head', task='number')
-    assert res.evaluation.quadratic_kappa > .8 and 'quadratic-weighted kappa' in str(res)
+    df = pd.read_csv(file).assign(grade=lambda d: 1 + ((d.brightness - 1004)/5).round().astype(int)).drop(columns='brightness')
+    res = baseline(df, root=file.parent, **TINY, **PX, **PLAIN, recipe='head', task='number', out=tmp_path/'run')
+    assert res.evaluation.quadratic_kappa > .8 and 'quadratic-weighted kappa' in str(res) and 'exact when rounded' in str(res) and 'stay from 1 to 4' in str(res)
+    saved = pd.read_csv(tmp_path/'run'/'predictions.csv')
+    assert (saved.level == saved.prediction.round()).all() and 'predicted level, rounded' in (tmp_path/'run'/'report.html').read_text()
+    found = load_predictor(tmp_path/'run').predict([saved.path[0], tmp_path/'none.png'])
+    assert found.level.tolist() == [str(saved.level[0]), ''] and list(found) == ['path', 'prediction', 'level', 'low', 'high', 'reason']
+    about = json.loads((tmp_path/'run'/'model'/'config.json').read_text())
+    assert about['fastbit']['number']['levels'] == ['0', '1', '2', '3', '4']
+    del about['fastbit']['number']['levels']   # as models have it that were saved before
+    (tmp_path/'run'/'model'/'config.json').write_text(json.dumps(about))
+    assert 'level' not in load_predictor(tmp_path/'run').predict([saved.path[0]])
+
+
+def test_ordered_classes_are_predicted_as_a_number_and_named(tmp_path, capsys):
+    file = write_table(tmp_path/'levels', 40, np.repeat([40, 90, 140, 190], 10).astype(float))
+    names = np.array(['none', 'mild', 'severe', 'fatal'])   # not the order of the alphabet
+    df = pd.read_csv(file).assign(stage=lambda d: names[((d.brightness - 1004)/5).round().astype(int)]).drop(columns='brightness')
+    df.to_csv(file, index=False)
+    order = 'none,mild,severe,fatal'
+    res = baseline(file, **TINY, **PX, **PLAIN, recipe='head', order=order, out=tmp_path/'run')
+    assert res.evaluation.quadratic_kappa > .8 and 'stay from none to fatal' in str(res) and 'stage from none to fatal' in str(res.plan)
+    assert json.loads((tmp_path/'run'/'results.json').read_text())['settings']['order'] == order
+    predictor = load_predictor(tmp_path/'run')
+    assert predictor.order == tuple(order.split(',')) and set(predictor.predict(res.predictions.path.tolist()).level) <= set(names)
+    with pytest.warns(DataWarning, match='32 of these 40'): assert predictor.evaluate(file).quadratic_kappa > .8   # the file has names, and the model their order
+    page = (tmp_path/'run'/'report.html').read_text()
+    assert 'fatal' in page and 'Compared with 32 training images' in page
+    assert set(predictor.similar([res.predictions.path[0]], n=2).label) <= set(names)
+    assert main(['evaluate', str(tmp_path/'run'), str(file), '--all']) == 0 and 'quadratic-weighted kappa' in capsys.readouterr().out
+    check_error('fatal missing', file, order='none,mild,severe')
+    check_error("leave task='labels' out", file, order=order, task='labels')
+    assert main(['rule', str(file), '--order', order]) == 0 and 'stage from none to fatal' in capsys.readouterr().out

@@ -3,6 +3,7 @@ import warnings
 
 import numpy as np, pytest, scipy.stats as st, sklearn.metrics as skm, torch
 from fastai.callback.mixup import MixUp
+from fastai.callback.progress import ProgressCallback   # gives a Learner `no_bar`
 from fastai.data.core import DataLoaders
 from fastai.imports import noop
 from fastai.learner import Learner
@@ -10,6 +11,7 @@ from torch import nn
 
 from fastbit.metrics import NumberLoss, NumberScale, conformal_interval, coverage_range, evaluate_numbers
 from fastbit.metrics.numbers import NUMBER_METRICS, number_statistics
+from fastbit.metrics.quantity import number_task
 
 DRAWS = 1000
 LOW, HIGH = .95 - 3*(.95*.05/DRAWS)**.5, .95 + 3*(.95*.05/DRAWS)**.5   # what 1,000 draws allow
@@ -59,7 +61,7 @@ def test_quadratic_kappa_of_grades(first):
     rng = np.random.default_rng(0)
     targs = rng.integers(first, first+5, 200)
     pred = targs + rng.normal(0, 1, 200)
-    rounded = np.rint(pred).clip(first, first+4).astype(int)
+    rounded = np.rint(pred).astype(int)   # a grade that no image has is as wrong as it is far
     ev = evaluate_numbers(pred, targs)
     assert ev.quadratic_kappa == pytest.approx(skm.cohen_kappa_score(targs, rounded, weights='quadratic'), abs=1e-12)
     assert ev.quadratic_kappa_interval.low < ev.quadratic_kappa < ev.quadratic_kappa_interval.high
@@ -120,10 +122,40 @@ def test_the_interval_of_kappa_covers_the_truth(few_resamples):
     rng = np.random.default_rng(4)
     targs = rng.choice(5, 100_000, p=[.5, .1, .25, .1, .05])
     pred = targs + rng.normal(0, .8, len(targs))
-    truth = number_statistics(pred, targs, 5)(np.ones((1, len(targs))))['quadratic_kappa'][0]
+    truth = number_statistics(pred, targs, grades=True)(np.ones((1, len(targs))))['quadratic_kappa'][0]
     rows = [rng.integers(0, len(targs), 150) for _ in range(DRAWS)]
     ends = [evaluate_numbers(pred[r], targs[r]).quadratic_kappa_interval for r in rows]
     assert LOW - .015 <= np.mean([o.low <= truth <= o.high for o in ends]) <= HIGH + .01
+
+
+@pytest.mark.parametrize('noise', [.02, .1])
+def test_an_interval_of_a_good_model_is_narrow_and_covers_the_truth(few_resamples, noise):
+    "Some resamples have no mistake in their order, which is infinite on Fisher's scale"
+    rng = np.random.default_rng(7)
+    targs = rng.gamma(4, 5, 20_000)
+    pred = targs + noise*targs.std()*rng.standard_t(6, len(targs))
+    truth = number_statistics(pred, targs)(np.ones((1, len(targs))))['spearman'][0]
+    rows = [rng.integers(0, len(targs), 50) for _ in range(300)]
+    ends = [evaluate_numbers(pred[r], targs[r]).spearman_interval for r in rows]
+    assert np.mean([o.low <= truth <= o.high for o in ends]) >= .93 and np.median([o.high - o.low for o in ends]) < .06
+
+
+def test_the_interval_of_a_nearly_perfect_kappa_is_narrow():
+    targs = np.arange(60) % 4
+    pred = targs + (np.arange(60) < 2)
+    ev = evaluate_numbers(pred, targs)
+    assert ev.quadratic_kappa > .98 and ev.quadratic_kappa_interval.low > .9
+
+
+def test_grades_come_from_the_training_images():
+    "Whole temperatures of a few test images are no grades, and a grade that the test images lack is a mistake"
+    of_numbers, of_grades = (number_task(NumberScale.of(o)) for o in ([.5, 20], [0, 1, 4]))
+    targs = torch.tensor([1, 2, 3, 2, 1, 3.])
+    assert of_numbers.evaluate(targs, targs).quadratic_kappa is None
+    pred = targs.numpy().copy()
+    pred[5] = 4
+    assert of_grades.evaluate(torch.tensor(pred), targs).quadratic_kappa == pytest.approx(skm.cohen_kappa_score(targs.numpy(), pred, weights='quadratic'))
+    assert of_grades.evaluate(targs, targs + .5).quadratic_kappa is None
 
 
 # Prediction intervals
@@ -180,6 +212,7 @@ def test_a_set_is_described_in_one_line_and_as_a_table():
     targs = rng.gamma(4, 1000, 60)
     ev = evaluate_numbers(targs + rng.normal(0, 500, 60), targs, groups=np.arange(60)//3)
     assert str(ev).startswith('MAE ') and 'n = 60 in 20 groups' in str(ev) and '\n' not in str(ev)
+    assert 'groups' not in str(evaluate_numbers(targs, targs + 1, groups=np.arange(60)))   # each image is one
     assert ev.table().metric.tolist() == ['MAE', 'RMSE', 'R²', 'Spearman', 'bias']
     with pytest.raises(KeyError, match='accuracy'): ev.score('accuracy')
     assert {*NUMBER_METRICS} <= {*ev.as_dict()}

@@ -387,7 +387,7 @@ def test_messages_name_extras_that_exist():
     root = Path(__file__).parents[1]
     have = re.findall(r'^(\w+)_requirements', (root/'settings.ini').read_text(), re.M)
     named = {m for f in (root/'fastbit').rglob('*.py') for m in re.findall(r'pip install \\?"fastbit\[(\w+)\]', f.read_text())}
-    assert named == {'onnx', 'distributed', 'streaming'} and named <= {*have}
+    assert named == {'onnx', 'distributed', 'streaming', 'maps'} and named <= {*have}
 
 
 @pytest.mark.parametrize('package, extra', [('pyarrow', 'streaming'), ('webdataset', 'streaming')])

@@ -25,7 +25,7 @@ def run(tmp_path_factory):
         for i in range(14): picture(i, k + (i % 4 == 0)).save(root/label/f'<b>{i}&.png')   # a quarter looks like another class
     (root/'green'/'broken.png').write_bytes(b'no image')
     out = tmp_path_factory.mktemp('out')/'run'
-    with pytest.warns(UserWarning, match='cannot be read'): res = baseline(root, test_pct=.2, keep_best='valid_loss', out=out, **small)
+    with pytest.warns(UserWarning, match='cannot be read'): res = baseline(root, test_pct=.2, keep_best='valid_loss', out=out, **small | dict(size=48))   # maps of four positions
     return res, out
 
 

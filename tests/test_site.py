@@ -139,6 +139,14 @@ def test_a_link_without_a_line_fails_the_build(docs, tmp_path):
     assert [p.partition(':')[0] for p in docs.links_without_line(tmp_path)] == ['bare.html', 'none.html']
 
 
+def test_a_page_that_loads_from_another_host_is_an_error(docs, site, tmp_path):
+    (tmp_path/'good.html').write_text('<script src="a.js"></script><a href="https://x/y">y</a><link rel="canonical" href="https://x/z">')
+    (tmp_path/'script.html').write_text('<script defer src="https://x/katex.js"></script>')
+    (tmp_path/'style.html').write_text('<link rel="stylesheet" href="//x/katex.css">')
+    assert [p.partition(':')[0] for p in docs.loads_from_others(tmp_path)] == ['script.html', 'style.html']
+    assert not docs.loads_from_others(site)
+
+
 def test_every_source_link_of_the_site_has_a_line(site, docs):
     links = [(p, m) for p in pages(site) for m in re.findall(r'blob/main/fastbit/[\w/]+\.py[^"]*', (site/p).read_text())]
     assert len(links) > 300 and not [o for o in links if not re.search(r'#L\d+$', o[1])] and not docs.links_without_line(site)

@@ -1,11 +1,12 @@
 """What holds for timm's families: `python tools/audit.py` writes nbs/concepts/bodies.csv, for the page Bodies
 
 A small model of each family is built with random weights, and `fastbit.bodies.audit` checks what fastbit relies on; here come two checks that need later rooms: an exported
-folder opens in plain timm with the same logits, and a class activation map is exact. Models of more than `MAX_MILLIONS` parameters are left out, with their family where it has no smaller one.
+folder opens in plain timm with the same logits, and class activation maps are exact, gradient-based or absent (`--cams`
+checks these alone). Models of more than `MAX_MILLIONS` parameters are left out, with their family where it has no smaller one.
 """
 import argparse, re, tempfile, time, warnings
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -16,12 +17,13 @@ from fastbit.bodies.audit import Audit, audit_body, audit_model
 from fastbit.bodies.load import classifier_layer
 from fastbit.export.artifact import load_artifact, save_artifact
 from fastbit.export.record import Artifact
-from fastbit.report.cam import class_activation
+from fastbit.report.gradient_map import activation_maps, find_map_method
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT/'nbs'/'concepts'/'bodies.csv'
 MAX_MILLIONS = 150
 LARGE = re.compile(r'base|medium|large|huge|giant|3[38]4|336|448|512|518|gigantic|xlarge|so400m|so150m|_xl|_xxl|_l\d*$|_h\d*$|_b[4-8]|1[0-9]{2}d?_|enormous|7b|_e\d')
+PASSED = ('yes', 'exact', 'gradient-based')
 CHECKS = ('stages', 'frozen', 'parts', 'features', 'stages in cache', 'folding', 'normalization', 'export', 'CAM')
 
 
@@ -68,33 +70,70 @@ def check_export(model, name: str, size: int):
             assert worst < 1e-4, f'an exported model gives other logits, by {worst:.1e}'
 
 
-@torch.inference_mode()
-def check_cam(model, name: str, size: int):
-    "The mean of a map is the logit without its bias"
+@dataclass(frozen=True)
+class FullAudit(Audit):
+    "`Audit`, and how maps are made"
+    cam: str = ''   # 'exact' or 'gradient-based'; '': not at all
+
+
+def found_method(model, size: int) -> tuple: # (size, `MapMethod`)
+    "The method at this size, or at twice this size, where a body reduces small images to one position"
+    for side in (size, 2*size):
+        try: method = find_map_method(model, side)
+        except (AssertionError, RuntimeError): break   # a body of one size
+        if method.kind != 'none': return side, method
+    return size, find_map_method(model, size)
+
+
+@torch.no_grad()
+def cam_kind(model, size: int) -> str: # 'exact' or 'gradient-based'
+    "Maps are finite and not zero; the mean of an exact one is the logit without its bias"
+    size, method = found_method(model, size)
     x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1))
-    maps, logits = class_activation(model, x, [0, 1])
-    bias = classifier_layer(model.net).bias[:2]
+    maps, logits = activation_maps(model, x, [0, 1], method)
+    assert maps.isfinite().all() and (maps != 0).any((1, 2)).all(), 'its maps are zero or not finite'
+    if method.kind == 'gradient': return 'gradient-based'
+    bias = classifier_layer(model.net).bias
+    bias = 0. if bias is None else bias[:2]
     torch.testing.assert_close(maps.mean((1, 2)) + bias, logits[[0, 1], [0, 1]], rtol=1e-3, atol=1e-4)
+    return 'exact'
 
 
-def full_audit(name: str) -> Audit:
+def cams_again(rows: list) -> list:
+    "The rows of a table, their column CAM from new checks"
+    made = []
+    for r in rows:
+        if r['verdict'] != 'refused':
+            try: r = r | dict(CAM=cam_kind(audit_model(r['checked'], int(r['size'])), int(r['size'])))
+            except Exception as e: r = r | dict(CAM=first_line(e))
+            r['verdict'] = 'passes' if all(r[c] in PASSED for c in CHECKS) else 'passes partly'
+        made.append(r)
+    return made
+
+
+def first_line(e) -> str: return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+
+
+def full_audit(name: str) -> FullAudit:
     "`audit_body`, and the checks of later rooms"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')   # that a fold is not used is a result here
         found = audit_body(name)
-        if found.refused: return found
-        model, failed = audit_model(name, found.size), dict(found.failed)
-        for what, check in dict(export=check_export, CAM=check_cam).items():
-            try: check(model, found.name, found.size)
-            except Exception as e: failed[what] = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        if found.refused: return FullAudit(**vars(found))
+        model, failed, cam = audit_model(name, found.size), dict(found.failed), ''
+        try: check_export(model, found.name, found.size)
+        except Exception as e: failed['export'] = first_line(e)
+        try: cam = cam_kind(model, found.size)
+        except Exception as e: failed['CAM'] = first_line(e)
     refused = f'export: {failed["export"]}' if 'export' in failed else ''
-    return replace(found, failed=failed, refused=refused)
+    return FullAudit(**vars(found) | dict(failed=failed, refused=refused, cam=cam))
 
 
 def row(module: str, fam: str, names: list, name: str) -> dict:
     found = full_audit(name)
     about = dict(module=module, family=fam, models=len(names), checked=name, params_m=round(millions(name), 1))
     checks = {c: found.failed.get(c, 'yes') for c in CHECKS} if found.failed or not found.refused else {}
+    if found.cam: checks['CAM'] = found.cam
     return about | dict(size=found.size, verdict=found.verdict, reason=found.refused) | checks
 
 
@@ -109,9 +148,14 @@ def in_breadth(done: set) -> list:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--again', action='store_true', help='check families that are in the table again')
+    parser.add_argument('--cams', action='store_true', help='check the class activation maps of the table again, and nothing else')
     parser.add_argument('--out', default=TABLE, type=Path)
     a = parser.parse_args()
     rows = pd.read_csv(a.out).to_dict('records') if a.out.exists() and not a.again else []
+    if a.cams:
+        rows = pd.read_csv(a.out, keep_default_na=False).to_dict('records')
+        pd.DataFrame(cams_again(rows)).to_csv(a.out, index=False)
+        return
     done = {(r['module'], r['family']) for r in rows}
     for (module, fam), names in in_breadth(done):
         start, name = time.perf_counter(), smallest(names)

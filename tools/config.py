@@ -8,7 +8,7 @@ from pathlib import Path
 from nbdev.migrate import nbdev_migrate_config
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ('onnx', 'distributed', 'streaming', 'notebook')
+EXTRAS = ('onnx', 'distributed', 'streaming', 'maps', 'notebook')
 PACKAGE_DATA = ('templates/*.html', 'templates/*.css', '*.csv')   # of any room
 
 

@@ -212,7 +212,7 @@ def render(proc: Path) -> list:
     no_other_hosts(site.out)
     print(f'{n} pages in {site.out}')
     warnings = [*site.project.warnings, *(w for w in site.warnings if w not in site.project.warnings)]
-    return [*warnings, *links_without_line(site.out)]
+    return [*warnings, *links_without_line(site.out), *loads_from_others(site.out)]
 
 
 def links_without_line(out: Path) -> list:
@@ -264,6 +264,16 @@ def docstring_copies(out: Path):
 def no_other_hosts(out: Path):
     "The bundled themes (smalldocs 0.5.4) fetch their fonts from Google; without it the reader's own are used, and nobody is told who reads what"
     for p in out.rglob('*.css'): p.write_text(re.sub(r'@import\s+url\(\s*["\']?https?://[^)]*\);?', '', p.read_text()))
+
+
+def loads_from_others(out: Path) -> list:
+    "What pages load from other hosts, in words: a formula (`$…$`) makes smalldocs add KaTeX from one"
+    loaded = re.compile(r'<script\b[^>]*\bsrc="((?:https?:)?//[^"]*)"|<link\b[^>]*\brel="stylesheet"[^>]*\bhref="((?:https?:)?//[^"]*)"')
+    wrong = []
+    for p in sorted(out.rglob('*.html')):
+        found = [m[1] or m[2] for m in loaded.finditer(p.read_text())]
+        wrong += [f'{p.relative_to(out)}: loads {o} from another host. Write formulas as code, without dollar signs' for o in found]
+    return wrong
 
 
 def main() -> int:

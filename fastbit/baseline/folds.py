@@ -235,7 +235,8 @@ class FoldsRun:
         risk, curve = first.risk or self.risk, first.curve or self.curve
         other = OTHER_TASKS.get(learn.task.key)
         if other: measured = measure_out_of_folds(learn, pooled, other.parts)
-        else: measured = measure_pooled(pooled, metric_order(metric, learn.dls.vocab))
+        if other and other.finish: measured = other.finish(learn, measured)
+        if not other: measured = measure_pooled(pooled, metric_order(metric, learn.dls.vocab))
         folders = [] if self.out is None else [fold_folder(self.out, k)/'model' for k in range(1, self.n + 1)]
         model = EnsembleModel(*zip(*map(self._member, range(1, self.n + 1)))).eval()
         task = model.task if learn.task.is_number else learn.task   # with the thresholds that were chosen

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 # %% ../../nbs/baseline/13_other_tasks.ipynb #b7c50c93
 from .held_out import TaskParts
-from .labels import LABEL_PARTS, LabelsResult, measure_labels
+from .labels import LABEL_PARTS, LabelsResult, measure_labels, with_temperature
 from .quantity import NUMBER_PARTS, NumbersResult, measure_numbers
 
 # %% ../../nbs/baseline/13_other_tasks.ipynb #29f585cc
@@ -22,7 +22,8 @@ class OtherTask(NamedTuple):
     measure: Callable # trained learner -> `Measured`
     parts: TaskParts  # what its measurements differ in
     result: type      # what `baseline` returns
+    finish: Callable = None # (learner, `Measured` out of folds) -> the same with what else was chosen; `None`: nothing
 
 OTHER_TASKS = dict(
-    labels=OtherTask(measure_labels, LABEL_PARTS, LabelsResult),
+    labels=OtherTask(measure_labels, LABEL_PARTS, LabelsResult, with_temperature),
     number=OtherTask(measure_numbers, NUMBER_PARTS, NumbersResult))

@@ -29,7 +29,8 @@ from ..data.filepaths import check_some_exist
 from ..data.groups import EXIF, exif_times
 from ..data.public import resolve_source
 from ..data.split import few_shot_table, drop_untrained, split_table
-from ..data.tables import ImageSet, read_image_set
+from ..data.ordered import read_ordered_set
+from ..data.tables import ImageSet
 from ..hyperrule import BATCH_SIZE, HyperRule
 from ..training.head import HEAD_EPOCHS, check_head_options
 from ..training.learner import BODY_LR, HEAD_LR
@@ -311,7 +312,7 @@ def folder_rule(
     "Find the BiT-HyperRule for a data set, from names and headers alone: what the recipe `hyperrule` trains by"
     numbers = dict(rule_numbers(rule), size=size)
     HyperRule.for_data(1, 32, **numbers)   # for its errors, before the data is looked at
-    found = read_image_set(resolve_source(path)[0], **asdict(table), group=data.group, time=data.time)
+    found = read_ordered_set(resolve_source(path)[0], **asdict(table), group=data.group, time=data.time)
     sizes = dict(zip(found.table.path, header_sizes(found.table.path)))
     rows = _recognized(found.table, sizes)
     if data.time == EXIF: rows = rows.assign(time=exif_times(rows.path))

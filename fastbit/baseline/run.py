@@ -27,7 +27,7 @@ from .next_steps import next_steps
 from .other_tasks import OTHER_TASKS
 from .phases import HeadPhase
 from .plan import Plan, make_plan
-from .quantity import number_phases
+from .quantity import number_phases, number_steps
 from .recipes import make_recipe, recipe_options
 from .result import BaselineResult, measure
 from .settings import RunRecord, check_budget, check_pairs, check_overwrite, clear_run
@@ -133,7 +133,9 @@ class Run:
         check_task_options(dls.task, o.train)
         scores = [score_metric(name, metric_order(name, dls.vocab)) for name in watched_metrics(o.train)]
         training |= dict(metrics=[*dls.task.metrics, *scores], loss_func=o.train.loss)
-        return transfer_learner(dls, o.body.arch, o.body.weights, **training)
+        learn = transfer_learner(dls, o.body.arch, o.body.weights, **training)
+        learn.thresholds_per_label = o.train.thresholds == 'per_label'
+        return learn
 
     def plan(self) -> Plan:
         "Read the data, make the learner, and time a batch"
@@ -339,7 +341,9 @@ class Run:
     def _findings(self, measured, chosen) -> Findings:
         learn, dls = self.learn, self.learn.dls
         single, metric = learn.task.is_single, self.options.train.metric
-        advice = next_steps(learn, measured, self.settings, self.curve, chosen, self.risk) if single else []
+        advice = []
+        if single: advice = next_steps(learn, measured, self.settings, self.curve, chosen, self.risk)
+        elif learn.task.is_number: advice = number_steps(learn, measured, self.settings)
         images = dls[2] if measured.part == 'test' else dls.valid
         on_same = [f'The weights were chosen ({chosen})'] if chosen and measured.part == 'valid' else []
         found = Findings(
@@ -354,7 +358,7 @@ class Run:
             advice=tuple(advice), answers=measured.answers.answers,
             distances=measured.answers.distances.get(measured.part))
         later = self.out is None or self.options.data.folds is not None   # where there is a report, if at all
-        if later or not single or not measured.probs.isfinite().all(): return found
+        if later or learn.task.key == 'labels' or not measured.probs.isfinite().all(): return found
         limit = None if self.budget is None else BUDGET_FEATURES
         return replace(found, features=example_features(found, limit))
 

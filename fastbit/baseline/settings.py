@@ -60,7 +60,9 @@ class RunRecord:
         records = (self.body, self.train, self.data, self.loaders, self.output, self.table)
         options = {k: v for record in records for k, v in vars(record).items()}
         options |= dict(augment=augment_text(self.data.augment), group=group_text(self.data.group))
-        if isinstance(self.table.label_cols, (list, tuple)): options['label_cols'] = ','.join(self.table.label_cols)
+        for name in ('label_cols', 'order'):
+            value = getattr(self.table, name)
+            if isinstance(value, (list, tuple)): options[name] = ','.join(map(str, value))
         options |= dict(recipe=recipe_name(self.recipe), **vars(self.recipe))
         plain = {k: _plain(v) for k, v in options.items() if k not in _NOT_SAVED}
         return dict(path=self.source) | plain

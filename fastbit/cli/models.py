@@ -6,8 +6,8 @@ Docs: https://fastbit.github.io/fastbit/cli/models.html.md"""
 
 # %% auto #0
 __all__ = ['shown_path', 'set_texts', 'are_sets', 'are_numbers', 'numbers_table', 'joined_sets', 'sets_table', 'answer_table',
-           'run_predict', 'skip_trained_on', 'label_precisions', 'interval_share', 'run_evaluate', 'run_export',
-           'run_cache']
+           'run_predict', 'skip_trained_on', 'label_precisions', 'label_calibration_words', 'interval_share',
+           'run_evaluate', 'run_export', 'run_cache']
 
 # %% ../../nbs/cli/06_models.ipynb #670bd01d
 import contextlib, sys
@@ -33,7 +33,7 @@ def are_sets(
     df # From `Predictor.predict`
 ) -> bool:
     "Has the model predicted several labels per image?"
-    return 'calibrated' not in df and not are_numbers(df)
+    return any(isinstance(o, tuple) for o in df.prediction)
 
 def are_numbers(
     df # From `Predictor.predict`
@@ -46,7 +46,9 @@ def numbers_table(
 ) -> str:
     "Path, number with its 90% interval, and a reason where an image could not be read"
     from fastbit.metrics.numbers import format_number
-    words = lambda v: '' if v != v else format_number(v)
+    width = (df.high - df.low).median()
+    step = 0. if width != width else width/100   # numbers that are large and close together differ in later digits
+    words = lambda v: '' if v != v else format_number(v, step)
     show = df.drop(columns='reason').assign(path=df.path.map(shown_path))
     for name in ('prediction', 'low', 'high'): show[name] = df[name].map(words)
     if (df.reason != '').any(): show['reason'] = df.reason
@@ -61,15 +63,17 @@ def joined_sets(
     number = lambda p: f'{p:.4f}'
     return df.assign(
         prediction=[between.join(o or ()) for o in df.prediction],
-        probability=[between.join(map(number, o or ())) for o in df.probability])
+        probability=[between.join(map(number, o or ())) for o in df.probability],
+        calibrated=[between.join(map(number, o or ())) for o in df.calibrated])
 
 def sets_table(
     df # From `Predictor.predict`, of several labels per image
 ) -> str:
     "Path, labels with their probabilities, and a reason where an image could not be read"
     words = lambda names, probs: ', '.join(f'{n} ({p:.0%})' for n, p in zip(names or (), probs or ())) or '(none)'
-    labels = ['' if reason else words(*o) for reason, *o in zip(df.reason, df.prediction, df.probability)]
-    show = df.drop(columns=['prediction', 'probability', 'reason']).assign(path=df.path.map(shown_path))
+    shown = [p if c is None else c for c, p in zip(df.calibrated, df.probability)]
+    labels = ['' if reason else words(*o) for reason, *o in zip(df.reason, df.prediction, shown)]
+    show = df.drop(columns=['prediction', 'probability', 'calibrated', 'reason']).assign(path=df.path.map(shown_path))
     show.insert(1, 'labels', labels)
     if (df.reason != '').any(): show.insert(2, 'reason', df.reason)
     return show.to_string(index=False, float_format='{:.4f}'.format, na_rep='')
@@ -153,6 +157,19 @@ def label_precisions(
     table = table.rename(columns=dict(positives='images'))
     return table.to_string(index=False, float_format='{:.4f}'.format, na_rep='–')
 
+def label_calibration_words(
+    evaluation, # `LabelsEvaluation`
+    predictor,  # A model of several labels per image
+    found,      # From `labeled_probs`
+) -> str:
+    "Say how calibrated the probabilities of labels are"
+    from fastbit.metrics.calibration import calibration_error
+    from fastbit.metrics.label_calibration import label_reliability
+    words, t = f'ECE {evaluation.ece:.4f}', predictor.about.temperature
+    if t is None: return words
+    ece = calibration_error(label_reliability(predictor.scaled(found.probs), found.targs))
+    return f'{words}; with temperature scaling (T = {t:.2f}): {ece:.4f}'
+
 def interval_share(
     predictor, # A model of numbers
     found,     # From `labeled_probs`
@@ -163,12 +180,14 @@ def interval_share(
     if within is None: return 'no prediction interval: too few validation images'
     share = ((found.targs - found.probs.flatten()).abs() <= within).double().mean().item()
     return (f'{share:.1%} of these numbers lie within ±{format_number(within)} of the prediction (90% expected); '
-            f'predictions stay from {format_number(scale.low)} to {format_number(scale.high)}')
+            f'predictions stay from {scale.words(scale.low)} to {scale.words(scale.high)}')
 
 def run_evaluate(args) -> int:
     "Run `fastbit evaluate`"
-    from fastbit.data.tables import read_image_set, source_rows
-    from fastbit.export.predict import load_predictor
+    from fastbit.data.label_sets import check_label_columns
+    from fastbit.data.ordered import read_ordered_set
+    from fastbit.data.tables import source_rows
+    from fastbit.export.predict import class_numbers, load_predictor
     from fastbit.export.record import EQUAL_CLASSES
     from fastbit.metrics.scores import class_order
     predictor = load_predictor(args.model, getattr(args, 'device', None))
@@ -176,7 +195,9 @@ def run_evaluate(args) -> int:
     limits = _limits(args)
     predictor.check_limits(args.tta, **limits)
     columns['task'] = columns['task'] or predictor.task.key
-    images, skipped = read_image_set(args.path, **columns, group=getattr(args, 'group', None)), ''
+    columns['order'] = columns['order'] or predictor.order
+    images, skipped = read_ordered_set(args.path, **columns, group=getattr(args, 'group', None)), ''
+    check_label_columns(images.hot, class_numbers(predictor.classes))
     table = images.table
     if not args.all: table, skipped = skip_trained_on(predictor.about, images, args.split)
     if (table.split == '').all(): table = table.drop(columns='split')
@@ -192,6 +213,7 @@ def run_evaluate(args) -> int:
     print(evaluation)
     if not predictor.task.is_single:
         print(interval_share(predictor, res) if predictor.task.is_number else label_precisions(evaluation))
+        if not predictor.task.is_number: print(label_calibration_words(evaluation, predictor, res))
         return 0
     print(evaluation.more())
     if predictor.about.temperature: print(_calibration_words(res, predictor.about.temperature))

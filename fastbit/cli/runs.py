@@ -118,6 +118,13 @@ def typed_again(given:dict) -> list[str]:
     for name, v in given.items(): words += [option_flag(name), 'none' if v is None else shlex.quote(str(v))]
     return words
 
+def _answers_words(images) -> str:
+    "What is to be learned: '8 classes', or 'age from 21.0 to 87.0, mean 54.3'"
+    from fastbit.data.label_sets import label_names
+    task = images.task
+    if task.is_number: return f'{images.column or "number"} from {task.scale}'
+    return f'{len(label_names(images.table.label))} {"classes" if task.is_single else "labels"}'
+
 def run_rule(args) -> int:
     "Run `fastbit rule`"
     from fastbit.baseline.recipes import folder_rule
@@ -126,7 +133,7 @@ def run_rule(args) -> int:
     rule, images = folder_rule(args.path, **given)
     table = images.table
     counts = f'{rule.n_train} to train, {len(table)-rule.n_train} held out'
-    print(f"{args.path or 'digits'}: {len(table)} images, {table.label.nunique()} classes; {counts}")
+    print(f"{args.path or 'digits'}: {len(table)} images, {_answers_words(images)}; {counts}")
     for name, text in source_rows(images.source, images.skipped): print(f'  {name:10}  {text}')
     print(in_shell(str(rule), 'rule'))
     if args.plot:

@@ -4,6 +4,7 @@ from .check import check_images, inspect_image
 from .copies import duplicate_groups
 from .groups import exif_times, fold_numbers, path_groups
 from .tables import ImageSet, image_table, read_image_set
+from .ordered import read_ordered_set
 from .split import check_table, few_shot_table, split_table
 from .transforms import ImageFile, square_image, train_image
 from .views import resolve_views, default_views, view_image
@@ -26,6 +27,6 @@ __all__ = [
     'FLOWERS', 'fold_numbers', 'frozen_features', 'image_dataloaders', 'image_table', 'ImageDL', 'ImageFile',
     'ImageLoaders', 'ImageSet', 'ImageStream', 'inspect_image', 'mixup_draw', 'named_table', 'nearest_rows',
     'open_image', 'parquet_stream', 'path_groups', 'PathLabel', 'PixelCache', 'PUBLIC_SETS', 'read_image',
-    'read_image_set', 'split_table', 'square_image', 'step_rows', 'StepDL',
+    'read_image_set', 'read_ordered_set', 'split_table', 'square_image', 'step_rows', 'StepDL',
     'stream_dataloaders', 'table_dataloaders', 'tar_stream', 'train_image', 'view_image',
 ]

@@ -7,7 +7,7 @@ Docs: https://fastbit.github.io/fastbit/data/label_sets.html.md"""
 # %% auto #0
 __all__ = ['SEPARATORS', 'has_label_sets', 'label_names', 'label_counts', 'hot_labels', 'label_separator', 'check_one_label',
            'joined_labels', 'recognize_separator', 'are_lists', 'read_label_sets', 'tidy_label_sets', 'is_hot',
-           'are_hot_columns', 'hot_label_sets', 'same_files', 'merge_label_sets']
+           'check_label_columns', 'are_hot_columns', 'hot_label_sets', 'same_files', 'merge_label_sets']
 
 # %% ../../nbs/data/28_label_sets.ipynb #bd6684cf
 import hashlib, os, re
@@ -19,7 +19,8 @@ import numpy as np, pandas as pd
 # %% ../../nbs/data/28_label_sets.ipynb #039537e8
 from ..core.files import file_digest
 from ..core.text import first_of, warn_data
-from .labels import as_texts, clean_label, natural_order, warn_similar_labels, whole_numbers
+from .labels import (
+    are_comma_numbers, as_texts, clean_label, natural_order, warn_similar_labels, whole_numbers)
 
 # %% ../../nbs/data/28_label_sets.ipynb #0e5428d1
 _LISTS = (list, tuple, set, frozenset, np.ndarray)
@@ -59,8 +60,9 @@ def hot_labels(
 def label_separator(
     classes # Names
 ) -> str:
-    "Choose what to write between labels: a character that no class has"
-    return next((o for o in ';|,/' if not any(o in str(c) for c in classes)), ' | ')
+    "Choose what to write between labels: characters that no class has"
+    # names are clean, so none has a tab
+    return next((o for o in (*';|,/', '::', '||') if not any(o in str(c) for c in classes)), '\t')
 
 def check_one_label(
     labels:pd.Series, # The column `label` of a table of images
@@ -94,6 +96,7 @@ def recognize_separator(
 ) -> str|None: # `None`: not beyond doubt
     "Find the character that separates labels in most cells, with parts that recur and vary in number"
     filled = [o for o in cells if o.strip()]
+    if are_comma_numbers([o.strip() for o in filled]): return None   # 1,5 is two labels, or one and a half
     for sep in SEPARATORS:
         parts = [_parts(o, sep) for o in filled]
         if sum(sep in o for o in filled) <= _MOST*len(filled): continue
@@ -119,6 +122,14 @@ def _check_sep(sep):
     if isinstance(sep, str) and sep and not sep.isalnum(): return
     raise ValueError(f"label_sep={sep!r}: one or more characters that are not letters or digits, such as ';'.")
 
+def _warn_other_separator(cells, sep, column):
+    "Warn about a separator that no cell has, where cells have another"
+    if sep is None or any(sep in o for o in cells): return
+    other = next(((s, o) for s in SEPARATORS for o in cells if s in o.strip()), None)
+    if other is None: return
+    warn_data(f"No cell of column {str(column)!r} has the separator {sep!r}, so each is one label, e.g. {other[1]!r}. "
+              f"If these are several labels, use label_sep={other[0]!r}.")
+
 def _check_middle(cells, sep, lines):
     "Raise `ValueError` for an empty label between two others; a separator at an end is harmless"
     empty = [i for i, o in enumerate(cells) if '' in _split(o.strip().strip(sep), sep) and o.strip().strip(sep)]
@@ -133,6 +144,18 @@ def _without_brackets(cells) -> list[str]:
     if not filled or not all(inside): return cells
     plain = lambda o: ','.join(p.strip(' \'"') for p in o.strip()[1:-1].split(',')) or ','
     return [plain(o) if o.strip() else o for o in cells]
+
+_QUOTED = re.compile(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)\"""")
+
+def _quoted_parts(cell) -> list|None: # `None`: not a list of quoted texts
+    "Read \"['sea', 'sun, low']\", as Python, NumPy and JSON write lists of texts"
+    inside = re.fullmatch(r'[\[({](.*)[\])}]', cell.strip(), re.S)
+    if not inside or _QUOTED.sub('', inside[1]).strip(' ,\n'): return None
+    return [re.sub(r'\\(.)', r'\1', one or other) for one, other in _QUOTED.findall(inside[1])]
+
+def _quoted_lists(cells) -> list|None: # One list of names per cell; `None`: the cells have no quoted names
+    found = [_quoted_parts(o) for o in cells]
+    return found if all(o is not None for o in found) and any(found) else None
 
 def are_lists(
     column:pd.Series # A column of a DataFrame
@@ -159,7 +182,11 @@ def read_label_sets(
     "Read several labels per cell; raise `ValueError` for empty cells, empty labels and unclear separators"
     if sep is not None: _check_sep(sep)
     if are_lists(column): return tidy_label_sets(_from_lists(column, lines), column.name)
-    cells = _without_brackets(as_texts(column))
+    cells = as_texts(column)
+    if sep is None and (lists := _quoted_lists(cells)):
+        return tidy_label_sets(_from_lists(pd.Series(lists, name=column.name), lines), column.name)
+    cells = _without_brackets(cells)
+    _warn_other_separator(cells, sep, column.name)
     sep = _only_separator(cells, column.name) if sep is None else sep
     empty = [i for i, o in enumerate(cells) if not o.strip() and sep not in o]
     if empty:
@@ -192,6 +219,18 @@ def is_hot(
     try: return {o.strip().casefold() for o in as_texts(pd.Series(column.unique()))} <= set(_BITS)
     except (TypeError, ValueError): return False   # lists and other objects
 
+def check_label_columns(
+    columns,      # Names of columns of 0 and 1; empty: the labels are not in columns
+    numbers:dict, # Label of a model -> number of its output
+):
+    "Raise `ValueError` for a table that says nothing about some labels of a model"
+    if not len(columns): return
+    found = {numbers[clean_label(c)] for c in columns if clean_label(c) in numbers}
+    missing = list({i: name for name, i in numbers.items() if i not in found}.values())
+    if not missing: return
+    raise ValueError(f"The table has no column for {len(missing)} of the model's labels: {', '.join(missing[:5])}. Add "
+                     "these columns of 0 and 1, or the images would count as images without these labels.")
+
 def are_hot_columns(
     df:pd.DataFrame, # Columns that may be labels
 ) -> bool:
@@ -219,6 +258,8 @@ def hot_label_sets(
     twice = [o for o, n in Counter(names).items() if n > 1]
     if twice: raise ValueError(f"Two columns of labels are called {twice[0]!r}: rename one of them.")
     if not bits.any(): raise ValueError(f"The columns {', '.join(names[:5])} have no 1 in any row.")
+    never = [name for name, column in zip(names, bits.T) if not column.any()]
+    if never: warn_data(f"{len(never)} of {len(names)} labels have no 1 in any row: {', '.join(never[:10])}.")
     place = {name: i for i, name in enumerate(natural_order(names))}
     return [tuple(sorted((names[i] for i in np.flatnonzero(row)), key=place.get)) for row in bits]
 

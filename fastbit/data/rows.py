@@ -169,6 +169,7 @@ class TableRows:
     words: str            # columns and folders that were used, for the plan
     grouped_by: str = ''  # column of the groups, in words; '': none
     column: str = ''      # name of the column of labels, or of numbers
+    hot: tuple = ()       # names of the columns of 0 and 1, one per label; (): the labels are in one column
 
 class _Table(NamedTuple):
     "A table file or a DataFrame, opened"
@@ -256,6 +257,13 @@ def _hot_columns(df, label_cols, given, task) -> list:
     sure = len(hot) > 1 if task == 'labels' else len(hot) > 1 and are_hot_columns(df[hot])
     return hot if sure and not usual else []
 
+def _check_several(task, **given):
+    "Raise `ValueError` for options of several labels per image, where the task is another"
+    name = next((k for k, v in given.items() if v is not None), None)
+    if name is None or task in (None, 'labels'): return
+    raise ValueError(f"{name}={given[name]!r} is for several labels per image, and task={task!r}: leave one of them "
+                     "out.")
+
 def _check_one_way(label_cols, label_col, label_sep):
     given = dict(label_col=label_col, label_sep=label_sep)
     other = next((k for k, v in given.items() if v is not None), None)
@@ -273,6 +281,10 @@ def _read_labels(table, column, hot, task, label_sep) -> list:
     if several and task != 'label': return read_label_sets(cells, label_sep, table.lines)
     if task is None and quantity_kind(as_texts(cells)) == 'number': return as_quantities(as_texts(cells), column)
     return one_label(as_texts(cells), column, sure=task == 'label')
+
+def _hot_words(columns) -> str:
+    more = ', …' if len(columns) > 5 else ''
+    return f"{len(columns)} columns of 0 and 1 ({', '.join(map(str, columns[:5]))}{more})"
 
 def _is_column(df, name) -> bool: return isinstance(name, str) and any(_plain(c) == _plain(name) for c in df)
 
@@ -320,10 +332,11 @@ def table_rows(
     used = {k: c for k, c in used.items() if c is not None}
     others = df[[c for c in df if c not in used.values()]]
     _check_one_way(label_cols, label_col, label_sep)
+    _check_several(task, label_cols=label_cols, label_sep=label_sep)
     given = dict(path_col=path_col, label_col=label_col, split_col=split_col, label_sep=label_sep)
     hot = _hot_columns(others, label_cols, given, task)
     if hot:   # as one column, so that the others are found as ever
-        label_col = f'{len(hot)} columns of 0 and 1'
+        label_col = _hot_words(hot)
         others = others.drop(columns=hot).assign(**{label_col: ''})
     chosen = choose_columns(others, path_col, label_col, split_col, roots=roots, suffix=suffix, source=table.source)
     cells = as_texts(df[chosen.path])
@@ -339,5 +352,5 @@ def table_rows(
     is_split = any(splits)   # a column of blanks is still to be filled in
     words = _words(table.name, chosen, located.words, is_split, used, are_quantities(rows.label))
     grouped_by = f'column {str(used["group"])!r}' if 'group' in used else ''
-    about = dict(words=words, grouped_by=grouped_by, column=str(chosen.label))
+    about = dict(words=words, grouped_by=grouped_by, column=str(chosen.label), hot=tuple(map(str, hot)))
     return TableRows(rows=found.rows, skipped=found.skipped, **about)

@@ -292,7 +292,7 @@ def check_table(
 ):
     "Raise `ValueError` for a split that cannot be trained on; warn about a suspicious one"
     train, valid, test = (table[table.split == s] for s in ('train', 'valid', 'test'))
-    if not are_quantities(table.label): _check_several(label_names(table.label))
+    if not are_quantities(table.label): _check_several(label_names(table.label), has_label_sets(table.label))
     for part, name in ((train, 'training'), (valid, 'validation')):
         if part.empty: raise ValueError(f"There are no {name} images.")
     if are_quantities(table.label): _check_range(train.label, valid.label)
@@ -325,8 +325,11 @@ def _warn_folds(table, keys, what):
     pairs = first_of([f'{p}, {o}' for p, o in zip(rows.path, first) if p != o])
     warn_data(f"{len(rows)} of {len(known)} images {what} in other folds too, so the accuracy is too high:{pairs}")
 
-def _check_several(names):
+def _check_several(names, several=False):
     if len(names) > 1: return
+    if several:
+        raise ValueError(f"Only one label, {', '.join(names)!r}: several labels per image need two. For images with "
+                         "and without it make two classes, one label per image.")
     raise ValueError(
         f"Only one class, {', '.join(names)!r}: a classifier needs two. Are the images one folder too high or "
         "too low?")
@@ -336,10 +339,11 @@ def _check_classes(train, valid):
     n_classes = len(label_names(pd.concat([train.label, valid.label])))
     if len(train) < n_classes: warn_data(f"Fewer training images ({len(train)}) than classes ({n_classes}).")
     untested = sorted(set(label_names(train.label)) - set(label_names(valid.label)))
-    if untested and 'fold' not in train:   # other folds may have them, and `fold_table` warns where none has
-        warn_data(
-            f"{len(untested)} class(es) have no validation image, so the accuracy does not cover them: "
-            f"{', '.join(untested[:10])}")
+    if not untested or 'fold' in train: return   # other folds may have them, and `fold_table` warns where none has
+    what, metric = 'class(es)', 'accuracy'
+    if has_label_sets(train.label): what, metric = 'label(s)', 'mAP'
+    warn_data(f"{len(untested)} {what} have no validation image, so the {metric} does not cover them: "
+              f"{', '.join(untested[:10])}")
 
 def _check_range(train, valid):
     "Raise `ValueError` for training images with one number; warn where half of validation lies beyond the others"

@@ -63,11 +63,13 @@ class ImageSet:
     image_size: tuple = None    # (height, width) of the training image with the median area, pixels; `None`: not measured yet
     balance: str = 'none'       # how classes of different sizes are made to count alike: 'none', 'loss' or 'batches'
     column: str = ''            # name of the column of labels, or of numbers; '': class folders
+    hot: tuple = ()             # names of the columns of 0 and 1, one per label; (): the labels are elsewhere
+    order: tuple = ()           # ordered classes, lowest first, whose places are the labels; (): the labels are not ordered
 
     @property
     def task(self) -> Task:
         "Return what an answer is: the labels are names, tuples of names, or numbers"
-        if self.table is not None and are_quantities(self.table.label): return _number_task(self.table)
+        if self.table is not None and are_quantities(self.table.label): return _number_task(self.table, self.order)
         return SEVERAL_LABELS if self.table is not None and has_label_sets(self.table.label) else SINGLE_LABEL
 
 def source_name(
@@ -119,10 +121,10 @@ def read_folder(
     return FolderRows(rows=rows, skipped=skipped, words=f'{top.name}/: {layout.words}')
 
 # %% ../../nbs/data/09_tables.ipynb #9d29fce2
-def _number_task(table) -> Task:
+def _number_task(table, order=()) -> Task:
     "The task with the scale of the training images, once there is a split"
     numbers = table.label[table.split == 'train']
-    return number_task(NumberScale.of(numbers)) if len(numbers) else NUMBER
+    return number_task(NumberScale.of(numbers, order)) if len(numbers) else NUMBER
 
 def _folder_set(folder, task=None) -> ImageSet:
     if task == 'number':
@@ -180,6 +182,7 @@ def read_image_set(
     columns |= dict(task=task, label_sep=label_sep, label_cols=label_cols)
     found = table_rows(source, root, **columns, suffix=suffix, group=group, time_col=None if time == EXIF else time)
     words = dict(source=found.words, name=source_name(source), grouped_by=found.grouped_by, column=found.column)
+    words |= dict(hot=found.hot)
     return _with_groups(ImageSet(table=found.rows, skipped=found.skipped, **words), group)
 
 @options_by_name

@@ -86,7 +86,7 @@ def head_probs(self:Predictor,
     weight, bias = head.weight.detach().flatten(1).cpu(), head.bias.detach().cpu()   # BiT's is a 1 x 1 convolution
     probs = self.task.activation(torch.as_tensor(features)@weight.T + bias)
     if not self.about.temperature: return probs
-    return SINGLE_LABEL.apply_temperature(probs, self.about.temperature)
+    return self.task.apply_temperature(probs, self.about.temperature)
 
 # %% ../../nbs/export/06_embed.ipynb #c21572e0
 EMBED_FILES = ('.parquet', '.csv', '.npz')   # endings of files for features

@@ -31,10 +31,10 @@ from ..core.threads import read_ahead
 from ..data.decode import reading, why_unreadable
 from ..data.filepaths import check_some_exist
 from ..data.groups import group_numbers
-from ..data.label_sets import hot_labels, label_names
+from ..data.label_sets import check_label_columns, hot_labels, label_names
 from ..data.labels import clean_label, whole_numbers
 from ..data.batches import resolve_device, default_bs
-from ..data.tables import read_image_set
+from ..data.ordered import read_ordered_set
 from ..data.views import cut_view, default_views, view_sizes
 from ..data.transforms import draft_size, squares_of
 from .artifact import load_answers, load_artifact
@@ -74,6 +74,13 @@ def number_ends(
     "Compute the ends of the prediction intervals; NaN where they are unknown"
     half = np.nan if within is None else within
     return dict(low=numbers - half, high=numbers + half)
+
+def level_column(
+    numbers:np.ndarray, # n predictions; NaN: there is none
+    scale,              # `NumberScale` of the training images
+) -> dict: # level, if the numbers are grades or ordered classes; '' without a prediction
+    "Name the levels that are nearest to predictions"
+    return dict(level=scale.level(numbers)) if scale.levels else {}
 
 def label_sets(
     probs:np.ndarray,  # n x classes
@@ -161,6 +168,9 @@ class Predictor:
     @property
     def classes(self) -> tuple: return self.about.classes # in the order of the outputs
     @property
+    def order(self) -> tuple|None: # ordered classes, lowest first; `None`: the model predicts something else
+        return self.task.scale.levels if self.task.is_number and self.task.scale.is_named else None
+    @property
     def device(self) -> torch.device: return self.model.mean.device
     def __str__(self): return str(self.about)
     def __repr__(self): return f'Predictor of {self.about.arch}, {len(self.classes)} classes\n{self.about}'
@@ -244,7 +254,7 @@ class Predictor:
         min_precision:float=None, # Add a column `answer`: the class, or 'unsure' below the confidence that gives this precision
         coverage:float=None, # Add a column `set`: classes that contain the true one for this share of images
         unlike:float=None, # Add `unlike` and `p_value`: far from the training images, with this share of false alarms
-    ) -> pd.DataFrame: # Columns path ('' if not a file), prediction, probability, calibrated (of numbers: low, high), reason ('': none)
+    ) -> pd.DataFrame: # Columns path ('' if not a file), prediction, probability, calibrated (numbers: level, low, high), reason
         "Classify images; `calibrated` is the probability with temperature scaling, NaN without a temperature"
         limits = self._limits(tta, min_precision=min_precision, coverage=coverage, unlike=unlike)   # errors come first
         items = image_items(items)
@@ -255,7 +265,7 @@ class Predictor:
         reasons = [r or ('' if ok else 'the model gives no finite numbers for it')
                    for r, ok in zip(found.reasons, finite)]
         paths = [utf8(o) if isinstance(o, str) else '' for o in items]
-        if self.task.is_number: return self._number_rows(paths, p, reasons, probs)
+        if self.task.is_number: return self._number_rows(paths, p, reasons, probs, views)
         if not self.task.is_single: return self._label_rows(paths, p, reasons, probs)
         df = pd.DataFrame(dict(
             path=paths,
@@ -269,29 +279,35 @@ class Predictor:
         return pd.DataFrame(p.numpy(), columns=[f'p({c})' for c in self.classes])
 
     def _label_rows(self, paths, p, reasons, probs) -> pd.DataFrame:
-        "The sets of labels, the most probable first, with their probabilities"
+        "The sets of labels, the most probable first, with their probabilities, and these with temperature scaling"
         known = p.nan_to_num()   # nan has no place in an order
-        found = label_sets(known.numpy(), self.task.decode(known), self.classes)
+        chosen, scaled = self.task.decode(known), [((), None)]*len(known)
+        found = label_sets(known.numpy(), chosen, self.classes)
+        if self.about.temperature: scaled = label_sets(self.scaled(known).numpy(), chosen, self.classes)
         df = pd.DataFrame(dict(
             path=paths,
             prediction=[None if r else names for r, (names, _) in zip(reasons, found)],
             probability=[None if r else values for r, (_, values) in zip(reasons, found)],
+            calibrated=[None if r else values for r, (_, values) in zip(reasons, scaled)],
             reason=reasons))
         return pd.concat([df, self._prob_columns(p)], axis=1) if probs else df
 
-    def _number_rows(self, paths, p, reasons, probs) -> pd.DataFrame:
-        "The numbers with their prediction intervals"
+    def _number_rows(self, paths, p, reasons, probs, views) -> pd.DataFrame:
+        "The numbers with their prediction intervals, and the nearest levels where they are grades"
         if probs: raise ValueError("probs=True is for classes, and this model predicts a number: leave it out.")
+        if len(views) > 1 and self.about.within is not None:
+            warn_data('The 90% interval was measured without tta=True, with which it may hold fewer or more images.')
         bad = np.array([bool(r) for r in reasons], dtype=bool)
         numbers = np.where(bad, np.nan, self.task.decode(p).numpy())
         ends = number_ends(numbers, self.about.within)
-        return pd.DataFrame(dict(path=paths, prediction=numbers, **ends, reason=reasons))
+        levels = level_column(numbers, self.task.scale)
+        return pd.DataFrame(dict(path=paths, prediction=numbers, **levels, **ends, reason=reasons))
 
     def scaled(self,
         probs:torch.Tensor # n x classes
     ) -> torch.Tensor: # n x classes
         "Apply the temperature, if the model has one"
-        return SINGLE_LABEL.apply_temperature(probs, self.about.temperature) if self.about.temperature else probs
+        return self.task.apply_temperature(probs, self.about.temperature) if self.about.temperature else probs
 
     def _calibrated(self, p) -> list[float]:
         "Compute the confidence with temperature scaling; NaN without a temperature"
@@ -314,7 +330,7 @@ class Predictor:
             columns['p_value'] = self.answers.p_values(distances).tolist()
         return {k: [None if r else v for r, v in zip(reasons, values)] for k, values in columns.items()}
 
-    @delegates(read_image_set)
+    @delegates(read_ordered_set)
     def labeled_probs(self,
         source,           # Labeled images, as for `image_table`: a folder of class folders, a CSV file, a DataFrame
         split:str=None,   # 'train', 'valid', 'test'; `None`: 'test' if there is one, else 'valid', else all
@@ -325,12 +341,13 @@ class Predictor:
     ) -> LabeledProbs:
         "Compute probabilities for labeled images; raise `ValueError` for labels that are not classes of the model"
         check_source(source, 'source')
-        images = read_image_set(source, **dict(task=self.task.key) | kwargs)
+        images = read_ordered_set(source, **dict(task=self.task.key, order=self.order) | kwargs)
         part = _choose_split(images.table, split)
         table = images.table
         if part != 'all': table = table[table.split == part].reset_index(drop=True)
         numbers = class_numbers(self.classes)
         if not self.task.is_number: _check_labels(label_names(table.label), self.classes, numbers)
+        check_label_columns(images.hot, numbers)
         views = self._views_for(tta)
         logits, reasons, far = self.logits(table.path.tolist(), views, bs, distances)
         bad = np.array([bool(r) for r in reasons])
@@ -368,7 +385,7 @@ class Predictor:
         warn_data(f"{least}{known.count} of these {len(paths)} images were in the training set, so {what} "
                   "optimistic. Evaluate on unseen images.")
 
-    @delegates(read_image_set)
+    @delegates(read_ordered_set)
     def evaluate(self,
         source,           # Labeled images, as for `image_table`: a folder of class folders, a CSV file, a DataFrame
         split:str=None,   # 'train', 'valid', 'test'; `None`: 'test' if there is one, else 'valid', else all
@@ -393,7 +410,7 @@ class Predictor:
         more = dict(distances=found.distances, groups=found.groups)
         return evaluate_selective(self.answers, self.scaled(found.probs), found.targs, **more, **asked)
 
-    @delegates(read_image_set)
+    @delegates(read_ordered_set)
     def evaluate_selective(self,
         source,           # Labeled images, as for `evaluate`
         split:str=None,   # As for `evaluate`
@@ -415,7 +432,8 @@ def confidence_table(
     answers:pd.DataFrame # From `Predictor.predict`
 ) -> pd.DataFrame: # Columns path, prediction, confidence, reason (if an image has no prediction), and what else was asked for
     "Shorten a table of predictions for readers: one confidence, calibrated if the model has a temperature"
-    if 'calibrated' not in answers: return answers   # several labels per image, or numbers
+    if 'calibrated' not in answers: return answers   # numbers
+    if any(isinstance(o, tuple) for o in answers.prediction): return answers   # several labels per image
     calibrated = answers.calibrated.notna().any()
     table = answers[['path', 'prediction']].assign(confidence=answers.calibrated if calibrated else answers.probability)
     if (answers.reason != '').any(): table['reason'] = answers.reason

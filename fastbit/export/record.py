@@ -75,17 +75,27 @@ def _check_thresholds(thresholds, task, n_classes):
     ok = isinstance(thresholds, tuple) and len(thresholds) == n_classes and all(_is_number(v, 0, 1) for v in thresholds)
     if not ok: raise ValueError(f'thresholds must be {n_classes} numbers from 0 to 1, one per class.')
 
-_OF_NUMBER = ('mean', 'std', 'low', 'high', 'within')
+_OF_NUMBER = ('mean', 'std', 'low', 'high', 'within')   # and levels, if the numbers are grades
+MAX_LEVELS = 1000   # of an ordered class
 
 def _check_number(number, task):
     if task != 'number':
         if number is None: return
         raise ValueError(f"number is of models that predict one, and task is {task!r}.")
-    ok = isinstance(number, dict) and set(number) == set(_OF_NUMBER)
+    ok = isinstance(number, dict) and set(number) - {'levels'} == set(_OF_NUMBER)
     ok = ok and all(_is_number(number[k]) and math.isfinite(number[k]) for k in _OF_NUMBER[:-1])
     ok = ok and (number['within'] is None or _is_number(number['within'], 0) and math.isfinite(number['within']))
     if not ok: raise ValueError(f"number must have {', '.join(_OF_NUMBER)}, finite.")
-    NumberScale(*(number[k] for k in _OF_NUMBER[:-1]))   # for its error
+    levels = number.get('levels', ())
+    if not isinstance(levels, (list, tuple)) or len(levels) > MAX_LEVELS:
+        raise ValueError(f'levels must be a list of at most {MAX_LEVELS} names.')
+    number_scale(number)   # for its error
+
+def number_scale(
+    number:dict # `number` of an `Artifact`
+) -> NumberScale:
+    "Make the scale of the numbers that a model predicts"
+    return NumberScale(**{k: v for k, v in number.items() if k != 'within'})
 
 def _is_sketch(o):
     if not isinstance(o, dict) or set(o) != {'images', 'digests'}: return False
@@ -110,7 +120,7 @@ class Artifact:
     abstain: dict|None = None # sizes and digest of the answers on validation images; `None`: there are none
     task: str = 'label'      # what an answer is, a key of `TASKS`
     thresholds: tuple|None = None # probability from which on an image has a label, one per class; `None`: 0.5, or one label per image
-    number: dict|None = None # scale of the numbers (mean, std, low, high of the training images), and `within`; `None`: labels
+    number: dict|None = None # scale of the numbers (fields of `NumberScale`), and `within`; `None`: labels
 
     def __post_init__(self):
         if not isinstance(self.arch, str) or '.' in self.arch:
@@ -141,7 +151,7 @@ class Artifact:
     @property
     def answers_with(self) -> Task:
         "Return the task, with the names of the classes and the thresholds, or the scale of the numbers"
-        if self.task == 'number': return number_task(NumberScale(*(self.number[k] for k in _OF_NUMBER[:-1])))
+        if self.task == 'number': return number_task(number_scale(self.number))
         return SINGLE_LABEL if self.task == 'label' else labels_task(self.classes, self.thresholds)
 
     def _measured(self) -> str:

@@ -2,6 +2,7 @@
 from .intervals import Interval, accuracy_interval, bootstrap_interval, effective_size, macro_f1, wilson_interval
 from .calibration import apply_temperature, brier_scores, calibration_error, fit_temperature, reliability_table
 from .calibration import shift_prior
+from .label_calibration import apply_label_temperature, fit_label_temperature, label_reliability
 from .evaluation import Evaluation, evaluate_probs, mean_probs
 from .scores import Score, class_order, metric_value
 from .losses import SoftmaxLoss, resolve_loss
@@ -19,13 +20,14 @@ from .number_loss import NumberLoss
 from .answers import HeldOutAnswers, SelectiveEvaluation, evaluate_selective, held_out_answers
 
 __all__ = [
-    'accuracy_interval', 'apply_temperature', 'AsymmetricLoss', 'BinaryLoss', 'bootstrap_interval', 'brier_scores',
-    'calibration_error', 'choose_thresholds', 'class_order', 'conformal_interval', 'coverage_range', 'decode_labels',
-    'distance_limit', 'effective_size', 'evaluate_labels', 'evaluate_numbers', 'evaluate_probs', 'evaluate_selective',
-    'Evaluation', 'FeatureGaussian', 'fit_feature_gaussian', 'fit_temperature', 'held_out_answers', 'HeldOutAnswers',
-    'Interval', 'iterative_folds', 'iterative_parts', 'labels_task', 'LabelsEvaluation', 'macro_f1', 'mean_probs',
-    'metric_value', 'needed_images', 'NumberLoss', 'NumberScale', 'NumbersEvaluation', 'p_values',
-    'PrecisionThreshold', 'prediction_sets', 'reliability_table', 'resolve_loss', 'risk_coverage_area',
+    'accuracy_interval', 'apply_label_temperature', 'apply_temperature', 'AsymmetricLoss', 'BinaryLoss',
+    'bootstrap_interval', 'brier_scores', 'calibration_error', 'choose_thresholds', 'class_order',
+    'conformal_interval', 'coverage_range', 'decode_labels', 'distance_limit', 'effective_size', 'evaluate_labels',
+    'evaluate_numbers', 'evaluate_probs', 'evaluate_selective', 'Evaluation', 'FeatureGaussian',
+    'fit_feature_gaussian', 'fit_label_temperature', 'fit_temperature', 'held_out_answers', 'HeldOutAnswers',
+    'Interval', 'iterative_folds', 'iterative_parts', 'label_reliability', 'labels_task', 'LabelsEvaluation',
+    'macro_f1', 'mean_probs', 'metric_value', 'needed_images', 'NumberLoss', 'NumberScale', 'NumbersEvaluation',
+    'p_values', 'PrecisionThreshold', 'prediction_sets', 'reliability_table', 'resolve_loss', 'risk_coverage_area',
     'risk_coverage_interval', 'Score', 'score_metric', 'selective_curve', 'SelectiveEvaluation', 'set_threshold',
     'SEVERAL_LABELS', 'shift_prior', 'SINGLE_LABEL', 'SoftmaxLoss', 'Task', 'threshold_for_precision',
     'wilson_interval',

@@ -69,7 +69,7 @@ class Evaluation(ShownOnce):
         return pd.DataFrame(rows, columns=['metric', 'value', '95% CI'])
 
     def __str__(self):
-        groups = '' if self.n_groups is None else f' in {self.n_groups} groups'
+        groups = '' if self.n_groups in (None, self.n) else f' in {self.n_groups} groups'
         interval = f'95% CI {100*self.low:.1f}–{self.high:.1%}, n = {self.n}{groups}'
         top5 = '' if self.top5 is None else f', top-5 {self.top5:.2%}'
         return (f'accuracy {self.accuracy:.2%} ({interval}){top5}, '

@@ -16,6 +16,8 @@ import numpy as np, pandas as pd
 
 # %% ../../nbs/metrics/10_multilabel.ipynb #a0598fdb
 from ..core.text import ShownOnce
+from .calibration import calibration_error
+from .label_calibration import label_reliability
 from .intervals import Interval, accuracy_interval, bootstrap_values, class_degrees
 from .intervals import logit_interval, percentile_interval
 from .scores import RANKED_CELLS, Score, rank_areas, rank_images
@@ -132,6 +134,7 @@ class LabelsEvaluation(ShownOnce):
     micro_f1: float|None      # F1 of all labels together
     exact_match: float        # share of images with all labels right
     loss: float               # mean binary cross-entropy, nats
+    ece: float|None           # expected calibration error over all images and labels; `None`: probabilities are not finite
     map_interval: Interval|None         # 95% CI; `None` where it is unknown, as for a single image
     macro_f1_interval: Interval|None    # 95% CI, likewise
     micro_f1_interval: Interval|None    # 95% CI, likewise
@@ -153,7 +156,7 @@ class LabelsEvaluation(ShownOnce):
 
     def as_dict(self) -> dict:
         "Convert to what JSON holds"
-        whole = {name: getattr(self, name) for name in ('n', 'n_classes', 'n_groups')}
+        whole = {name: getattr(self, name) for name in ('n', 'n_classes', 'n_groups', 'ece')}
         scores = {name: self.score(name) for name in LABEL_METRICS}
         values = {name: _plain(s.value) for name, s in scores.items()}
         ends = {f'{name}_interval': None if s.interval is None else list(s.interval) for name, s in scores.items()}
@@ -167,7 +170,7 @@ class LabelsEvaluation(ShownOnce):
         return pd.DataFrame(rows, columns=['metric', 'value', '95% CI'])
 
     def __str__(self):
-        groups = '' if self.n_groups is None else f' in {self.n_groups} groups'
+        groups = '' if self.n_groups in (None, self.n) else f' in {self.n_groups} groups'
         ends = _format_ends('map', self.map_interval)
         interval = f'95% CI {ends}, n = {self.n}{groups}' if ends else f'n = {self.n}{groups}'
         without = self.n_classes - self.n_measured
@@ -226,6 +229,7 @@ def evaluate_labels(
         micro_f1=_value(values['micro_f1']),
         exact_match=float(right.mean()),
         loss=float(losses.mean()),
+        ece=calibration_error(label_reliability(probs, targs)) if finite else None,
         map_interval=bounded['map'],
         macro_f1_interval=bounded['macro_f1'],
         micro_f1_interval=bounded['micro_f1'],

@@ -9,6 +9,7 @@ __all__ = ['NUMBER', 'are_number_targets', 'check_number_targets', 'resolve_numb
            'number_task']
 
 # %% ../../nbs/metrics/22_quantity.ipynb #7a212d97
+from dataclasses import replace
 from functools import partial
 
 # %% ../../nbs/metrics/22_quantity.ipynb #3b5689f5
@@ -96,10 +97,10 @@ def _mean_restored(outputs, scale): return scale.restore(outputs.double()).mean(
 def _no_confidence(numbers): raise ValueError('A number has a prediction interval, and no probability.')
 def _no_temperature(numbers, temperature): raise ValueError('Temperature scaling is for classes, not for numbers.')
 
-def _evaluate(pred, targs, groups=None, worth=1., order=None) -> NumbersEvaluation:
+def _evaluate(pred, targs, groups=None, worth=1., order=None, grades=None) -> NumbersEvaluation:
     "`evaluate_numbers` as rooms above call a task's `evaluate`; numbers have an order by themselves"
     flat = lambda o: np.asarray(torch.as_tensor(o).as_subclass(torch.Tensor), dtype=float).ravel()
-    return evaluate_numbers(flat(pred), flat(targs), groups, worth)
+    return evaluate_numbers(flat(pred), flat(targs), groups, worth, grades)
 
 def _row(evaluation) -> dict:
     row = dict(n=evaluation.n)
@@ -132,7 +133,7 @@ def number_task(
         apply_temperature=_no_temperature,
         metrics=(mae_metric(scale),),
         check_metrics=check_number_metrics,
-        evaluate=_evaluate,
+        evaluate=partial(_evaluate, grades=bool(scale.levels)),
         row=_row,
         row_words=_row_words,
         key='number',
@@ -141,4 +142,4 @@ def number_task(
         outputs=scale.standardize)
 
 _NO_SCALE = NumberScale(mean=0., std=1., low=-1e300, high=1e300)   # outputs are the numbers
-NUMBER = number_task(_NO_SCALE) # before the training images are known
+NUMBER = replace(number_task(_NO_SCALE), evaluate=_evaluate) # before the training images are known

@@ -23,6 +23,7 @@ from torch import nn
 
 # %% ../../nbs/metrics/20_several.ipynb #14737c1e
 from .asymmetric import AsymmetricLoss, BinaryLoss
+from .label_calibration import apply_label_temperature
 from .losses import NoLoss, SoftmaxLoss
 from .multilabel import LABEL_METRICS, decode_labels, evaluate_labels, label_statistics
 from .task import SINGLE_LABEL, Task, check_all_metrics, error_line
@@ -136,9 +137,6 @@ def _mean_sigmoid(logits): return logits.sigmoid().mean(1)
 def _sigmoid(outputs): return outputs.sigmoid()
 def _highest(probs): return probs.max(-1).values
 
-def _no_temperature(probs, temperature):
-    raise ValueError('Temperature scaling is for one label per image; several labels have thresholds instead.')
-
 def _evaluate(probs, targs, groups=None, worth=1., order=None, *, thresholds=None, classes=()):
     "`evaluate_labels` as rooms above call a task's `evaluate`, with the names of the labels; labels have no order"
     found = evaluate_labels(np.asarray(probs), np.asarray(targs), groups, thresholds, worth)
@@ -189,7 +187,7 @@ SEVERAL_LABELS = Task(
     decode=_decode,
     confidence=_highest,
     mean_probs=_mean_sigmoid,
-    apply_temperature=_no_temperature,
+    apply_temperature=apply_label_temperature,
     metrics=(MeanPrecision,),   # each learner makes its own
     check_metrics=check_label_metrics,
     evaluate=_evaluate,

@@ -1,5 +1,6 @@
 "What people look at: figures, class activation maps, pages"
 from .cam import class_activation, overlay
+from .gradient_map import activation_maps, find_map_method
 from .figures import plot_confusion, plot_losses, plot_lr_find, plot_rates, plot_reliability
 from .examples import example_features
 from .feature_map import plot_feature_map
@@ -8,6 +9,7 @@ from .page import Report
 from .sections import make_report
 
 __all__ = [
-    'class_activation', 'class_table', 'confused_pairs', 'example_features', 'Findings', 'make_report', 'overlay',
-    'plot_confusion', 'plot_feature_map', 'plot_losses', 'plot_lr_find', 'plot_rates', 'plot_reliability', 'Report',
+    'activation_maps', 'class_activation', 'class_table', 'confused_pairs', 'example_features', 'find_map_method',
+    'Findings', 'make_report', 'overlay', 'plot_confusion', 'plot_feature_map', 'plot_losses', 'plot_lr_find',
+    'plot_rates', 'plot_reliability', 'Report',
 ]

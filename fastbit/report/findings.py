@@ -154,15 +154,15 @@ class Findings:
     @cached_property
     def scaled_probs(self) -> torch.Tensor|None: # n x classes
         "Probabilities with temperature scaling; `None` without a temperature"
-        return SINGLE_LABEL.apply_temperature(self.probs, self.temperature) if self.temperature else None
+        return self.task.apply_temperature(self.probs, self.temperature) if self.temperature else None
 
     @cached_property
     def calibrated(self) -> Evaluation|None:
         "Metrics with temperature scaling; `None` without a temperature"
         return None if self.scaled_probs is None else self._evaluate_scaled()
 
-    def _evaluate_scaled(self) -> Evaluation:
-        return SINGLE_LABEL.evaluate(self.scaled_probs, self.targs, self.groups, self.worth)
+    def _evaluate_scaled(self) -> Evaluation:   # for loss and ECE: thresholds of labels are of plain probabilities
+        return self.task.evaluate(self.scaled_probs, self.targs, self.groups, self.worth)
 
     @cached_property
     def losses(self) -> torch.Tensor: # n, nats

@@ -1,4 +1,4 @@
-"""The pictures of a report: samples, mistakes, class activation maps and figures
+"""The pictures of a report: samples, mistakes and figures
 
 Docs: https://fastbit.github.io/fastbit/report/pictures.html.md"""
 
@@ -11,20 +11,15 @@ __all__ = []
 from dataclasses import dataclass
 
 # %% ../../nbs/report/04_pictures.ipynb #e8b30a77
-import numpy as np, torch
-from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 # %% ../../nbs/report/04_pictures.ipynb #66c4472f
-from ..bodies.model import TransferModel
-from ..data.features import view_pixels
 from ..metrics.calibration import calibration_error, reliability_table
 from ..metrics.losses import describe_loss
-from .cam import class_activation, overlay, why_no_activation
 from .figures import MAX_PLOTTED_CLASSES, drawable, most_confused, plot_confusion, plot_losses
 from .figures import plot_lr_find, plot_rates, plot_reliability
 from .findings import Findings, confused_pairs
-from .page import THUMB, Picture, enlarge, picture_uri, png_bytes, thumbnail
+from .page import Picture, picture_uri, png_bytes, thumbnail
 
 # %% ../../nbs/report/04_pictures.ipynb #98fcc1d2
 def class_samples(f:Findings, most=24) -> list[Picture]:
@@ -82,50 +77,6 @@ def shown_mistakes(f:Findings) -> list[int]:
     wrong = [i for i in _highest(f, SHOWN) if f.predicted[i] != f.targs[i]]
     pairs = [i for _, _, rows in confused_pairs(f.targs, f.predicted) for i in rows[:SHOWN_PER_PAIR]]
     return list(dict.fromkeys([*wrong, *pairs]))
-
-# %% ../../nbs/report/04_pictures.ipynb #3457d8b1
-def _cam_rows(f, most) -> list[int]:
-    "Choose images: confident mistakes for up to a half, and correct ones over the range of confidence"
-    wrong, right = [rows.nonzero()[:, 0] for rows in (f.predicted != f.targs, f.predicted == f.targs)]
-    wrong = wrong[f.confidence[wrong].argsort(descending=True, stable=True)]
-    right = right[f.confidence[right].argsort(descending=True, stable=True)]
-    n_right = min(len(right), most - min(len(wrong), most//2))
-    spread = torch.linspace(0, len(right)-1, n_right).long()
-    return [*wrong[:most//2].tolist(), *right[spread].tolist()]
-
-def _side_by_side(left, right) -> Image.Image:
-    both = Image.new('RGB', (2*left.width + 4, left.height), 'white')
-    both.paste(left, (0, 0))
-    both.paste(right, (left.width + 4, 0))
-    return both
-
-def no_cam_words(f:Findings) -> str:
-    "Say why this body has no class activation map; '' where it has, or where there are other reasons"
-    model, pp = f.learn.model, getattr(f.learn.dls, 'preprocess', None)
-    if f.n_models > 1 or pp is None or not isinstance(model, TransferModel): return ''
-    return why_no_activation(model, pp.size)
-
-def cam_pictures(f:Findings, most=8) -> list[Picture]:
-    "Show images next to their class activation maps; empty for other models and loaders than fastbit's"
-    model, pp = f.learn.model, getattr(f.learn.dls, 'preprocess', None)
-    if f.n_models > 1 or not (f.paths and pp and isinstance(model, TransferModel)): return []
-    rows = _cam_rows(f, most)
-    if not rows or no_cam_words(f): return []
-    x = np.stack([view_pixels(f.paths[i], 0, pp) for i in rows])
-    maps, _ = class_activation(model, torch.from_numpy(x).to(model.mean.device), f.predicted[rows])
-    pictures = []
-    for i, pixels, cam in zip(rows, x, maps):
-        true, predicted = f.classes[f.targs[i]], f.classes[f.predicted[i]]
-        img = enlarge(Image.fromarray(pixels.transpose(1, 2, 0)))
-        caption = f'{predicted} ({f.confidence[i]:.0%})'
-        if true != predicted: caption += f', true class {true}'
-        pictures.append(Picture(
-            uri=picture_uri(_side_by_side(img, overlay(img, cam)), 2*THUMB),
-            alt=f'An image of class {true}, next to it its class activation map for {predicted}',
-            caption=caption,
-            file=str(f.paths[i]),
-            wrong=true != predicted))
-    return pictures
 
 # %% ../../nbs/report/04_pictures.ipynb #e1bbdb05
 def _figure(fig, alt, caption='') -> Picture: return Picture(uri=picture_uri(fig), alt=alt, caption=caption)

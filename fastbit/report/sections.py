@@ -27,7 +27,7 @@ from ..data.label_sets import label_counts
 from ..metrics.intervals import effective_size
 from ..metrics.scores import METRIC_WORDS, format_interval, format_score
 from ..metrics.several import label_score_words
-from .examples import explain_mistakes, with_features
+from .examples import explain_errors, explain_mistakes, with_features
 from .feature_map import map_picture
 from .unsure import unsure_section
 from .findings import Findings, class_table, data_name
@@ -36,8 +36,8 @@ from .labels_page import label_mistakes, label_rows, label_samples, label_senten
 from .numbers_page import number_data, number_metric_rows, number_mistakes, number_pictures
 from .numbers_page import number_sentences, number_tta
 from .page import Report, percent, percent_interval, render_page
-from .pictures import cam_pictures, class_samples, confused_examples, confusion_picture, curve_pictures
-from .pictures import no_cam_words
+from .map_pictures import map_section
+from .pictures import class_samples, confused_examples, confusion_picture, curve_pictures
 from .pictures import highest_loss, reliability_picture
 
 # %% ../../nbs/report/05_sections.ipynb #631ace11
@@ -189,12 +189,16 @@ def _number_sections(f) -> dict:
         lead=_lead(f),
         expected=expected,
         compared=compared,
+        advice=f.advice,
         evaluation=f.evaluation,
         cards=[shown[k] for k in ('MAE', 'R²', 'quadratic-weighted kappa', 'prediction interval') if k in shown],
         part=_part_words(f),
         chosen=f.chosen,
         pictures=number_pictures(f),
         mistakes=number_mistakes(f),
+        maps=map_section(f),
+        explained=explain_errors(f),
+        compared_with=f.features.words if f.features else '',
         metrics=rows,
         tta=number_tta(f),
         curves=curve_pictures(f),
@@ -254,8 +258,7 @@ def _sections(f) -> dict:
         pairs=confused_examples(f),
         per_class=class_table(f.targs, f.predicted, f.classes, f.table, f.groups),
         confusion=confusion_picture(f),
-        cams=cam_pictures(f),
-        no_cam=no_cam_words(f),
+        maps=map_section(f),
         feature_map=map_picture(f),
         reliability=reliability_picture(f),
         temperature=f.temperature,
@@ -307,15 +310,19 @@ _LABEL_NOTES = dict(
 
 def _label_metrics(f) -> list[MetricRow]:
     "List the metrics of several labels with their intervals"
-    rows = f.evaluation.table().itertuples(index=False)
-    return [MetricRow(*row, note) for row, note in zip(rows, _LABEL_NOTES.values())]
+    e = f.evaluation
+    rows = [MetricRow(*row, note) for row, note in zip(e.table().itertuples(index=False), _LABEL_NOTES.values())]
+    rows.append(MetricRow('ECE', f'{e.ece:.4f}', note='expected calibration error over all images and labels'))
+    return [*rows, _temperature_row(f)] if f.calibrated else rows
 
 def _threshold_words(f) -> str:
     has = 'An image has each label whose probability'
     if getattr(f.learn, 'thresholds', None) is None: return f'{has} is at least 0.5.'
     where = 'the validation images'
     if f.part == 'valid': where = 'these same images, so F1 and exact match are slightly optimistic'
-    return f'{has} reaches its threshold. The thresholds were chosen by F1 on {where}.'
+    each = getattr(f.learn, 'thresholds_per_label', False)
+    which = 'One threshold per label was' if each else 'One threshold for all labels was'
+    return f'{has} reaches its threshold. {which} chosen by F1 on {where}.'
 
 def _label_sections(f) -> dict:
     "All values of `templates/labels.html`"
@@ -337,6 +344,7 @@ def _label_sections(f) -> dict:
         chosen=f.chosen,
         mistakes=label_mistakes(f),
         per_label=rows,
+        maps=map_section(f),
         metrics=_label_metrics(f),
         thresholds=_threshold_words(f),
         tta=_tta(f),
@@ -355,7 +363,7 @@ def make_report(
 ) -> Report: # Shown inline; `.save('report.html')` writes it
     "Make one self-contained page of HTML about a run; raise `ValueError` if the predictions are not finite"
     findings.check()
+    findings = with_features(findings)
     if findings.task.is_number: return Report(render_page('numbers.html', **_number_sections(findings)))
     if not findings.task.is_single: return Report(render_page('labels.html', **_label_sections(findings)))
-    findings = with_features(findings)
     return Report(render_page('report.html', title=_title(findings), lead=_lead(findings), **_sections(findings)))

@@ -35,12 +35,13 @@ from ..data.folders import count_reasons, is_odd
 from ..data.batches import resolve_device
 from ..data.public import resolve_source
 from ..data.split import drop_untrained
-from ..data.tables import read_image_set
+from ..data.ordered import read_ordered_set
 from ..data.label_sets import has_label_sets, joined_labels, label_names
 from ..data.quantities import are_quantities
 from ..report.page import THUMB, Picture, picture_uri, render_page
-from .detect import KINDS, ODD_KINDS, Issue, copy_issues, depth_issues, group_issues, label_issues
-from .detect import odd_issues, shape_issues, size_issues
+from .detect import KINDS, ODD_KINDS, Issue, LabelCheck, check_labels, copy_issues, depth_issues
+from .detect import group_issues, odd_issues, shape_issues, size_issues
+from .wrong_numbers import number_issues
 
 # %% ../../nbs/studies/02_doctor.ipynb #4a8b737d
 def reading_issues(
@@ -60,10 +61,11 @@ def unused_issues(
 
 # %% ../../nbs/studies/02_doctor.ipynb #0660ca3f
 _NAMES = dict(   # in a list, where a title is no noun
-    unreadable='unreadable files', truncated='truncated files', label='label errors', rotated='images rotated by EXIF',
+    unreadable='unreadable files', truncated='truncated files', label='label errors', number='wrong numbers',
+    rotated='images rotated by EXIF',
     depth='16-bit images on a wrong scale', tiny='tiny images', dark='dark images', light='overexposed images',
     blurry='blurry images', low_information='almost empty images', odd_size='images of odd size',
-    few='classes with few images')
+    rare='rare labels', few='classes with few images')
 
 def kind_name(kind) -> str:
     "Name a kind of issue in a list"
@@ -100,8 +102,10 @@ class DataCheck(ShownOnce):
     passed: tuple = () # kinds of issues that were looked for and not found
     unchecked: tuple = () # what was not looked for, and why, in words
     out: Path = None   # folder of `check.csv` and `check.html`
+    note: str = ''     # what no finding means
     source: str = ''   # folder or columns that were used
     max_value: int = MAX_16_BIT # as for `read_image`
+    numbers: str = ''  # what is predicted, with its range; '': classes
 
     @property
     def found(self) -> bool: return len(self.rows) > 0
@@ -113,7 +117,12 @@ class DataCheck(ShownOnce):
         return [(kind, part) for kind, part in parts if len(part)]
 
     @property
-    def _count(self) -> str: return f'{len(self.rows)} issues' if self.found else 'nothing found'
+    def _count(self) -> str:
+        n = len(self.rows)
+        return f'{n} issue{"s"*(n > 1)}' if n else 'nothing found'
+
+    @property
+    def _contents(self) -> str: return f'{self.n} images, {self.numbers or f"{self.classes} classes"}'
 
     @property
     def _passed(self) -> str: return ', '.join(map(kind_name, self.passed))
@@ -128,7 +137,7 @@ class DataCheck(ShownOnce):
         return text
 
     def __str__(self):
-        lines = [f'{self.data}: {self.n} images, {self.classes} classes; {self._count}']
+        lines = [f'{self.data}: {self._contents}; {self._count}']
         if self.source: lines.append(f'  source: {self.source}')
         for kind, part in self._by_kind:
             hint = f'; {KINDS[kind].hint}' if KINDS[kind].hint else ''
@@ -137,6 +146,7 @@ class DataCheck(ShownOnce):
             if len(part) > 3: lines.append(f'    … and {len(part)-3} more')
         if self.passed: lines.append(f'  passed: {self._passed}')
         if self.unchecked: lines.append(f'  not checked: {"; ".join(self.unchecked)}')
+        if self.note: lines.append(f'  note: {self.note}')
         if self.skipped: lines.append(f'  not listed: {self.skipped}')
         if self.out: lines.append(f'files: {self.out}')
         return '\n'.join(lines)
@@ -155,12 +165,12 @@ class DataCheck(ShownOnce):
         return render_page(
             'check.html',
             title=f'{self.data}: {self._count}',
-            n=self.n,
-            classes=self.classes,
+            contents=self._contents,
             version=__version__,
             skipped=self.skipped,
             passed=self._passed,
             unchecked=self.unchecked,
+            note=self.note,
             sections=sections)
 
     def save(self,
@@ -180,7 +190,7 @@ def _without_usual(issues, n) -> tuple[list, list, list]: # The other issues; wh
     words = [f'{KINDS[k].title.lower()} ({counts[k]} of {n} images)' for k in usual]
     return [o for o in issues if o.kind not in usual], words, usual
 
-_OF_FILES = ('unreadable', 'truncated', 'unused', 'imbalance', 'few')   # kinds that need no pixels
+_OF_FILES = ('unreadable', 'truncated', 'unused', 'imbalance', 'rare', 'few')   # kinds that need no pixels
 _OF_LABELS = ('label', 'groups', 'copy_other_label')   # kinds that need two classes
 _OF_PIXELS = tuple(k for k in KINDS if k not in _OF_FILES)
 
@@ -201,6 +211,8 @@ def _unchecked_words(why) -> tuple: # One text per reason
     for kind, reason in why.items(): by_reason.setdefault(reason, []).append(kind_name(kind))
     return tuple(f'{", ".join(kinds)} ({reason})' for reason, kinds in by_reason.items())
 
+def _scale_words(numbers) -> str: return ' to '.join(map(format_number, (numbers.min(), numbers.max())))
+
 def _image_issues(good, report, groups, max_value) -> list[Issue]:
     "Run the detectors that look at pixels, on images that can be read"
     shapes = shape_issues(good, report)
@@ -212,7 +224,7 @@ def _image_issues(good, report, groups, max_value) -> list[Issue]:
         *odd_issues(good, report, tiny, max_value)]
 
 @options_by_name
-@delegates(read_image_set)
+@delegates(read_ordered_set)
 def check_data(
     path:str|Path|pd.DataFrame=None, # Folder, table or public data set, as for `baseline`
     arch:str='tf_efficientnet_lite0', # Body whose features judge the labels
@@ -233,13 +245,14 @@ def check_data(
     check_max_value(max_value)
     if out is not None: make_out(out)
     data, name, usual = resolve_source(path)
-    images = read_image_set(data, **kwargs)
+    images = read_ordered_set(data, **kwargs)
     table, untrained = drop_untrained(images.table)
     numbers = are_quantities(table.label)
-    if numbers: table = table.assign(label=images.column or 'number')   # nothing below is about numbers
+    if numbers: table = table.assign(number=table.label, label=[f'{v:.12g}' for v in table.label])
     skipped = [*images.skipped.itertuples(index=False), *untrained.itertuples(index=False)]
     report = check_images(table.path, cache=cache)
-    sizes, classes, several = size_issues(table), label_names(table.label), has_label_sets(table.label)
+    sizes = [] if numbers else size_issues(table)
+    classes, several = label_names(table.label), has_label_sets(table.label)
     good = table[table.path.map(dict(zip(report.path, report.reason))) == ''].reset_index(drop=True)
     labeled = good
     if several: table, good = (df.assign(label=joined_labels(df.label, classes)) for df in (table, good))
@@ -250,9 +263,11 @@ def check_data(
         groups = duplicate_groups(report[report.reason == ''])
         issues += _image_issues(good, report, groups, max_value)
     issues, not_listed, common = _without_usual(issues, len(good))
+    about_labels = LabelCheck([])
     unchecked = _unchecked(table, good, labels)
     if several: unchecked['groups'] = 'images have several labels'
-    if numbers: unchecked |= dict.fromkeys(('label', 'groups', 'copy_other_label'), 'images have numbers')
+    if numbers: unchecked |= dict.fromkeys(('label', 'groups', 'imbalance', 'few'), 'images have numbers')
+    elif len(good): unchecked['number'] = 'images have labels'
     ordinary = count_reasons(o for o in skipped if not is_odd(o[1]))
     if ordinary: not_listed.append(f'other files ({ordinary})')
     if labels and good.label.nunique() > 1:
@@ -260,10 +275,17 @@ def check_data(
         model = TransferModel(build_body(arch, 2, weights)).to(device)
         features = frozen_features(model, list(good.path), pp, cache=cache, cache_gb=cache_gb)
         rows = features.rows[features.index[:, 0]].reshape(len(good), -1)
-        issues += label_issues(labeled, rows, groups)
-        if not several: issues += group_issues(good, rows, groups)
+        if numbers:
+            judged = number_issues(good, rows, groups)
+            issues += judged.issues
+            if judged.why_not: unchecked['number'] = judged.why_not
+        else:
+            about_labels = check_labels(labeled, rows, groups)
+            issues += about_labels.issues
+            if about_labels.unchecked: unchecked['label'] = about_labels.unchecked
+        if not several and not numbers: issues += group_issues(good, rows, groups)
     order = {k: i for i, k in enumerate(KINDS)}
-    found = {o.kind for o in issues}
+    found = {o.kind for o in issues} | {'imbalance' if several else 'rare'}   # of the other task
     result = DataCheck(
         rows=pd.DataFrame(sorted(issues, key=lambda o: order[o.kind]), columns=Issue._fields),
         data=name,
@@ -272,8 +294,10 @@ def check_data(
         skipped='; '.join(not_listed),
         passed=tuple(k for k in KINDS if k not in found | set(common) | set(unchecked)),
         unchecked=_unchecked_words(unchecked),
+        note=f'label errors: {about_labels.note}' if about_labels.note else '',
         source=images.source,
-        max_value=max_value)
+        max_value=max_value,
+        numbers=f'{images.column or "number"} from {_scale_words(table.number)}' if numbers else '')
     if out is not None: result.save(out)
     if verbose: show(result)
     return result

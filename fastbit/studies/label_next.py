@@ -114,7 +114,8 @@ def rank_to_label(
     if not whole or n < 1: raise ValueError(f"n={n!r}: images to choose, 1 or more.")
     predictor = _predictor(model)
     if not predictor.task.is_single:
-        raise ValueError("rank_to_label is for one label per image, and this model gives several.")
+        gives = 'predicts a number' if predictor.task.is_number else 'gives several'
+        raise ValueError(f"rank_to_label is for one label per image, and this model {gives}.")
     index = _training_index(predictor)
     found = predictor.embed(_unlabeled(image_items(images), predictor, index), bs)
     rows = _readable(found)

@@ -143,7 +143,7 @@ def _label_rows(a, b, groups, worth) -> tuple: # (rows, are the predictions iden
     targs, others = (_sets(df.label, classes) for df in (a, b))
     _check_same(targs, others, a.index, 'labels')
     columns = [f'p({c})' for c in classes]
-    said = [LabelAnswers(df[columns].to_numpy(float), _sets(df.prediction, classes)) for df in (a, b)]
+    said = [LabelAnswers(df[columns].to_numpy(float, copy=True), _sets(df.prediction, classes)) for df in (a, b)]
     at = [evaluate_labels(o.chosen.astype(float), targs) for o in said]   # at the thresholds of the run
     ranked = [evaluate_labels(o.probs, targs) for o in said]
     value = lambda i, k: (ranked if k in ('map', 'loss') else at)[i].score(k).value
@@ -156,7 +156,7 @@ def _number_rows(a, b, groups, worth) -> tuple: # (rows, are the predictions ide
     found = [evaluate_numbers(pred, targs) for pred in (pred_a, pred_b)]
     graded = found[0].quadratic_kappa is not None
     names = [k for k in NUMBER_METRICS if k != 'quadratic_kappa' or graded]
-    how = dict(groups=groups, worth=worth, grades=int(targs.max()) + 1 if graded else None)
+    how = dict(groups=groups, worth=worth, grades=graded)
     rows = {k: (getattr(found[0], k), getattr(found[1], k), *number_difference(k, pred_a, pred_b, targs, **how))
             for k in names}
     return rows, _alike(pred_a, pred_b)

@@ -111,7 +111,7 @@ def number_difference(
     targs,    # n numbers
     groups=None, # As for `label_difference`
     worth:float=1., # As for `label_difference`
-    grades:int=None, # As for `number_statistics`; `None`: no grades
+    grades:bool=False, # As for `number_statistics`
 ) -> PairedDifference: # Metric of `b` minus that of `a`; NaN where it is undefined, or its interval unknown
     "Compare two runs of numbers by a metric, with a 95% interval"
     if name not in NUMBER_METRICS: raise KeyError(f'{name!r} is not one of {", ".join(NUMBER_METRICS)}.')

@@ -63,6 +63,7 @@ class TransferLearner(Loop):
     head_features = None     # of the last `fit_head`: training and validation features
     trained_before = ''      # earlier phases, in words that a checkpoint of the next one has to agree with
     prior = None             # log-odds of each label among the training images, where they are known; `None`: zeros
+    thresholds_per_label = False # does `choose_thresholds` choose one per label?
     thresholds = None        # of the labels' probabilities, that `choose_thresholds` found; `None`: 0.5, or one label per image
     within = None            # distance from a predicted number within which 90% of new images lie; `None`: not measured, or labels
 

@@ -27,6 +27,7 @@ from ..export.record import Artifact, digest_sketch, made_with
 from ..metrics.answers import HeldOutAnswers
 from ..metrics.calibration import fit_temperature
 from ..metrics.evaluation import Evaluation
+from ..metrics.label_calibration import fit_label_temperature
 from ..metrics.multilabel import LabelsEvaluation
 from ..metrics.numbers import NumbersEvaluation, conformal_interval
 from ..metrics.multilabel import choose_thresholds as find_thresholds
@@ -67,8 +68,8 @@ def evaluate(self:TransferLearner,
     return res
 
 # %% ../../nbs/training/13_results.ipynb #9516c44b
-_NO_TEMPERATURE = ("Temperature scaling is for one label per image. Several labels per image have thresholds: "
-                   "learn.choose_thresholds() finds them.")
+_NO_TEMPERATURE = ("Temperature scaling is for classes. Numbers have a prediction interval: "
+                   "learn.prediction_interval() finds it.")
 
 @patch
 def calibrate(self:TransferLearner,
@@ -76,15 +77,16 @@ def calibrate(self:TransferLearner,
     dl=None,      # Other labelled data
 ) -> float: # Kept as `learn.temperature`; above 1: the model is overconfident
     "Find the temperature that calibrates the probabilities; with few images it stays near 1"
-    if not self.task.is_single: raise ValueError(_NO_TEMPERATURE)
+    if self.task.is_number: raise ValueError(_NO_TEMPERATURE)
     logits, targs = _plain_logits(self, ds_idx, dl)
-    self.temperature = fit_temperature(logits[:, 0], targs, groups=image_groups(self, find_loader(self, ds_idx, dl)))
+    fit = fit_temperature if self.task.is_single else fit_label_temperature
+    self.temperature = fit(logits[:, 0], targs, groups=image_groups(self, find_loader(self, ds_idx, dl)))
     return self.temperature
 
 # %% ../../nbs/training/13_results.ipynb #dc563e56
 @patch
 def choose_thresholds(self:TransferLearner,
-    per_class:bool=False, # One threshold per label? Else one for all
+    per_class:bool=None, # One threshold per label? Else one for all; `None`: as the run was told to, else one
     ds_idx:int=1, # Which loader of `dls`; 1: validation
     dl=None,      # Other labelled data
 ) -> np.ndarray: # One per label; kept as `learn.thresholds`
@@ -92,6 +94,8 @@ def choose_thresholds(self:TransferLearner,
     if self.task.key != 'labels':
         raise ValueError("Thresholds are for several labels per image; with one label the most probable class is the "
                          "answer.")
+    if per_class is None: per_class = self.thresholds_per_label
+    self.thresholds_per_label = per_class
     logits, targs = _plain_logits(self, ds_idx, dl)
     set_thresholds(self, find_thresholds(self.task.mean_probs(logits).numpy(), targs.numpy(), per_class))
     return self.thresholds

@@ -1,0 +1,222 @@
+"Activation maps: exact, gradient-based or absent; the right place for the right class; in the reports of all tasks"
+import sys
+from base64 import b64decode
+from dataclasses import replace
+from io import BytesIO
+from types import SimpleNamespace
+
+import numpy as np, pytest, timm, torch
+from PIL import Image
+from torch import nn
+
+from conftest import picture
+from fastbit.bodies import TransferModel, body_preprocess
+from fastbit.bodies.build import create_net
+from fastbit.data.features import view_pixels
+from fastbit.metrics.numbers import NumberScale
+from fastbit.metrics.quantity import number_task
+from fastbit.metrics.several import labels_task
+from fastbit.metrics.task import SINGLE_LABEL
+from fastbit.report import Findings, activation_maps, class_activation, find_map_method
+from fastbit.report.gradient_map import MapLayer, gradient_activation
+from fastbit.report.map_pictures import map_section
+from fastbit.report.page import render_page
+
+SIZE = 64
+TINY_VIT = dict(img_size=32, patch_size=8, embed_dim=32, num_heads=2)
+
+
+def model_of(arch, n=3, size=SIZE, **kwargs):
+    "With a random classifier, and BatchNorm's statistics as after training"
+    torch.manual_seed(0)
+    if kwargs: net = timm.create_model(arch, num_classes=n, img_size=size, pretrained_cfg_overlay=dict(input_size=(3, size, size)), **kwargs)
+    else: net = create_net(arch, n, size=size)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d): nn.init.uniform_(m.running_var, .5, 2)
+    for p in net.get_classifier().parameters(): nn.init.normal_(p)
+    return TransferModel(net).eval()
+
+
+def images(n, size=SIZE): return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+KINDS = {   # what a body ends in -> how its maps are made, and at which layer
+    'test_resnet': ('exact', None),                                       # mean, linear
+    'swin_tiny_patch4_window7_224': ('exact', None),                      # channels last
+    'resmlp_12_224': ('exact', None),                                     # tokens
+    'test_convnext': ('gradient', MapLayer('norm_pre')),                  # a norm after the mean
+    'mobilenetv3_small_050': ('gradient', MapLayer('blocks.5.0')),        # a convolution after the mean
+    'test_mambaout': ('gradient', MapLayer('stages.3')),                  # channels last, an MLP
+    'test_vit': ('gradient', MapLayer('blocks.4')),                       # a class token, the last of 6 blocks gives nothing else
+    'cait_xxs24_224': ('gradient', MapLayer('blocks.23')),                # the class token comes after all blocks
+    'pit_ti_224': ('gradient', MapLayer('transformers.2.blocks.2'))}      # blocks inside of stages that return two tensors
+
+
+@pytest.mark.parametrize('arch', KINDS)
+def test_the_method_is_found_by_running_the_body(arch):
+    model = model_of(arch)
+    method = find_map_method(model, SIZE)
+    assert (method.kind, method.layer) == KINDS[arch] and (method.kind == 'exact') == (not method.why)
+    maps, logits = activation_maps(model, images(2), [0, 2], method)
+    assert maps.ndim == 3 and maps.shape[1] == maps.shape[2] > 1 and (maps != 0).any()
+    torch.testing.assert_close(logits, model(images(2)))
+    if method.kind == 'exact':
+        bias = model.net.get_classifier().bias[[0, 2]]
+        torch.testing.assert_close(maps.mean((1, 2)) + bias, logits[[0, 1], [0, 2]], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('arch, layer', [('tf_efficientnet_lite0', 'bn2'), ('swin_tiny_patch4_window7_224', 'norm'), ('resmlp_12_224', 'norm')])
+def test_gradient_times_activation_is_the_exact_map_where_there_is_one(arch, layer):
+    "Of maps, of maps with channels last, and of tokens"
+    model = model_of(arch)
+    x = images(2)
+    exact, logits = class_activation(model, x, [0, 2])
+    made, same = gradient_activation(model, x, [0, 2], layer=MapLayer(layer))
+    torch.testing.assert_close(made, exact, rtol=1e-3, atol=1e-4*exact.abs().max().item())
+    torch.testing.assert_close(same, logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(class_activation(model, x)[0], class_activation(model, x, logits.argmax(1))[0])
+
+
+def paint(x, color, place):
+    "A square of a color, as large as a token, in one of 16 places"
+    row, col = 8*(place//4), 8*(place % 4)
+    x[:, row:row+8, col:col+8] *= .3
+    x[color, row:row+8, col:col+8] += .6
+
+
+def draw(n, seed):
+    "Noise with a square: images, its color, its place"
+    rng = np.random.default_rng(seed)
+    x = torch.tensor(rng.uniform(0, .4, (n, 3, 32, 32)), dtype=torch.float32)
+    colors, places = rng.integers(0, 3, n), rng.integers(0, 16, n)
+    for i in range(n): paint(x[i], colors[i], places[i])
+    return x, torch.tensor(colors), torch.tensor(places)
+
+
+@pytest.mark.parametrize('end', [dict(depth=3, global_pool='avg'), dict(depth=1)], ids=['mean and norm', 'class token'])
+def test_the_map_points_to_the_square(end):
+    "A small transformer, trained to name the color of a square in noise"
+    torch.manual_seed(0)
+    model = TransferModel(timm.create_model('test_vit', num_classes=3, **TINY_VIT | end))
+    opt = torch.optim.AdamW(model.parameters(), 3e-3)
+    for step in range(100):
+        x, y, _ = draw(32, step)
+        loss = nn.functional.cross_entropy(model(x), y)
+        opt.zero_grad(); loss.backward(); opt.step()
+    method, (x, y, places) = find_map_method(model.eval(), 32), draw(60, 1000)
+    maps, logits = activation_maps(model, x, y, method)
+    assert method.kind == 'gradient' and (logits.argmax(1) == y).float().mean() > .9
+    found = maps.flatten(1).argmax(1)
+    turned = (found == 4*(places % 4) + places//4).float().mean().item()
+    assert (found == places).float().mean() > .8 > 2*turned   # one in sixteen by chance
+    other, _ = activation_maps(model, x, (y+1) % 3, method)
+    assert (other.flatten(1).argmin(1) == places).float().mean() > .5   # it speaks against the other colors
+
+
+def test_nothing_of_the_model_changes():
+    model = model_of('test_vit')
+    model.freeze_to(3)
+    model.train()
+    before = [(p.requires_grad, p.grad, p.clone()) for p in model.parameters()]
+    modes = [m.training for m in model.modules()]
+    activation_maps(model, images(2))
+    assert [m.training for m in model.modules()] == modes
+    assert all(p.requires_grad == r and p.grad is g and torch.equal(p, q) for p, (r, g, q) in zip(model.parameters(), before))
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_tokens_in_another_order_are_noticed(monkeypatch):
+    "A map whose places are not those of the image would be worse than none"
+    for pool in (dict(), dict(global_pool='avg', fc_norm=False)):   # gradient-based, exact
+        model = model_of('test_vit', **pool)
+        assert find_map_method(model, SIZE).kind != 'none'
+        order = torch.tensor([0, *1 + torch.randperm(16, generator=torch.Generator().manual_seed(0))])
+        monkeypatch.setattr(model.net.norm_pre, 'forward', lambda x: x[:, order])
+        method = find_map_method(model, SIZE)
+        assert method.kind == 'none' and 'no gradient-based map either' in method.why
+        with pytest.raises(ValueError, match='no exact class activation map'): activation_maps(model, images(1), method=method)
+
+
+def test_one_position_is_no_map():
+    method = find_map_method(model_of('test_resnet', size=32), 32)
+    assert (method.kind, method.why) == ('none', 'test_resnet reduces images of 32 pixels to one position. Train on larger images.')
+
+
+def test_without_captum(monkeypatch):
+    model = model_of('test_vit')
+    monkeypatch.setitem(sys.modules, 'captum.attr', None)
+    with pytest.raises(ImportError, match=r'need captum. Run: pip install "fastbit\[maps\]"'): activation_maps(model, images(1))
+    assert activation_maps(model_of('test_resnet'), images(1))[0].shape == (1, 2, 2)   # exact maps do not need it
+
+
+# Reports
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    folder, found = tmp_path_factory.mktemp('drawn'), []
+    for i in range(12):
+        found.append(folder/f'{i}.png')
+        picture(i, i % 3).save(found[-1])
+    return found
+
+
+def findings(files, task, probs, targs, arch='test_resnet', classes=('red', 'green', 'blue'), **more):
+    model = model_of(arch, len(classes))
+    dls = SimpleNamespace(vocab=list(classes), preprocess=replace(body_preprocess(arch), size=SIZE, train_size=None))
+    return Findings(learn=SimpleNamespace(model=model, dls=dls, task=task), probs=torch.as_tensor(probs), targs=torch.as_tensor(targs), paths=files, **more)
+
+
+def colors(picture) -> np.ndarray:
+    "The right half of a picture of a map: how much redder than blue"
+    image = np.asarray(Image.open(BytesIO(b64decode(picture.uri.partition(',')[2])))).astype(float)
+    half = image[:, image.shape[1]//2 + 2:]
+    return half[..., 0] - half[..., 2]
+
+
+def test_a_report_of_one_label_has_mistakes_first(files):
+    probs, targs = np.full((12, 3), .1, np.float32), np.arange(12) % 3
+    probs[np.arange(12), targs] = .8
+    probs[:5] = probs[:5, [1, 2, 0]]   # five mistakes
+    section = map_section(findings(files, SINGLE_LABEL, probs, targs))
+    assert [p.wrong for p in section.pictures] == [True]*4 + [False]*4
+    assert not section.note and 'for blue: blue (80%), true class red' in section.pictures[0].alt
+    note = map_section(findings(files, SINGLE_LABEL, probs, targs, arch='test_vit')).note
+    assert 'gradient-based, which is an approximation' in note and 'at blocks.4' in note
+    assert map_section(findings(files, SINGLE_LABEL, probs, targs, n_models=2)) is None
+
+
+def test_several_labels_have_a_map_each(files):
+    task = labels_task(['red', 'green', 'blue'])
+    targs, probs = np.zeros((12, 3), np.float32), np.full((12, 3), .1, np.float32)
+    targs[0] = 1, 1, 0
+    probs[0] = .9, .2, .7
+    f = findings(files, task, probs, targs)
+    section = map_section(f)   # the others have no label
+    assert [(p.caption, p.wrong) for p in section.pictures] == [('red (90%)', False), ('blue (70%), extra', True), ('green (20%), missing', True)]
+    x = torch.from_numpy(np.stack([view_pixels(files[0], 0, f.learn.dls.preprocess)]*3))
+    maps, _ = activation_maps(f.learn.model, x, [0, 2, 1])
+    for p, cam in zip(section.pictures, maps):   # the reddest quarter is where the map of this label is largest
+        quarters = nn.functional.adaptive_avg_pool2d(torch.tensor(colors(p))[None], 2).flatten()
+        assert quarters.argmax() == cam.flatten().argmax()
+
+
+def test_a_number_has_a_map_of_both_signs(files):
+    task = number_task(NumberScale.of(np.arange(12.)))
+    f = findings(files, task, np.linspace(0, 11, 12)[:, None], np.arange(12.)[::-1].copy(), classes=('level',))
+    nn.init.zeros_(f.learn.model.net.fc.weight)   # nothing raises the number, nothing lowers it
+    section = map_section(f)
+    assert len(section.pictures) == 8 and section.title == 'Activation maps' and 'lowered' in section.words
+    assert section.pictures[0].caption == 'predicted 0, true 11'
+    plain = Image.open(files[0]).convert('RGB')
+    assert abs(colors(section.pictures[0]).mean() - np.subtract(*np.asarray(plain, float).mean((0, 1))[[0, 2]])/2) < 8   # white over it
+    nn.init.ones_(f.learn.model.net.fc.weight)
+    assert colors(map_section(f).pictures[0]).max() > 60   # features after a ReLU raise it
+
+
+def test_a_report_without_captum_says_what_to_install(files, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'captum.attr', None)
+    probs = np.full((12, 3), 1/3, np.float32)
+    section = map_section(findings(files, SINGLE_LABEL, probs, np.arange(12) % 3, arch='test_vit'))
+    assert not section.pictures and section.words.endswith('Gradient-based maps need captum. Run: pip install "fastbit[maps]"')
+    page = render_page('maps.html', maps=section)
+    assert '<section' not in page and 'test_vit has no exact class activation map' in page
