@@ -38,6 +38,7 @@ from ..data.split import drop_untrained
 from ..data.ordered import read_ordered_set
 from ..data.label_sets import has_label_sets, joined_labels, label_names
 from ..data.quantities import are_quantities
+from ..metrics.numbers import format_number
 from ..report.page import THUMB, Picture, picture_uri, render_page
 from .detect import KINDS, ODD_KINDS, Issue, LabelCheck, check_labels, copy_issues, depth_issues
 from .detect import group_issues, odd_issues, shape_issues, size_issues
@@ -267,7 +268,6 @@ def check_data(
     unchecked = _unchecked(table, good, labels)
     if several: unchecked['groups'] = 'images have several labels'
     if numbers: unchecked |= dict.fromkeys(('label', 'groups', 'imbalance', 'few'), 'images have numbers')
-    elif len(good): unchecked['number'] = 'images have labels'
     ordinary = count_reasons(o for o in skipped if not is_odd(o[1]))
     if ordinary: not_listed.append(f'other files ({ordinary})')
     if labels and good.label.nunique() > 1:
@@ -285,7 +285,8 @@ def check_data(
             if about_labels.unchecked: unchecked['label'] = about_labels.unchecked
         if not several and not numbers: issues += group_issues(good, rows, groups)
     order = {k: i for i, k in enumerate(KINDS)}
-    found = {o.kind for o in issues} | {'imbalance' if several else 'rare'}   # of the other task
+    other_tasks = {'imbalance' if several else 'rare', *(() if numbers else ('number',))}
+    found = {o.kind for o in issues} | other_tasks
     result = DataCheck(
         rows=pd.DataFrame(sorted(issues, key=lambda o: order[o.kind]), columns=Issue._fields),
         data=name,
