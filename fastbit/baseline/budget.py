@@ -134,6 +134,8 @@ def choose_option(
     n_train:int,
     n_valid:int,
     n_test:int=0,
+    *,
+    fewer:str='with k_per_class= (--images-per-class)', # How to train on fewer images
 ) -> Choice: # The first that fits, and the ones before it with their seconds
     "Choose the best option that ends in time; raise `ValueError` if none does"
     too_slow = []
@@ -145,7 +147,7 @@ def choose_option(
     left, enough = format_seconds(max(0, seconds)), format_seconds(takes/SAFETY + 15)
     raise ValueError(f"The budget leaves {left} for training, and the quickest option, {least}, takes about "
                      f"{format_seconds(takes)} for {n_train} images here. Give {enough} or more, "
-                     "or fewer images with k_per_class= (--images-per-class).")
+                     f"or fewer images {fewer}.")
 
 def budget_text(
     option:BudgetOption,  # Chosen
@@ -188,7 +190,8 @@ def fit_to_budget(
         speed = Speed(learn.dls.preprocess.size, measured[0], measured[-1], phases[0].solving_seconds(learn))
         spent = time.perf_counter() - began
         fitting = [o for o in choices if o.size <= speed.size]
-        option, too_slow = choose_option(fitting, budget - spent, speed, dls.train.n, dls.valid.n, n_test)
+        how = {} if dls.task.is_single else dict(fewer='in a smaller table')   # other tasks have no images per class
+        option, too_slow = choose_option(fitting, budget - spent, speed, dls.train.n, dls.valid.n, n_test, **how)
         known |= dict(too_slow)
         if option.size == speed.size: break
         learn = make(option.size)

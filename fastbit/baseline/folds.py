@@ -19,7 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 # %% ../../nbs/baseline/08_folds.ipynb #42e09aac
+from .held_out import measure_out_of_folds
 from .next_steps import next_steps
+from .other_tasks import OTHER_TASKS
 from .phases import HeadPhase
 from .plan import Plan
 from .result import BaselineResult, Folds, Measured, log_probs
@@ -34,10 +36,10 @@ from ..export.ensemble import EnsembleModel
 from ..export.predict import Predictor
 from ..export.record import digest_sketch
 from ..metrics.calibration import fit_temperature
-from ..metrics.evaluation import Evaluation
 from ..metrics.intervals import FOLDS_WORTH, Interval
 from ..metrics.scores import metric_order
 from ..metrics.task import SINGLE_LABEL
+from ..metrics.tasks import TASKS, format_headline, headline_name, headline_value
 from ..report.findings import Findings
 from ..training.curve import LearningCurve
 from ..training.results import model_record
@@ -52,24 +54,26 @@ class FoldOutputs:
     rows: pd.DataFrame        # as in `predictions.csv`, in the order of the tensors
     probs: torch.Tensor       # n x classes, plain prediction
     tta: torch.Tensor         # n x classes, mean over the views
-    targs: torch.Tensor       # n class numbers
+    targs: torch.Tensor       # n class numbers, n x classes of 0 and 1, or n numbers
     views: tuple              # of the test-time augmentation
     dealt: str                # digest of the images and their folds, from `ImageSet`
     seconds: dict             # of training and evaluation, and of plain prediction and TTA
+    task: str = 'label'       # what an answer is, a key of `TASKS`
 
     @property
-    def accuracy(self) -> float: return (SINGLE_LABEL.decode(self.probs) == self.targs).double().mean().item()
+    def score(self) -> float: return headline_value(TASKS[self.task], self.probs, self.targs) # its headline
 
     def __str__(self):
         took = format_seconds(self.seconds['training'] + self.seconds['evaluation'])
-        return f'accuracy {self.accuracy:.2%} on {len(self.targs)} images, {took}'
+        task = TASKS[self.task]
+        return f'{headline_name(task)} {format_headline(task, self.score)} on {len(self.targs)} images, {took}'
 
     def save(self,
         folder:Path # Folder of one fold
     ):
         "Write the tensors; the rows are in the fold's `predictions.csv`"
         tensors = {k: getattr(self, k).clone(memory_format=torch.contiguous_format) for k in ('probs', 'tta', 'targs')}
-        about = dict(views=json.dumps(self.views), dealt=self.dealt, seconds=json.dumps(self.seconds))
+        about = dict(views=json.dumps(self.views), dealt=self.dealt, seconds=json.dumps(self.seconds), task=self.task)
         with whole_file(folder/OUTPUTS) as f: save_file(tensors, f, metadata=about)
 
 def fold_outputs(
@@ -80,7 +84,7 @@ def fold_outputs(
     seconds = dict(result.seconds) | {what: float(s) for what, s in gain.seconds.items()}
     return FoldOutputs(
         rows=m.predictions, probs=m.probs, tta=m.tta_probs, targs=torch.as_tensor(m.targs), views=tuple(m.views),
-        dealt=result.learn.dls.image_set.dealt, seconds=seconds)
+        dealt=result.learn.dls.image_set.dealt, seconds=seconds, task=result.learn.task.key)
 
 def read_outputs(
     folder:Path # Folder of one finished fold
@@ -91,14 +95,15 @@ def read_outputs(
             about, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
     except (OSError, SafetensorError) as e:
         raise ValueError(f"{folder} is a finished fold without {OUTPUTS} ({e}): delete the folder, and rerun.") from e
-    texts = dict.fromkeys(('path', 'label', 'group', 'prediction'), str)
-    na = dict(keep_default_na=False, na_values=dict(calibrated=['']))
+    task = about.get('task', 'label')
+    texts = dict.fromkeys(('path', 'group') if task == 'number' else ('path', 'label', 'group', 'prediction'), str)
+    na = dict(keep_default_na=False, na_values=dict.fromkeys(('calibrated', 'low', 'high'), ['']))
     rows = pd.read_csv(folder/'predictions.csv', dtype=texts, **na)
     if len(rows) != len(tensors['targs']):
         raise ValueError(f"{folder}: predictions.csv has {len(rows)} rows, and {OUTPUTS} {len(tensors['targs'])}. "
                          "Delete the folder, and rerun.")
     views, seconds, dealt = json.loads(about['views']), json.loads(about['seconds']), about.get('dealt', '')
-    return FoldOutputs(rows=rows, views=tuple(views), dealt=dealt, seconds=seconds, **tensors)
+    return FoldOutputs(rows=rows, views=tuple(views), dealt=dealt, seconds=seconds, task=task, **tensors)
 
 # %% ../../nbs/baseline/08_folds.ipynb #920ca576
 def check_fold_options(
@@ -228,23 +233,29 @@ class FoldsRun:
         first, pooled = self.first, pool_outputs([self.outputs[k] for k in range(1, self.n + 1)])
         learn, plan, metric = first.learn, first.planned, self.options.train.metric
         risk, curve = first.risk or self.risk, first.curve or self.curve
-        measured = measure_pooled(pooled, metric_order(metric, learn.dls.vocab))
+        other = OTHER_TASKS.get(learn.task.key)
+        if other: measured = measure_out_of_folds(learn, pooled, other.parts)
+        if other and other.finish: measured = other.finish(learn, measured)
+        if not other: measured = measure_pooled(pooled, metric_order(metric, learn.dls.vocab))
         folders = [] if self.out is None else [fold_folder(self.out, k)/'model' for k in range(1, self.n + 1)]
-        model = EnsembleModel([self._model(k) for k in range(1, self.n + 1)]).eval()
+        model = EnsembleModel(*zip(*map(self._member, range(1, self.n + 1)))).eval()
+        task = model.task if learn.task.is_number else learn.task   # with the thresholds that were chosen
         digests = _digests(learn.dls.image_set)
         folds = Folds(
-            accuracies=[self.outputs[k].accuracy for k in range(1, self.n + 1)], members=folders, model=model,
-            trained_on=digest_sketch(digests) if len(digests) else None, test=self._test(model, learn))
+            scores=[self.outputs[k].score for k in range(1, self.n + 1)], members=folders, model=model, task=task,
+            trained_on=digest_sketch(digests) if len(digests) else None, test=self._test(model, learn, task))
         settings = self.options.settings()
-        advice = next_steps(learn, measured, settings, curve, risk=risk, worth=FOLDS_WORTH)
+        advice = [] if other else next_steps(learn, measured, settings, curve, risk=risk, worth=FOLDS_WORTH)
         findings = Findings(
             learn=learn, probs=measured.probs, targs=measured.targs, paths=pooled.rows.path.tolist(),
             groups=measured.groups, title=plan.data, plan=str(plan), tta=measured.gain, worth=FOLDS_WORTH,
             temperature=measured.temperature, left_out=pd.concat([learn.dls.left_out, learn.dls.skipped]),
-            seed=plan.seed, command=run_command(settings), n_models=self.n, metric=metric,
+            seed=plan.seed, command=run_command(settings), n_models=self.n,
+            metric=task.headline if other else metric, answers_with=task,
             known=measured.evaluation, learning_curve=curve, advice=tuple(advice), folds=self._shared(pooled))
         seconds = {k: pooled.seconds[k] for k in ('training', 'evaluation')}
-        return BaselineResult(
+        kind = other.result if other else BaselineResult
+        return kind(
             plan=plan, measured=measured, risk=risk, findings=findings, epochs=learn.history.epochs,
             steps=learn.history.steps, seconds=seconds, settings=settings, folds=folds)
 
@@ -253,21 +264,24 @@ class FoldsRun:
         only_head = all(isinstance(p, HeadPhase) for p in self.first.phases)
         return pooled.rows.fold.to_numpy() if only_head else None
 
-    def _test(self, model, learn) -> Evaluation|None:
+    def _test(self, model, learn, task): # An `Evaluation` of the task; `None`: there is no test set
         "Measure all models together on the test set"
         rows = learn.dls.image_set.set_aside
         if rows is None: return None
-        predictor = Predictor(model.to(learn.dls.device), model_record(learn, learn.dls.preprocess))
+        about = model_record(learn, learn.dls.preprocess)
+        if task.is_number: about = replace(about, number=about.number | asdict(task.scale))
+        predictor = Predictor(model.to(learn.dls.device), about)
         grouped = dict(group_col='group') if 'group' in rows else {}
         columns = dict(path_col='path', label_col='label', split_col='split')
         found = predictor.labeled_probs(rows, 'test', **columns, **grouped)
-        order = metric_order(self.options.train.metric, predictor.classes)
-        return SINGLE_LABEL.evaluate(found.probs, found.targs, found.groups, order=order)
+        order = metric_order(self.options.train.metric, predictor.classes) if task.is_single else None
+        return task.evaluate(found.probs, found.targs, found.groups, order=order)
 
-    def _model(self, k):
+    def _member(self, k) -> tuple: # (model, task)
         "The trained model of a fold, from memory or from its folder"
-        if k in self.learners: return self.learners[k].model
-        return TransferModel(load_artifact(fold_folder(self.out, k)).net)
+        if k in self.learners: return self.learners[k].model, self.learners[k].task
+        net, about = load_artifact(fold_folder(self.out, k))
+        return TransferModel(net), about.answers_with
 
     def save(self, result:BaselineResult):
         "Write the files of all folds together, if the run has a folder"
@@ -282,7 +296,8 @@ def pool_outputs(
     cat = lambda name: torch.cat([getattr(o, name) for o in outputs])
     seconds = pd.DataFrame([o.seconds for o in outputs]).sum().to_dict()
     tensors = dict(probs=cat('probs'), tta=cat('tta'), targs=cat('targs'))
-    return FoldOutputs(rows=rows, views=outputs[0].views, dealt=outputs[0].dealt, seconds=seconds, **tensors)
+    first = outputs[0]
+    return FoldOutputs(rows=rows, views=first.views, dealt=first.dealt, seconds=seconds, task=first.task, **tensors)
 
 def measure_pooled(
     pooled:FoldOutputs,

@@ -28,7 +28,7 @@ from ..core.store import CACHE_GB
 from ..hyperrule import HyperRule
 from ..metrics.calibration import fit_temperature
 from ..metrics.multilabel import LABEL_METRICS
-from ..metrics.numbers import NUMBER_METRICS
+from ..metrics.numbers import NUMBER_METRICS, format_number
 from ..metrics.scores import METRIC_WORDS, format_score, metric_order, metric_value
 from ..metrics.several import quick_scores
 from ..metrics.task import SINGLE_LABEL
@@ -296,7 +296,8 @@ class Scores(NamedTuple):
                 return f'validation {LABEL_METRICS[watched]} ({own:.4f} and {others:.4f})'
             values = ' and '.join(format_score(watched, o) for o in (own, others))
             return f'validation {METRIC_WORDS[watched].label} ({values})'
-        return f'validation {self.loss_words} ({self.calibrated:.3f} and {other.calibrated:.3f})'
+        form = format_number if self.loss_words == NUMBER_METRICS['mae'] else '{:.3f}'.format
+        return f'validation {self.loss_words} ({form(self.calibrated)} and {form(other.calibrated)})'
 
 class Kept:
     "What a phase kept"

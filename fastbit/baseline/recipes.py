@@ -92,8 +92,8 @@ def _smoothing(train, usual=0.) -> float:
 
 def _deciding(train, task) -> str|None:
     "The metric that decides what is kept; `None`: the default, by loss or by what `keep_best` watches"
-    if not task.is_single: return task.headline
-    return None if train.metric == 'accuracy' else train.metric
+    if task.is_single: return None if train.metric == 'accuracy' else train.metric
+    return None if train.watched else task.headline
 
 @dataclass(frozen=True)
 class OneCycleRecipe:

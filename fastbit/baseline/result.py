@@ -26,14 +26,15 @@ from ..core.text import ShownOnce, format_seconds, rows_html
 from ..data.batches import PathLabel
 from ..data.views import default_views
 from ..export.ensemble import save_ensemble
+from ..export.predict import task_record
 from ..export.record import EQUAL_CLASSES
 from ..export.similar import INDEX_FILE, save_index
 from ..metrics.answers import HeldOutAnswers
 from ..metrics.calibration import few_images_words, fit_temperature
 from ..metrics.evaluation import Evaluation
 from ..metrics.scores import METRIC_WORDS, Score, format_interval, format_score, metric_order
-from ..metrics.task import SINGLE_LABEL
-from ..metrics.tasks import evaluation_dict
+from ..metrics.task import SINGLE_LABEL, Task
+from ..metrics.tasks import evaluation_dict, format_headline, headline_words
 from ..report.page import Report
 from ..report.examples import with_features
 from ..report.findings import Findings
@@ -190,16 +191,21 @@ MOST_SHOWN = 3   # pieces of advice in the printed result
 @dataclass(frozen=True)
 class Folds:
     "The models of cross-validation"
-    accuracies: list         # of each model, on the images that it did not see
+    scores: list             # headline of each model, on the images that it did not see
     members: list            # folders of their artifacts; empty: nothing is written
     trained_on: dict|None    # sketch of all their training images, from `digest_sketch`
     model: torch.nn.Module   # their mean, an `EnsembleModel`
     test: Evaluation = None  # of their mean on the test set; `None`: there is none
+    task: Task = SINGLE_LABEL # what an answer of their mean is
+
+    @property
+    def accuracies(self) -> list|None: return self.scores if self.task.is_single else None # of each model
 
     def __str__(self):
-        parts = ', '.join(f'{100*a:.1f}' for a in self.accuracies)
-        which = f'{len(self.accuracies)} models, each image by the one that did not see it'
-        return f'{which}: {parts}%; saved is their mean'
+        parts = ', '.join(format_headline(self.task, o) for o in self.scores)
+        if self.task.is_single: parts = parts.replace('%,', ',')
+        which = f'{len(self.scores)} models, each image by the one that did not see it'
+        return f'{which}: {parts}; saved is their mean'
 
     def rows(self,
         metric:str='accuracy' # Metric of the run
@@ -207,13 +213,14 @@ class Folds:
         "Return the lines of a result"
         rows, t = [('folds', str(self))], self.test
         if t is None: return rows
-        found = f'{t.accuracy:.2%} ({_interval(t)})'
+        found = headline_words(self.task, t).removeprefix('accuracy ')
         if metric != 'accuracy': found = f'{_score_words(metric, t.score(metric))}, accuracy {found}'
         return rows + [('test', f'{found} on {t.n} test images, by the mean of all models')]
 
     def as_dict(self) -> dict:
         "Return what `results.json` has of it"
-        return dict(accuracies=self.accuracies, test=self.test and asdict(self.test))
+        name = 'accuracies' if self.task.is_single else self.task.headline
+        return {name: self.scores, 'test': self.test and evaluation_dict(self.test)}
 
 @dataclass(repr=False)
 class BaselineResult(ShownOnce):
@@ -393,8 +400,11 @@ def _save_model(result, folder):
         about = result.learn.export(folder, result.evaluation, **how)
         if features := result.findings.features: save_index(folder.parent/INDEX_FILE, features.train, about.sha256)
         return
-    evaluation = dict(part='folds', **asdict(result.evaluation))
-    if folds.members: save_ensemble(folder, folds.members, result.temperature, evaluation, folds.trained_on)
+    if not folds.members: return
+    evaluation, chosen = dict(part='folds', **evaluation_dict(result.evaluation)), task_record(result.learn)
+    within = (chosen.get('number') or {}).get('within')
+    save_ensemble(folder, folds.members, result.temperature, evaluation, folds.trained_on,
+                  thresholds=chosen['thresholds'], within=within)
 
 RESULT_FILES = ('results.json', 'report.html', 'history.csv', 'log.jsonl', 'predictions.csv', 'left_out.csv',
                 'loss.png', 'rate.png', INDEX_FILE)   # of a finished run, besides the folder `model`

@@ -22,11 +22,12 @@ from fastcore.xtras import ContextManagers
 # %% ../../nbs/baseline/07_run.ipynb #84452173
 from .budget import fit_to_budget, late_words, phase_limit, shorter_lengths
 from .folds import FoldsRun
-from .labels import LabelsResult, check_task_options, measure_labels, watch_headline
+from .labels import check_task_options, watch_headline
 from .next_steps import next_steps
+from .other_tasks import OTHER_TASKS
 from .phases import HeadPhase
 from .plan import Plan, make_plan
-from .quantity import NumbersResult, measure_numbers, number_phases, number_steps
+from .quantity import number_phases, number_steps
 from .recipes import make_recipe, recipe_options
 from .result import BaselineResult, measure
 from .settings import RunRecord, check_budget, check_pairs, check_overwrite, clear_run
@@ -322,9 +323,8 @@ class Run:
 
     def measure(self) -> BaselineResult:
         "Evaluate on the held-out images"
-        learn, plan, single = self.learn, self.planned, self.learn.task.is_single
-        if single: measured = measure(learn, self.options.train.metric)
-        else: measured = measure_numbers(learn) if learn.task.is_number else measure_labels(learn)
+        learn, plan, other = self.learn, self.planned, OTHER_TASKS.get(self.learn.task.key)
+        measured = other.measure(learn) if other else measure(learn, self.options.train.metric)
         learn.temperature = measured.temperature
         best = getattr(learn, 'keep_best', None)
         chosen = f'the weights of {best.where}, by {best.by}' if best and best.where else ''
@@ -332,8 +332,8 @@ class Run:
         findings = self._findings(measured, chosen)
         seconds = dict(training=sum(self.took), evaluation=measured.seconds, answers=measured.answers.seconds)
         if findings.features: seconds['features'] = findings.features.seconds
-        kinds = dict(label=BaselineResult, labels=LabelsResult, number=NumbersResult)
-        return kinds[learn.task.key](
+        kind = other.result if other else BaselineResult
+        return kind(
             plan=plan, measured=measured, risk=self.risk, findings=findings,
             epochs=learn.history.epochs, steps=learn.history.steps, seconds=seconds, settings=self.settings,
             fold_difference=learn.fold_difference, chosen=chosen)
@@ -400,7 +400,7 @@ def keep_model(learn, folder, stopped, rerun='starts'):
     where = re.split('[;.] ', str(stopped))[0]
     stopped.saved = folder
     results, weights = shlex.quote(str(folder.parent)), shlex.quote(str(folder/'model.safetensors'))
-    stopped.args = (f"{where}; the model so far is in {folder}: `fastbit predict {results} IMAGES` classifies with it, "
+    stopped.args = (f"{where}; the model so far is in {folder}: `fastbit predict {results} IMAGES` uses it, "
                     f"and --weights {weights} starts a run from its body. The same command {rerun} again",)
 
 def head_line(learn, phase, took) -> str:

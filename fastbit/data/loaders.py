@@ -52,8 +52,7 @@ from ..metrics.task import SINGLE_LABEL, Task
 # %% ../../nbs/data/17_loaders.ipynb #ad4f1c05
 _OF_ONE_LABEL = dict(   # options of one label per image, and what several labels have instead
     balance="For rare labels use loss='asymmetric'",
-    k_per_class='Give a table with the images to train on',
-    folds='Hold out a part once, with valid_pct')
+    k_per_class='Give a table with the images to train on')
 
 _INSTEAD_OF_NUMBERS = _OF_ONE_LABEL | dict(balance='Leave it out')
 

@@ -27,7 +27,7 @@ from .label_sets import has_label_sets, hot_labels, label_names
 from .quantities import are_quantities, quantity_bins
 from .tables import skipped_frame
 from ..metrics.numbers import NumberScale
-from ..metrics.stratify import iterative_parts
+from ..metrics.stratify import iterative_folds, iterative_parts
 
 # %% ../../nbs/data/10_split.ipynb #0900aba7
 def _draw_stratified(labels, share, n_all, seed):
@@ -151,10 +151,27 @@ def split_table(
 def _warn_kept(alone, labels, grouped):
     "Warn about images that no fold measures"
     what = 'images are one group' if grouped else 'images are too few'
-    others = int((~labels.isin(alone)).sum())
+    others = int((~_has_any(labels, alone)).sum())
     also = f'; with them {others} images of other classes, of the same groups' if others else ''
     warn_data(f"{len(alone)} class(es) are not measured: their {what}, and stay in training: "
               f"{', '.join(map(str, alone[:10]))}{also}")
+
+def _fold_strata(labels, groups) -> pd.Series:
+    "What each fold has its share of: classes, ranges of numbers, or labels, several per image"
+    return labels if has_label_sets(labels) else _strata(labels, groups)
+
+def _deal_out(strata, n_folds, seed, groups) -> np.ndarray: # Fold of each row, from 0
+    if not has_label_sets(strata): return fold_numbers(strata.to_numpy(), n_folds, seed, groups)
+    return iterative_folds(hot_labels(strata, label_names(strata)), n_folds, seed, groups)
+
+def _in_one_fold(labels, numbers) -> list: # Classes that one of the models would not know; numbers have none
+    if are_quantities(labels): return []
+    each = pd.Series(labels.to_numpy(), numbers).explode().dropna()   # a row per label; NaN for an image without any
+    return untrained_classes(each.to_numpy(), each.index.to_numpy())
+
+def _has_any(labels, names) -> np.ndarray: # n of bool
+    if not has_label_sets(labels): return labels.isin(names).to_numpy()
+    return np.array([not set(names).isdisjoint(o) for o in labels])
 
 def fold_table(
     table:pd.DataFrame, # From `image_table`; a test set stays one, and other splits are dealt out
@@ -165,17 +182,17 @@ def fold_table(
     "Split into folds, stratified, whole groups"
     rows = table.index[table.split != 'test']
     groups = table.group[rows].to_numpy() if 'group' in table else None
-    strata = _strata(table.label[rows], groups)
-    numbers = fold_numbers(strata.to_numpy(), n_folds, seed, groups) + 1
-    alone = [] if are_quantities(table.label) else untrained_classes(strata.to_numpy(), numbers)
-    kept = strata.isin(alone).to_numpy()
+    labels, strata = table.label[rows], _fold_strata(table.label[rows], groups)
+    numbers = _deal_out(strata, n_folds, seed, groups) + 1
+    alone = _in_one_fold(labels, numbers)
+    kept = _has_any(labels, alone)
     if groups is not None: kept = np.isin(groups, groups[kept])   # whole groups, with their images of other classes
     numbers[kept] = 0
     empty = sorted({*range(1, n_folds+1)} - {*numbers})
     if empty:
         raise ValueError(f"folds={n_folds}: fold {empty[0]} has no images to measure, because they are needed for "
                          f"training. Use fewer folds, such as folds={max(2, n_folds-len(empty))}, or smaller groups.")
-    if alone and fold == 1: _warn_kept(alone, strata[kept], groups is not None)
+    if alone and fold == 1: _warn_kept(alone, labels[kept], groups is not None)
     number = pd.Series(0, index=table.index)
     number[rows] = numbers
     split = pd.Series('train', index=table.index).mask(number == fold, 'valid').mask(table.split == 'test', 'test')

@@ -1,4 +1,4 @@
-"""Several models that predict with the mean of their probabilities
+"""Several models that predict with the mean of their probabilities, or of their numbers
 
 Docs: https://fastbit.github.io/fastbit/export/ensemble.html.md"""
 
@@ -10,7 +10,7 @@ __all__ = ['ENSEMBLE', 'MAX_MEMBERS', 'EnsembleModel', 'folded', 'save_ensemble'
 
 # %% ../../nbs/export/05_ensemble.ipynb #3251afea
 import hashlib, json, os, re, shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,28 +26,32 @@ from ..data.decode import check_regular
 from .artifact import CONFIG, FILES, load_artifact, read_config
 from .record import Artifact
 from ..metrics.task import SINGLE_LABEL
+from ..metrics.tasks import mean_task
 
 # %% ../../nbs/export/05_ensemble.ipynb #3548933e
 class EnsembleModel(nn.Module):
-    "Models of the same classes and preprocessing, whose probabilities are averaged"
+    "Models of the same classes and preprocessing, whose probabilities or numbers are averaged"
     def __init__(self,
-        models # `TransferModel`s, or the same folded
+        models,    # `TransferModel`s, or the same folded
+        tasks=None # What the outputs of each of them stand for; `None`: one label per image
     ):
         super().__init__()
         self.models = nn.ModuleList(models)
+        self.tasks = [SINGLE_LABEL]*len(self.models) if tasks is None else list(tasks)
+        self.task = mean_task(self.tasks)
 
     @property
     def mean(self) -> torch.Tensor: return self.models[0].mean # of the input, on the device of the model
 
     def forward(self, x):
-        probs = [SINGLE_LABEL.activation(m(x).double()) for m in self.models]
-        return (sum(probs)/len(probs)).log().float()
+        probs = [task.activation(m(x).double()) for m, task in zip(self.models, self.tasks)]
+        return self.task.outputs(sum(probs)/len(probs)).float()
 
 def folded(
     model # `TransferModel` or `EnsembleModel`
 ) -> nn.Module:
     "Fold the normalization of a model, or of all members of an ensemble, where it can be folded"
-    if isinstance(model, EnsembleModel): return EnsembleModel([folded(m) for m in model.models])
+    if isinstance(model, EnsembleModel): return EnsembleModel([folded(m) for m in model.models], model.tasks)
     return FoldedModel(model) if can_fold(model) else model
 
 # %% ../../nbs/export/05_ensemble.ipynb #636745bc
@@ -55,6 +59,7 @@ ENSEMBLE = 'ensemble.json'
 MAX_MEMBERS = 100
 _MAX_BYTES = 2**24   # of ensemble.json
 _OWN = ('temperature', 'evaluation', 'trained_on')   # what the members do not tell
+_FORMATS = (1, 2)    # the second is of several labels and of numbers, which earlier versions cannot average
 
 def _copy(source, target):
     "Copy an artifact, by hard links where the file system has them"
@@ -71,6 +76,8 @@ def save_ensemble(
     temperature:float=None, # Temperature of the mean probabilities; `None`: not fitted
     evaluation:dict=None,   # As in `Artifact`
     trained_on:dict=None,   # As in `Artifact`: the images of all members
+    thresholds:tuple=None,  # Of several labels per image, as in `Artifact`, for the mean probabilities
+    within:float=None,      # Of numbers: distance of the mean prediction within which 90% of new images lie; `None`: unknown
 ) -> Artifact: # The record of the whole
     "Write several trained models as one; raise `ValueError` if they do not belong together"
     folder, records = Path(folder), [read_config(Path(m)/CONFIG) for m in members]
@@ -78,7 +85,9 @@ def save_ensemble(
     clear_ensemble(folder)
     for i, member in enumerate(members, 1): _copy(Path(member), folder/str(i))
     own = dict(temperature=temperature, evaluation=evaluation, trained_on=trained_on)
-    about = dict(format=1, members={str(i): r.sha256 for i, r in enumerate(records, 1)}, **own)
+    chosen = dict(labels=dict(thresholds=thresholds), number=dict(within=within)).get(records[0].task)
+    own |= chosen or {}
+    about = dict(format=2 if chosen else 1, members={str(i): r.sha256 for i, r in enumerate(records, 1)}, **own)
     write_text(folder/ENSEMBLE, json.dumps(about, indent=1, allow_nan=False) + '\n')
     return _about(about, records)
 
@@ -94,9 +103,9 @@ def clear_ensemble(
         if (folder/name).is_dir() and not any((folder/name).iterdir()): (folder/name).rmdir()
 
 def _check_alike(records):
-    first = records[0]
+    first, common = records[0], ('arch', 'task', 'classes', 'preprocess')
     for r in records[1:]:
-        differs = next((k for k in ('arch', 'classes', 'preprocess') if getattr(r, k) != getattr(first, k)), None)
+        differs = next((k for k in common if getattr(r, k) != getattr(first, k)), None)
         if differs: raise ValueError(f"The members of an ensemble have one {differs}: {getattr(r, differs)} is not "
                                      f"{getattr(first, differs)}.")
 
@@ -108,8 +117,8 @@ def _read(folder) -> dict:
     try: found = json.loads(data) if len(data) <= _MAX_BYTES else None
     except (ValueError, RecursionError) as e: raise ValueError(f'{file} is not JSON: {e}') from e
     members = found.get('members') if isinstance(found, dict) else None
-    if not isinstance(members, dict) or not 1 <= len(members) <= MAX_MEMBERS or found.get('format') != 1:
-        raise ValueError(f'{file} cannot be used: it does not list the members of an ensemble of format 1.')
+    if not isinstance(members, dict) or not 1 <= len(members) <= MAX_MEMBERS or found.get('format') not in _FORMATS:
+        raise ValueError(f'{file} cannot be used: it does not list members, in format 1 or 2.')
     digest = lambda o: isinstance(o, str) and re.fullmatch('[0-9a-f]{64}', o)
     if not all(re.fullmatch(r'[1-9]\d{0,2}', name) and digest(o) for name, o in members.items()):
         raise ValueError(f'{file} cannot be used: members are numbers with the SHA-256 of their weights.')
@@ -118,7 +127,17 @@ def _read(folder) -> dict:
 def _about(found, records) -> Artifact:
     "The record of an ensemble; `Artifact` checks the values"
     all_members = hashlib.sha256(''.join(found['members'].values()).encode()).hexdigest()
-    return replace(records[0], **{k: found.get(k) for k in _OWN}, sha256=all_members)
+    own = {k: found.get(k) for k in _OWN} | _chosen_by_all(found, records)
+    return replace(records[0], **own, sha256=all_members)
+
+def _chosen_by_all(found, records) -> dict:
+    "Thresholds of several labels, or the scale and the interval of numbers"
+    thresholds = found.get('thresholds')
+    if records[0].task == 'labels':
+        return dict(thresholds=tuple(thresholds) if isinstance(thresholds, list) else thresholds)
+    if records[0].task == 'label': return {}
+    scale = mean_task([r.answers_with for r in records]).scale
+    return dict(number=dict(asdict(scale), within=found.get('within')))
 
 class LoadedEnsemble(NamedTuple):
     "An opened ensemble"
@@ -141,5 +160,5 @@ def load_ensemble(
     _check_alike(records)
     wrong = next((n for (n, digest), r in zip(found['members'].items(), records) if r.sha256 != digest), None)
     if wrong: raise ValueError(f'{folder/wrong} is not the member that {ENSEMBLE} names: its weights are others.')
-    model = EnsembleModel([TransferModel(net) for net in nets])
+    model = EnsembleModel([TransferModel(net) for net in nets], [r.answers_with for r in records])
     return LoadedEnsemble(model=model.eval(), about=_about(found, records))

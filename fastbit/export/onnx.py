@@ -97,6 +97,7 @@ class PixelsToProbs(nn.Module):
         self.temperature = predictor.about.temperature or 1.
         self.stages = members[0].stages
         self.distance, self.task = _distance(predictor.answers), predictor.task
+        self.tasks = model.tasks if isinstance(model, EnsembleModel) else [self.task]
 
     @property
     def outputs(self) -> list: # Names
@@ -109,14 +110,15 @@ class PixelsToProbs(nn.Module):
         if not self.task.is_single: return self.task.activation(logits),
         return SINGLE_LABEL.activation(logits), SINGLE_LABEL.activation(logits/self.temperature)
 
-    def _mean(self, x):
-        "The logarithm of the members' mean probability, as in `EnsembleModel`"
-        return sum(SINGLE_LABEL.activation(net(x)) for net in self.nets).div(len(self.nets)).clamp_min(1e-30).log()
+    def _mean(self, x) -> tuple:
+        "The mean of the members' answers, as in `EnsembleModel`"
+        mean = sum(task.activation(net(x)) for net, task in zip(self.nets, self.tasks))/len(self.nets)
+        return self._probs(mean.clamp_min(1e-30).log()) if self.task.is_single else (mean,)
 
     def forward(self, images):
         x = images.permute(0, 3, 1, 2).float() / 255
         x, last = (x - self.mean) / self.std, len(self.stages) - 1
-        if len(self.nets) > 1: return self._probs(self._mean(x))
+        if len(self.nets) > 1: return self._mean(x)
         pooled = run_stages(self.nets[0], self.stages, x, last=last)
         probs = self._probs(run_stages(self.nets[0], self.stages, pooled, first=last))
         return probs if self.distance is None else (*probs, self.distance(pooled.flatten(1)))

@@ -323,6 +323,16 @@ class NumberScale:
         "Write a number with the digits in which images differ"
         return format_number(number, self.std/_STEPS)
 
+    @classmethod
+    def over(cls,
+        scales # of several models
+    ):
+        "Cover the numbers of several models, for their mean"
+        mean = lambda name: float(np.mean([getattr(s, name) for s in scales]))
+        ends = dict(low=min(s.low for s in scales), high=max(s.high for s in scales))
+        levels = max((s.levels for s in scales), key=len)   # the highest grade may be in one of the folds only
+        return cls(mean=mean('mean'), std=mean('std'), levels=levels, **ends)
+
     def standardize(self,
         numbers # Array or tensor
     ):

@@ -138,7 +138,8 @@ def number_task(
         row_words=_row_words,
         key='number',
         headline='mae',
-        scale=scale)
+        scale=scale,
+        outputs=scale.standardize)
 
 _NO_SCALE = NumberScale(mean=0., std=1., low=-1e300, high=1e300)   # outputs are the numbers
 NUMBER = replace(number_task(_NO_SCALE), evaluate=_evaluate) # before the training images are known

@@ -194,7 +194,8 @@ SEVERAL_LABELS = Task(
     row=_row,
     row_words=_row_words,
     key='labels',
-    headline='map')
+    headline='map',
+    outputs=torch.logit)
 
 def labels_task(
     classes=(),      # Names of the labels, for tables

@@ -165,6 +165,7 @@ class Task:
     key: str = 'label'          # as users type it: task='label', --task label
     headline: str = 'accuracy'  # first of `metrics`, and of what is reported
     scale: object = None        # `NumberScale` of the training images; `None`: labels
+    outputs: Callable = torch.log # probabilities -> outputs of a model that give them, as the mean of several models does
 
     @property
     def is_single(self) -> bool: return self.key == 'label' # one label per image?

@@ -125,9 +125,10 @@ class Findings:
     head_accuracy: float = None # of the classifier on the frozen body, on the validation images; `None`: unknown, or that is the model
     learning_curve: object = None # of linear probes on the training images; `None`: unknown
     advice: tuple = ()       # what would help: pieces with text and command, the most helpful first
+    answers_with: Task = None # what an answer is, of several models together; `None`: as the learner has it
 
     @property
-    def task(self) -> Task: return getattr(self.learn, 'task', SINGLE_LABEL)
+    def task(self) -> Task: return self.answers_with or getattr(self.learn, 'task', SINGLE_LABEL)
     @property
     def classes(self) -> list: return [str(c) for c in self.learn.dls.vocab]
     @property

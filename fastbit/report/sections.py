@@ -295,6 +295,9 @@ def _part_words(f) -> str: return dict(valid='validation', test='test')[f.part]
 def _lead(f) -> str:
     "The sentence below the title"
     arch = getattr(f.learn, 'arch', type(f.learn.model).__name__)
+    if f.n_models > 1:
+        each = f'each of the {len(f.targs)} images was predicted by the one that did not see it'
+        return f'{arch}, {f.n_models} models: {each}'
     unused = 'not used for training' if f.chosen else 'not used for training or for choosing weights'
     return f'{arch}, evaluated on {len(f.targs)} {_part_words(f)} images, {unused}'
 

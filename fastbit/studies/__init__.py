@@ -1,15 +1,17 @@
 "Several runs side by side, and checks of the data"
-from .compare import Comparison, compare_runs, mcnemar_p, paired_difference, read_predictions
+from .compare import Comparison, compare_runs, read_predictions
 from .detect import label_table, multilabel_issues
 from .doctor import DataCheck, check_data
 from .few_shot import few_shot_curve
 from .label_next import rank_to_label
+from .paired import mcnemar_p, paired_difference
 from .probe import probe
 from .board import Leaderboard
 from .leaderboard import leaderboard
+from .task_comparison import TaskComparison
 
 __all__ = [
     'check_data', 'compare_runs', 'Comparison', 'DataCheck', 'few_shot_curve', 'label_table',
     'Leaderboard', 'leaderboard', 'mcnemar_p', 'multilabel_issues', 'paired_difference', 'probe',
-    'rank_to_label', 'read_predictions',
+    'rank_to_label', 'read_predictions', 'TaskComparison',
 ]

@@ -24,9 +24,10 @@ from matplotlib.ticker import ScalarFormatter
 from .. import __version__
 from ..core.files import csv_text, write_bytes, write_text
 from ..core.text import ShownOnce, format_seconds
+from ..metrics.numbers import format_number
 from ..metrics.scores import METRIC_WORDS
 from ..report.page import picture_uri, render_page
-from .difference import difference_text, score_interval_text, score_text
+from .difference import difference_text, score_interval_text, score_text, shown_metric
 from .trials import run_name
 
 # %% ../../nbs/studies/05_board.ipynb #b5e87ffb
@@ -44,21 +45,23 @@ class NextStep(NamedTuple):
 @dataclass(repr=False)
 class Leaderboard(ShownOnce):
     "Bodies and recipes on one data set, the best first; `print` it"
-    rows: pd.DataFrame # one row per run, the best first: body, recipe, why, score, accuracy, loss, behind, costs, test_score, failed
+    rows: pd.DataFrame # one row per run, the best first: body, recipe, why, score, accuracy, loss (RMSE of numbers), behind, …
     data: str          # name of the data
     n: int             # validation images
     best: str = ''     # 'body, recipe' of the first row; '': everything failed
     n_test: int = 0    # test images; 0: no test set
     out: Path = None   # where the files are
-    metric: str = 'accuracy' # that ranks the rows, a key of `METRIC_WORDS`
+    metric: str = 'accuracy' # that ranks the rows, as for `shown_metric`
 
     @property
-    def label(self) -> str: return METRIC_WORDS[self.metric].label
+    def label(self) -> str: return shown_metric(self.metric).label
 
     def _table(self) -> pd.DataFrame:
         d, metric = self.rows, self.metric
         score = ['failed' if r.failed else score_text(metric, r.score) for r in d.itertuples()]
         accuracy = {} if metric == 'accuracy' else {'accuracy': _or_blank(d.accuracy, '{:.1%}'.format)}
+        if metric == 'mae': accuracy = {'RMSE': _or_blank(d.loss, format_number)}
+        if metric == 'map': accuracy = {'loss': _or_blank(d.loss, '{:.3f}'.format)}
         reasons = {'fine-tuned as': d.why} if (d.why != '').any() else {}
         return pd.DataFrame({
             'body': d.body, 'recipe': d.recipe,
@@ -94,15 +97,16 @@ class Leaderboard(ShownOnce):
         more = lambda d: f' and {len(d)-1} more' if len(d) > 1 else ''
         names = lambda d: f'{d.iloc[0].body}, {d.iloc[0].recipe}{more(d)}'
         if len(tied := others[others.behind == 0]): return f'ties with {names(tied)}'
-        lower = self.metric == 'loss'
+        lower = shown_metric(self.metric).lower
         near = others[~(others.behind_low > 0) if lower else ~(others.behind_high < 0)]
         best, above = ('lowest', 'below') if lower else ('highest', 'above')
         if len(near): return f'has the {best} {self.label}, not significantly {above} {names(near)}'
         return 'is significantly ahead'
 
     def _notes(self) -> list[str]:
-        ties = '' if self.metric == 'loss' else f'; rows of equal {self.label} by loss'
-        unit = 'percentage points' if METRIC_WORDS[self.metric].percent else f'difference in {self.label}'
+        second = 'RMSE' if self.metric == 'mae' else 'loss'
+        ties = '' if self.metric == second else f'; rows of equal {self.label} by {second}'
+        unit = 'percentage points' if shown_metric(self.metric).percent else f'difference in {self.label}'
         ranking = f'Rows are ranked by {self.label} on the {self.n} validation images{ties}.'
         if self._others() is None: notes = [ranking]
         else: notes = [
@@ -136,11 +140,12 @@ class Leaderboard(ShownOnce):
         row, best = tuned.iloc[0], good.iloc[0]
         what = 'the best' if row.name == best.name else 'the best fine-tuned body'
         folder = shlex.quote(str(self.out/'runs'/run_name(row.body, row.recipe)))
-        return NextStep(f'Classify images with {what}, {row.body}, {row.recipe}:', f'fastbit predict {folder} IMAGES')
+        verb = 'Classify images' if self.metric in METRIC_WORDS else 'Predict'
+        return NextStep(f'{verb} with {what}, {row.body}, {row.recipe}:', f'fastbit predict {folder} IMAGES')
 
     def _level(self, good) -> pd.DataFrame:
         "The rows that are not significantly behind the first"
-        return good[~((good.behind_low > 0) if self.metric == 'loss' else (good.behind_high < 0))]
+        return good[~((good.behind_low > 0) if shown_metric(self.metric).lower else (good.behind_high < 0))]
 
     def _train(self, row) -> str:
         name, _, weights = row.body.partition(' (')
@@ -191,6 +196,7 @@ class Leaderboard(ShownOnce):
         top, metric = self.rows.iloc[0], self.metric
         interval = score_interval_text(metric, top.score_low, top.score_high)
         score = dict(label=self.label, score=score_text(metric, top.score), interval=interval)
+        score['lower'] = shown_metric(metric).lower
         first = dict(best=self.best, standing=self.standing(), first=top, n=self.n, **score)
         fig = picture_uri(plot_cost(self.rows, metric)) if self.best else ''
         parts = dict(table=self._table(), fig=fig, links=self._links(), steps=self.next_steps(), version=__version__)
@@ -216,12 +222,12 @@ class Leaderboard(ShownOnce):
 # %% ../../nbs/studies/05_board.ipynb #bddf5a60
 def plot_cost(
     rows:pd.DataFrame, # Rows of a `Leaderboard`
-    metric:str='accuracy', # That ranks them, a key of `METRIC_WORDS`
+    metric:str='accuracy', # That ranks them, as for `shown_metric`
 ) -> Figure:
     "Plot the metric with its interval against the time per image"
     fig = Figure(figsize=(8, 4.2), layout='constrained')
     ax = fig.add_subplot()
-    good, words = rows[rows.failed == ''], METRIC_WORDS[metric]
+    good, words = rows[rows.failed == ''], shown_metric(metric)
     scale, unit = (100, ', %') if words.percent else (1, '')
     colors = {b: f'C{i}' for i, b in enumerate(dict.fromkeys(good.body))}
     markers = dict(zip(dict.fromkeys(good.recipe), cycle('osD^v<>P')))

@@ -28,8 +28,8 @@ from ..data.batches import resolve_device
 from ..data.loaders import image_dataloaders
 from ..data.public import resolve_source
 from ..data.tables import source_rows
-from ..data.label_sets import check_one_label
-from ..metrics.scores import METRIC_WORDS
+from ..metrics.tasks import headline_name, named_task
+from .difference import shown_metric
 from .probe import installed_bodies
 from .trials import Bench, as_body, as_tuning, check_question, data_digest, fine_tuned, probed
 from .board import Leaderboard
@@ -46,7 +46,7 @@ def leaderboard(
     *,
     size:int=None,            # Side of the images, pixels, for all; `None`: each body's own
     epochs:int=None,          # Epochs of the recipes that have them; `None`: as `baseline`
-    metric:str='accuracy',    # What ranks the rows, and decides within a recipe as in `baseline`: one of `METRICS`
+    metric:str='accuracy',    # One of `METRICS`: ranks the rows, and decides within a recipe; several labels have mAP, numbers MAE
     data:DataOptions,
     loaders:LoaderOptions,
     table:TableOptions,
@@ -55,6 +55,7 @@ def leaderboard(
 ) -> Leaderboard:
     "Probe bodies, fine-tune the best, and rank them; a second call with the same `out` does only what is missing"
     check_metric('metric', metric)
+    if table.task is not None: _check_task_metric(named_task(table.task), metric)   # else with the images
     bodies, tunings = _choices(archs, recipes, top, epochs)
     for tuning in tunings: make_recipe(tuning.options, loaders).check()
     check_share(data.valid_pct, data.test_pct)
@@ -67,9 +68,8 @@ def leaderboard(
     bench = Bench(source=source, size=usually('size', size, None), data=data, loaders=loaders, table=table,
                   epochs=epochs, out=out, verbose=verbose, metric=metric)
     first = image_dataloaders(source, bodies[0].arch, **bench.image_options(), cache=False)
-    check_one_label(first.table.label, 'leaderboard', 'Run `baseline` with one body after the other.')
-    _check_defined(metric, first.table)
-    bench = replace(bench, images=data_digest(first.table, first.report))
+    metric = _headline(first.task, metric, first.table)
+    bench = replace(bench, images=data_digest(first.table, first.report), metric=metric, task=first.task.key)
     check_question(out, bench.question())
     if verbose: _print_plan(name, first, bodies, tunings, top, metric)
     board = _finished(rank_rows(_all_rows(bench, bodies, tunings, top), out, metric), name, first, bench)
@@ -107,6 +107,19 @@ def _check_weights(body):
         typed = f"archs=['{body.arch}={body.weights}']"
         raise type(e)(str(e).replace(f'weights={body.weights!r}', typed)) from e
 
+def _check_task_metric(task, metric):
+    "Raise `ValueError` for a metric of another task"
+    if task.is_single or metric == 'accuracy': return
+    raise ValueError(f"metric={metric!r} is for one label per image. For {task.name} rows are ranked by "
+                     f"{headline_name(task)}. Leave it out.")
+
+def _headline(task, metric, table) -> str:
+    "The metric that ranks the rows; raise `ValueError` for one that these images do not have"
+    _check_task_metric(task, metric)
+    if not task.is_single: return task.headline
+    _check_defined(metric, table)
+    return metric
+
 def _check_defined(metric, table):
     "Raise `ValueError` for a metric that validation images of one class do not have"
     if metric not in ('roc_auc', 'kappa', 'quadratic_kappa'): return
@@ -119,11 +132,15 @@ def _print_plan(name, first, bodies, tunings, top, metric):
     n_test = int((first.table.split == 'test').sum())
     test = f', {n_test} test' if n_test else ''
     best = f', the best {min(top, len(bodies))} to fine-tune by {", ".join(t.name for t in tunings)}' if top else ''
-    ranked = '' if metric == 'accuracy' else f'; ranked by {METRIC_WORDS[metric].label}'
-    print(f'{name}: {len(first.table)} images, {len(first.vocab)} classes; {first.train.n} train, '
+    ranked = '' if metric == 'accuracy' else f'; ranked by {shown_metric(metric).label}'
+    print(f'{name}: {len(first.table)} images, {_answer_words(first)}; {first.train.n} train, '
           f'{first.valid.n} valid{test}; {len(bodies)} bodies to probe{best}{ranked}', flush=True)
     rows = source_rows(first.source, first.skipped) + _favorite_row(bodies, top)
     for key, text in rows: print(f'  {key:10}  {text}', flush=True)
+
+def _answer_words(dls) -> str: # '8 classes'
+    if dls.task.is_number: return f'{dls.vocab[0]} from {dls.task.scale}'
+    return f'{len(dls.vocab)} {"classes" if dls.task.is_single else "labels"}'
 
 def _favorite_row(bodies, top) -> list[tuple]:
     "The body that is fine-tuned in any case, and why"

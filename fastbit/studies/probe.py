@@ -9,18 +9,22 @@ __all__ = ['installed_bodies', 'forward_speed', 'Probe', 'probe']
 
 # %% ../../nbs/studies/04_probe.ipynb #515fa870
 import time
+from types import SimpleNamespace
 from typing import NamedTuple
 
 # %% ../../nbs/studies/04_probe.ipynb #ee308b21
 import numpy as np, pandas as pd, torch
 
 # %% ../../nbs/studies/04_probe.ipynb #fb5c7054
+from ..baseline.held_out import held_out_table
+from ..baseline.other_tasks import OTHER_TASKS
 from ..bodies.fold import FoldedModel
 from ..bodies.names import timm_name
 from ..bodies.weights import bundled_file
 from ..core.store import CACHE_GB
 from ..data.features import view_pixels
 from ..metrics.task import SINGLE_LABEL
+from ..training.tta import image_groups
 
 # %% ../../nbs/studies/04_probe.ipynb #07dd3e55
 def installed_bodies() -> list[str]:
@@ -48,24 +52,34 @@ def forward_speed(
 class Probe(NamedTuple):
     "A linear probe of a body"
     predictions: pd.DataFrame # validation images: path, split, label, prediction, probability
-    loss: float               # mean cross-entropy
-    probs: np.ndarray         # n x classes
-    targs: np.ndarray         # n class numbers
+    loss: float               # mean cross-entropy; of numbers the RMSE
+    probs: np.ndarray         # n x classes; n x 1 numbers
+    targs: np.ndarray         # n class numbers, n x classes of 0 and 1, or n numbers
+
+def _other_probe(learn, probs, targs, parts) -> Probe:
+    "The probe of several labels per image, or of numbers"
+    parts.choose(learn, probs, targs, image_groups(learn, learn.dls.valid))
+    frame = held_out_table(learn, dict(valid=SimpleNamespace(plain=probs)), parts)
+    found = learn.task.evaluate(probs, targs)
+    loss = found.rmse if learn.task.is_number else found.loss
+    return Probe(predictions=frame, loss=loss, probs=probs.numpy(), targs=targs.numpy())
 
 def probe(
     learn,               # A `TransferLearner` with its body frozen
     cache:bool=True,     # Store the features, and use stored ones?
     cache_gb:float=CACHE_GB, # Disk space that the cache may take, GB
 ) -> Probe:
-    "Train logistic regression on the frozen features, and predict the validation images"
+    "Train logistic regression (ridge regression for numbers) on the frozen features, and predict the validation images"
     with learn.no_logging(), learn.no_bar(): learn.fit_head(solver='lbfgs', cache=cache, cache_gb=cache_gb)
     dls, features, last = learn.dls, learn.head_features[1], len(learn.model.stages)-1
     rows = torch.from_numpy(features.rows[features.index[:, 0]])
     with learn.model.starting_at(last), torch.no_grad():
         learn.model.eval()
         logits = learn.model(rows.to(learn.model.mean.device)).float()
-        probs = SINGLE_LABEL.activation(logits).cpu()
-    targs = torch.tensor([int(dls.valid.dataset.tls[1][i]) for i in range(dls.valid.n)])
+        probs = learn.task.activation(logits).cpu()
+    targs = torch.stack([torch.as_tensor(dls.valid.dataset.tls[1][i]) for i in range(dls.valid.n)])
+    targs = targs.as_subclass(torch.Tensor)
+    if other := OTHER_TASKS.get(learn.task.key): return _other_probe(learn, probs, targs, other.parts)
     names = lambda numbers: [dls.vocab[i] for i in numbers]
     frame = pd.DataFrame(dict(
         path=[str(p) for p in dls.valid.items],

@@ -29,9 +29,9 @@ from ..core.files import csv_text, write_text
 from ..data.augment import identity
 from ..data.groups import group_text
 from ..data.loaders import image_dataloaders
-from ..metrics.scores import METRIC_WORDS, metric_order
+from ..metrics.scores import metric_order
 from .compare import compare_runs, read_predictions
-from .difference import HeldOutProbs, held_out_probs, score_difference, score_interval_text, score_text
+from .difference import HeldOutProbs, held_out_probs, score_difference, score_interval_text, score_text, shown_metric
 from .probe import forward_speed, probe
 from ..training.learner import transfer_learner
 from ..training.tta import image_groups
@@ -85,7 +85,8 @@ class Bench:
     out: Path           # folder of the leaderboard
     verbose: bool
     images: str = ''    # `data_digest` of the images
-    metric: str = 'accuracy' # that ranks the rows, a key of `METRIC_WORDS`
+    metric: str = 'accuracy' # that ranks the rows, as for `shown_metric`
+    task: str = 'label' # what an answer is, a key of `TASKS`
 
     def image_options(self) -> dict:
         "Return arguments of `image_dataloaders` and `baseline`, besides the cache"
@@ -160,14 +161,20 @@ def _costs(learn) -> dict:
     n = sum(p.numel() for p in net.parameters())
     return dict(images_s=forward_speed(learn), params_m=n/1e6, disk_mb=size/1e6)
 
+_NOT_FINITE = 'The predictions are not finite: training diverged. Try a lower learning rate.'
+
+def _tie(ev) -> float: return ev.rmse if hasattr(ev, 'rmse') else ev.loss # what decides between equal scores
+
 def _scores(ev, metric, part='') -> dict:
     "The metric of the board and the accuracy, each with its interval"
-    if metric not in ('accuracy', 'macro_f1', 'loss', *ev.scores):
-        raise FloatingPointError('The predictions are not finite: training diverged. Try a lower learning rate.')
+    single = hasattr(ev, 'accuracy')
+    if single and metric not in ('accuracy', 'macro_f1', 'loss', *ev.scores): raise FloatingPointError(_NOT_FINITE)
     score = ev.score(metric)
     low, high = score.interval or (float('nan'), float('nan'))
     value = float('nan') if score.value is None else score.value
-    found = dict(score=value, score_low=low, score_high=high, accuracy=ev.accuracy, low=ev.low, high=ev.high)
+    found = dict(score=value, score_low=low, score_high=high)
+    if single: found |= dict(accuracy=ev.accuracy, low=ev.low, high=ev.high)
+    elif not np.isfinite(_tie(ev)): raise FloatingPointError(_NOT_FINITE)
     return {part + k: v for k, v in found.items()}
 
 class _Made(NamedTuple):
@@ -176,6 +183,12 @@ class _Made(NamedTuple):
     held_out: HeldOutProbs           # validation images
     predictions: pd.DataFrame = None # of the validation images; `None`: the run wrote them
 
+def _held_out_of(bench, learn, probs, targs) -> HeldOutProbs:
+    "The validation images of a run"
+    order = metric_order(bench.metric, learn.dls.vocab) if bench.task == 'label' else None
+    groups = image_groups(learn, learn.dls.valid)
+    return HeldOutProbs(np.asarray(probs), np.asarray(targs), groups=groups, order=order, task=bench.task)
+
 def _probe_row(bench, body) -> _Made:
     "A linear probe"
     start, metric = time.perf_counter(), bench.metric
@@ -183,8 +196,7 @@ def _probe_row(bench, body) -> _Made:
     set_seed(bench.data.seed)
     learn = transfer_learner(dls, body.arch, body.weights)
     found = probe(learn, **bench.caching)
-    order, groups = metric_order(metric, dls.vocab), image_groups(learn, dls.valid)
-    held_out = HeldOutProbs(found.probs, found.targs, groups=groups, order=order)
+    held_out = _held_out_of(bench, learn, found.probs, found.targs)
     scores = _scores(held_out.evaluate(), metric)
     seconds = time.perf_counter() - start
     if len(dls.loaders) > 2:
@@ -197,15 +209,14 @@ def _tune_row(bench, body, tuning, costs) -> _Made:
     "A baseline, which writes its own predictions"
     folder, metric = bench.folder(body, tuning.name), bench.metric
     (folder/'results.json').unlink(missing_ok=True)   # of a run whose row was not written
-    res = baseline(bench.source, body.arch, body.weights, tuning.options, out=folder, verbose=False, metric=metric,
+    watched = metric if bench.task == 'label' else 'accuracy'   # other tasks have one headline
+    res = baseline(bench.source, body.arch, body.weights, tuning.options, out=folder, verbose=False, metric=watched,
                    **bench.caching, **bench.image_options())
-    ev, dls = res.validation or res.evaluation, res.learn.dls
+    ev = res.validation or res.evaluation
     scores = _scores(ev, metric)
     if res.part == 'test': scores |= _scores(res.evaluation, metric, 'test_')
-    row = _row(body.name, tuning.name, **scores, loss=ev.loss, seconds=sum(res.seconds.values()), **costs)
-    probs, targs = (np.asarray(o) for o in res.measured.plain['valid'])
-    order, groups = metric_order(metric, dls.vocab), image_groups(res.learn, dls.valid)
-    return _Made(row, HeldOutProbs(probs, targs, groups=groups, order=order))
+    row = _row(body.name, tuning.name, **scores, loss=_tie(ev), seconds=sum(res.seconds.values()), **costs)
+    return _Made(row, _held_out_of(bench, res.learn, *res.measured.plain['valid']))
 
 
 # %% ../../nbs/studies/05_trials.ipynb #2e922e4f
@@ -229,7 +240,7 @@ def _row_line(row, metric, note) -> str:
     if row['failed']: return f"{row['body']}, {row['recipe']}: failed: {row['failed']}"
     interval = score_interval_text(metric, row['score_low'], row['score_high'])
     span = f' (95% CI {interval})' if interval else ''
-    score = f"{METRIC_WORDS[metric].label} {score_text(metric, row['score'])}"
+    score = f"{shown_metric(metric).label} {score_text(metric, row['score'])}"
     return f"{row['body']}, {row['recipe']}: {score}{span}{note}"
 
 def _attempt(bench, body, recipe, make) -> dict:
@@ -268,17 +279,17 @@ def fine_tuned(
 # %% ../../nbs/studies/05_trials.ipynb #9bc7dc90
 def row_rank(
     row:dict,   # From `probed` or `fine_tuned`
-    metric:str, # A key of `METRIC_WORDS`
+    metric:str, # As for `shown_metric`
 ) -> tuple: # To sort by, lowest first
     "Rank a row by its score, ties by loss; rows without a score come last"
     failed, undefined = bool(row['failed']), row['score'] != row['score']
     if failed or undefined: return failed, undefined, 0., 0.
-    return failed, undefined, row['score'] if metric == 'loss' else -row['score'], row['loss']
+    return failed, undefined, row['score'] if shown_metric(metric).lower else -row['score'], row['loss']
 
 def rank_rows(
     rows:list, # From `probed` and `fine_tuned`
     out:Path,  # Folder of the leaderboard, with the predictions of each row
-    metric:str='accuracy', # That ranks the rows, a key of `METRIC_WORDS`
+    metric:str='accuracy', # That ranks the rows, as for `shown_metric`
 ) -> pd.DataFrame: # With columns behind, behind_low, behind_high: score minus that of the first row, with its 95% interval
     "Rank by a metric, ties by loss; failures come last"
     df = pd.DataFrame(sorted(rows, key=lambda row: row_rank(row, metric)))
