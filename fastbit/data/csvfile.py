@@ -10,7 +10,6 @@ __all__ = ['decode_text', 'names_image', 'find_separator', 'Grid', 'read_grid']
 # %% ../../nbs/data/02_csvfile.ipynb #c01f501b
 import bz2, codecs, csv, gzip, io, lzma, os, re, zlib
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -160,6 +159,7 @@ def _without_preamble(text) -> _Body:
 
 def _same_length(line, rest) -> bool:
     "Is a line that begins with '#' the header?"
+    if len(line) > _SAMPLE: return False
     some = rest[:_SAMPLE]
     sep = find_separator(some.splitlines()[:50])
     if sep is None: return False
@@ -168,9 +168,11 @@ def _same_length(line, rest) -> bool:
 def _numbered(lines, sep, first):
     "Yield (line on which it begins, cells) of each row, blank lines included"
     reader, before = _reader(lines, sep), 0
-    for row in reader:
-        yield first + before + 1, row
-        before = reader.line_num
+    try:
+        for row in reader:
+            yield first + before + 1, row
+            before = reader.line_num
+    except csv.Error: yield first + before + 1, []   # a cell of more than 131072 characters, with which the reader ends
 
 _UNCLOSED = ('{}, line {}: a double quote is opened here and closed on a later line or never. '
              'Close it, or double it where it is part of a name ("").')
@@ -213,11 +215,9 @@ def _check_swallowed(path, text, df, sep):
 
 def _line_numbers(text, sep, first, n) -> np.ndarray:
     "Number the `n` rows by their lines, which may be blank or several per cell"
-    with suppress(csv.Error):   # a cell of more than 131072 characters
-        rows = _numbered(io.StringIO(text, newline=''), sep, first)
-        res = [line for line, row in rows if any(o.strip() for o in row) or len(row) > 1]
-        if len(res) == n: return np.array(res)
-    return np.arange(first+1, first+n+1)
+    rows = _numbered(io.StringIO(text, newline=''), sep, first)
+    res = [line for line, row in rows if any(o.strip() for o in row) or len(row) > 1]
+    return np.array(res) if len(res) == n else np.arange(first+1, first+n+1)
 
 def _parse(path, text, sep, first, width) -> pd.DataFrame:
     how = dict(sep=r'\s+') if sep == ' ' else dict(sep=sep, skipinitialspace=True)
