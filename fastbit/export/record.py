@@ -184,6 +184,10 @@ class Artifact:
         far = ', and distances from the training images' if self.abstain['directions'] else ''
         return f"from {self.abstain['images']} validation images{far}"
 
+    def _scaled(self) -> dict:
+        if self.temperature is not None: return dict(temperature=f'{self.temperature:.3g}')
+        return dict(temperature='none') if self.task == 'label' else {}
+
     def _balanced(self) -> dict: return {} if self.balance == 'none' else dict(balanced=EQUAL_CLASSES)
 
     def __str__(self):
@@ -198,7 +202,7 @@ class Artifact:
             **outputs,
             'images': f'{pp.size} px, {pp.resize}, {pp.interpolation}',
             'measured': self._measured(),
-            'temperature': 'none' if self.temperature is None else f'{self.temperature:.3g}',
+            **self._scaled(),
             'interval' if self.task == 'number' else 'thresholds': self._thresholds(),
             **self._balanced(),
             'made with': ', '.join(f'{k} {v}' for k, v in self.versions.items()),
