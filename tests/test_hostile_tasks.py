@@ -9,6 +9,7 @@ from conftest import picture
 from fastbit.cli.command import main
 from fastbit.core.text import DataWarning
 from fastbit.data import read_image_set
+from fastbit.data.columns import split_word
 from fastbit.data.quantities import as_quantities
 from fastbit.data.split import split_table
 from fastbit.export import export_onnx, load_predictor, save_artifact
@@ -74,7 +75,7 @@ def test_separators_of_columns(case, folder, sep):
 
 
 REFUSED = dict(   # one more line, or another file; what is said about it
-    a_nul=(lambda t, c: t.replace('01.png', '01\0png'), 'not a text file'), binary=(lambda t, c: bytes(range(256))*20, 'not a text file'), an_empty_file=(lambda t, c: '', 'is empty'), lines_of_nothing=(lambda t, c: '\n\n \n', 'is empty'),
+    a_nul=(lambda t, c: t.replace('01.png', '01\0png'), 'not a text file'), binary=(lambda t, c: bytes(range(256))*20, 'not a text file'), an_empty_file=(lambda t, c: '', 'is empty'), lines_of_nothing=(lambda t, c: '\n\n \n', 'is empty'), a_vertical_tab=(lambda t, c: '\x0b', 'is empty'), cells_of_nothing=(lambda t, c: ',\n,\n', 'is empty'), a_line_separator=(lambda t, c: '\u2028\n', 'is empty'),
     a_header_alone=(lambda t, c: 'path,label\n', 'has no rows'), one_column=(lambda t, c: 'path\n00.png\n', "only column is 'path'"), json=(lambda t, c: '{"path": 1}', 'JSON'), a_page=(lambda t, c: '<!doctype html><table>', 'web page'),
     two_columns_of_one_name=(lambda t, c: t.replace('\n', f',{c}\n').replace(f'label,{c}', 'label,label', 1), 'two columns'), a_cell_too_many=(lambda t, c: f'{t}19.png,{c},more\n', 'line \\d+: 3 cells'), a_long_cell_too_many=(lambda t, c: f'{t}19.png,"{BIG}",1,2\n', 'line \\d+: 4 cells|cannot be read as a table'),
     a_quote_that_does_not_end=(lambda t, c: f'{t}19.png,"{c}\n', 'line \\d+: a double quote'), a_long_quote_that_does_not_end=(lambda t, c: f'{t}19.png,"{BIG}\n', 'line \\d+: a double quote'), a_quote_over_rows=(lambda t, c: t.replace('03.png,', '03.png,"').replace('\n05', '"\n05'), 'a double quote'),
@@ -182,6 +183,16 @@ def test_one_label_only_and_all_labels_everywhere(folder):
     df = pd.DataFrame(dict(path=[str(folder/f'{i:02d}.png') for i in range(20)]))
     assert read_image_set(df.assign(label=objects([('a', 'b')]*20)), task='labels').table.label.tolist() == [('a', 'b')]*20
     with pytest.raises(ValueError, match='no label in any row'): read_image_set(df.assign(label=objects([()]*20)), task='labels')
+
+
+@pytest.mark.parametrize('name', ['1'*50, '1'*5000, 'dataset'*8, 'dataset'*500, 'train' + '1x'*25, '12'*20 + 'px'*10])
+def test_names_that_are_nearly_a_split_take_no_time(case, folder, name):
+    "An expression that can read digits in several ways tries all of them: folders and columns are named by hashes"
+    start = time.process_time()
+    assert split_word(name) is None and split_word('train' + '1'*40) == 'train'
+    (folder/'t.csv').write_text(written(case).replace('label', name, 1))
+    read(folder/'t.csv', case)
+    assert time.process_time() - start < .5
 
 
 def test_thousands_of_labels_take_seconds():

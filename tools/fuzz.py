@@ -83,7 +83,7 @@ def one_table():
         warnings.simplefilter('ignore')
         (folder/'t.csv').write_bytes(data[1:])
         try: found = read_image_set(folder/'t.csv', task=tasks[data[0] % 4] if data else None)
-        except (ValueError, OSError) as e: return check_words(str(e))
+        except (ValueError, OSError) as e: return check_words(str(e), 2000 + 2*len(data))   # with a column's name
         assert len(found.table) and found.table.path.is_unique and found.table.label.map(type).nunique() == 1
     return test
 

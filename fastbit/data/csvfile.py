@@ -242,6 +242,9 @@ def _columns_of(rows) -> int:
     named = 0 if any(map(names_image, first)) else len(first)
     return max(n, named, *(len(o) for o in rows if not any(c.strip() for c in o[n:])))
 
+def _empty(path) -> ValueError:
+    return ValueError(f"{path} is empty: a table needs a column of paths and one of labels.")
+
 def _read_bytes(path) -> bytes:
     check_regular(path)
     try:
@@ -257,8 +260,7 @@ def read_grid(
     _check_kind(path)
     data = _read_bytes(path)
     _check_start(path, data)
-    if not data.strip(b'\0 \r\n\t' + codecs.BOM_UTF8):
-        raise ValueError(f"{path} is empty: a table needs a column of paths and one of labels.")
+    if not data.strip(b'\0 \r\n\t' + codecs.BOM_UTF8): raise _empty(path)
     body = _without_preamble(decode_text(path, data))
     lines = body.text[:_SAMPLE].split('\n')
     if len(body.text) > _SAMPLE and len(lines) > 1: lines.pop()   # cut
@@ -266,9 +268,11 @@ def read_grid(
     sep = body.separator or find_separator(lines, usual)
     if sep is None:
         only = pd.DataFrame({0: [o for o in lines if o.strip()]}, dtype=str)
+        if only.empty: raise _empty(path)
         return Grid(cells=only, n_first=1, separator='')
     rows = _cells(lines, sep)
     width = _columns_of(rows)
     if sep != ' ': _check_lengths(path, lines, sep, body.n_before, width)
     cells = _parse(path, body.text, sep, body.n_before, width)
+    if not (cells != '').any(axis=None): raise _empty(path)
     return Grid(cells=cells, n_first=len(rows[0]), separator=sep)
