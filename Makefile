@@ -41,7 +41,7 @@ docs: ## the documentation site, in _docs; a warning or a broken link is an erro
 coverage: ## which lines of fastbit notebooks and tests run: a table, and the lines that none of them does
 	$(PYTHON) tools/coverage.py --results benchmarks/coverage.json
 
-fuzz: ## a minute of noise into what opens images and artifacts (atheris)
+fuzz: ## a minute of noise into what opens images, tables and artifacts (atheris)
 	$(PYTHON) tools/fuzz.py --seconds 60
 
 bench: ## the figures of the documentation's results, on DATA (a folder of class folders), `make bench DATA=FOLDER`

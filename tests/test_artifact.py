@@ -240,6 +240,10 @@ def test_artifacts_of_earlier_versions_open(folder):
     "Kept as they were written, by `python tests/golden/make.py`; a new format gets another folder, and these stay"
     p = load_predictor(folder, 'cpu')
     want = json.loads((folder.parent/f'{folder.name.replace("artifact", "answers")}.json').read_text())
+    if p.task.is_number:
+        got = p.predict(golden_picture())
+        assert got[['prediction', 'low', 'high']].iloc[0].tolist() == pytest.approx([want[k] for k in ('prediction', 'low', 'high')], abs=1e-3)
+        return
     asked = dict(min_precision=.9, coverage=.9, unlike=.05) if 'answer' in want else {}   # from format 3 on
     got = p.predict(golden_picture(), probs=True, **asked)
     if asked: assert (got.answer[0], list(got.set[0]), got.p_value[0]) == (want['answer'], want['set'], pytest.approx(want['p_value'], abs=.03))

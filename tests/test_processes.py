@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from fastbit.cli.launch import environment, unused_port
 from conftest import run_fastbit, start_fastbit, wait_for_rows, write_folder
 from forks import COMMAND, LAUNCH, Fork
+from tasks import CASES
 
 accelerate = pytest.importorskip('accelerate', reason='pip install accelerate')
 pytestmark = pytest.mark.slow   # `make test-slow`
@@ -74,6 +75,26 @@ def test_balanced_classes_in_two_processes(tmp_path, balance):
         one, many = (pd.read_csv(tmp_path/o/'history.csv') for o in (name, f'{name}2'))
         assert np.allclose(one.train_loss, many.train_loss, rtol=1e-5, equal_nan=True)
         assert far(tmp_path/name, tmp_path/f'{name}2') <= (1e-5 if name == 'rule' else 1e-3)   # Adam divides by what may be tiny
+
+
+@pytest.mark.parametrize('task', CASES)
+def test_each_task_in_two_processes(tmp_path, task):
+    "By the rule, and by the head and what follows it: the same weights, predictions, thresholds and intervals"
+    case = CASES[task]
+    df = case.table(tmp_path/'images', 63)
+    if task == 'labels': df = df.assign(label=['|'.join(o) for o in df.label])
+    df.to_csv(tmp_path/'t.csv', index=False)
+    words = ('--task', task, '--label-col', case.column, *(('--label-sep', '|') if task == 'labels' else ()))
+    for name, how in (('rule', BY_RULE), ('auto', (*NORMS, '--steps', '8', '--bs', '9'))):
+        run(tmp_path/'t.csv', tmp_path/name, *how, *words)
+        run(tmp_path/'t.csv', tmp_path/f'{name}2', *how, *words, '--procs', '2', how=run_forked)
+        assert far(tmp_path/name, tmp_path/f'{name}2') <= 1e-4, name
+        one, two = (pd.read_csv(tmp_path/o/'predictions.csv') for o in (name, f'{name}2'))
+        numbers = one.select_dtypes('number').columns
+        assert one.path.tolist() == two.path.tolist() and np.allclose(one[numbers], two[numbers], rtol=1e-4, atol=1e-4, equal_nan=True)
+        one, two = (json.loads((tmp_path/o/'results.json').read_text()) for o in (name, f'{name}2'))
+        assert one['evaluation']['n'] == two['evaluation']['n'] and one['metric']['value'] == pytest.approx(two['metric']['value'], rel=1e-3)
+        for key in ('thresholds', 'number'): assert str(one.get(key))[:6] == str(two.get(key))[:6]
 
 
 def test_auto_in_two_processes(data, alone, tmp_path):

@@ -1,8 +1,9 @@
 """`make fuzz`: coverage-guided noise (atheris) into the readers of foreign files, for a minute
 
-Images and artifacts may be refused with the errors that the docstrings promise, and with no other: `read_image` with
-OSError, ValueError or SyntaxError, `load_artifact` with ValueError or OSError. Any other error is printed with the
-input that caused it, which is written into the working directory, and the exit status is 1.
+Images, tables and artifacts may be refused with the errors that the docstrings promise, and with no other:
+`read_image` with OSError, ValueError or SyntaxError, `read_image_set` and `load_artifact` with ValueError or OSError.
+Tables and artifacts are of all tasks. Any other error is printed with the input that caused it, which is written into
+the working directory, and the exit status is 1.
 """
 import argparse, json, os, shutil, struct, subprocess, sys, tempfile, warnings
 from importlib import import_module
@@ -11,15 +12,19 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT/'tests'
 sys.path.insert(0, str(TESTS))
-SHARES = dict(image=.5, config=.25, weights=.25)   # of the time, by target
+SHARES = dict(image=.35, table=.3, config=.2, weights=.15)   # of the time, by target
 SMALL = 20_000   # bytes of an image to begin with, and of an input
 PLUGINS = [f'PIL.{o}ImagePlugin' for o in ('Jpeg', 'Png', 'Tiff', 'Gif')]
-INSTRUMENTED = ['PIL.Image', *PLUGINS, 'fastbit.data.decode', 'fastbit.export.artifact']
+READERS = [f'fastbit.data.{o}' for o in ('decode', 'csvfile', 'columns', 'labels', 'label_sets', 'quantities', 'rows')]
+READERS += ['fastbit.export.artifact', 'fastbit.export.record']
+INSTRUMENTED = ['PIL.Image', *PLUGINS, *READERS]
 
 
-def golden() -> Path:
+def golden(name='artifact-0.1.0') -> Path:
     "The folder of an artifact that tests keep"
-    return next((TESTS/'golden').glob('artifact-*/'))
+    return TESTS/'golden'/name
+
+LATEST = dict(label='artifact-0.1.0-format3', labels='artifact-0.1.0-format4', number='artifact-0.1.0-format4-number')
 
 
 def header_size(data) -> int:
@@ -34,8 +39,11 @@ def image_seeds(folder):
 
 
 def seeds(target, folder):
-    "Inputs to begin with: the corpus of the tests, and the golden artifact"
+    "Inputs to begin with: the corpus of the tests, tables of each task, and the golden artifacts"
     if target == 'image': return image_seeds(folder)
+    if target == 'table': return table_seeds(folder)
+    if target == 'config':
+        for name in LATEST.values(): shutil.copy(golden(name)/'config.json', folder/name)
     text, data = (golden()/'config.json').read_bytes(), (golden()/'model.safetensors').read_bytes()
     header = data[8:8+header_size(data)]
     (folder/'0').write_bytes(text if target == 'config' else header)
@@ -57,30 +65,59 @@ def one_image():
     return test
 
 
+def table_seeds(folder):
+    "Tables of each task in several forms"
+    from tasks import CASES
+    for i, case in enumerate(CASES.values()):
+        rows = [f'{k}.png;"{cell}";{"train" if k % 3 else "valid"}' for k, cell in enumerate(case.cells)]
+        text = '\n'.join(['path;label;split', *rows])
+        for k, form in enumerate((text.encode(), text.replace(';"', ',"').encode('utf-16'), b'\n'.join(text.encode().split(b'\n')[1:]))):
+            (folder/f'{i}-{k}').write_bytes(bytes([i]) + form)
+
+def one_table():
+    "The first byte chooses the task; the others are the file"
+    from fastbit.data import read_image_set
+    folder, tasks = Path(tempfile.mkdtemp()), ('label', 'labels', 'number', None)
+    for k in range(3): (folder/f'{k}.png').write_bytes(b'x')
+    def test(data):
+        warnings.simplefilter('ignore')
+        (folder/'t.csv').write_bytes(data[1:])
+        try: found = read_image_set(folder/'t.csv', task=tasks[data[0] % 4] if data else None)
+        except (ValueError, OSError) as e: return check_words(str(e), 2000 + 2*len(data))   # with a column's name
+        assert len(found.table) and found.table.path.is_unique and found.table.label.map(type).nunique() == 1
+    return test
+
+def check_words(text, most=2000): assert text and len(text) < most, f'{len(text)} characters: {text[:200]!r}'
+
 def one_artifact(target):
     from fastbit.export import load_artifact, read_config
     from fastbit.export.artifact import CONFIG, WEIGHTS
-    folder = Path(tempfile.mkdtemp())/'model'
-    shutil.copytree(golden(), folder)
-    whole = (folder/WEIGHTS).read_bytes()
+    folders = {task: Path(tempfile.mkdtemp())/'model' for task in LATEST}
+    for task, name in LATEST.items(): shutil.copytree(golden(name), folders[task])
+    whole = (folders['label']/WEIGHTS).read_bytes()
     body = whole[8+header_size(whole):]
     def write(data):
-        if target == 'config': (folder/CONFIG).write_bytes(data)
-        else: (folder/WEIGHTS).write_bytes(struct.pack('<Q', len(data)) + data + body)   # noise before real numbers
+        task = next((o for o in ('labels', 'number') if f'"{o}"'.encode() in data), 'label') if target == 'config' else 'label'
+        if target == 'config': (folders[task]/CONFIG).write_bytes(data)
+        else: (folders[task]/WEIGHTS).write_bytes(struct.pack('<Q', len(data)) + data + body)   # noise before real numbers
+        return folders[task]
     def test(data):
-        write(data)
-        try: read_config(folder/CONFIG) if target == 'config' and len(data) % 8 else load_artifact(folder)
-        except (ValueError, OSError) as e: assert str(e) and '\n' not in str(e)
+        folder = write(data)
+        try: found = read_config(folder/CONFIG) if target == 'config' and len(data) % 8 else load_artifact(folder).about
+        except (ValueError, OSError) as e:
+            assert '\n' not in str(e)
+            return check_words(str(e))
+        assert str(found)   # a record that is read can be shown
     return test
 
 
 def fuzz(target, seconds, folder):
     import atheris
-    with atheris.instrument_imports(include=['PIL', 'fastbit.data.decode', 'fastbit.export.artifact']):
+    with atheris.instrument_imports(include=['PIL', *READERS]):
         for name in INSTRUMENTED: import_module(name)
     options = [f'-max_total_time={seconds}', f'-max_len={SMALL}', '-rss_limit_mb=4000', '-timeout=20',
                '-verbosity=0', '-print_final_stats=1']
-    test = one_image() if target == 'image' else one_artifact(target)
+    test = dict(image=one_image, table=one_table).get(target, lambda: one_artifact(target))()
     atheris.Setup([sys.argv[0], *options, str(folder)], test)
     atheris.Fuzz()
 

@@ -56,10 +56,11 @@ def numbers_table(
 
 def joined_sets(
     df, # From `Predictor.predict`, of several labels per image
+    classes, # All labels of the model
 ) -> object: # The same with texts: labels joined with `;` or a character that no label has
     "Write the predicted labels and their probabilities as texts"
     from fastbit.data.label_sets import label_separator
-    between = label_separator({name for o in df.prediction for name in o or ()})
+    between = label_separator(classes)   # of all, so that two tables of one model are written alike
     number = lambda p: f'{p:.4f}'
     return df.assign(
         prediction=[between.join(o or ()) for o in df.prediction],
@@ -115,10 +116,10 @@ def run_predict(args) -> int:
         print(f'fastbit: note: {predictor.answers.precision(args.min_precision)}', file=sys.stderr)
     if args.csv or args.spreadsheet:
         if 'set' in df: df = df.assign(set=set_texts(df))
-        if are_sets(df): df = joined_sets(df)
+        if are_sets(df): df = joined_sets(df, predictor.classes)
         text = csv_text(df, args.spreadsheet)
         print(printable(text) if sys.stdout.isatty() else text, end='')   # a file gets the names as they are
-    else: print(answer_table(df))
+    else: print(printable(answer_table(df)))
     bad = df[df.reason != '']
     if len(bad):
         first = f'{shown_path(bad.path.iloc[0])}: {bad.reason.iloc[0]}'
@@ -206,16 +207,17 @@ def run_evaluate(args) -> int:
     res = predictor.labeled_probs(table, args.split, args.tta, bs, **how)
     part = 'all' if res.part == 'all' else f'the {res.part} split'
     unreadable = f', {len(res.left_out)} unreadable files skipped' if len(res.left_out) else ''
-    print(f"{args.path}: {part}, {len(res.targs)} images{unreadable}")
+    print(printable(f"{args.path}: {part}, {len(res.targs)} images{unreadable}"))
     if skipped: print(f'  {"skipped":10}  {skipped}')
-    for name, text in source_rows(images.source, images.skipped): print(f'  {name:10}  {text}')
+    for name, text in source_rows(images.source, images.skipped): print(printable(f'  {name:10}  {text}'))
     evaluation = predictor.task.evaluate(res.probs, res.targs, res.groups, order=class_order(predictor.classes))
     print(evaluation)
     if not predictor.task.is_single:
-        print(interval_share(predictor, res) if predictor.task.is_number else label_precisions(evaluation))
+        more = interval_share(predictor, res) if predictor.task.is_number else label_precisions(evaluation)
+        print(printable(more))
         if not predictor.task.is_number: print(label_calibration_words(evaluation, predictor, res))
         return 0
-    print(evaluation.more())
+    print(printable(evaluation.more()))
     if predictor.about.temperature: print(_calibration_words(res, predictor.about.temperature))
     if predictor.about.balance != 'none': print(EQUAL_CLASSES)
     if limits: print(_limit_words(predictor, res, limits))

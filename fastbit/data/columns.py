@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pandas as pd
 
 # %% ../../nbs/data/06_columns.ipynb #460f12e4
+from ..core.text import shortened
 from .csvfile import names_image
 from .filepaths import exists_below, sample_of
 from .labels import as_texts, clean_label, whole_numbers
@@ -27,7 +28,8 @@ SPLIT_WORDS = dict(
            'publictest'),   # of FER2013
     test=('test', 'testing', 'tst', 'privatetest'))
 _FILLERS = r"""set sets data dataset split images image imgs img pictures photos pics samples examples
-    files folder dir seg the \d+(?:x\d+)?(?:px)?""".split()
+    files folder dir seg the (?<!\d)\d+(?:x\d+)?(?:px)?""".split()   # digits in one way: else 40 of them take years
+_LONGEST = 60   # characters of a name for a split; `data` and `set` are also `dataset`
 _FILLER, _WORD = '|'.join(_FILLERS), '|'.join(w for words in SPLIT_WORDS.values() for w in words)
 _SPLIT = re.compile(f'(?:{_FILLER})*({_WORD})(?:{_FILLER})*')
 _SPLIT_OF = {word: split for split, words in SPLIT_WORDS.items() for word in words}
@@ -36,7 +38,8 @@ def split_word(
     text # Name of a folder, or a cell of a column
 ) -> str|None: # 'train', 'valid', 'test'; `None`: not a usual word for a split
     "Recognize the usual names of a split in any case, also with words such as set, data or images around them"
-    found = _SPLIT.fullmatch(re.sub(r'[\W_]+', '', clean_label(text)).casefold())
+    plain = re.sub(r'[\W_]+', '', clean_label(text)).casefold()
+    found = _SPLIT.fullmatch(plain) if len(plain) <= _LONGEST else None
     return _SPLIT_OF[found[1]] if found else None
 
 # %% ../../nbs/data/06_columns.ipynb #e9f9d15a
@@ -71,7 +74,7 @@ class TableColumns:
 
 def _listed(names, n=8) -> str:
     more = f', … ({len(names)} in all)' if len(names) > n else ''
-    return ', '.join(map(repr, names[:n])) + more
+    return ', '.join(shortened(repr(o)) for o in names[:n]) + more
 
 def _find_named(df, wanted, option):
     "Find the column that the user named, in any case"

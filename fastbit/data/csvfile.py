@@ -10,7 +10,6 @@ __all__ = ['decode_text', 'names_image', 'find_separator', 'Grid', 'read_grid']
 # %% ../../nbs/data/02_csvfile.ipynb #c01f501b
 import bz2, codecs, csv, gzip, io, lzma, os, re, zlib
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -160,6 +159,7 @@ def _without_preamble(text) -> _Body:
 
 def _same_length(line, rest) -> bool:
     "Is a line that begins with '#' the header?"
+    if len(line) > _SAMPLE: return False
     some = rest[:_SAMPLE]
     sep = find_separator(some.splitlines()[:50])
     if sep is None: return False
@@ -168,9 +168,11 @@ def _same_length(line, rest) -> bool:
 def _numbered(lines, sep, first):
     "Yield (line on which it begins, cells) of each row, blank lines included"
     reader, before = _reader(lines, sep), 0
-    for row in reader:
-        yield first + before + 1, row
-        before = reader.line_num
+    try:
+        for row in reader:
+            yield first + before + 1, row
+            before = reader.line_num
+    except csv.Error: yield first + before + 1, []   # a cell of more than 131072 characters, with which the reader ends
 
 _UNCLOSED = ('{}, line {}: a double quote is opened here and closed on a later line or never. '
              'Close it, or double it where it is part of a name ("").')
@@ -213,11 +215,9 @@ def _check_swallowed(path, text, df, sep):
 
 def _line_numbers(text, sep, first, n) -> np.ndarray:
     "Number the `n` rows by their lines, which may be blank or several per cell"
-    with suppress(csv.Error):   # a cell of more than 131072 characters
-        rows = _numbered(io.StringIO(text, newline=''), sep, first)
-        res = [line for line, row in rows if any(o.strip() for o in row) or len(row) > 1]
-        if len(res) == n: return np.array(res)
-    return np.arange(first+1, first+n+1)
+    rows = _numbered(io.StringIO(text, newline=''), sep, first)
+    res = [line for line, row in rows if any(o.strip() for o in row) or len(row) > 1]
+    return np.array(res) if len(res) == n else np.arange(first+1, first+n+1)
 
 def _parse(path, text, sep, first, width) -> pd.DataFrame:
     how = dict(sep=r'\s+') if sep == ' ' else dict(sep=sep, skipinitialspace=True)
@@ -242,6 +242,9 @@ def _columns_of(rows) -> int:
     named = 0 if any(map(names_image, first)) else len(first)
     return max(n, named, *(len(o) for o in rows if not any(c.strip() for c in o[n:])))
 
+def _empty(path) -> ValueError:
+    return ValueError(f"{path} is empty: a table needs a column of paths and one of labels.")
+
 def _read_bytes(path) -> bytes:
     check_regular(path)
     try:
@@ -257,8 +260,7 @@ def read_grid(
     _check_kind(path)
     data = _read_bytes(path)
     _check_start(path, data)
-    if not data.strip(b'\0 \r\n\t' + codecs.BOM_UTF8):
-        raise ValueError(f"{path} is empty: a table needs a column of paths and one of labels.")
+    if not data.strip(b'\0 \r\n\t' + codecs.BOM_UTF8): raise _empty(path)
     body = _without_preamble(decode_text(path, data))
     lines = body.text[:_SAMPLE].split('\n')
     if len(body.text) > _SAMPLE and len(lines) > 1: lines.pop()   # cut
@@ -266,9 +268,11 @@ def read_grid(
     sep = body.separator or find_separator(lines, usual)
     if sep is None:
         only = pd.DataFrame({0: [o for o in lines if o.strip()]}, dtype=str)
+        if only.empty: raise _empty(path)
         return Grid(cells=only, n_first=1, separator='')
     rows = _cells(lines, sep)
     width = _columns_of(rows)
     if sep != ' ': _check_lengths(path, lines, sep, body.n_before, width)
     cells = _parse(path, body.text, sep, body.n_before, width)
+    if not (cells != '').any(axis=None): raise _empty(path)
     return Grid(cells=cells, n_first=len(rows[0]), separator=sep)

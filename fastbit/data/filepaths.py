@@ -240,6 +240,7 @@ def _check_agree(df, key, column, what, remedy):
 
 _ONE_PER_FILE = dict(   # column -> (what is wrong where rows of a file differ, remedy)
     label=('One file with two labels', 'fastbit trains one label per image.'),
+    number=('One file with two numbers', 'Keep one of its rows, or one row with their mean.'),
     split=('The same file in two splits', 'Take it out of one of them.'),
     group=('One file in two groups', 'Leave one of its rows out, or give groups that share images one name.'),
     time=('One file with two times', 'Leave one of its rows out.'))
@@ -253,10 +254,11 @@ def one_row_per_file(
     again = key.duplicated()
     if not again.any(): return UniqueRows(df, pd.DataFrame(columns=['path', 'reason']))
     twice = df[key.duplicated(keep=False)]
+    what = 'number' if df.label.dtype.kind == 'f' else 'label'
     for column in twice.columns.intersection(list(_ONE_PER_FILE)):
-        _check_agree(twice, key[twice.index], column, *_ONE_PER_FILE[column])
+        _check_agree(twice, key[twice.index], column, *_ONE_PER_FILE[what if column == 'label' else column])
     warn_data(
         f"{again.sum()} of {len(df)} rows name a file that another row names, with the same "
-        f"label, and are skipped, e.g. {df.path[again].iloc[0]}")
+        f"{what}, and are skipped, e.g. {df.path[again].iloc[0]}")
     skipped = pd.DataFrame(dict(path=df.path[again].tolist(), reason='listed more than once'))
     return UniqueRows(df[~again].reset_index(drop=True), skipped)

@@ -18,12 +18,15 @@ import numpy as np, pandas as pd
 
 # %% ../../nbs/data/28_label_sets.ipynb #039537e8
 from ..core.files import file_digest
-from ..core.text import first_of, warn_data
+from ..core.text import first_of, shortened, warn_data
 from .labels import (
     are_comma_numbers, as_texts, clean_label, natural_order, warn_similar_labels, whole_numbers)
 
 # %% ../../nbs/data/28_label_sets.ipynb #0e5428d1
-_LISTS = (list, tuple, set, frozenset, np.ndarray)
+_LISTS = (list, tuple, set, frozenset, np.ndarray, pd.Series)
+def _is_list(cell) -> bool:
+    "Is it a list, and not a number that NumPy calls an array?"
+    return isinstance(cell, _LISTS) and getattr(cell, 'ndim', 1) > 0
 
 def has_label_sets(
     labels:pd.Series # The column `label` of a table of images
@@ -114,7 +117,7 @@ def _only_separator(cells, column) -> str:
                          f"label_sep={found[0]!r}.")
     others = [sep for sep in _OTHERS if any(sep in o.strip() for o in cells)]
     if not others: return SEPARATORS[0]   # one label in each cell
-    example = next(o for o in cells if others[0] in o.strip())
+    example = shortened(next(o for o in cells if others[0] in o.strip()))
     raise ValueError(f"Column {column!r} has cells such as {example!r}. If these are several labels, give their "
                      f"separator: label_sep={others[0]!r}. If each cell is one label, label_sep=';'.")
 
@@ -134,7 +137,8 @@ def _check_middle(cells, sep, lines):
     "Raise `ValueError` for an empty label between two others; a separator at an end is harmless"
     empty = [i for i, o in enumerate(cells) if '' in _split(o.strip().strip(sep), sep) and o.strip().strip(sep)]
     if empty:
-        raise ValueError(f"{len(empty)} cells have an empty label between separators, e.g. {cells[empty[0]]!r}: "
+        raise ValueError(f"{len(empty)} cells have an empty label between separators, e.g. "
+                         f"{shortened(cells[empty[0]])!r}: "
                          f"{lines(empty)}. Fill it in, or leave one separator out.")
 
 def _without_brackets(cells) -> list[str]:
@@ -162,13 +166,18 @@ def are_lists(
 ) -> bool:
     "Does a column have lists of labels in its cells?"
     if column.dtype != object: return False
-    return any(isinstance(v, _LISTS) and len(v) != 1 for v in column) or all(isinstance(v, tuple) for v in column)
+    return any(_is_list(v) and len(v) != 1 for v in column) or all(isinstance(v, tuple) for v in column)
 
 def _from_lists(column, lines) -> list[tuple]:
-    wrong = [i for i, v in enumerate(column) if not isinstance(v, _LISTS)]
+    wrong = [i for i, v in enumerate(column) if not _is_list(v)]
     if wrong:
-        raise ValueError(f"{len(wrong)} cells of column {column.name!r} are not lists, e.g. {column.iloc[wrong[0]]!r}: "
+        raise ValueError(f"{len(wrong)} cells of column {column.name!r} are not lists, e.g. "
+                         f"{shortened(repr(column.iloc[wrong[0]]))}: "
                          f"{lines(wrong)}. Write [] for an image without labels.")
+    nested = [i for i, v in enumerate(column) if any(_is_list(o) and len(o) != 1 for o in v)]
+    if nested:
+        raise ValueError(f"Column {column.name!r} has lists within lists: {lines(nested)}. Write one list of labels "
+                         "per image.")
     parts = [as_texts(pd.Series(list(v), dtype=object, name=column.name)) for v in column]
     empty = [i for i, o in enumerate(parts) if not all(p.strip() for p in o)]
     if empty: raise ValueError(f"Column {column.name!r} has an empty label in a list: {lines(empty)}. Fill it in.")
@@ -252,7 +261,8 @@ def hot_label_sets(
         wrong = np.flatnonzero(column < 0)
         if not len(wrong): continue
         cell = as_texts(df[c])[wrong[0]]
-        shown = f'{len(wrong)} of {len(df)} cells in column {str(c)!r} are neither 0 nor 1, e.g. {cell or "nothing"}'
+        example = shortened(cell) or 'nothing'
+        shown = f'{len(wrong)} of {len(df)} cells in column {str(c)!r} are neither 0 nor 1, e.g. {example}'
         raise ValueError(f"{shown}: {lines(wrong.tolist())}. Fill them in, or leave these rows out.")
     names = [clean_label(c) for c in df]
     twice = [o for o, n in Counter(names).items() if n > 1]

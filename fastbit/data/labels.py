@@ -109,7 +109,7 @@ def _scalar(v, column):
 
 def _float_texts(numbers) -> list[str]:
     "Write floats as integers if all are whole; NaN is ''"
-    whole = bool((numbers[~np.isnan(numbers)] % 1 == 0).all())
+    whole = bool((numbers[np.isfinite(numbers)] % 1 == 0).all())
     text = (lambda o: f'{o + 0.:.0f}') if whole else str   # + 0.: without the sign of -0.
     return ['' if o != o else text(o) for o in numbers.tolist()]
 
@@ -178,7 +178,8 @@ def _values(names) -> np.ndarray|None:
     if all(map(is_number, names)): return np.array([float(o) for o in names])
     for form, thousands, point in _COMMA_FORMS:
         if not all(map(form.fullmatch, names)): continue
-        return np.array([float(o.replace(thousands, '').replace(point, '.')) for o in names])
+        values = np.array([float(o.replace(thousands, '').replace(point, '.')) for o in names])
+        return values if np.isfinite(values).all() else None
     return None
 
 def are_comma_numbers(

@@ -181,10 +181,20 @@ class _Table(NamedTuple):
 
     def lines(self, rows) -> str: return _numbers_of(self.line, [self.cells.index[i] for i in rows])
 
+def _has_objects(dtype) -> bool:
+    "May the cells of a column of pyarrow's or of categories be lists?"
+    if isinstance(dtype, pd.CategoricalDtype): return not all(isinstance(o, str) for o in dtype.categories)
+    return isinstance(dtype, pd.ArrowDtype) and dtype.kind == 'O'
+
+def _as_objects(df) -> pd.DataFrame:
+    "Turn columns whose cells may be lists, and which pandas cannot compare, into columns of objects"
+    columns = [c for c, dtype in df.dtypes.items() if _has_objects(dtype)]
+    return df.astype(dict.fromkeys(columns, object)) if columns else df
+
 def _open_table(source) -> _Table:
     if isinstance(source, pd.DataFrame):
         name = source.attrs.get('name', 'DataFrame')
-        return _Table(cells=_with_index(source), source='The DataFrame', name=name, home=None, line='row')
+        return _Table(cells=_as_objects(_with_index(source)), source='The DataFrame', name=name, home=None, line='row')
     path = Path(source)
     cells = _with_header(read_grid(source))
     return _Table(cells=cells, source=str(source), name=path.name, home=path.parent, line='line')
@@ -240,14 +250,21 @@ def _check_filled(table, chosen, cells, labels):
 
 def _as_names(label_cols) -> list:
     "The names in label_cols, a list or a text with commas"
-    names = label_cols.split(',') if isinstance(label_cols, str) else list(label_cols)
-    names = [o.strip() if isinstance(o, str) else o for o in names]
-    if len(names) > 1 and all(o != '' for o in names): return names
+    names = label_cols.split(',') if isinstance(label_cols, str) else label_cols
+    names = [o.strip() if isinstance(o, str) else o for o in names] if pd.api.types.is_list_like(names) else []
+    if len(names) > 1 and all(o not in ('', None) for o in names): return names
     raise ValueError(f"label_cols={label_cols!r}: two or more columns of 0 and 1, such as 'cat,dog,hen'.")
+
+def _named_once(df, names) -> list:
+    "Find the columns; raise `ValueError` for one that is named twice"
+    columns = [_find_named(df, c, 'label_cols') for c in names]
+    twice = next((c for i, c in enumerate(columns) if c in columns[:i]), None)
+    if twice is not None: raise ValueError(f"label_cols has column {str(twice)!r} twice: leave it out once.")
+    return columns
 
 def _hot_columns(df, label_cols, given, task) -> list:
     "The columns of 0 and 1 that are labels: those that were given, or several where nothing else can be the label"
-    if label_cols is not None: return [_find_named(df, c, 'label_cols') for c in _as_names(label_cols)]
+    if label_cols is not None: return _named_once(df, _as_names(label_cols))
     if task not in (None, 'labels') or given['label_col'] is not None or given['label_sep'] is not None: return []
     taken = [_find_named(df, given[k], k) for k in ('path_col', 'split_col')]
     others = [c for c in df if c not in taken and not _is_index(df, c) and not _flag(c)]
@@ -275,11 +292,12 @@ def _read_labels(table, column, hot, task, label_sep) -> list:
     "A name for each row, a tuple of names where an image may have several labels, or a number to predict"
     if hot: return hot_label_sets(table.cells[hot], table.lines)
     cells = table.cells[column]
-    if task == 'number': return as_quantities(as_texts(cells), column)
+    if task == 'number': return as_quantities(as_texts(cells), column, table.lines)
     several = task == 'labels' or label_sep is not None or are_lists(cells)
     if task is None and not several: several = recognize_separator(as_texts(cells)) is not None
     if several and task != 'label': return read_label_sets(cells, label_sep, table.lines)
-    if task is None and quantity_kind(as_texts(cells)) == 'number': return as_quantities(as_texts(cells), column)
+    if task is None and quantity_kind(as_texts(cells)) == 'number':
+        return as_quantities(as_texts(cells), column, table.lines)
     return one_label(as_texts(cells), column, sure=task == 'label')
 
 def _hot_words(columns) -> str:

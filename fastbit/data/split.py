@@ -24,7 +24,7 @@ from .check import check_images, header_sizes, median_size
 from .filepaths import check_some_exist
 from .groups import fold_numbers, untrained_classes
 from .label_sets import has_label_sets, hot_labels, label_names
-from .quantities import are_quantities, quantity_bins
+from .quantities import are_quantities, check_digits, quantity_bins
 from .tables import skipped_frame
 from ..metrics.numbers import NumberScale
 from ..metrics.stratify import iterative_folds, iterative_parts
@@ -53,7 +53,7 @@ def _draw_label_sets(labels, groups, share, seed):
     if (part == 1).any() and (part == 0).any(): return labels.index[part == 1]
     of = '' if groups is None else f' in {groups.nunique()} groups'
     raise ValueError(f"{len(labels)} images{of} are too few to hold {share:.0%} out. "
-                     "Use a larger share, or more images.")
+                     "Use a larger share, or more images of each label.")
 
 _DRAWS = 50        # of groups, of which the best counts
 _CLOSE = .01       # mean distance from the share, at which no further draw is needed
@@ -347,6 +347,7 @@ def _check_classes(train, valid):
 
 def _check_range(train, valid):
     "Raise `ValueError` for training images with one number; warn where half of validation lies beyond the others"
+    check_digits(train)
     scale = NumberScale.of(train)
     beyond = ((valid < scale.low) | (valid > scale.high)).sum()
     if 2*beyond <= len(valid): return

@@ -147,6 +147,11 @@ def _as_preprocess(pp, number) -> Preprocess:
     if not isinstance(pp, dict) or set(pp) != expected: raise ValueError('its preprocess is not that of fastbit')
     return Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in pp.items()})
 
+def _required(own, number) -> set:
+    "Name the fields that a record must have since format 4: without thresholds, others would count"
+    if number < 4: return set()
+    return _NEW_IN_4 if own.get('task') == 'number' else _NEW_IN_4 - {'number'}
+
 def _as_record(cfg) -> Artifact:
     "Make the record from the contents of `config.json`"
     own = dict(cfg['fastbit'])
@@ -158,6 +163,7 @@ def _as_record(cfg) -> Artifact:
     known = {f.name for f in fields(Artifact)} - later
     unknown = set(own) - known
     if unknown: raise ValueError(f"it has unknown fields: {', '.join(sorted(unknown))}")
+    if missing := sorted(_required(own, number) - set(own)): raise ValueError(f"it has no {missing[0]}")
     own['preprocess'] = _as_preprocess(own.get('preprocess'), number)
     classes = own.get('classes')
     if not isinstance(classes, list) or cfg['num_classes'] != len(classes):

@@ -69,10 +69,10 @@ def class_numbers(
 
 def number_ends(
     numbers:np.ndarray, # n predictions
-    within:float|None,  # Distance within which 90% of new images lie; `None`: unknown
+    within:float|None,  # Distance within which 90% of new images lie; `None` or infinite: unknown
 ) -> dict: # low and high
     "Compute the ends of the prediction intervals; NaN where they are unknown"
-    half = np.nan if within is None else within
+    half = np.nan if within is None or not np.isfinite(within) else within
     return dict(low=numbers - half, high=numbers + half)
 
 def level_column(

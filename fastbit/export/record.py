@@ -9,7 +9,7 @@ __all__ = ['Artifact', 'made_with', 'digest_sketch', 'training_digests', 'Traine
            'unseen_rows']
 
 # %% ../../nbs/export/00_record.ipynb #d25d8a74
-import hashlib, math, platform, re
+import hashlib, platform, re, sys
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -38,8 +38,16 @@ MAX_CLASSES = 1_000_000         # more than any published classifier has
 MAX_SIDE = 4096                 # pixels; more than any published body was trained on
 SKETCH = 1000                   # digests of training images in a record: all of up to this many images, else a sample
 
-def _is_number(v, low=-math.inf, high=math.inf):
+_MAX = sys.float_info.max   # JSON has integers beyond it, which become no float
+
+def _is_number(v, low=-_MAX, high=_MAX) -> bool:
+    "Is it a finite number within these limits?"
     return isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= high
+
+def _ends(interval) -> tuple|None: # `None`: unknown, or not two numbers
+    "Read a confidence interval"
+    ok = isinstance(interval, (list, tuple)) and len(interval) == 2 and all(map(_is_number, interval))
+    return tuple(interval) if ok else None
 
 def _check_classes(classes, task):
     if task == 'number':
@@ -71,7 +79,7 @@ def _check_preprocess(pp):
 
 def _check_thresholds(thresholds, task, n_classes):
     if thresholds is None: return
-    if task == 'label': raise ValueError("thresholds are of several labels per image, and task is 'label'.")
+    if task != 'labels': raise ValueError(f"thresholds are of several labels per image, and task is {task!r}.")
     ok = isinstance(thresholds, tuple) and len(thresholds) == n_classes and all(_is_number(v, 0, 1) for v in thresholds)
     if not ok: raise ValueError(f'thresholds must be {n_classes} numbers from 0 to 1, one per class.')
 
@@ -83,8 +91,8 @@ def _check_number(number, task):
         if number is None: return
         raise ValueError(f"number is of models that predict one, and task is {task!r}.")
     ok = isinstance(number, dict) and set(number) - {'levels'} == set(_OF_NUMBER)
-    ok = ok and all(_is_number(number[k]) and math.isfinite(number[k]) for k in _OF_NUMBER[:-1])
-    ok = ok and (number['within'] is None or _is_number(number['within'], 0) and math.isfinite(number['within']))
+    ok = ok and all(_is_number(number[k]) for k in _OF_NUMBER[:-1])
+    ok = ok and (number['within'] is None or _is_number(number['within'], 0))
     if not ok: raise ValueError(f"number must have {', '.join(_OF_NUMBER)}, finite.")
     levels = number.get('levels', ())
     if not isinstance(levels, (list, tuple)) or len(levels) > MAX_LEVELS:
@@ -158,10 +166,11 @@ class Artifact:
         e = self.evaluation or {}
         if self.task == 'number':
             if not all(_is_number(e.get(k)) for k in ('mae', 'n')): return 'not measured'
-            return f"{number_words('mae', e['mae'], e.get('mae_interval'))}, n = {e['n']}, {e.get('part', 'held out')}"
+            words = number_words('mae', e['mae'], _ends(e.get('mae_interval')))
+            return f"{words}, n = {e['n']}, {e.get('part', 'held out')}"
         if self.task == 'labels':
             if not all(_is_number(e.get(k)) for k in ('map', 'n')): return 'not measured'
-            words = label_score_words('map', e['map'], e.get('map_interval'))
+            words = label_score_words('map', e['map'], _ends(e.get('map_interval')))
             return f"{words}, n = {e['n']}, {e.get('part', 'held out')}"
         if not all(_is_number(e.get(k)) for k in ('accuracy', 'low', 'high', 'n')): return 'not measured'
         return (f"accuracy {e['accuracy']:.2%} (95% CI {100*e['low']:.1f}–{e['high']:.1%}, n = {e['n']}, "
@@ -174,6 +183,10 @@ class Artifact:
         if self.abstain is None: return 'none'
         far = ', and distances from the training images' if self.abstain['directions'] else ''
         return f"from {self.abstain['images']} validation images{far}"
+
+    def _scaled(self) -> dict:
+        if self.temperature is not None: return dict(temperature=f'{self.temperature:.3g}')
+        return dict(temperature='none') if self.task == 'label' else {}
 
     def _balanced(self) -> dict: return {} if self.balance == 'none' else dict(balanced=EQUAL_CLASSES)
 
@@ -189,7 +202,7 @@ class Artifact:
             **outputs,
             'images': f'{pp.size} px, {pp.resize}, {pp.interpolation}',
             'measured': self._measured(),
-            'temperature': 'none' if self.temperature is None else f'{self.temperature:.3g}',
+            **self._scaled(),
             'interval' if self.task == 'number' else 'thresholds': self._thresholds(),
             **self._balanced(),
             'made with': ', '.join(f'{k} {v}' for k, v in self.versions.items()),

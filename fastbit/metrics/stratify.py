@@ -44,15 +44,17 @@ def iterative_parts(
     sizes, rng = np.bincount(unit), np.random.RandomState(seed)
     order = rng.permutation(len(sizes))
     order = order[np.argsort(-sizes[order], kind='stable')]   # large groups first: small ones fill what is left
-    lacking, room, part = np.outer(shares, counts.sum(0)), shares*len(unit), np.full(len(sizes), -1)
+    left, part = counts.sum(0), np.full(len(sizes), -1)   # images of each label that are not dealt yet
+    lacking, room = np.outer(shares, left), shares*len(unit)
     def deal(units, wanting):
         for u in units:
             best = _most(room, _most(wanting, np.arange(len(shares))))
             part[u] = rng.choice(best)
             lacking[part[u]] -= counts[u]
+            left[:] -= counts[u]
             room[part[u]] -= sizes[u]
 
-    while (left := counts[part < 0].sum(0)).any():
+    while left.any():
         label = np.argmin(np.where(left > 0, left, left.max()+1))   # the rarest
         deal(order[(part[order] < 0) & (counts[order, label] > 0)], lacking[:, label])
     deal(order[part[order] < 0], room)   # without any label

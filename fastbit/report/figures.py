@@ -18,6 +18,7 @@ from matplotlib.ticker import LogFormatter, LogLocator, MaxNLocator
 
 # %% ../../nbs/report/01_figures.ipynb #f0a7fa31
 from ..core.fonts import font_families, missing_characters
+from ..core.text import printable
 from ..metrics.calibration import calibration_error
 
 # %% ../../nbs/report/01_figures.ipynb #c250e467
@@ -151,6 +152,7 @@ def drawable(
     names # Names of classes
 ) -> list[str]: # At most 18 characters each; `no. 3` for the third name if no installed font has its characters
     "Shorten or replace names so that a figure can show them"
+    names = [printable(str(c)) for c in names]   # matplotlib warns about control characters
     lost = missing_characters(names, font_families(names))
     starts = Counter(str(c)[:17] for c in names)
     return [f'no. {i}' if lost & set(str(c)) else _shortened(str(c), starts) for i, c in enumerate(names, 1)]

@@ -11,6 +11,10 @@ __all__ = ['plot_predicted', 'plot_residuals']
 import numpy as np
 from matplotlib.figure import Figure
 
+# %% ../../nbs/report/09_number_figures.ipynb #be333512
+from ..core.fonts import font_families
+from .figures import drawable
+
 # %% ../../nbs/report/09_number_figures.ipynb #53fca986
 _MAX_SOLID = 200   # points from which on they are drawn transparent
 
@@ -23,6 +27,13 @@ def _number_axes(width, height) -> tuple: # (figure, axes)
     ax = fig.add_subplot()
     ax.spines[['top', 'right']].set_visible(False)
     return fig, ax
+
+def _set_labels(ax, name, x, y):
+    "Label the axes of a plot of `name`, the text of a table"
+    name = drawable([name])[0].replace('no. 1', 'number')   # if no font has its characters
+    look = dict(family=font_families([name]), parse_math=False)   # `$` in a name begins no formula
+    ax.set_xlabel(x.format(name), **look)
+    ax.set_ylabel(y.format(name), **look)
 
 def _padded(low, high) -> tuple: # Ends of an axis
     room = .04*(high - low) or 1.
@@ -44,7 +55,8 @@ def plot_predicted(
         ax.fill_between(ends, ends - within[1], ends - within[0], color='C0', alpha=.12, lw=0, label='90% interval')
         ax.legend(frameon=False)
     ax.scatter(targs, pred, color='C0', **_points(len(targs)))
-    ax.set(xlabel=f'true {name}', ylabel=f'predicted {name}', xlim=ends, ylim=ends)
+    ax.set(xlim=ends, ylim=ends)
+    _set_labels(ax, name, 'true {}', 'predicted {}')
     return fig
 
 def _trend(x, y) -> tuple: # (x, median of y) of up to ten parts of equal size
@@ -71,7 +83,7 @@ def plot_residuals(
         ax.legend(frameon=False)
     side.hist(off, bins=min(30, max(5, len(off)//8)), orientation='horizontal', color='C0', edgecolor='w')
     side.axhline(0, color='.6', lw=1, ls='--')
-    ax.set(xlabel=f'predicted {name}', ylabel='true minus predicted')
+    _set_labels(ax, name, 'predicted {}', 'true minus predicted')
     side.set(xlabel='images')
     for a in (ax, side): a.spines[['top', 'right']].set_visible(False)
     return fig
