@@ -14,7 +14,7 @@ import pandas as pd, timm, torch
 
 from fastbit.bodies import body_preprocess
 from fastbit.bodies.audit import Audit, audit_body, audit_model
-from fastbit.bodies.load import classifier_layer
+from fastbit.bodies.heads import LinearHead
 from fastbit.export.artifact import load_artifact, save_artifact
 from fastbit.export.record import Artifact
 from fastbit.report.gradient_map import activation_maps, find_map_method

@@ -119,13 +119,11 @@ def _from_official(arch, size, shape) -> str:
 
 @functools.cache
 def _check_classifier(base):
-    "Raise `ValueError` for a model with several classifiers, such as those trained by distillation"
-    names = timm.get_pretrained_cfg(base).classifier
-    if isinstance(names, str) or not names: return
-    parts = [p for p in base.split('_') if p != 'distilled']
-    single = '_'.join(parts)
-    instead = f' Use arch={single!r}.' if single != base and single in timm_archs() else ''
-    raise ValueError(f"{base} has {len(names)} classifiers ({', '.join(names)}), and fastbit trains one.{instead}")
+    "Raise `ValueError` for a model whose logits are neither a classifier's nor the mean of several"
+    names = timm.get_pretrained_cfg(base).classifier or ()
+    if 'heads.0' not in names: return   # EfficientViM
+    raise ValueError(f'{base} weights the outputs of its {len(names)} classifiers by numbers that it learns, and '
+                     'fastbit trains linear classifiers. Choose another body.')
 
 def timm_name(
     arch:str, # A timm name with or without tag (`tf_efficientnet_b0.ns_jft_in1k`), or `BiT-M-R50x1` … `BiT-M-R152x4`
