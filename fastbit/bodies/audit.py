@@ -128,13 +128,13 @@ def _check_normalization(model, name):
     for own, t in ((pp.mean, model.mean), (pp.std, model.std)):
         assert torch.allclose(t.flatten(), torch.tensor(own)), 'not the normalization of its pretraining'
 
-def _check_weights(model, name, size):
+def _check_weights(model, name):
     "A file of these weights goes into a body for other classes, whole"
     own = model.net.state_dict()
     with tempfile.TemporaryDirectory() as tmp:
         file = f'{tmp}/weights.pth'
         torch.save(own, file)
-        new = build_body(name, CLASSES+1, weights=file, size=size).state_dict()
+        new = build_body(name, CLASSES+1, weights=file, size=model.net.pretrained_cfg['input_size'][-1]).state_dict()
     of_head = tuple(f'{n}.' for n in classifier_names(model.net))
     assert own.keys() == new.keys(), 'a body for other classes has other weights'
     changed = [k for k, t in own.items() if not k.startswith(of_head) and not torch.equal(t, new[k])]
@@ -200,9 +200,8 @@ def audit_body(
     for what, check in _CHECKS.items():
         try: check(model, x)
         except Exception as e: failed[what] = _reason(e)
-    of_name = dict(normalization=lambda: _check_normalization(model, full), weights=lambda: _check_weights(model, full, size))
-    for what, check in of_name.items():
-        try: check()
+    for what, check in dict(normalization=_check_normalization, weights=_check_weights).items():
+        try: check(model, full)
         except Exception as e: failed[what] = _reason(e)
     needed = [f'{k}: {failed[k]}' for k in NEEDED if k in failed]
     return Audit(name=full, size=size, refused='; '.join(needed), failed=failed)

@@ -171,7 +171,8 @@ class ResolvedBody:
         "Build the timm model with its weights and its classifier"
         keeps_head = num_classes is None and self.weights.kind != 'random'
         n = timm.get_pretrained_cfg(self.name).num_classes if num_classes is None else num_classes
-        at_once = not self.has_recipe   # without a classifier some have no norm before it; RepViT's reset leaves one of two
+        # without a classifier some bodies have no norm before it, and the reset of RepViT leaves one of two
+        at_once = not self.has_recipe
         net = create_net(
             self.name,
             num_classes=self._classes_to_load() if keeps_head else n if at_once else 0,
