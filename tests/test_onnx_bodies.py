@@ -10,8 +10,8 @@ from fastbit.export.artifact import save_artifact
 from fastbit.export.onnx import ONNX_TOLERANCE
 from fastbit.export.record import Artifact
 
-FAST = ('test_resnet', 'test_vit', 'efficientformerv2_s0')
-SLOW = ()
+FAST = ('test_resnet', 'test_vit')
+SLOW = ('efficientformerv2_s0', 'ghostnet_050')
 
 
 def predictor(arch, folder):

@@ -98,6 +98,6 @@ _CHANNELS_LAST = ('efficientnet', 'mobilenetv3')   # timm's modules; MobileNetV4
 def body_memory_format(
     net:nn.Module # A timm model
 ) -> torch.memory_format:
-    "Choose the memory format that `net` trains fastest in: channels-last for EfficientNet and MobileNet, else contiguous"
+    "Choose the memory format that `net` trains fastest in: channels-last for EfficientNet and MobileNet"
     family = type(net).__module__.rpartition('.')[2]
     return torch.channels_last if family in _CHANNELS_LAST else torch.contiguous_format
