@@ -11,7 +11,10 @@ from fastbit.export.onnx import ONNX_TOLERANCE
 from fastbit.export.record import Artifact
 
 FAST = ('test_resnet', 'test_vit')
-SLOW = ('efficientformerv2_s0', 'ghostnet_050')
+SLOW = (
+    'regnetx_002', 'test_convnext', 'densenet121', 'mobilenetv3_small_050', 'ghostnet_050', 'repvgg_a0', 'hgnetv2_b0',
+    'poolformerv2_s12', 'deit_tiny_distilled_patch16_224', 'levit_128s', 'repvit_m0_9', 'efficientformerv2_s0',
+    'swin_tiny_patch4_window7_224', 'fastvit_t8', 'edgenext_xx_small')
 
 
 def predictor(arch, folder):
