@@ -133,6 +133,11 @@ def check_size(
     raise ValueError(f'{arch} does not take images of {size} pixels.{instead}')
 
 # %% ../../nbs/bodies/04_build.ipynb #19634ea0
+def _lacks_place(net) -> bool:
+    "Did a model without classifier lose the norm before it, too? `reset_classifier` would leave RepViT one of two"
+    modules = dict(net.named_modules())
+    return not all(name in modules for name in classifier_names(net))
+
 @dataclass(frozen=True)
 class ResolvedBody:
     "A body that was found by name; nothing is loaded"
@@ -171,15 +176,10 @@ class ResolvedBody:
         "Build the timm model with its weights and its classifier"
         keeps_head = num_classes is None and self.weights.kind != 'random'
         n = timm.get_pretrained_cfg(self.name).num_classes if num_classes is None else num_classes
-        # without a classifier some bodies have no norm before it, and the reset of RepViT leaves one of two
-        at_once = not self.has_recipe
-        net = create_net(
-            self.name,
-            num_classes=self._classes_to_load() if keeps_head else n if at_once else 0,
-            size=size,
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
-            keeps_head=keeps_head)
+        how = dict(size=size, drop_rate=drop_rate, drop_path_rate=drop_path_rate, keeps_head=keeps_head)
+        net = create_net(self.name, self._classes_to_load() if keeps_head else 0, **how)
+        at_once = bool(n) and not keeps_head and _lacks_place(net)
+        if at_once: net = create_net(self.name, n, **how)
         load_weights(net, self.weights, head=keeps_head)
         if not keeps_head and n:
             if not at_once: net.reset_classifier(n)
