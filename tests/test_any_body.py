@@ -8,12 +8,14 @@ from conftest import write_folder
 from fastbit.baseline import baseline
 from fastbit.bodies import TransferModel, build_body, check_size
 from fastbit.bodies.build import create_net
+from fastbit.bodies.heads import LinearHead
 from fastbit.data import image_dataloaders
 from fastbit.export import load_predictor
 from fastbit.report.cam import class_activation
 from fastbit.training import transfer_learner
 
 ARCHS = ('test_resnet', 'test_vit')
+DISTILLED = 'deit_tiny_distilled_patch16_224'   # the mean of two classifiers, on two tokens
 SMALL = dict(size=32, num_workers=0)
 
 
@@ -21,7 +23,7 @@ SMALL = dict(size=32, num_workers=0)
 def data(tmp_path_factory): return write_folder(tmp_path_factory.mktemp('any')/'data', dict(blue=10, green=10, red=8))
 
 
-@pytest.fixture(scope='module', params=ARCHS)
+@pytest.fixture(scope='module', params=[*ARCHS, DISTILLED])
 def learn(request, data):
     dls = image_dataloaders(data, request.param, bs=8, **SMALL)
     return transfer_learner(dls, request.param, 'random')
@@ -33,7 +35,7 @@ def test_the_seven_lines(learn, tmp_path):
         before = {k: v.clone() for k, v in learn.model.net.state_dict().items()}
         learn.fit_head(1, 1e-2)
         moved = {k for k, v in learn.model.net.state_dict().items() if not torch.equal(v, before[k])}
-        assert moved and all(k.startswith(learn.model.net.pretrained_cfg['classifier']) for k in moved)
+        assert moved == set(learn.model.stages[-1].params)
         learn.fine_tune(1)
     found = learn.evaluate(show=False)
     learn.export(tmp_path/'model', found)
@@ -59,7 +61,7 @@ def test_cached_features_train_as_images_do(learn):
     live, _ = learn.get_preds(ds_idx=0)
     f = learn.head_features[0]
     x = torch.from_numpy(f.rows[f.index[:, 0]]).flatten(1)
-    head = learn.model.net.get_classifier()
+    head = LinearHead(learn.model.net)
     torch.testing.assert_close((x@head.weight.T + head.bias).softmax(1).sum(0), live.sum(0), rtol=1e-3, atol=1e-3)
 
 

@@ -11,6 +11,8 @@ import timm, torch
 from timm.models._registry import _model_to_module
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastbit.bodies.names import has_linear_classifier
+
 TABLE = Path(__file__).parents[1]/'fastbit/core/timm_models.csv'
 COLUMNS = ('name', 'family', 'size', 'params', 'gmacs', 'top1', 'license', 'repo')
 HEAD = """\
@@ -56,15 +58,12 @@ def counted(arch, size, cost) -> tuple:
     except Exception: return n, None   # what a few do has no meaning on the meta device
 
 
-def has_one_classifier(arch) -> bool: return not isinstance(timm.get_pretrained_cfg(arch).classifier, (tuple, list))
-
-
 def names() -> list:
-    "(name, its architecture), the default tag first; models with several classifiers are trained by distillation, and fastbit does not take them"
+    "(name, its architecture), the default tag first; without models that fastbit cannot train"
     tags = defaultdict(list)
     for name in timm.list_pretrained(): tags[name.partition('.')[0]].append(name)
     found = []
-    for arch in filter(has_one_classifier, timm.list_models()):
+    for arch in filter(has_linear_classifier, timm.list_models()):
         default = f'{arch}.{timm.get_pretrained_cfg(arch).tag}'
         found += [(n, arch) for n in sorted(tags[arch], key=lambda n: n != default)] or [(arch, arch)]
     return found

@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 
 # %% ../../nbs/baseline/00_phases.ipynb #d1f304d7
 from ..bodies.fold import FoldedModel
-from ..bodies.load import n_features
+from ..bodies.heads import n_features
 from ..core.processes import broadcast_model, gather_objects, world
 from ..core.restore import preserved, temp_attrs
 from ..core.store import CACHE_GB

@@ -8,6 +8,7 @@ Docs: https://fastbit.github.io/fastbit/bodies/audit.html.md"""
 __all__ = ['CLASSES', 'NEEDED', 'Audit', 'audit_size', 'audit_model', 'audit_body']
 
 # %% ../../nbs/bodies/09_audit.ipynb #d272ca80
+import tempfile
 from dataclasses import dataclass
 
 # %% ../../nbs/bodies/09_audit.ipynb #29355b32
@@ -17,7 +18,8 @@ from torch import nn
 # %% ../../nbs/bodies/09_audit.ipynb #a9974643
 from .build import build_body, check_size
 from .fold import FOLD_TOLERANCE, FoldedModel
-from .load import classifier_layer
+from .heads import LinearHead
+from .load import classifier_names
 from .model import TransferModel, run_stages
 from .names import timm_name
 from .preprocess import body_preprocess
@@ -40,7 +42,7 @@ def _as_trained(net, size):
     for m, momentum in zip(norms, usual):
         m.momentum = momentum
         m.running_var += .1*m.running_var.mean()   # of channels that were not active
-    for p in classifier_layer(net).parameters(): uniform(p, -.1, .1)
+    for p in LinearHead(net).parameters(): uniform(p, -.1, .1)
     return net.eval()
 
 def _check_stages(model, x):
@@ -51,8 +53,8 @@ def _check_stages(model, x):
     modules = [n for s in stages for n in s.modules]
     assert sorted(modules) == sorted(n for n, _ in net.named_modules() if n), 'the stages do not partition the modules'
     assert len(stages) > 2, 'the body has one stage'
-    layer = {id(p) for p in classifier_layer(net).parameters()}
-    assert layer == {id(p) for p in model.stage_params()[-1]}, 'the last stage is not the classifier alone'
+    own = {id(p) for p in LinearHead(net).parameters()}
+    assert own == {id(p) for p in model.stage_params()[-1]}, 'the last stage is not the classifier alone'
 
 @torch.no_grad()
 def _is_close(a, b) -> bool:
@@ -126,6 +128,18 @@ def _check_normalization(model, name):
     for own, t in ((pp.mean, model.mean), (pp.std, model.std)):
         assert torch.allclose(t.flatten(), torch.tensor(own)), 'not the normalization of its pretraining'
 
+def _check_weights(model, name):
+    "A file of these weights goes into a body for other classes, whole"
+    own = model.net.state_dict()
+    with tempfile.TemporaryDirectory() as tmp:
+        file = f'{tmp}/weights.pth'
+        torch.save(own, file)
+        new = build_body(name, CLASSES+1, weights=file, size=model.net.pretrained_cfg['input_size'][-1]).state_dict()
+    of_head = tuple(f'{n}.' for n in classifier_names(model.net))
+    assert own.keys() == new.keys(), 'a body for other classes has other weights'
+    changed = [k for k, t in own.items() if not k.startswith(of_head) and not torch.equal(t, new[k])]
+    assert not changed, f'{changed[0]} is not loaded'
+
 _CHECKS = {   # in the order of the page
     'stages': _check_stages,
     'frozen': _check_frozen,
@@ -133,7 +147,7 @@ _CHECKS = {   # in the order of the page
     'features': _check_features,
     'stages in cache': _check_inner,
     'folding': _check_folding}
-NEEDED = ('stages', 'frozen', 'features', 'normalization')   # without these a body is refused
+NEEDED = ('stages', 'frozen', 'features', 'normalization', 'weights')   # without these a body is refused
 
 # %% ../../nbs/bodies/09_audit.ipynb #9465f0c3
 @dataclass(frozen=True)
@@ -186,8 +200,9 @@ def audit_body(
     for what, check in _CHECKS.items():
         try: check(model, x)
         except Exception as e: failed[what] = _reason(e)
-    try: _check_normalization(model, full)
-    except Exception as e: failed['normalization'] = _reason(e)
+    for what, check in dict(normalization=_check_normalization, weights=_check_weights).items():
+        try: check(model, full)
+        except Exception as e: failed[what] = _reason(e)
     needed = [f'{k}: {failed[k]}' for k in NEEDED if k in failed]
     return Audit(name=full, size=size, refused='; '.join(needed), failed=failed)
 

@@ -15,7 +15,8 @@ from fnmatch import fnmatch
 import pandas as pd, timm, torch
 
 # %% ../../nbs/bodies/05_catalogue.ipynb #954e3e1e
-from .names import BIT_URL, official_names, timm_name
+from .names import BIT_URL, has_linear_classifier, official_names, timm_name
+from .stages import body_memory_format
 from .weights import bundled_file, cached_hub_file
 from ..core.published import PublishedBody, find_bodies, published_bodies, published_body
 
@@ -83,8 +84,7 @@ def _newer_bodies(words) -> list:
     "What a newer timm has besides"
     known = {b.name for b in published_bodies()} | {b.arch for b in published_bodies()}
     newer = [n for n in timm.list_pretrained() if n not in known and _is_meant(n, words)]
-    # several classifiers: trained by distillation, and not in the table
-    return [_newer_body(n) for n in newer if not isinstance(timm.get_pretrained_cfg(n).classifier, (tuple, list))]
+    return [_newer_body(n) for n in newer if has_linear_classifier(n.partition('.')[0])]
 
 def _official_bodies(words) -> list: # (the authors' name, `PublishedBody`)
     return [(n, published_body(timm_name(n))) for n in official_names() if _is_meant(n, words)]
@@ -141,8 +141,9 @@ def measure_ms(
     "Measure how long a body with random weights takes on this machine, on the GPU if there is one"
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     size = size or timm.get_pretrained_cfg(name).input_size[-1]
-    net = timm.create_model(name, num_classes=0).eval().to(device)
-    x, took = torch.rand(bs, 3, size, size, device=device), []
+    net = timm.create_model(name, num_classes=0).eval()
+    where = dict(device=device, memory_format=body_memory_format(net))   # as a run has it
+    net, x, took = net.to(**where), torch.rand(bs, 3, size, size).to(**where), []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         with torch.no_grad(): net(x)

@@ -19,7 +19,7 @@ import numpy as np, PIL, timm, torch
 
 # %% ../../nbs/data/20_features.ipynb #8a779083
 from ..bodies.fold import FoldedModel
-from ..bodies.load import n_features
+from ..bodies.heads import n_features
 from ..bodies.model import TransferModel, body_digest, has_known_steps, run_stages
 from ..bodies.preprocess import Preprocess
 from ..core.options import options_by_name

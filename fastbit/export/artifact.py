@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 # %% ../../nbs/export/01_artifact.ipynb #85472511
 from .. import __version__
-from ..bodies.build import create_net, has_fixed_size, size_arguments
+from ..bodies.build import create_net, has_fixed_size, model_arguments
+from ..bodies.load import unshared
 from ..bodies.preprocess import Preprocess
 from ..core.files import check_free, file_digest, whole_file, whole_folder, write_text
 from ..data.decode import check_regular
@@ -54,8 +55,8 @@ def _timm_config(net, about) -> dict:
         pool_size=None)
 
 def _model_args(about) -> dict:
-    "The size that a body of one size was built for, where timm looks for it"
-    args = size_arguments(about.arch, about.preprocess.size)
+    "What a body was built with, such as the one size that it takes, where timm looks for it"
+    args = model_arguments(about.arch, about.preprocess.size)
     return dict(model_args=args) if args else {}
 
 def _config(net, about) -> dict:
@@ -105,7 +106,7 @@ def save_artifact(
 ) -> Artifact: # With the digests
     "Write a model and its record, all files or none; raise `ValueError` for weights that are not finite"
     check_target(folder, overwrite)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    tensors = unshared({k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()})
     _check_finite(tensors)
     try:
         with whole_folder(folder, FILES if overwrite else ()) as part:

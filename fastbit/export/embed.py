@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/export/06_embed.ipynb #9b0236e5
 from ..bodies.fold import FoldedModel, can_fold
-from ..bodies.load import classifier_layer, n_features
+from ..bodies.heads import LinearHead, n_features
 from ..bodies.model import run_stages
 from ..core.checks import check_file
 from ..core.files import csv_text, utf8, whole_file, write_text
@@ -82,8 +82,8 @@ def head_probs(self:Predictor,
     features:np.ndarray # n x num_features, from `embed`
 ) -> torch.Tensor: # n x classes; with temperature scaling if the model has a temperature
     "Compute the probabilities of the classes from features"
-    head = classifier_layer(self.model.net)
-    weight, bias = head.weight.detach().flatten(1).cpu(), head.bias.detach().cpu()   # BiT's is a 1 x 1 convolution
+    head = LinearHead(self.model.net)
+    weight, bias = head.weight.detach().cpu(), head.bias.detach().cpu()
     probs = self.task.activation(torch.as_tensor(features)@weight.T + bias)
     if not self.about.temperature: return probs
     return self.task.apply_temperature(probs, self.about.temperature)

@@ -160,16 +160,24 @@ def onnx_thresholds(
                 probability_for_coverage=each(answers.set_threshold, ONNX_COVERAGES),
                 distance_for_alarms=each(answers.limit, ONNX_ALARMS))
 
+def _no_graph(arch, what, e) -> ValueError:
+    "The error for a body whose operations have no form in ONNX"
+    line = next((w for w in reversed(str(e).strip().splitlines()) if w.strip()), '').strip()
+    return ValueError(f"{what} {arch} as an ONNX file ({type(e).__name__}: {line[:160]}). The results folder is "
+                      "unchanged: use it with `fastbit predict` or load_predictor(), or train another body.")
+
 def _as_graph(model, about, answers):
     "Convert a module to an ONNX graph with metadata"
     side = about.preprocess.size
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), _quiet('torch.onnx', 'onnxscript', 'onnx_ir'):
         warnings.simplefilter('ignore')   # torch's exporter warns about its own internals
-        program = torch.onnx.export(
-            model, (example,), dynamo=True, verbose=False, opset_version=18,
-            input_names=['images'], output_names=model.outputs,
-            dynamic_shapes=dict(images={0: torch.export.Dim('n')}))
+        try:
+            program = torch.onnx.export(
+                model, (example,), dynamo=True, verbose=False, opset_version=18,
+                input_names=['images'], output_names=model.outputs,
+                dynamic_shapes=dict(images={0: torch.export.Dim('n')}))
+        except Exception as e: raise _no_graph(about.arch, 'PyTorch cannot export', e) from e
     graph = program.model_proto
     metadata = dict(
         classes=about.classes,
@@ -187,10 +195,12 @@ def _tolerance(task) -> float:
     s = task.scale
     return ONNX_TOLERANCE*s.std + 1e-6*max(abs(s.low), abs(s.high))
 
-def _difference(file, model, size) -> float:
+def _difference(file, model, about) -> float:
     "Measure the largest difference between a file's probabilities and those of its module"
     import onnxruntime
-    session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+    size = about.preprocess.size
+    try: session = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider'])
+    except Exception as e: raise _no_graph(about.arch, 'onnxruntime cannot run', e) from e
     x = np.random.RandomState(0).randint(0, 256, (3, size, size, 3), dtype=np.uint8)
     worst = 0.
     for batch in (x, x[:1]):   # two sizes: the first dimension is free
@@ -203,7 +213,7 @@ def export_onnx(
     predictor:Predictor, # From `load_predictor`
     file:str|Path,       # `.onnx`; an existing file is replaced
 ) -> float: # Largest difference of a probability or a distance from PyTorch's
-    "Write an ONNX file and compare it with PyTorch; raise `ValueError` if they differ"
+    "Write an ONNX file and compare it with PyTorch; raise `ValueError` if they differ, or if a body has no ONNX form"
     if Path(file).suffix != '.onnx': raise ValueError(f"{str(file)!r}: the file name must end in .onnx.")
     check_file(file)
     _check_packages()
@@ -213,7 +223,7 @@ def export_onnx(
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(file) as part:
         onnx.save(graph, part)
-        difference = _difference(part, model, about.preprocess.size)
+        difference = _difference(part, model, about)
         if not difference <= _tolerance(model.task):
             raise ValueError(f"The ONNX file differs from PyTorch by {difference:.1e}, so it was not written. "
                              "Update onnxscript and onnxruntime, and rerun.")

@@ -21,7 +21,7 @@ from fastcore.meta import delegates
 
 # %% ../../nbs/export/03_predict.ipynb #74730d00
 from ..bodies.fold import features_and_logits
-from ..bodies.load import n_features
+from ..bodies.heads import n_features
 from ..bodies.model import TransferModel
 from ..bodies.preprocess import Preprocess
 from ..core.arguments import check_source

@@ -16,8 +16,7 @@ import matplotlib, numpy as np, torch
 from PIL import Image
 
 # %% ../../nbs/report/00_cam.ipynb #bd3b18da
-from ..bodies.load import classifier_layer
-from ..bodies.steps import headless
+from ..bodies.heads import LinearHead, headless
 from ..bodies.model import TransferModel
 from ..metrics.task import SINGLE_LABEL
 
@@ -67,7 +66,12 @@ def _is_mean(net, features, maps) -> bool:
     "Is the classifier applied to the mean of these maps?"
     if maps is None: return False
     mean, given = maps.mean((2, 3)), headless(net).forward_head(features).flatten(1)
+    mean = mean.repeat(1, len(LinearHead(net).layers))   # after distillation two classifiers share it
     return mean.shape == given.shape and bool((mean - given).abs().max() <= _MEAN_TOLERANCE*mean.abs().max())
+
+def _map_weight(head, n) -> torch.Tensor: # outputs x n
+    "The weights of classifiers that share the mean of `n` channels, as one"
+    return sum(head.weight.split(n, 1))
 
 @torch.no_grad()
 def class_activation(
@@ -82,7 +86,7 @@ def class_activation(
         logits, maps = net.forward_head(features), features_as_map(net, features)
         if not _is_mean(net, features, maps):
             raise ValueError(f'{not_exact_words(net)} Use activation_maps for a gradient-based one.')
-    weight = classifier_layer(net).weight.flatten(1)   # BiT's classifier is a convolution with a 1 x 1 kernel
+    weight = _map_weight(LinearHead(net), maps.shape[1])
     if classes is None: classes = SINGLE_LABEL.decode(logits)
     else: classes = torch.as_tensor(classes, device=logits.device)
     return torch.einsum('bchw,bc->bhw', maps.float(), weight[classes].float()), logits

@@ -17,7 +17,7 @@ from torch import nn
 
 # %% ../../nbs/report/00_gradient_map.ipynb #385fce93
 from ..bodies.model import TransferModel
-from ..bodies.steps import headless
+from ..bodies.heads import headless
 from ..metrics.task import SINGLE_LABEL
 from .cam import class_activation, evaluating, features_as_map, not_exact_words, tokens_as_map
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 # %% ../../nbs/training/15_checkpoint.ipynb #b0c2c630
+from ..bodies.load import unshared
 from ..core.files import whole_file
 from ..core.processes import is_writer
 from ..core.text import warn_data
@@ -44,7 +45,7 @@ def save_checkpoint(
         random=pack_rng(), recorder=pack_recorder(learn))
     parts |= {f'callback {k}': State(*cb.checkpoint_state()) for k, cb in _with_state(learn).items()}
     flat = {f'{part}/{k}': v for part, state in parts.items() for k, v in state.tensors.items()}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in flat.items()}
+    tensors = unshared({k: v.detach().cpu().contiguous() for k, v in flat.items()})
     values = {part: state.values for part, state in parts.items()}
     about = dict(run=run, done=Position.of(learn).step, micro_batch=learn.micro_batch, parts=values)
     try:

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 # %% ../../nbs/training/19_curve.ipynb #1aee6343
-from ..bodies.load import n_features
+from ..bodies.heads import n_features
 from ..metrics.intervals import Interval, bootstrap_interval
 from .head import USUAL_STRENGTH, FeatureScaler, _labels, can_draw_views
 

@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_limits
 
 # %% ../../nbs/training/10_head.ipynb #4b9afb0e
 from ..bodies.fold import FoldedModel
-from ..bodies.load import classifier_layer
+from ..bodies.heads import LinearHead
 from ..core.options import options_by_name
 from ..core.restore import preserved_rng, temp_attrs
 from ..core.store import CACHE_GB
@@ -360,7 +360,7 @@ def _weights(learn, y) -> np.ndarray|None:
 
 def _solve(learn, features, y, units):
     "Set the classifier to logistic regression on `features`, and measure it"
-    head, n_images, views = classifier_layer(learn.model.net), *features.index.shape
+    head, n_images, views = LinearHead(learn.model.net), *features.index.shape
     x = features.rows[features.index.ravel()].reshape(features.index.size, -1)
     images = np.repeat(np.arange(n_images), views)
     weights = _weights(learn, y) if learn.task.is_single else None
@@ -368,9 +368,7 @@ def _solve(learn, features, y, units):
     if learn.task.is_single: fit = logistic_head(x, y.numpy()[images], learn.n_out, weights=weights, **how)
     elif learn.task.is_number: fit = numbers_head(x, learn.task.scale.standardize(y.double().numpy()[images]), **how)
     else: fit = labels_head(x, y.numpy()[images].astype(int), **how)
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(fit.weight).view_as(head.weight))
-        head.bias.copy_(torch.from_numpy(fit.bias))
+    head.set(torch.from_numpy(fit.weight), torch.from_numpy(fit.bias))
     for p in head.parameters(): learn.opt.state.pop(p, None)   # averages of gradients that another classifier had
     with learn.no_logging(): measured = learn.validate()
     values = dict(zip(['valid_loss', *(m.name for m in learn.metrics)], measured))

@@ -26,7 +26,7 @@ from fastcore.meta import delegates
 
 # %% ../../nbs/training/09_learner.ipynb #47d4fb7b
 from ..bodies.build import check_size, resolve_body, zero_classifier
-from ..bodies.load import classifier_layer
+from ..bodies.heads import LinearHead
 from ..bodies.model import TransferModel
 from ..bodies.weights import WeightsSource
 from ..core.options import options_by_name
@@ -79,7 +79,7 @@ class TransferLearner(Loop):
         task:Task=SINGLE_LABEL,  # What an answer is
         **kwargs                 # Options of fastai's `Learner`
     ):
-        self.n_out, self.task = len(classifier_layer(model.net).bias), task
+        self.n_out, self.task = LinearHead(model.net).n_out, task
         self.feature_memory = FeatureMemory()   # of the trained body
         super().__init__(
             dls, model, splitter=TransferModel.stage_params, train_bn=False, lr=lr, wd=wd, moms=moms, cbs=cbs,
@@ -131,8 +131,8 @@ class TransferLearner(Loop):
         "Set the classifier to zeros, with the log-odds of the labels as biases where there may be several"
         zero_classifier(self.model.net)
         if self.prior is None: return
-        bias = classifier_layer(self.model.net).bias
-        with torch.no_grad(): bias.copy_(torch.as_tensor(self.prior, dtype=bias.dtype))
+        with torch.no_grad():
+            for layer in LinearHead(self.model.net).layers: layer.bias.copy_(torch.as_tensor(self.prior))
 
     @property
     def is_classifier_new(self) -> bool:
