@@ -46,16 +46,17 @@ KINDS = {   # what a body ends in -> how its maps are made, and at which layer
     'test_convnext': ('gradient', MapLayer('norm_pre')),                  # a norm after the mean
     'mobilenetv3_small_050': ('gradient', MapLayer('blocks.5.0')),        # a convolution after the mean
     'test_mambaout': ('gradient', MapLayer('stages.3')),                  # channels last, an MLP
-    'test_vit': ('gradient', MapLayer('blocks.4')),                       # a class token, the last of 6 blocks gives nothing else
-    'cait_xxs24_224': ('gradient', MapLayer('blocks.23')),                # the class token comes after all blocks
-    'pit_ti_224': ('gradient', MapLayer('transformers.2.blocks.2'))}      # blocks inside of stages that return two tensors
+    'test_vit': ('gradient', MapLayer('blocks.5.norm1')),                 # the last attention gives the class token
+    'cait_xxs24_224': ('gradient', MapLayer('blocks_token_only.0.norm1')), # the class token comes after the blocks
+    'pit_ti_224': ('gradient', MapLayer('transformers.2.blocks.3.norm1'))}   # blocks inside of stages that return two tensors
 
 
 @pytest.mark.parametrize('arch', KINDS)
 def test_the_method_is_found_by_running_the_body(arch):
     model = model_of(arch)
     method = find_map_method(model, SIZE)
-    assert (method.kind, method.layer) == KINDS[arch] and (method.kind == 'exact') == (not method.why)
+    assert (method.kind, method.layer) == KINDS[arch]
+    assert (method.kind == 'exact') == (not method.why)
     maps, logits = activation_maps(model, images(2), [0, 2], method)
     assert maps.ndim == 3 and maps.shape[1] == maps.shape[2] > 1 and (maps != 0).any()
     torch.testing.assert_close(logits, model(images(2)))
@@ -91,16 +92,18 @@ def scaled(layer, position, side, by):
 
 @pytest.mark.parametrize('arch', [a for a, (kind, _) in KINDS.items() if kind == 'gradient'])
 def test_a_map_is_the_slope_of_the_logit_when_a_position_fades(arch):
-    "By differences: at the layer one position at a time is scaled down a little"
-    model, x, step = model_of(arch).double(), images(2).double(), 1e-4
+    "By central differences: at the layer one position at a time is scaled a little"
+    model, x, step = model_of(arch).double(), images(2).double(), 1e-3
     method = find_map_method(model, SIZE)
-    maps, logits = activation_maps(model, x, [0, 2], method)
+    maps, _ = activation_maps(model, x, [0, 2], method)
     side, module = maps.shape[-1], model.net.get_submodule(method.layer.path)
     for position in {0, 1, side, side*side-1}:
-        handle = module.register_forward_hook(scaled(method.layer, position, side, 1-step))
-        with torch.no_grad(): faded = model(x)
-        handle.remove()
-        slope = (logits - faded)[[0, 1], [0, 2]]/step*side*side
+        logits = []
+        for by in (1-step, 1+step):
+            handle = module.register_forward_hook(scaled(method.layer, position, side, by))
+            with torch.no_grad(): logits.append(model(x)[[0, 1], [0, 2]])
+            handle.remove()
+        slope = (logits[1] - logits[0])/(2*step)*side*side
         torch.testing.assert_close(maps[:, position//side, position % side].double(), slope, rtol=.02, atol=1e-3*maps.abs().max().item())
 
 
@@ -176,7 +179,7 @@ def test_a_report_of_one_label_has_mistakes_first(files):
     assert [p.wrong for p in section.pictures] == [True]*4 + [False]*4
     assert not section.note and 'for blue: blue (80%), true class red' in section.pictures[0].alt
     note = map_section(findings(files, SINGLE_LABEL, probs, targs, arch='test_vit')).note
-    assert 'gradient-based, which is an approximation' in note and 'at blocks.4' in note
+    assert 'gradient-based, which is an approximation' in note and 'at blocks.5.norm1' in note
     assert map_section(findings(files, SINGLE_LABEL, probs, targs, n_models=2)) is None
 
 
@@ -192,8 +195,9 @@ def test_several_labels_have_a_map_each(files):
     maps, _ = activation_maps(f.learn.model, x, [0, 2, 1])
     drawn = [overlay(Image.fromarray(x[0].numpy().transpose(1, 2, 0)).resize((128, 128), 0), cam) for cam in maps]
     for k, p in enumerate(section.pictures):   # each is the map of its own label
-        distance = [np.abs(right_half(p) - np.asarray(o, float)).mean() for o in drawn]
-        assert np.argmin(distance) == k and distance[k] < 10, distance
+        shown = right_half(p)
+        distance = [np.abs(shown - np.asarray(o.resize(shown.shape[:2]), float)).mean() for o in drawn]
+        assert np.argmin(distance) == k and distance[k] < 15, distance
 
 
 def test_a_number_has_a_map_of_both_signs(files):
