@@ -131,6 +131,11 @@ def test_tokens_in_another_order_are_noticed(monkeypatch):
         with pytest.raises(ValueError, match='no exact class activation map'): activation_maps(model, images(1), method=method)
 
 
+def test_a_module_that_returns_its_input_is_not_taken_for_the_last():
+    "As CoaT's parallel blocks do: the gradient of what they hand on is that of what follows alone"
+    assert find_map_method(model_of('coat_tiny'), SIZE).kind == 'none'   # and no map of zeros
+
+
 def test_one_position_is_no_map():
     method = find_map_method(model_of('test_resnet', size=32), 32)
     assert (method.kind, method.why) == ('none', 'test_resnet reduces images of 32 pixels to one position. Train on larger images.')

@@ -40,6 +40,10 @@ def _blocks(net, path='') -> list[str]:
         if any(_is_sequence(o) and len(o) > 1 for o in m.modules()) or _is_sequence(m): found += _blocks(m, f'{own}.')
     return found
 
+def _copied(output):
+    if isinstance(output, torch.Tensor): return output.clone()
+    return type(output)(map(_copied, output)) if type(output) in (tuple, list) else output
+
 @contextmanager
 def _recorded(net, paths):
     "Collect the outputs of modules, in the order in which they are run: pairs of `MapLayer` and tensor"
@@ -47,6 +51,7 @@ def _recorded(net, paths):
     def record(path, output):
         parts = output if isinstance(output, (tuple, list)) else (output,)
         outputs.extend((MapLayer(path, k), t) for k, t in enumerate(parts) if isinstance(t, torch.Tensor))
+        return _copied(output)   # a module can return its input: the gradient is that of what follows alone
     for path in paths:
         hook = lambda module, args, output, path=path: record(path, output)
         handles.append(net.get_submodule(path).register_forward_hook(hook))
@@ -183,6 +188,8 @@ def _frozen(model):
     finally:
         for p in trained: p.requires_grad_(True)
 
+_OTHER_PARTS = dict(allow_unused=True, materialize_grads=True)   # of a module with several outputs
+
 def check_maps_package():
     "Raise `ImportError` unless captum is installed"
     try: import captum.attr
@@ -204,7 +211,8 @@ def gradient_activation(
         with torch.no_grad(): logits = model(x)
         classes = SINGLE_LABEL.decode(logits) if classes is None else torch.as_tensor(classes, device=logits.device)
         with torch.enable_grad():
-            product = LayerGradientXActivation(model, net.get_submodule(layer.path)).attribute(x, target=classes)
+            products = LayerGradientXActivation(model, net.get_submodule(layer.path))
+            product = products.attribute(x, target=classes, grad_kwargs=_OTHER_PARTS)
     if isinstance(product, (tuple, list)): product = product[layer.part]
     maps = _square_map(net, product.detach().float()).sum(1)
     return maps*maps[0].numel(), logits
