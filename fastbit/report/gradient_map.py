@@ -8,6 +8,7 @@ Docs: https://fastbit.github.io/fastbit/report/gradient_map.html.md"""
 __all__ = ['MapLayer', 'MapMethod', 'find_map_method', 'check_maps_package', 'gradient_activation', 'activation_maps']
 
 # %% ../../nbs/report/00_gradient_map.ipynb #342e7db0
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,6 +40,10 @@ def _blocks(net, path='') -> list[str]:
         if any(_is_sequence(o) and len(o) > 1 for o in m.modules()) or _is_sequence(m): found += _blocks(m, f'{own}.')
     return found
 
+def _copied(output):
+    if isinstance(output, torch.Tensor): return output.clone()
+    return type(output)(map(_copied, output)) if type(output) in (tuple, list) else output
+
 @contextmanager
 def _recorded(net, paths):
     "Collect the outputs of modules, in the order in which they are run: pairs of `MapLayer` and tensor"
@@ -46,6 +51,7 @@ def _recorded(net, paths):
     def record(path, output):
         parts = output if isinstance(output, (tuple, list)) else (output,)
         outputs.extend((MapLayer(path, k), t) for k, t in enumerate(parts) if isinstance(t, torch.Tensor))
+        return _copied(output)   # a module can return its input: the gradient is that of what follows alone
     for path in paths:
         hook = lambda module, args, output, path=path: record(path, output)
         handles.append(net.get_submodule(path).register_forward_hook(hook))
@@ -71,19 +77,35 @@ def _reaches_classifier(net, t, gradient) -> bool:
     slopes = _square_map(net, gradient)
     return slopes is not None and bool((slopes.abs().sum(1) > 0).float().mean() > .5)
 
-def _last_layer(model, size) -> tuple|None: # `MapLayer`, and its output for an image
-    "Find the last output whose positions reach the classifier"
+_NOTHING = .01   # of the sum of all channels
+
+def _left(net, t, gradient) -> float:
+    "What is left of the channels' sum at each position: next to nothing before a LayerNorm, which no scale changes"
+    product = _square_map(net, t)*_square_map(net, gradient)
+    return float(product.sum(1).abs().sum()/product.abs().sum())
+
+def _live_outputs(model, size) -> list[tuple]: # `MapLayer`, output for an image, gradient; in the order of running
+    "List outputs of modules that run once and whose positions reach the classifier"
     net = model.net
-    with torch.enable_grad(), _recorded(net, _blocks(net)) as outputs:
+    with torch.enable_grad(), _recorded(net, [name for name, _ in net.named_modules() if name]) as outputs:
         x = model.normalized(_noise(model, 1, size)).detach().requires_grad_()
         features = headless(net)(x).flatten(1)
         outputs = [(layer, t) for layer, t in outputs if t.requires_grad]
         direction = torch.linspace(-1, 1, features.shape[1]).cos().to(features)   # any that is not zero
         gradients = torch.autograd.grad((features*direction).sum(), [t for _, t in outputs], allow_unused=True)
-    runs = [layer for layer, _ in outputs]
-    for (layer, t), gradient in reversed([*zip(outputs, gradients)]):
-        if runs.count(layer) == 1 and _reaches_classifier(net, t, gradient): return layer, t.detach()
-    return None
+    runs = Counter(layer for layer, _ in outputs)
+    found = [(layer, t.detach(), gradient) for (layer, t), gradient in zip(outputs, gradients)]
+    return [o for o in found if runs[o[0]] == 1 and _reaches_classifier(net, *o[1:])]
+
+def _last_layers(model, size) -> tuple|None: # `MapLayer` of a map, its output for an image, `MapLayer` of the block
+    "Find the last stage or block with positions; before a LayerNorm its map is that of the first output after it"
+    net, live = model.net, _live_outputs(model, size)
+    blocks = {*_blocks(net)}
+    last = max((i for i, (layer, _, _) in enumerate(live) if layer.path in blocks), default=len(live))
+    left = [_left(net, t, gradient) for _, t, gradient in live[last:]]
+    if not left: return None
+    best = next((i for i, share in enumerate(left) if share >= _NOTHING), left.index(max(left)))
+    return *live[last+best][:2], live[last][0]
 
 # %% ../../nbs/report/00_gradient_map.ipynb #82e60918
 _TRIALS = 3
@@ -140,10 +162,10 @@ def _exact_method(model, size) -> MapMethod|None: # `None`: there is no exact ma
     return MapMethod('exact') if in_place else None
 
 def _gradient_method(model, size) -> MapMethod|None: # `None`: no layer is fit for it
-    found = _last_layer(model, size)
+    found = _last_layers(model, size)
     if found is None: return None
-    layer, output = found
-    in_place = _is_convolutional(output) or _keeps_places(model, size, lambda x: _layer_map(model.net, layer, x))
+    layer, output, block = found
+    in_place = _is_convolutional(output) or _keeps_places(model, size, lambda x: _layer_map(model.net, block, x))
     return MapMethod('gradient', not_exact_words(model.net), layer) if in_place else None
 
 def find_map_method(
@@ -166,6 +188,8 @@ def _frozen(model):
     finally:
         for p in trained: p.requires_grad_(True)
 
+_OTHER_PARTS = dict(allow_unused=True, materialize_grads=True)   # of a module with several outputs
+
 def check_maps_package():
     "Raise `ImportError` unless captum is installed"
     try: import captum.attr
@@ -187,7 +211,8 @@ def gradient_activation(
         with torch.no_grad(): logits = model(x)
         classes = SINGLE_LABEL.decode(logits) if classes is None else torch.as_tensor(classes, device=logits.device)
         with torch.enable_grad():
-            product = LayerGradientXActivation(model, net.get_submodule(layer.path)).attribute(x, target=classes)
+            products = LayerGradientXActivation(model, net.get_submodule(layer.path))
+            product = products.attribute(x, target=classes, grad_kwargs=_OTHER_PARTS)
     if isinstance(product, (tuple, list)): product = product[layer.part]
     maps = _square_map(net, product.detach().float()).sum(1)
     return maps*maps[0].numel(), logits
