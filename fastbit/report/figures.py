@@ -8,6 +8,7 @@ Docs: https://fastbit.github.io/fastbit/report/figures.html.md"""
 __all__ = ['plot_losses', 'plot_rates', 'plot_lr_find', 'plot_confusion', 'plot_reliability']
 
 # %% ../../nbs/report/01_figures.ipynb #d8768ab5
+import re
 from collections import Counter
 
 # %% ../../nbs/report/01_figures.ipynb #6db61f0e
@@ -148,11 +149,13 @@ def _shortened(text, starts) -> str:
     if len(text) <= 18: return text
     return f'{text[:17]}…' if starts[text[:17]] == 1 else f'{text[:9]}…{text[-8:]}'
 
+_CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')
+
 def drawable(
     names # Names of classes
 ) -> list[str]: # At most 18 characters each; `no. 3` for the third name if no installed font has its characters
     "Shorten or replace names so that a figure can show them"
-    names = [printable(str(c)) for c in names]   # matplotlib warns about control characters
+    names = [_CONTROL.sub(lambda m: printable(m[0]), str(c)) for c in names]   # matplotlib warns about them
     lost = missing_characters(names, font_families(names))
     starts = Counter(str(c)[:17] for c in names)
     return [f'no. {i}' if lost & set(str(c)) else _shortened(str(c), starts) for i, c in enumerate(names, 1)]
