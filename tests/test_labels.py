@@ -489,7 +489,7 @@ def test_one_threshold_per_label_is_an_option_recorded_and_the_same_after_a_resu
     assert len(set(first.thresholds)) > 1 and 'one per label' in str(first)
     assert again.thresholds.tolist() == first.thresholds.tolist() and again.temperature == first.temperature
     told = json.loads((tmp_path/'a'/'results.json').read_text())
-    assert told['thresholds'] == first.thresholds.tolist() and told['settings']['thresholds'] == 'per_label' and '--thresholds per_label' in told['command']
+    assert told['thresholds'] == first.thresholds.tolist() and told['settings']['thresholds'] == 'per_label' and "thresholds='per_label'" in told['command']
     assert load_predictor(tmp_path/'a', 'cpu').about.thresholds == tuple(first.thresholds) and 'One threshold per label' in (tmp_path/'a'/'report.html').read_text()
     best = evaluate_labels(first.probs, first.targs, thresholds=choose_thresholds(first.probs.numpy(), first.targs.numpy(), True))
     assert first.evaluation.macro_f1 == pytest.approx(best.macro_f1)
