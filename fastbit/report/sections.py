@@ -178,6 +178,23 @@ def _provenance(f) -> list[tuple]: # (name, value) of what is known
     return [(k, v) for k, v in rows.items() if v not in (None, '')]
 
 # %% ../../nbs/report/05_sections.ipynb #fdf12d92
+def _of_any_task(f) -> dict:
+    "Values of all three templates"
+    return dict(
+        lead=_lead(f),
+        advice=f.advice,
+        curve_words=_curve_words(f),
+        evaluation=f.evaluation,
+        part=_part_words(f),
+        chosen=f.chosen,
+        maps=map_section(f),
+        curves=curve_pictures(f),
+        phases=_records(f.phases),
+        left_out=_records(f.left_out),
+        plan=f.plan,
+        summary=f.summary,
+        provenance=_provenance(f))
+
 def _number_sections(f) -> dict:
     "All values of `templates/numbers.html`"
     expected, compared = number_sentences(f)
@@ -185,29 +202,18 @@ def _number_sections(f) -> dict:
     shown = {row.name: row for row in rows}
     name = f.title or data_name(f.learn.dls) or 'Images'
     return dict(
+        **_of_any_task(f),
         title=f'{name}: {f.classes[0]}, {f.evaluation.words("mae")}',
-        lead=_lead(f),
         expected=expected,
         compared=compared,
-        advice=f.advice,
-        evaluation=f.evaluation,
         cards=[shown[k] for k in ('MAE', 'R²', 'quadratic-weighted kappa', 'prediction interval') if k in shown],
-        part=_part_words(f),
-        chosen=f.chosen,
         pictures=number_pictures(f),
         mistakes=number_mistakes(f),
-        maps=map_section(f),
         explained=explain_errors(f),
         compared_with=f.features.words if f.features else '',
         metrics=rows,
         tta=number_tta(f),
-        curves=curve_pictures(f),
-        phases=_records(f.phases),
-        data=number_data(f),
-        left_out=_records(f.left_out),
-        plan=f.plan,
-        summary=f.summary,
-        provenance=_provenance(f))
+        data=number_data(f))
 
 # %% ../../nbs/report/05_sections.ipynb #b1b31201
 def _records(df) -> list: return [] if df is None else list(df.itertuples(index=False))
@@ -241,14 +247,11 @@ def _curve_words(f) -> str:
 def _sections(f) -> dict:
     "All values of `templates/report.html`"
     return dict(
+        **_of_any_task(f),
         **_first_lines(f),
-        advice=f.advice,
-        curve_words=_curve_words(f),
-        evaluation=f.evaluation,
+        title=_title(f),
         headline=_headline(f),
-        part=_part_words(f),
         n_wrong=int((f.predicted != f.targs).sum()),
-        chosen=f.chosen,
         metrics=_metric_rows(f),
         tta=_tta(f),
         mistakes=highest_loss(f),
@@ -258,19 +261,13 @@ def _sections(f) -> dict:
         pairs=confused_examples(f),
         per_class=class_table(f.targs, f.predicted, f.classes, f.table, f.groups),
         confusion=confusion_picture(f),
-        maps=map_section(f),
         feature_map=map_picture(f),
         reliability=reliability_picture(f),
         temperature=f.temperature,
         equal_classes=f.balance != 'none',
         unsure=unsure_section(f),
-        curves=curve_pictures(f),
-        phases=_records(f.phases),
-        data=_data(f),
-        left_out=_records(f.left_out),
-        plan=f.plan,
-        summary=f.summary,
-        provenance=_provenance(f))
+        data=_data(f))
+
 
 def _unexplained(f) -> str:
     "Say why there are no similar training images; '': there are, or the run cannot have any"
@@ -332,29 +329,20 @@ def _label_sections(f) -> dict:
     name = f.title or data_name(f.learn.dls) or 'Images'
     wrong = (f.predicted != (np.asarray(f.targs) > 0)).any(1)
     return dict(
+        **_of_any_task(f),
         title=f'{name}: {label_score_words("map", ev.map, ev.map_interval)}',
-        lead=_lead(f),
         expected=expected,
         compared=compared,
-        evaluation=ev,
         map_interval=_short_interval(ev.map_interval),
-        part=_part_words(f),
         n_wrong=int(wrong.sum()),
         worst=None if known.empty else known.loc[known.ap.idxmin()].to_dict(),
-        chosen=f.chosen,
         mistakes=label_mistakes(f),
         per_label=rows,
-        maps=map_section(f),
         metrics=_label_metrics(f),
         thresholds=_threshold_words(f),
         tta=_tta(f),
-        curves=curve_pictures(f),
-        phases=_records(f.phases),
-        data=_label_data(f),
-        left_out=_records(f.left_out),
-        plan=f.plan,
-        summary=f.summary,
-        provenance=_provenance(f))
+        data=_label_data(f))
+
 
 def _short_interval(pair) -> str: return '' if pair is None else f'{pair[0]:.3f}–{pair[1]:.3f}'
 
@@ -366,4 +354,4 @@ def make_report(
     findings = with_features(findings)
     if findings.task.is_number: return Report(render_page('numbers.html', **_number_sections(findings)))
     if not findings.task.is_single: return Report(render_page('labels.html', **_label_sections(findings)))
-    return Report(render_page('report.html', title=_title(findings), lead=_lead(findings), **_sections(findings)))
+    return Report(render_page('report.html', **_sections(findings)))
