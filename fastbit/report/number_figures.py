@@ -35,6 +35,15 @@ def _set_labels(ax, name, x, y):
     ax.set_xlabel(x.format(name), **look)
     ax.set_ylabel(y.format(name), **look)
 
+_MAX_NAMED = 12   # levels whose names have room on an axis
+
+def _name_ticks(ax, levels):
+    "Write the names of ordered classes at their places"
+    shown = drawable(levels)
+    look = dict(family=font_families(shown), parse_math=False)
+    ax.set_xticks(range(len(shown)), shown, rotation=30, ha='right', rotation_mode='anchor', **look)
+    ax.set_yticks(range(len(shown)), shown, **look)
+
 def _padded(low, high) -> tuple: # Ends of an axis
     room = .04*(high - low) or 1.
     return low - room, high + room
@@ -44,6 +53,7 @@ def plot_predicted(
     pred,       # n numbers
     name:str='number', # What is predicted
     within=None, # (low, high) to add to a prediction, from `conformal_interval`; `None`: not plotted
+    levels=(),  # names of ordered classes, lowest first, for the axes; (): numbers
 ) -> Figure:
     "Plot predictions against true numbers, with the line on which they are equal"
     targs, pred = np.asarray(targs, dtype=float), np.asarray(pred, dtype=float)
@@ -55,6 +65,7 @@ def plot_predicted(
         ax.fill_between(ends, ends - within[1], ends - within[0], color='C0', alpha=.12, lw=0, label='90% interval')
         ax.legend(frameon=False)
     ax.scatter(targs, pred, color='C0', **_points(len(targs)))
+    if 0 < len(levels) <= _MAX_NAMED: _name_ticks(ax, levels)
     ax.set(xlim=ends, ylim=ends)
     _set_labels(ax, name, 'true {}', 'predicted {}')
     return fig

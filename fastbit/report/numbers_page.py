@@ -72,10 +72,10 @@ def number_pictures(
 ) -> list[Picture]:
     "Plot predictions against truth, and residuals"
     name, targs, pred = f.classes[0], true_numbers(f), f.predicted.double().numpy()
-    words = number_words('r2', f.evaluation.r2)
+    words, scale = number_words('r2', f.evaluation.r2), f.task.scale
     within = None if f.learn.within is None else (-f.learn.within, f.learn.within)
     predicted = Picture(
-        uri=picture_uri(plot_predicted(targs, pred, name, within)),
+        uri=picture_uri(plot_predicted(targs, pred, name, within, scale.levels if scale.is_named else ())),
         alt=f'Predicted against true {name} of {len(targs)} images: {words}',
         caption='Each point is an image; on the dashed line the prediction equals the truth')
     residuals = Picture(
