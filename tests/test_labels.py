@@ -18,6 +18,7 @@ from fastbit.data import image_dataloaders, read_image_set
 from fastbit.data.label_sets import has_label_sets, label_counts, recognize_separator
 from fastbit.export import export_onnx, load_predictor
 from fastbit.export.artifact import FORMAT, read_config
+from fastbit.metrics.label_calibration import apply_label_temperature
 from fastbit.metrics import SEVERAL_LABELS, SINGLE_LABEL, choose_thresholds, evaluate_labels
 from fastbit.studies import check_data, compare_runs, few_shot_curve
 from fastbit.training import transfer_learner
@@ -322,10 +323,11 @@ def test_the_onnx_file(run, tmp_path):
     told = {p.key: json.loads(p.value) for p in onnx.load(tmp_path/'net.onnx').metadata_props}
     assert told['task'] == 'labels' and np.allclose(told['thresholds'], res.thresholds)
     session = onnxruntime.InferenceSession(tmp_path/'net.onnx', providers=['CPUExecutionProvider'])
-    assert [o.name for o in session.get_outputs()] == ['probabilities']
+    assert [o.name for o in session.get_outputs()] == ['probabilities', 'calibrated']
     x = np.asarray(Image.open(res.predictions.path[0]).convert('RGB').resize((32, 32)))[None]
-    p = session.run(None, dict(images=x))[0]
+    p, calibrated = session.run(None, dict(images=x))
     assert p.shape == (1, 3) and (p.sum() > 1.2 or p.sum() < .8)   # no softmax
+    assert np.allclose(calibrated, apply_label_temperature(torch.from_numpy(p).double(), res.temperature), atol=1e-4)
 
 
 def test_an_older_version_refuses_the_model(run, tmp_path):

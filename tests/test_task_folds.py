@@ -145,7 +145,7 @@ def test_the_saved_model_is_the_mean_of_the_folds(runs, task):
     assert whole.about.trained_on['images'] == len(res.predictions)
     x = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     with torch.no_grad():
-        ours, = PixelsToProbs(whole)(x)   # what an ONNX file computes
+        ours = PixelsToProbs(whole)(x)[0]   # what an ONNX file computes
         assert_close(ours.double(), whole.task.activation(whole.net(x.permute(0, 3, 1, 2).float()/255).double()), atol=1e-4, rtol=1e-5)
 
 

@@ -25,7 +25,6 @@ from ..core.files import whole_file
 from .ensemble import EnsembleModel
 from .predict import Predictor
 from ..metrics.answers import HeldOutAnswers
-from ..metrics.task import SINGLE_LABEL
 from ..metrics.unlike import FeatureGaussian
 
 # %% ../../nbs/export/04_onnx.ipynb #50a78aa3
@@ -103,17 +102,19 @@ class PixelsToProbs(nn.Module):
     def outputs(self) -> list: # Names
         "Name what `forward` returns"
         if self.task.is_number: return ['number']
-        if not self.task.is_single: return ['probabilities']
         return ['probabilities', 'calibrated'] + ['distance']*(self.distance is not None)
 
-    def _probs(self, logits) -> tuple: # (plain, calibrated), or (plain,) of several labels, or (numbers,)
-        if not self.task.is_single: return self.task.activation(logits),
-        return SINGLE_LABEL.activation(logits), SINGLE_LABEL.activation(logits/self.temperature)
+    def _probs(self, logits) -> tuple: # (plain, calibrated), or (numbers,)
+        activation = self.task.activation
+        if self.task.is_number: return activation(logits),
+        return activation(logits), activation(logits/self.temperature)
 
     def _mean(self, x) -> tuple:
         "The mean of the members' answers, as in `EnsembleModel`"
         mean = sum(task.activation(net(x)) for net, task in zip(self.nets, self.tasks))/len(self.nets)
-        return self._probs(mean.clamp_min(1e-30).log()) if self.task.is_single else (mean,)
+        if self.task.is_number: return mean,
+        if self.task.is_single: return self._probs(mean.clamp_min(1e-30).log())
+        return mean, self.task.activation(mean.logit(1e-7)/self.temperature)   # each label is a probability
 
     def forward(self, images):
         x = images.permute(0, 3, 1, 2).float() / 255
