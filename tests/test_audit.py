@@ -24,10 +24,12 @@ TABLE = Path(__file__).parents[1]/'nbs'/'concepts'/'bodies.csv'   # of `python t
 
 
 MODULES = 64   # with the smallest bodies; all take five minutes
+SLOW = ('halonet_h1',)   # as long as all others together: its attention takes 256 pixels
 
 
 def _smallest_of_each_module() -> list:
-    rows = pd.read_csv(TABLE).sort_values('params_m').drop_duplicates('module').head(MODULES)
+    rows = pd.read_csv(TABLE).sort_values('params_m')
+    rows = rows[~rows.checked.isin(SLOW)].drop_duplicates('module').head(MODULES)
     return [(r.checked, r.verdict) for r in rows.itertuples() if timm.is_model(r.checked)]
 
 
