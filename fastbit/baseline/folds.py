@@ -264,7 +264,7 @@ class FoldsRun:
         only_head = all(isinstance(p, HeadPhase) for p in self.first.phases)
         return pooled.rows.fold.to_numpy() if only_head else None
 
-    def _test(self, model, learn, task): # An `Evaluation` of the task; `None`: there is no test set
+    def _test(self, model, learn, task): # An `Evaluation` of the task; `None`: without a test set
         "Measure all models together on the test set"
         rows = learn.dls.image_set.set_aside
         if rows is None: return None

@@ -311,14 +311,14 @@ class NumberScale:
         return ['' if o != o else self.levels[int(o)] for o in nearest]
 
     def words(self,
-        number:float # Of an image
+        number:float # Number of an image
     ) -> str: # '12.3', or 'medium' where it is a level
         "Write a number, or the name of its level"
         is_level = self.levels and number == number//1 and self.low <= number <= self.high
         return self.levels[int(number)] if is_level else self.format(number)
 
     def format(self,
-        number:float # Of an image, or a prediction
+        number:float # Number of an image, or a prediction
     ) -> str: # '12.3'
         "Write a number with the digits in which images differ"
         return format_number(number, self.std/_STEPS)

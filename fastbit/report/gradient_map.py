@@ -175,7 +175,7 @@ def find_map_method(
     "Find how maps of a model can be made, by running it"
     with evaluating(model): found = _exact_method(model, size) or _gradient_method(model, size)
     if found: return found
-    why = 'No layer with positions leads to its classifier, so that there is no gradient-based map either.'
+    why = 'No layer with positions leads to its classifier, so a gradient-based map is not possible either.'
     return MapMethod('none', f'{not_exact_words(model.net)} {why}')
 
 # %% ../../nbs/report/00_gradient_map.ipynb #eaf9bc6a
