@@ -8,6 +8,7 @@ from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, ImageBlock, 
 from fastcore.xtras import ContextManagers
 
 from fastbit.bodies import body_preprocess, build_body, timm_name
+from fastbit.core.machine import this_machine
 from fastbit.data import image_dataloaders, image_table, split_table
 from fastbit.data.features import view_pixels
 from fastbit.training import transfer_learner
@@ -112,16 +113,22 @@ def spread(a, b=None, digits=2):
     return [round(min(values), digits), round(max(values), digits)]
 
 
-def machine():
-    gpu = 'CUDA' if torch.cuda.is_available() else 'no GPU'
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f'{os.cpu_count()} cores, {torch.get_num_threads()} threads, {capability}, {gpu}'
+def machine(device=None):
+    "What a figure depends on besides its command: processor, vector instructions, threads, GPU"
+    here = this_machine(device)
+    gpu = here.gpu or ('CUDA' if torch.cuda.is_available() else 'no GPU')
+    about = dict(machine=f'{os.cpu_count()} cores, {here.threads} threads, {here.capability}, {gpu}')
+    about |= dict(cpu=here.cpu, capability=here.capability, threads=here.threads)
+    if here.gpu: about['gpu'] = here.gpu
+    if 'ATEN_CPU_CAPABILITY' in os.environ: about['emulated'] = True   # the processor has more
+    return about
 
 
 def note(args, question, value, goal='', **more):
     "Print a figure, and append it to the file of results"
-    made_with = dict(machine=machine(), torch=torch.__version__, python=platform.python_version())
-    row = dict(question=question, value=value, goal=goal, arch=args.arch, **more, **made_with)
+    versions = dict(torch=torch.__version__, python=platform.python_version())
+    made_with = machine(getattr(args, 'device', None)) | versions
+    row = dict(question=question, value=value, goal=goal, arch=args.arch) | more | made_with
     wanted = f' (goal {goal})' if goal else ''
     print(f'{question}: {value}{wanted}', flush=True)
     if not args.results: return
