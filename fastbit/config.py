@@ -115,7 +115,8 @@ class TrainOptions(Options):
     label_smoothing:float = None # share of the target spread over all classes, such as 0.1 (default: 0.1 in auto's upper stages, else 0)
     loss:str = None          # loss of several labels: bce or asymmetric (default: bce); of numbers: smooth_l1 (the default), mse or l1
     thresholds:str = None    # of several labels' probabilities, by F1 on validation images: one for all, or per_label (default: one)
-    precision:str = 'float32' # training precision: float32, bf16, fp16 or auto
+    precision:str = None     # training precision: float32, bf16, fp16 or auto (default: bf16 on a GPU that is fast at it, else float32)
+    compile:bool = True      # use torch.compile on a GPU, in fits that are long enough to gain from it
     metric:str = 'accuracy'  # headline of the run, and what decides between the head and more layers: one of `METRICS`
     keep_best:str = None     # keep the best epoch's weights by valid_loss, 'metric' or a name of `METRICS` (default: the last epoch's)
     patience:int = None      # stop after this many evaluations without improvement (default: never)

@@ -268,7 +268,7 @@ def test_every_option_of_the_other_commands_is_looked_at(shared, monkeypatch, ca
 # --- the folder of a command
 
 @pytest.mark.parametrize('typed', ['--recipe auto', '--batch-size 32', '--bs 32', '--test-pct 0', '--arch tf_efficientnet_lite0 --weights auto', '--valid-pct 20', '--seed 0 --resize squash',
-                                   '--cache-gb 4', '--recipe auto --precision float32', '--workers 2 --quiet --checkpoint-every 7'])
+                                   '--cache-gb 4', '--recipe auto --metric accuracy', '--workers 2 --quiet --checkpoint-every 7'])
 def test_a_default_that_is_typed_is_the_same_folder(typed):
     folder = lambda words: run_folder(read_arguments(f'baseline photos {words}'.split()))
     assert folder(typed) == folder('')

@@ -355,20 +355,34 @@ def test_a_validation_loss_that_is_none(dls):
     with pytest.raises(LossNotFinite, match='validation loss is nan in step 8'): quiet(learn, learn.fit_one_cycle, 1, cbs=Spoil())
 
 
-def test_on_other_devices_the_step_before_is_looked_at(dls, monkeypatch):
-    "No step waits for the device; a step later at the latest the fit has stopped"
-    class There:
-        "A loss as if on a GPU"
-        def __init__(self, t): self.t, self.device = t, torch.device('cuda')
-        def detach(self): return There(self.t.detach())
-        def __getattr__(self, name): return getattr(self.t, name)
-    class Pretend(Callback):
-        order = 57
-        def before_step(self): self.learn.loss = There(self.learn.loss*(float('nan') if len(self.learn.history.steps) == 3 else 1))
-        def after_step(self): self.learn.loss = self.learn.loss.t
-    learn = learner(dls)
-    with pytest.raises(LossNotFinite, match='in step 4,'): quiet(learn, learn.fit_one_cycle, 1, cbs=Pretend())
-    assert len(learn.history.steps) == 4
+class There:
+    "A loss as if on a GPU"
+    def __init__(self, t): self.t, self.device = t, torch.device('cuda')
+    def detach(self): return There(self.t.detach())
+    def __getattr__(self, name): return getattr(self.t, name)
+
+
+class Pretend(Callback):
+    "The loss is on a GPU, and NaN in the fourth step"
+    order = 57
+    def before_step(self): self.learn.loss = There(self.learn.loss*(float('nan') if len(self.learn.history.steps) == 3 else 1))
+    def after_step(self): self.learn.loss = self.learn.loss.t
+
+
+def test_on_other_devices_losses_are_looked_at_together(dls, monkeypatch):
+    "No step waits for the device; the error names the step, and comes when several are looked at, at the latest with the epoch"
+    for every, steps in ((6, 5), (1000, 8)):
+        monkeypatch.setattr('fastbit.training.guards._LOOK_EVERY', every)
+        learn = learner(dls)
+        with pytest.raises(LossNotFinite, match='in step 4, at a learning rate of'): quiet(learn, learn.fit_one_cycle, 1, cbs=Pretend())
+        assert len(learn.history.steps) == steps
+
+
+def test_losses_on_other_devices_are_looked_at_before_anything_is_saved(dls, tmp_path):
+    path, learn = tmp_path/'run.safetensors', learner(dls)
+    with pytest.raises(LossNotFinite, match='loss is nan in step 4, .*the checkpoint of step 2 is kept'):
+        quiet(learn, learn.fit_one_cycle, 1, cbs=Pretend(), checkpoint=path, checkpoint_every=2)
+    assert first_not_finite(read_checkpoint(path)[1]['model']) is None
 
 
 def test_the_rate_finder_may_diverge(dls):

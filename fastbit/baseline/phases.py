@@ -32,7 +32,7 @@ from ..metrics.numbers import NUMBER_METRICS, format_number
 from ..metrics.scores import METRIC_WORDS, format_score, metric_order, metric_value
 from ..metrics.several import quick_scores
 from ..metrics.task import SINGLE_LABEL
-from ..training.accumulate import is_out_of_memory
+from ..core.device import is_out_of_memory, wait_for
 from ..core.text import warn_data
 from ..training.checkpoint import SAVE_SECONDS, checkpoint_lock
 from ..training.guards import FitStopped, LossNotFinite
@@ -461,7 +461,7 @@ def _time_pass(once, x, y, n) -> tuple:
         except Exception as e:
             if n == 1 or not is_out_of_memory(e): raise
         n //= 2
-    if x.is_cuda: torch.cuda.synchronize()
+    wait_for(x.device)
     return (time.perf_counter() - start)/n, n
 
 def _seconds_per_image(learn, phase) -> float:

@@ -129,7 +129,7 @@ class Run:
             options = self.recipe.loading(size, self.usual) | data | loading | asdict(o.table)
             dls = image_dataloaders(self.data, o.body.arch, **options)
         set_seed(o.data.seed)
-        training = dict(bn=o.train.bn or 'frozen', precision=o.train.precision)
+        training = dict(bn=o.train.bn or 'frozen', precision=o.train.precision, compile=o.train.compile)
         check_task_options(dls.task, o.train)
         scores = [score_metric(name, metric_order(name, dls.vocab)) for name in watched_metrics(o.train)]
         training |= dict(metrics=[*dls.task.metrics, *scores], loss_func=o.train.loss)

@@ -81,6 +81,7 @@ def _steps(net) -> Steps:
 
 class TransferModel(nn.Module):
     "Normalization and a timm model, with stages that freeze"
+    compiled = ()   # `net` compiled, for batches of a fit that uses it
     def __init__(self,
         net:nn.Module,  # A timm model
         bn:str='frozen' # BatchNorm of stages that train: 'frozen', 'affine' or 'train'
@@ -109,7 +110,8 @@ class TransferModel(nn.Module):
 
     def forward(self, x): # images, or the output of earlier stages within `starting_at` -> logits, bs x classes
         if self.starts_at: return run_stages(self.net, self.stages, x.as_subclass(torch.Tensor), self.starts_at)
-        return self.net(self.normalized(x))
+        net, = self.compiled or (self.net,)
+        return net(self.normalized(x))
 
     def check_start(self,
         n:int # Stage

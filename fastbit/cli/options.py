@@ -72,6 +72,7 @@ FLAGS = dict(
     jitter=Flag(help='disable changes of brightness and color (e.g. where color is the class)'),
     draft=Flag(help='decode large JPEGs at full scale'),
     cache=Flag(help='do not read or write the cache'),
+    compile=Flag(help='do not use torch.compile (used on a GPU, in fits of minutes)'),
     out=Flag(metavar='FOLDER', help='folder for the results (default: a folder in fastbit-runs, '
                                     'the same for the same command)'),
     overwrite=Flag(help='replace a finished run in the folder; other files stay'),

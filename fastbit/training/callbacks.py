@@ -87,10 +87,11 @@ def _item(v): return v.item() if hasattr(v, 'item') else v
 class History(Callback):
     "Record every epoch and every step of every fit of a learner; `lr_find` and predictions are not fits"
     order = 55   # after the Recorder has its values
-    def __init__(self): self.rows, self.step_rows, self.trained = [], [], False
+    def __init__(self): self.rows, self.step_rows, self.trained, self.fetched = [], [], False, 0
 
     def before_fit(self):
         self.trained, self.run = False, not hasattr(self.learn, 'lr_finder')
+        self._fetch()   # of a fit that was interrupted
         self.phase = phase_name(self.model)
 
     def before_epoch(self): self.started = time.perf_counter()
@@ -99,6 +100,14 @@ class History(Callback):
         self.trained = True
         losses = self.recorder.losses
         if losses: self.recorder.losses = list(torch.stack(list(losses)).cpu())   # once an epoch, not once a step
+        self._fetch()
+
+    def _fetch(self):
+        "Move the losses of the new steps from their device, in one transfer"
+        new, self.fetched = self.step_rows[self.fetched:], len(self.step_rows)
+        if not new: return
+        losses = torch.stack([loss.as_subclass(torch.Tensor) for _, _, loss, *_ in new]).cpu()
+        self.step_rows[-len(new):] = [(*row[:2], loss, *row[3:]) for row, loss in zip(new, losses)]
 
     def after_batch(self):
         if not self.training: return
@@ -134,6 +143,7 @@ class History(Callback):
         return pd.DataFrame(rows, columns=STEP_COLUMNS)
 
     def checkpoint_state(self):
+        self._fetch()
         columns = dict(zip(STEP_COLUMNS, zip(*self.step_rows))) or dict.fromkeys(STEP_COLUMNS, ())
         phases = columns.pop('phase')
         names = sorted(set(phases))
@@ -148,6 +158,7 @@ class History(Callback):
         columns = [tensors[k].tolist() for k in STEP_COLUMNS[1:]]
         phases = [names[i] for i in number.tolist()]
         self.step_rows = [(phase, int(epoch), *rest) for phase, epoch, *rest in zip(phases, *columns)]
+        self.fetched = len(self.step_rows)
 
 # %% ../../nbs/training/04_callbacks.ipynb #702971ea
 class KeepBest(TrackerCallback):

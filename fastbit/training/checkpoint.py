@@ -157,7 +157,8 @@ class Checkpoint(Callback):
 
     def save(self):
         "Write the file; `LossNotFinite` instead of a checkpoint of NaN weights"
-        here = self.here
+        here, guard = self.here, getattr(self.learn, 'finite_loss', None)
+        if guard is not None and guard.run: guard.look()   # of losses that are still on a GPU
         if bad := first_not_finite(self.model.state_dict()): raise self._not_finite(bad)
         if is_writer(): save_checkpoint(self.file, self.learn, self.run_description)
         self.saved_at = here.step

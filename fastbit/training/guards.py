@@ -11,8 +11,10 @@ __all__ = ['LossNotFinite', 'FiniteLoss', 'FitStopped', 'InterruptCallback', 'lo
 import math, re, signal, sys, threading, time, traceback
 from contextlib import contextmanager
 from pickle import UnpicklingError
+from typing import NamedTuple
 
 # %% ../../nbs/training/05_guards.ipynb #8ac59072
+import torch
 from fastai.callback.core import Callback
 
 # %% ../../nbs/training/05_guards.ipynb #16ed97af
@@ -42,14 +44,23 @@ class LossNotFinite(FloatingPointError):
             f"Set {name} to a third or less, so that the learning rate is {lower:g} at most{saved}.")
 
 # %% ../../nbs/training/05_guards.ipynb #d708bfc5
+_LOOK_EVERY = 16   # steps on a GPU: it is asked once for all of them
+
+class _Seen(NamedTuple):
+    "A step whose loss is still on the device"
+    loss: torch.Tensor
+    step: int      # from 1
+    rate: float    # learning rate of the last stage
+    highest: float # largest learning rate so far
+
 class FiniteLoss(Callback):
-    "Raise `LossNotFinite` for a NaN or infinite loss: before the optimizer's step on a CPU, a step later elsewhere"
+    "Raise `LossNotFinite` for a NaN or infinite loss: before the optimizer's step on a CPU, some steps later elsewhere"
     order = 58   # after the Recorder and the History have their rows, before anything is saved
 
     def before_fit(self):
         # the rate finder looks for the divergence, and stops by itself
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        self.waiting, self.trained = None, False
+        self.waiting, self.trained = [], False
         self.rate = self.highest = 0.
 
     def before_step(self):
@@ -57,12 +68,22 @@ class FiniteLoss(Callback):
         self.highest = max(self.highest, self.rate)
         loss, step = self.learn.loss.detach(), Position.of(self.learn).step+1
         if loss.device.type == 'cpu': return self._check(loss, step)
-        if self.waiting is not None: self._check(*self.waiting)
-        self.waiting = loss, step
+        self.waiting.append(_Seen(loss=loss, step=step, rate=self.rate, highest=self.highest))
+        if len(self.waiting) >= _LOOK_EVERY: self.look()
+
+    def look(self):
+        "Read the losses that wait on the device, in one transfer; raise for the first that is not finite"
+        waiting, self.waiting = self.waiting, []
+        if not waiting: return
+        losses = torch.stack([o.loss.float().mean() for o in waiting]).tolist()
+        bad = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if bad is None: return
+        self.rate, self.highest = waiting[bad].rate, waiting[bad].highest
+        self._stop(losses[bad], waiting[bad].step)
 
     def after_train(self):
         self.trained = True
-        if self.waiting is not None: self._check(*self.waiting)
+        self.look()
 
     def after_epoch(self):
         if not self.trained: return   # predicting also passes here

@@ -33,6 +33,7 @@ from threadpoolctl import threadpool_limits
 # %% ../../nbs/training/10_head.ipynb #4b9afb0e
 from ..bodies.fold import FoldedModel
 from ..bodies.heads import LinearHead
+from ..core.device import large_batch
 from ..core.options import options_by_name
 from ..core.restore import preserved_rng, temp_attrs
 from ..core.store import CACHE_GB
@@ -201,10 +202,11 @@ def _features(learn, n, views, cache, gb) -> tuple: # ((training, validation) fe
     "Compute the features after the first `n` stages"
     if learn.opt is None: learn.create_opt()
     dls, known, transforms = learn.dls, can_draw_views(learn.dls), _batch_transforms(learn.dls)
+    bs = large_batch(max(dls.train.bs, 32), learn.model.mean.device)
     if known and not transforms:
         def get(dl, views):
             return frozen_features(
-                learn.model, dl.items, dls.preprocess, last=n, views=views, seed=dl.seed, bs=max(dl.bs, 32),
+                learn.model, dl.items, dls.preprocess, last=n, views=views, seed=dl.seed, bs=bs,
                 cache=cache, cache_gb=gb, pixels=dl.pixels, augment=dls.augment)
         return (get(dls.train, views), get(dls.valid, 1)), tuple(map(_labels, dls.loaders[:2]))
     if views > 1 and not known:

@@ -43,7 +43,7 @@ from .checks import check_images_in, check_loaders, image_side, loaders_task
 from .guards import FiniteLoss
 from .loop import Loop
 from .optim import FusedAdam
-from .precision import DevicePrecision, DeviceSmoothLoss, check_precision, fast_precision
+from .precision import DevicePrecision, DeviceSmoothLoss, check_precision, resolve_precision
 
 # %% ../../nbs/training/09_learner.ipynb #4a8715e5
 # Adam's rate for a new classifier on a frozen body; Keras' EfficientNet fine-tuning guide
@@ -77,10 +77,12 @@ class TransferLearner(Loop):
         path:str|Path=None,      # Where `save` writes; `None`: that of `dls`
         model_dir:str|Path='models', # Below `path`
         task:Task=SINGLE_LABEL,  # What an answer is
+        compile:bool=True,       # Use `torch.compile` on a GPU, in fits that are long enough to gain from it?
         **kwargs                 # Options of fastai's `Learner`
     ):
         self.n_out, self.task = LinearHead(model.net).n_out, task
         self.feature_memory = FeatureMemory()   # of the trained body
+        self.compiles = compile
         super().__init__(
             dls, model, splitter=TransferModel.stage_params, train_bn=False, lr=lr, wd=wd, moms=moms, cbs=cbs,
             path=path, model_dir=model_dir, **kwargs)
@@ -183,7 +185,7 @@ def transfer_learner(
     bn:str='frozen',         # BatchNorm of stages that train: 'frozen', 'affine' (weight and bias learn), 'train'
     drop_rate:float=0.,      # Dropout before the classifier, probability
     drop_path_rate:float=0., # Stochastic depth, probability at the last block
-    precision:str='float32', # Training precision: 'float32', 'bf16', 'fp16', or 'auto' for `fast_precision` of the device
+    precision:str=None,      # Training precision: 'float32', 'bf16', 'fp16', or 'auto': the device's fastest; `None`: `default_precision`
     grad_checkpointing:bool=False, # Recompute the blocks' activations in the backward pass? Less memory, about a third more time
     n_out:int=None,          # Classes; `None`: from `dls`
     loss_func=None,          # A loss over softmax, as `resolve_loss` takes it; `None`: cross-entropy. Several labels: 'bce', 'asymmetric'
@@ -220,7 +222,7 @@ def transfer_learner(
     model = TransferModel(net, bn).to(device)
     how = dict(loss_func=loss_func, metrics=metrics, opt_func=opt_func, task=task)
     learn = TransferLearner(dls, model, **how, **kwargs)
-    learn.precision = fast_precision(model.mean.device) if precision == 'auto' else precision
+    learn.precision = resolve_precision(precision, model.mean.device)
     if learn.precision != 'float32': learn.add_cb(DevicePrecision(learn.precision))
     learn.class_weights, learn.arch, learn.weights_source = weights, arch, body.weights
     learn.body_settings = dict(

@@ -31,6 +31,7 @@ from ..metrics.losses import BalancedLoss, check_class_weights
 from ..metrics.task import SINGLE_LABEL
 from .accumulate import accumulate_step, check_accumulation
 from .checks import check_batches, check_mixing, check_norms
+from .compiled import compiling
 from .guards import interruptible
 from .position import Position
 
@@ -49,6 +50,8 @@ class Loop(Learner):
     first_batch = 0         # of the first epoch of a resumed fit
     micro_batch = 1         # images that go through the model at once, in a step that accumulates
     step_share = 0.         # of the images of such a step, how many have been through
+    compiles = True         # is `torch.compile` used where it pays?
+    keeps_outputs = False   # do outputs stay on the device until all are there?
     fold_difference = None  # largest relative difference of the last folded inference; `None`: it was not folded
 
     @property
@@ -96,8 +99,9 @@ class Loop(Learner):
         "fastai's `fit`, which stops after its step on Ctrl-C"
         cbs, graphs = self._without_graphs(L(cbs))
         # loggers restore what they found, in the order in which they came: one of several would stay
-        with temp_attrs(self, logger=self.logger), interruptible() as interrupt, self.removed_cbs(graphs):
-            super().fit(n_epoch, cbs=[*cbs, interrupt], **how)
+        with temp_attrs(self, logger=self.logger), interruptible() as interrupt, self.removed_cbs(graphs), \
+             compiling(self) as compiler:
+            super().fit(n_epoch, cbs=[*cbs, *compiler, interrupt], **how)
 
     def _without_graphs(self, cbs) -> tuple: # (callbacks of the fit, callbacks of the learner that cannot run in it)
         "Remove fastai's graph where there is no progress bar that it could draw into"
@@ -210,4 +214,5 @@ class Loop(Learner):
 
     def to_detach(self, b, cpu=True, gather=True):
         is_number = isinstance(b, torch.Tensor) and b.ndim == 0
-        return super().to_detach(b, cpu and not is_number, gather=False)   # every process has all outputs
+        cpu = cpu and not is_number and not self.keeps_outputs
+        return super().to_detach(b, cpu, gather=False)   # every process has all outputs

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastai.imports import noop  # not fastcore's of the same name: the one that `no_logging` sets
+from fastai.torch_core import to_cpu
 from fastcore.basics import patch
 from torch import nn
 
@@ -23,9 +24,11 @@ from torch import nn
 from ..bodies.fold import FoldedModel, can_fold
 from ..bodies.preprocess import Preprocess
 from ..core.arguments import TTA_HABITS, refuse_unknown
+from ..core.device import Pieces, Stopwatch, large_batch
 from ..core.restore import temp_attrs
 from ..core.text import ShownOnce
 from ..data.batches import ImageDL
+from ..data.features import IN_MEMORY
 from ..data.groups import group_numbers
 from ..data.views import SquaresImage, resolve_views, cut_view, default_views, view_sizes
 from ..metrics.losses import NoLoss
@@ -38,7 +41,8 @@ class _ViewsModel(nn.Module):
     def __init__(self, model, views, pp):
         super().__init__()
         self.model, self.views, self.pp = model, views, pp
-        self.seconds = np.zeros(len(views))
+        self.watch = None   # of the device on which the images come
+        self.pieces = Pieces()
         self.sizes = view_sizes(views, pp) if pp else None
 
     def _cut(self, x, view):
@@ -47,14 +51,22 @@ class _ViewsModel(nn.Module):
 
     def forward(self, x):
         out, x = [], x.as_subclass(torch.Tensor)
-        for i, view in enumerate(self.views):
-            start = time.perf_counter()
-            out.append(self.model(self._cut(x, view).contiguous()))
-            if out[-1].is_cuda: torch.cuda.synchronize()
-            self.seconds[i] += time.perf_counter() - start
+        self.watch = self.watch or Stopwatch(x.device)
+        for view in self.views:
+            run = lambda part: self.model(self._cut(part, view).contiguous())
+            with self.watch.part(view): out.append(self.pieces.run(run, x))
         return torch.stack(out, 1)
 
+    @property
+    def seconds(self) -> np.ndarray: # of each view's forward passes
+        return np.array([self.watch.seconds(view) if self.watch else 0. for view in self.views])
+
 # %% ../../nbs/training/12_tta.ipynb #e701d2f5
+def _outputs_fit(learn, dl, views) -> bool:
+    "Are the outputs of all images few enough to stay on the device? A transfer per batch would wait for each"
+    if not hasattr(learn, 'keeps_outputs'): return False   # fastai's own learners
+    return 4*learn.n_out*len(views)*len(dl.dataset) <= IN_MEMORY
+
 class ViewLogits(NamedTuple):
     "The outputs of a model for every view of every image"
     logits: torch.Tensor     # n x views x classes
@@ -68,14 +80,17 @@ def view_logits(
     pp:Preprocess=None, # Preprocessing of the data; `None`: loaders that fastbit did not make
 ) -> ViewLogits:
     "Compute the model's outputs for every view of every image of `dl`"
-    squares = dict(after_item=[SquaresImage(views, pp)]) if pp else {}
+    device = next(learn.model.parameters()).device
+    squares = dict(after_item=[SquaresImage(views, pp)], bs=large_batch(dl.bs, device)) if pp else {}
     dl = dl.new(shuffle=False, drop_last=False, **squares)
     inner = FoldedModel(learn.model) if can_fold(learn.model) else learn.model
     model = _ViewsModel(inner, views, pp)
     as_valid = None if pp else getattr(dl.dataset, 'set_split_idx', None)   # fastai's training transforms augment
     # neither loss nor metrics know what a view is
-    with temp_attrs(learn, model=model, loss_func=NoLoss(), metrics=[]), as_valid(1) if as_valid else nullcontext():
-        logits, targs = learn.get_preds(dl=dl, act=noop)
+    how = dict(model=model, loss_func=NoLoss(), metrics=[])
+    if _outputs_fit(learn, dl, views): how |= dict(keeps_outputs=True)
+    with temp_attrs(learn, **how), as_valid(1) if as_valid else nullcontext():
+        logits, targs = to_cpu(learn.get_preds(dl=dl, act=noop))
     assert len(logits) == len(dl.dataset), f'{len(logits)} predictions for {len(dl.dataset)} images'
     learn.fold_difference = getattr(inner, 'difference', None)
     return ViewLogits(logits.as_subclass(torch.Tensor), targs, model.seconds)
