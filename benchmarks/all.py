@@ -24,6 +24,7 @@ RUNS = dict(   # name: script and its options, after --data and --results
     accuracy=['accuracy.py'],
     memory=['caching_memory.py'],
     startup=['startup.py'],
+    gpu=['gpu.py'],
 )
 
 
@@ -39,9 +40,9 @@ def measured(name, data, results, env):
     command = [sys.executable, HERE/script, '--data', data, '--results', new, *options]
     subprocess.run(command, check=True, env=os.environ | env)
     typed = [*(f'{k}={v}' for k, v in env.items()), 'python', f'benchmarks/{script}', '--data', 'FOLDER', *options]
-    rows = [dict(run=name, command=' '.join(typed), **row) for row in read(new)]
-    new.unlink()
-    return rows
+    rows = read(new) if new.exists() else []   # of a GPU that is not there
+    new.unlink(missing_ok=True)
+    return [dict(run=name, command=' '.join(typed)) | row for row in rows]
 
 
 def kind(row):
