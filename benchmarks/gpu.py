@@ -9,7 +9,7 @@ before. A question that fails prints why, and the next one follows. The bare pee
 images that are normalized and on the device already: in training with bf16 autocast, BatchNorm frozen like fastbit's and
 torch's fused AdamW; in evaluation in float32, which fastbit's evaluation is, too.
 """
-import argparse, os, statistics, tempfile, time, traceback
+import argparse, os, signal, statistics, tempfile, time, traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -60,6 +60,10 @@ class EpochClock(Callback):
     def before_validate(self): raise CancelValidException
 
 
+class TimeIsUp(Exception):
+    "A question took too long; no `TimeoutError`, which a fit takes for a dead worker process"
+
+
 def now(device):
     wait_for(device)
     return time.perf_counter()
@@ -75,9 +79,14 @@ def rounds(peers, until):
     "{peer: [seconds of each round]}: in turns, in an order that alternates, `ROUNDS` times or until the time is over"
     for f in peers.values(): f()   # caches filled, algorithms chosen
     times = {name: [] for name in peers}
-    for i in range(ROUNDS):
-        if i and time.monotonic() > until: break
-        for name in (list(peers) if i % 2 == 0 else list(peers)[::-1]): times[name].append(peers[name]())
+    try:
+        for i in range(ROUNDS):
+            if i and time.monotonic() > until: break
+            for name in (list(peers) if i % 2 == 0 else list(peers)[::-1]): times[name].append(peers[name]())
+    except TimeIsUp:
+        n = min(map(len, times.values()))   # whole rounds
+        if not n: raise
+        times = {name: ts[:n] for name, ts in times.items()}
     print({name: [round(t, 4) for t in ts] for name, ts in times.items()}, flush=True)
     return times
 
@@ -307,10 +316,24 @@ QUESTIONS = dict(   # in the order of their weight: the last ones may find no ti
 SHARES = dict(training=.35, fastai=.2, evaluation=.15, head=.08, precision=.04, compile=.12, bit=.06)   # of the time
 
 
-def ask(name, bench, until, tell):
-    "Answer a question, or print why there is no answer"
+@contextmanager
+def at_most(seconds):
+    "Raise `TimeIsUp` in what takes longer"
+    def stop(signum, frame): raise TimeIsUp(f'more than {seconds:.0f} s')
+    if hasattr(signal, 'SIGALRM'):   # not on Windows
+        signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try: yield
+    finally:
+        if hasattr(signal, 'SIGALRM'): signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def ask(name, bench, seconds, left, tell):
+    "Answer a question in about `seconds`, or print why there is no answer"
     print(f'== {name}: {QUESTIONS[name].__doc__}', flush=True)
-    try: QUESTIONS[name](bench, until, tell)
+    until = time.monotonic() + seconds
+    try:
+        with at_most(min(left, 2*seconds)): QUESTIONS[name](bench, until, tell)
     except Exception as e:
         where = traceback.extract_tb(e.__traceback__)[-1]
         line = str(e).strip().splitlines()[:1]
@@ -365,7 +388,7 @@ def main():
         for name in args.only:
             left = end - time.monotonic()
             if left < 10: table.append((f'{name}: no time left', '', '', ''))
-            elif why := ask(name, bench, time.monotonic() + min(left, 60*args.minutes*SHARES[name]), tell):
+            elif why := ask(name, bench, min(left, 60*args.minutes*SHARES[name]), left, tell):
                 table.append((f'{name}: {why}', '', '', ''))
     print('\n' + '\n'.join(f'{q:<110} {arch:<24} {v!s:>6} {goal:>8}' for q, arch, v, goal in table))
 

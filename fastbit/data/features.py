@@ -308,9 +308,10 @@ class FeatureDL:
         order = rng.permutation(self.n) if self.balanced is None else self.balanced.draw(self.n, rng)
         return order, rng.randint(self.index.shape[1], size=self.n)
 
-    def _rows(self, at):
-        if isinstance(self.rows, torch.Tensor): return self.rows[torch.from_numpy(at)]
-        return torch.from_numpy(self.rows[at]).to(self.device)
+    def _numbers(self, parts) -> list: # of tensors on the device
+        "Move the numbers of all batches to the device at once: each transfer waits for what a GPU is computing"
+        if not parts: return []
+        return list(torch.from_numpy(np.concatenate(parts)).to(self.device).split([len(o) for o in parts]))
 
     def _pass(self) -> list: # (images, view of each) of each batch
         "Draw the batches of one pass over the images"
@@ -320,6 +321,10 @@ class FeatureDL:
         return [(order[a:b], views[a:b]) for a, b in zip(starts, [*starts[1:], self.n])]
 
     def __iter__(self):
-        batches = [b for _ in range(self.repeat) for b in self._pass()]
-        for i, views in batches[self.first:]:
-            yield self._rows(self.index[i, views]), self.targs[torch.from_numpy(i)].to(self.device)
+        batches = [b for _ in range(self.repeat) for b in self._pass()][self.first:]
+        images, rows = [i for i, _ in batches], [self.index[i, views] for i, views in batches]
+        if isinstance(self.rows, torch.Tensor):   # on the device, and so are the targets
+            for i, at in zip(self._numbers(images), self._numbers(rows)): yield self.rows[at], self.targs[i]
+            return
+        for i, at in zip(images, rows):
+            yield torch.from_numpy(self.rows[at]).to(self.device), self.targs[torch.from_numpy(i)].to(self.device)

@@ -64,6 +64,7 @@ def first_call(
     with torch.random.fork_rng([device] if device.type == 'cuda' else []):
         try: torch.autograd.grad(compiled(x).float().sum(), params, allow_unused=True)
         finally:
+            torch.clear_autocast_cache()   # of weights whose graph is gone
             with torch.no_grad():
                 for b, old in zip(net.buffers(), buffers): b.copy_(old)
     wait_for(device)

@@ -202,9 +202,9 @@ def _features(learn, n, views, cache, gb) -> tuple: # ((training, validation) fe
     "Compute the features after the first `n` stages"
     if learn.opt is None: learn.create_opt()
     dls, known, transforms = learn.dls, can_draw_views(learn.dls), _batch_transforms(learn.dls)
-    bs = large_batch(max(dls.train.bs, 32), learn.model.mean.device)
     if known and not transforms:
         def get(dl, views):
+            bs = large_batch(max(dl.bs, 32), learn.model.mean.device)
             return frozen_features(
                 learn.model, dl.items, dls.preprocess, last=n, views=views, seed=dl.seed, bs=bs,
                 cache=cache, cache_gb=gb, pixels=dl.pixels, augment=dls.augment)
