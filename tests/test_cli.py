@@ -52,8 +52,8 @@ def test_a_terminal_gets_a_bar(shared):
     pty = pytest.importorskip('pty', reason='pseudo-terminals are for Unix')
     root, _ = shared
     parent, child = pty.openpty()
-    with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(root/'data'), *map(str, QUICK), '--out', str(root/'tty')], cwd=root,
-                          stdin=child, stdout=child, stderr=child, env={**os.environ, 'COLUMNS': '120'}) as run:
+    with subprocess.Popen([sys.executable, '-m', 'fastbit', 'baseline', str(root/'data'), *map(str, QUICK), '--out', str(root/'tty'), '--workers', '2'], cwd=root,
+                          stdin=child, stdout=child, stderr=child, env={**os.environ, 'COLUMNS': '120', 'PYTHONHASHSEED': '3'}) as run:
         os.close(child)
         text = b''
         try:
@@ -66,14 +66,12 @@ def test_a_terminal_gets_a_bar(shared):
     assert (root/'tty'/'predictions.csv').read_text() == (root/'run'/'predictions.csv').read_text()
 
 
-@pytest.mark.parametrize('change', [dict(args=('--workers', 2), env=dict(PYTHONHASHSEED='3')), dict(args=('--seed', 1, '--workers', 0), env={})])
-def test_same_seed_same_numbers(shared, change):
+def test_another_seed_other_numbers(shared):
+    "The same seed gives the same: with workers and another order of sets in the tests around this one"
     root, _ = shared
-    out = root/f'again{len(change["env"])}'
-    run = (start_fastbit if change['env'] else run_fastbit)('baseline', root/'data', *QUICK, '--out', out, *change['args'], cwd=root, **change['env'])
+    run = run_fastbit('baseline', root/'data', *QUICK, '--out', root/'again', '--seed', 1, '--workers', 0, cwd=root)
     assert run.returncode == 0, run.stderr
-    same = all((out/f).read_text() == (root/'run'/f).read_text() for f in ('predictions.csv',))
-    assert same == ('--seed' not in change['args'])
+    assert (root/'again'/'predictions.csv').read_text() != (root/'run'/'predictions.csv').read_text()
 
 
 def test_without_network_home_or_display(shared, tmp_path):

@@ -158,11 +158,11 @@ def test_the_weighted_optimum_is_that_of_repeated_rows():
 
 def test_cross_validation_scores_with_the_weights(monkeypatch):
     import fastbit.training.head as m
-    seen, real = [], m.GridSearchCV
-    monkeypatch.setattr(m, 'GridSearchCV', lambda *a, **k: seen.append(k['scoring']) or real(*a, **k))
+    seen, real = [], m.best_strength
+    monkeypatch.setattr(m, 'best_strength', lambda *a, **k: seen.append(k['weights']) or real(*a, **k))
     x, y = np.random.default_rng(0).normal(size=(30, 3)), np.arange(30) % 2
     logistic_head(x, y, 2); logistic_head(x, y, 2, weights=np.array([.5, 1.5]))
-    assert seen[0] == 'neg_log_loss' and seen[1].keywords['weights'].tolist() == [.5, 1.5]
+    assert seen[0] is None and seen[1].tolist() == [.5, 1.5]
 
 
 @pytest.mark.parametrize('loss, words', [(FocalLossFlat(), 'FocalLossFlat'),

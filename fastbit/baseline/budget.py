@@ -10,7 +10,7 @@ __all__ = ['SIZES', 'EPOCHS', 'SHARES', 'SAFETY', 'FIXED', 'BudgetOption', 'Spee
            'TimeLimit', 'phase_limit', 'late_words']
 
 # %% ../../nbs/baseline/03_budget.ipynb #28e75c00
-import re, time
+import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from fastai.callback.core import Callback, CancelFitException, CancelTrainExcept
 
 # %% ../../nbs/baseline/03_budget.ipynb #38c58ba8
 from .phases import measure_phases
-from ..core.text import format_seconds
+from ..core.text import format_seconds, read_time
 from ..training.answers import TRAINING_IMAGES
 from ..training.learner import TransferLearner
 from ..training.upper import UpperLength, upper_length
@@ -89,17 +89,9 @@ def parse_budget(
 ) -> float: # Seconds
     "Read a time; raise `ValueError` for anything else"
     if isinstance(budget, (int, float)) and not isinstance(budget, bool): seconds = float(budget)
-    else: seconds = _read_time(str(budget))
+    else: seconds = read_time(str(budget))
     if not seconds > 0: raise ValueError(f"budget={budget!r}: a time above zero.")
     return seconds
-
-def _read_time(text) -> float:
-    parts = re.findall(r'(\d+(?:\.\d+)?)\s*(h|min|m|s|$)', text.strip())
-    whole = ''.join(map(''.join, parts)) == re.sub(r'\s', '', text)
-    bare = len(parts) > 1 and not parts[-1][1]   # '1h 30': of what?
-    if not parts or bare or not whole: raise ValueError(f"budget={text!r}: a time such as '90s', '10m' or '1.5h'.")
-    units = dict(s=1, m=60, min=60, h=3600)
-    return sum(float(n)*units[unit or 's'] for n, unit in parts)
 
 # %% ../../nbs/baseline/03_budget.ipynb #a5c2a274
 def _feature_images(n_train, n_held_out) -> int:

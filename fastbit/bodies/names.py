@@ -10,14 +10,13 @@ __all__ = ['BODY_PATTERNS', 'BIT_SHAPES', 'BIT_URL', 'BIT_NAME', 'body_archs', '
 
 # %% ../../nbs/bodies/00_names.ipynb #9f807f52
 import functools, re
-from difflib import get_close_matches
 from pathlib import Path
 
 # %% ../../nbs/bodies/00_names.ipynb #1641d9ef
 import timm
 
 # %% ../../nbs/bodies/00_names.ipynb #2bc877fe
-from ..core.published import TORCHVISION_NAMES, instead_words
+from ..core.published import near_body, unknown_body
 
 # %% ../../nbs/bodies/00_names.ipynb #a26f6095
 BODY_PATTERNS = ('*efficientnet*', 'resnetv2_*_bit')  # timm architectures with published recipes
@@ -50,19 +49,10 @@ def official_names() -> list[str]:
     return [f'BiT-{size}-{shape}' for size in 'SM' for shape in BIT_SHAPES]
 
 # %% ../../nbs/bodies/00_names.ipynb #770e2cbe
-def _spelling(name) -> str: return re.sub('[^a-z0-9]', '', name.lower())
-
 def _did_you_mean(name) -> str:
     "Suggest timm's name of today, timm's for a torchvision model, or names that are spelled alike"
     if now := timm.models.get_deprecated_models().get(name): return f' timm calls it {now} now: arch={now!r}.'
-    if as_timm := TORCHVISION_NAMES.get(name.lower()):
-        return f" torchvision's {name} is timm's {as_timm}: arch={as_timm!r}."
-    if words := instead_words(name): return words   # another library's name, or a known cost
-    names = [*body_archs(), *official_names(), *timm_archs(), *body_tags(), *timm_tags()]
-    spelled = {_spelling(n): n for n in reversed(names)}   # EfficientNetB0, efficientnet-b0
-    exact = spelled.get(_spelling(name))
-    near = [exact] if exact else get_close_matches(name, names, n=3, cutoff=.5)
-    return f" Did you mean {', '.join(near)}?" if near else ''
+    return near_body(name, [*body_archs(), *official_names(), *timm_archs(), *body_tags(), *timm_tags()])
 
 def _not_a_name(arch) -> str:
     "Say what to write instead of a function or a model"
@@ -110,8 +100,7 @@ def timm_name(
         return _from_official(arch, size=m[1].upper(), shape=m[2].upper().replace('X', 'x'))
     base = arch.split('.')[0]
     if base not in timm_archs():
-        raise ValueError(f'{arch!r} is not the name of a timm model.{_did_you_mean(arch)} '
-                         '`list_bodies()` or `fastbit bodies` lists all.')
+        raise unknown_body(arch, _did_you_mean(arch))
     _check_classifier(base)
     if '.' in arch and arch not in timm_tags():
         tags = ', '.join(t for t in timm_tags() if t.split('.')[0] == base)

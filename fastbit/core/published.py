@@ -7,13 +7,16 @@ Docs: https://fastbit.github.io/fastbit/core/published.html.md"""
 # %% auto #0
 __all__ = ['RECIPE_PATTERNS', 'SORTS', 'COST_CLASSES', 'TORCHVISION_NAMES', 'PublishedBody', 'published_bodies', 'published_body',
            'installed_lite', 'cached_repos', 'weights_place', 'find_bodies', 'favorite_bodies', 'spelling', 'same_body',
-           'known_cost', 'closest_in_cost', 'closest_here', 'instead_words']
+           'known_cost', 'closest_in_cost', 'closest_here', 'instead_words', 'near_body', 'is_of_installed_timm',
+           'unknown_body', 'check_body_name']
 
 # %% ../../nbs/core/11_published.ipynb #932378ed
-import csv, functools, importlib.util, math, re
+import csv, difflib, functools, importlib.util, math, re
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
+from pathlib import Path
 
 # %% ../../nbs/core/11_published.ipynb #4e911727
 RECIPE_PATTERNS = ('*efficientnet*', 'resnetv2_*_bit')   # architectures with published fine-tuning recipes
@@ -95,7 +98,6 @@ def installed_lite(
 
 def cached_repos() -> set: # Names such as 'timm/resnet50.a1_in1k'
     "List the repositories whose weights are in this machine's hub cache"
-    from pathlib import Path
     from huggingface_hub.constants import HF_HUB_CACHE
     found = Path(HF_HUB_CACHE).glob('models--*/snapshots/*/model.safetensors')
     return {file.parts[-4].removeprefix('models--').replace('--', '/') for file in found}
@@ -269,3 +271,47 @@ def instead_words(
     gmacs, params_m = cost
     return (f' {name} costs {gmacs:g} GMACs and has {params_m:g} million parameters; closest in cost are '
             f'{", ".join(archs)}.')
+
+def near_body(
+    name:str, # That timm does not have
+    names,    # timm's, with and without tags
+) -> str: # ' Did you mean resnet50?'; '': nothing is near
+    "Suggest timm's name of a model, or names that are spelled alike"
+    if as_timm := TORCHVISION_NAMES.get(name.lower()):
+        return f" torchvision's {name} is timm's {as_timm}: arch={as_timm!r}."
+    if words := instead_words(name): return words   # another library's name, or a known cost
+    plain = lambda text: re.sub('[^a-z0-9]', '', text.lower())
+    exact = {plain(n): n for n in reversed(names)}.get(plain(name))   # EfficientNetB0, efficientnet-b0
+    near = [exact] if exact else difflib.get_close_matches(name, dict.fromkeys(names), n=3, cutoff=.5)
+    return f" Did you mean {', '.join(near)}?" if near else ''
+
+# %% ../../nbs/core/11_published.ipynb #feed223e
+@functools.cache
+def is_of_installed_timm() -> bool:
+    "Was the table made from the timm that is installed?"
+    first = (files('fastbit.core')/'timm_models.csv').read_text().partition(':')[0]
+    try: return first.split()[-1] == version('timm')
+    except PackageNotFoundError: return False
+
+def _timm_mentions(name) -> bool:
+    "Is a name quoted in the sources of timm's models?"
+    spec = importlib.util.find_spec('timm')   # without importing it
+    quoted = name.encode(errors='replace')
+    sources = [f for folder in spec.submodule_search_locations or () for f in Path(folder, 'models').glob('*.py')]
+    return any(quote + quoted + quote in text for text in map(Path.read_bytes, sources) for quote in (b"'", b'"'))
+
+def unknown_body(arch:str, near:str) -> ValueError: # `near`: from `near_body`
+    "Make the error for a name that timm does not have"
+    return ValueError(f'{arch!r} is not the name of a timm model.{near} '
+                      '`list_bodies()` or `fastbit bodies` lists all.')
+
+def check_body_name(
+    arch:str # As a user typed it
+):
+    "Raise `ValueError` for a name that certainly is none of the installed timm's; leave all doubts to timm"
+    base, archs = arch.partition('.')[0], dict.fromkeys(b.arch for b in published_bodies())
+    if base in archs or arch.lower().startswith('bit-') or arch.endswith('.npz') or not is_of_installed_timm(): return
+    if _timm_mentions(base) or _timm_mentions(arch): return
+    tags = [b.name for b in published_bodies() if '.' in b.name]
+    named = [b.shown for b in published_bodies() if b.shown != b.name]   # BiT-M-R50x1
+    raise unknown_body(arch, near_body(arch, [*archs, *named, *tags]))

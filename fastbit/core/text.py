@@ -6,10 +6,10 @@ Docs: https://fastbit.github.io/fastbit/core/text.html.md"""
 
 # %% auto #0
 __all__ = ['is_interactive', 'printable', 'ShownOnce', 'show', 'track', 'DataWarning', 'warn_data', 'shortened', 'first_of',
-           'format_seconds', 'rows_html']
+           'format_seconds', 'read_time', 'rows_html']
 
 # %% ../../nbs/core/08_text.ipynb #b642dda0
-import os, sys, time, warnings
+import os, re, sys, time, warnings
 from html import escape
 
 # %% ../../nbs/core/08_text.ipynb #f2200c08
@@ -129,6 +129,17 @@ def format_seconds(
 
 _CELL = 'style="text-align:left;vertical-align:top"'
 _CAPTION = 'style="text-align:left;font-weight:600;caption-side:top"'
+
+def read_time(
+    text:str # '90s', '10m', '1.5h', or as `format_seconds` writes it
+) -> float: # Seconds
+    "Read a time; raise `ValueError` for anything else"
+    parts = re.findall(r'(\d+(?:\.\d+)?)\s*(h|min|m|s|$)', text.strip())
+    whole = ''.join(map(''.join, parts)) == re.sub(r'\s', '', text)
+    bare = len(parts) > 1 and not parts[-1][1]   # '1h 30': of what?
+    if not parts or bare or not whole: raise ValueError(f"budget={text!r}: a time such as '90s', '10m' or '1.5h'.")
+    units = dict(s=1, m=60, min=60, h=3600)
+    return sum(float(n)*units[unit or 's'] for n, unit in parts)
 
 def rows_html(
     rows:list,    # (name, value) pairs

@@ -15,11 +15,10 @@ from pathlib import Path
 
 # %% ../../nbs/data/00_decode.ipynb #2d41c00b
 import numpy as np
-from fastai.vision.core import PILImage
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # %% ../../nbs/data/00_decode.ipynb #59c09031
-from ..bodies.preprocess import MAX_16_BIT
+from ..config import MAX_16_BIT
 
 # %% ../../nbs/data/00_decode.ipynb #df8cdf3b
 def _more_formats():
@@ -121,7 +120,7 @@ def read_image(
     file:str|Path|bytes|Image.Image|np.ndarray, # Path, encoded bytes, Pillow image, or height x width (x 3) array of uint8
     draft:int=None, # Decode a JPEG at the smallest of the scales 1/8, 1/4, 1/2, 1 that leaves both sides this long, pixels; `None`: 1
     max_value:int=MAX_16_BIT, # Pixel value that becomes white in grayscale images of 16 bits
-) -> PILImage: # Mode RGB, upright; the first frame of an animation
+) -> Image.Image: # fastai's `PILImage`: mode RGB, upright; the first frame of an animation
     "Read one image as upright RGB; raise `OSError`, `ValueError` or `SyntaxError` if it cannot be read"
     with reading(file, draft, max_value) as img: return img
 
@@ -142,7 +141,8 @@ def _check_pixels(img):
     "Raise `ValueError` if a side is 0, which would give a prediction for nothing"
     if 0 in img.size: raise ValueError(f'no pixels ({img.width} x {img.height})')
 
-def _decoded(file, draft, max_value, until_done) -> PILImage:
+def _decoded(file, draft, max_value, until_done) -> Image.Image:
+    from fastai.vision.core import PILImage   # brings PyTorch, and folders are listed without it
     if isinstance(file, np.ndarray):
         if not file.size: raise ValueError(f'no pixels (an array of shape {file.shape})')
         file = Image.fromarray(file)

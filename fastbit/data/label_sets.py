@@ -6,8 +6,9 @@ Docs: https://fastbit.github.io/fastbit/data/label_sets.html.md"""
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'has_label_sets', 'label_names', 'label_counts', 'hot_labels', 'label_separator', 'check_one_label',
-           'joined_labels', 'recognize_separator', 'are_lists', 'read_label_sets', 'tidy_label_sets', 'is_hot',
-           'check_label_columns', 'are_hot_columns', 'hot_label_sets', 'same_files', 'merge_label_sets']
+           'joined_labels', 'check_several_labels', 'recognize_separator', 'are_lists', 'read_label_sets',
+           'tidy_label_sets', 'is_hot', 'check_label_columns', 'are_hot_columns', 'hot_label_sets', 'same_files',
+           'merge_label_sets']
 
 # %% ../../nbs/data/28_label_sets.ipynb #bd6684cf
 import hashlib, os, re
@@ -84,6 +85,19 @@ def joined_labels(
     "Write sets of labels as texts, 'beach;sunset'"
     between = label_separator(classes)
     return [between.join(o) if isinstance(o, (tuple, list)) else str(o) for o in labels]
+
+def check_several_labels(
+    labels:pd.Series # Names, or tuples of names
+):
+    "Raise `ValueError` unless there are two different labels"
+    names = label_names(labels)
+    if len(names) > 1: return
+    if has_label_sets(labels):
+        raise ValueError(f"Only one label, {', '.join(names)!r}: several labels per image need two. For images with "
+                         "and without it make two classes, one label per image.")
+    raise ValueError(
+        f"Only one class, {', '.join(names)!r}: a classifier needs two. Are the images one folder too high or "
+        "too low?")
 
 # %% ../../nbs/data/28_label_sets.ipynb #b6c3c36a
 SEPARATORS = ';|,'      # that are recognized

@@ -20,10 +20,9 @@ import pandas as pd
 from ..core.text import warn_data
 from .columns import (
     _FALSE, _LABEL_NAMES, _PATH_NAMES, _SPLIT, _SPLIT_NAMES, _TRUE, _WEAK_NAMES, ColumnNumber, _distinct, _find_named,
-    _flag, _is_flag, _is_index, _listed, _plain, choose_columns, split_word)
+    _flag, _is_flag, _is_index, _listed, _plain, as_times, choose_columns, split_word)
 from .csvfile import names_image, read_grid
 from .filepaths import Located, as_suffix, exists_below, file_keys, locate_files, one_row_per_file, sample_of
-from .groups import as_times
 from .label_sets import are_hot_columns, are_lists, recognize_separator, has_label_sets, hot_label_sets, is_hot
 from .label_sets import merge_label_sets, read_label_sets
 from .labels import as_texts, clean_label, is_number, one_label, whole_numbers

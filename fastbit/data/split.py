@@ -23,7 +23,7 @@ from ..core.text import first_of, warn_data
 from .check import check_images, header_sizes, median_size
 from .filepaths import check_some_exist
 from .groups import fold_numbers, untrained_classes
-from .label_sets import has_label_sets, hot_labels, label_names
+from .label_sets import check_several_labels, has_label_sets, hot_labels, label_names
 from .quantities import are_quantities, check_digits, quantity_bins
 from .tables import skipped_frame
 from ..metrics.numbers import NumberScale
@@ -292,7 +292,7 @@ def check_table(
 ):
     "Raise `ValueError` for a split that cannot be trained on; warn about a suspicious one"
     train, valid, test = (table[table.split == s] for s in ('train', 'valid', 'test'))
-    if not are_quantities(table.label): _check_several(label_names(table.label), has_label_sets(table.label))
+    if not are_quantities(table.label): check_several_labels(table.label)
     for part, name in ((train, 'training'), (valid, 'validation')):
         if part.empty: raise ValueError(f"There are no {name} images.")
     if are_quantities(table.label): _check_range(train.label, valid.label)
@@ -324,15 +324,6 @@ def _warn_folds(table, keys, what):
     first = rows.path.groupby(keys[rows.index]).transform('first')
     pairs = first_of([f'{p}, {o}' for p, o in zip(rows.path, first) if p != o])
     warn_data(f"{len(rows)} of {len(known)} images {what} in other folds too, so the accuracy is too high:{pairs}")
-
-def _check_several(names, several=False):
-    if len(names) > 1: return
-    if several:
-        raise ValueError(f"Only one label, {', '.join(names)!r}: several labels per image need two. For images with "
-                         "and without it make two classes, one label per image.")
-    raise ValueError(
-        f"Only one class, {', '.join(names)!r}: a classifier needs two. Are the images one folder too high or "
-        "too low?")
 
 def _check_classes(train, valid):
     "Warn about few training images and about classes without validation images"

@@ -18,7 +18,7 @@ from PIL import Image
 
 # %% ../../nbs/export/02_inputs.ipynb #0d615518
 from ..core.text import warn_data
-from ..data.folders import count_reasons, list_folder
+from ..data.folders import check_some_images, count_reasons, list_folder
 
 # %% ../../nbs/export/02_inputs.ipynb #6821365e
 IMAGE_KINDS = ('a path, bytes, a file opened with open(path, "rb"), a Pillow image, '
@@ -66,11 +66,9 @@ def check_no_url(
 def _folder_images(folder) -> list[str]:
     "List all images, with a warning about files that get no prediction"
     found = list_folder(folder)
+    check_some_images(found)
     skipped = [o for o in found.all_skipped if not o[1].startswith('hidden')]
     reasons = count_reasons(skipped)
-    if not found.all_images:
-        there = f'; skipped: {reasons}' if reasons else ''
-        raise FileNotFoundError(f"No images in {folder}{there}.")
     if skipped: warn_data(f"{len(skipped)} file(s) of {folder} have no prediction: {reasons}.")
     return found.all_images
 

@@ -11,7 +11,6 @@ __all__ = ['STRENGTHS', 'USUAL_STRENGTH', 'FOLDS', 'CV_IMAGES', 'SOLVERS', 'HEAD
 # %% ../../nbs/training/10_head.ipynb #83756b94
 import time
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import NamedTuple
 
 # %% ../../nbs/training/10_head.ipynb #a27be968
@@ -25,8 +24,7 @@ from fastcore.basics import patch
 from fastcore.foundation import L
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, PredefinedSplit, StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from threadpoolctl import threadpool_limits
 
@@ -48,6 +46,7 @@ from .checks import check_batches
 from ..data.groups import fold_numbers
 from .ridge import RidgeFit, ridge_fit
 from .separate import separate_logistic, separate_strength
+from .strength import best_strength
 from .tta import image_groups
 from .learner import TransferLearner
 
@@ -56,8 +55,8 @@ from .learner import TransferLearner
 STRENGTHS = (.1, 1., 3., 10., 30., 100., 300., 1000.)
 USUAL_STRENGTH = 10.   # where there are too few images to choose
 FOLDS = 3
-CV_IMAGES = 5000   # at most, on which the strength is chosen: 25 fits of 10,000 images in 100 classes take 43 s
-_SOLVING = 1.2e-6, 3.5e-8  # seconds per image and feature; the same and per class: fits of 160 to 6,000 images in 8 to 100 classes
+CV_IMAGES = 5000   # at most, on which the strength is chosen: 19 fits of 2,400 images in 50 classes take 3 s
+_SOLVING = 6e-7, 2.2e-8  # seconds per image and feature; the same and per class: fits of 160 to 2,400 images in 8 to 50 classes
 _NEVER = 30.  # logits by which a class without training images lies below the others
 
 class FeatureScaler(BaseEstimator, TransformerMixin):
@@ -81,7 +80,7 @@ def logistic_seconds(
     per_feature, per_class = _SOLVING
     chosen_on = min(n_images, CV_IMAGES)
     rows = chosen_on + (n_images - chosen_on)/(FOLDS*len(STRENGTHS))   # those beyond are in the last fit only
-    return .5 + rows*n_features*(per_feature + per_class*n_classes)
+    return .2 + rows*n_features*(per_feature + per_class*n_classes)
 
 class LogisticFit(NamedTuple):
     "A classifier, and how it was regularized"
@@ -111,11 +110,9 @@ def logistic_head(
     # with them and 0.19 s without (numpy 2.4, scipy 1.17)
     with threadpool_limits(1, user_api='blas'):
         if folds >= 2:
-            scoring = 'neg_log_loss' if weights is None else partial(_weighted_score, weights=weights)
             some = _some_images(y, groups, folds, seed)
-            cv = PredefinedSplit(fold_numbers(y[some], folds, seed, groups[some]))
-            search = GridSearchCV(model, dict(logisticregression__C=STRENGTHS), scoring=scoring, cv=cv, refit=False)
-            C = search.fit(x[some], y[some]).best_params_['logisticregression__C']
+            fold, (scaler, plain) = fold_numbers(y[some], folds, seed, groups[some]), model.named_steps.values()
+            C = best_strength(plain, scaler, x[some], y[some], fold, STRENGTHS, weights=weights)
             how = f'{folds}-fold cross-validation on {len(np.unique(groups[some]))} training images'
         model.set_params(logisticregression__C=C).fit(x, y)
     weight, bias = _coefficients(model, len(seen))
@@ -184,9 +181,6 @@ def _weighted(x, y, groups, weights) -> tuple:
     counts = weights[y] > 0
     x, y, groups = x[counts], y[counts], groups[counts]
     return x, y, groups, weights/(weights[y].mean() if len(y) else 1)
-
-def _weighted_score(estimator, x, y, weights) -> float:
-    return -log_loss(y, estimator.predict_proba(x), sample_weight=weights[y], labels=estimator.classes_)
 
 # %% ../../nbs/training/10_head.ipynb #d059c76b
 def _batch_transforms(dls) -> list:
