@@ -36,6 +36,10 @@ def _images_per_size(splits, sizes) -> dict:
     n_eval = len(splits) - n_train*(len(sizes) > 1)
     return {size: n_train if size != sizes[0] else n_eval for size in sizes}
 
+def _key_of(path) -> bytes|None:
+    "The key of a file; `None`: it cannot be found"
+    with suppress(OSError): return file_key(path)
+
 class PixelCache:
     "Squares of image files, decoded and resized once; without a usable cache folder it decodes each time"
     def __init__(self,
@@ -87,6 +91,34 @@ class PixelCache:
         for s, img in made.items():
             if key and s in self.stores: self._add(self.stores[s], key, img)
         return [made[s] if s in made else Image.fromarray(cached[s]) for s in sizes]
+
+    def fill(self,
+        paths:list, # Image files
+        out:list,   # An array for each size: len(paths) x side x side x 3, uint8
+    ):
+        "Read the cached squares of many files into arrays; make and cache the others"
+        keys = [_key_of(p) for p in paths]
+        found = [self._read(keys, squares) for squares in out]
+        for i in np.flatnonzero(~np.logical_and.reduce(found)):
+            missing = [squares for squares, has in zip(out, found) if not has[i]]
+            made = self.squares(ImageFile(paths[i], self.pp, self), [squares.shape[1] for squares in missing])
+            for squares, img in zip(missing, made): squares[i] = img
+
+    def _read(self, keys, out) -> np.ndarray:
+        "Which squares a store has read into an array"
+        store = self.stores.get(out.shape[1])
+        with suppress(OSError):   # it was removed, or cannot be read any more
+            if store is not None: return store.read(keys, out)
+        return np.zeros(len(keys), dtype=bool)
+
+    def has_all(self,
+        paths, # Image files
+        sizes, # Sides, pixels
+    ) -> bool:
+        "Are squares of all files cached?"
+        self.refresh()
+        stores = [self.stores.get(size) for size in sizes]
+        return None not in stores and all(_key_of(p) in s.numbers for p in paths for s in stores)
 
     def _find(self, file, sizes) -> tuple:
         "(the file's key, {size: pixels}); no key if there is nothing to look up or add"

@@ -60,6 +60,7 @@ class RankDL(ImageDL):
         self.batches = [order[lo:lo+bs] for lo in range(0, len(order), bs)]   # of a resumed pass, the remaining ones
         return [[b[i] for i in rank_range(len(b))] or b[:1] for b in self.batches]
 
+    _draws = ImageDL._draws   # of the images in `s` below
     def do_item(self, s): return [super(RankDL, self).do_item(i) for i in s]
     def create_batch(self, b): return fa_collate(b)
 

@@ -166,15 +166,17 @@ class StepDL(ImageDL):
         partners = mixup_draw(step, self.batch, self.mixup, self.seed).partners[own]
         return _Places(own, np.concatenate([own, np.setdiff1d(partners, own)]))
 
-    def do_item(self, s):
-        step, lo = s
+    def _draws(self, some):
+        step, lo = some
         places = self.positions(step).loaded[lo:lo+self.micro]
         rows = step_rows(step, self.n, self.batch, self.seed, self.balanced)
-        return [self._one(step, int(i), int(rows[i])) for i in places]
+        return [(int(rows[i]), f'{self.seed}/{step}/{i}') for i in places]
 
-    def _one(self, step, i, row):
+    def do_item(self, s): return [self._one(row, seed) for row, seed in self._draws(s)]
+
+    def _one(self, row, seed):
         state = random.getstate()
-        random.seed(f'{self.seed}/{step}/{i}')
+        random.seed(seed)
         try: return self.after_item(self.create_item(row))
         finally: random.setstate(state)
 
