@@ -20,6 +20,7 @@ RUNS = dict(   # name: script and its options, after --data and --results
     accuracy=['accuracy.py'],
     memory=['caching_memory.py'],
     startup=['startup.py'],
+    reading=['reading.py'],
 )
 
 
