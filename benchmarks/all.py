@@ -24,6 +24,7 @@ RUNS = dict(   # name: script and its options, after --data and --results
     accuracy=['accuracy.py'],
     memory=['caching_memory.py'],
     startup=['startup.py'],
+    reading=['reading.py'],
     command_start=['command_start.py'],
     probe_strength=['probe_strength.py'],
     gpu=['gpu.py'],

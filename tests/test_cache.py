@@ -430,7 +430,7 @@ def test_files_are_checked_once(folder):
     with pytest.warns(DataWarning, match='are skipped'): first = image_dataloaders(folder, 'test_efficientnet', size=32)
     from fastbit.data import check
     asked = []
-    with patch.object(check, 'inspect_image', side_effect=lambda p: asked.append(p) or check.Inspected('no image')), pytest.warns(DataWarning, match='are skipped'):
+    with patch.object(check, 'read_once', side_effect=lambda p, *how: asked.append(p) or check.Reading(check.Inspected('no image'))), pytest.warns(DataWarning, match='are skipped'):
         again = image_dataloaders(folder, 'test_efficientnet', size=32)
     assert [Path(p).name for p in asked] == ['broken.png']   # what could not be read is tried again
     good = lambda dls: dls.report[dls.report.reason == ''].reset_index(drop=True)

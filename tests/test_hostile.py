@@ -90,15 +90,16 @@ def _readers(tmp_path):
     from fastbit.data.augment import Augment
     from fastbit.data.features import view_pixels
     from fastbit.data import inspect_image
+    from fastbit.data.check import read_once
     from fastbit.export.predict import flat_squares
     from fastbit.data.stream_dl import StreamDL
     pp = body_preprocess('test_efficientnet', size=32)
     stream = SimpleNamespace(pp=pp, train=True, seed=0, augment=Augment())
-    return dict(check=inspect_image, predict=lambda p: flat_squares(p, [32], pp), features=lambda p: view_pixels(p, 0, pp), stream=lambda p: StreamDL._pixels(stream, (0, p.read_bytes(), 0)))
+    return dict(check=inspect_image, once=lambda p: read_once(p, pp, [32, 35]), predict=lambda p: flat_squares(p, [32], pp), features=lambda p: view_pixels(p, 0, pp), stream=lambda p: StreamDL._pixels(stream, (0, p.read_bytes(), 0)))
 
 
 @pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='only Linux tells the high-water mark')
-@pytest.mark.parametrize('reader', ['check', 'predict', 'features', 'stream'])
+@pytest.mark.parametrize('reader', ['check', 'once', 'predict', 'features', 'stream'])
 def test_one_large_image_is_in_memory_at_a_time(reader, tmp_path):
     "Whatever the number of threads: the picture as stored and as RGB, and no more"
     f = _readers(tmp_path)[reader]

@@ -143,7 +143,7 @@ class ImageLoaders(ImageSetLoaders):
         return find(items, known, self.vocab.o2i)
 
 # %% ../../nbs/data/17_loaders.ipynb #b9dfa567
-def _make_loaders(images:ImageSet, bs, seed, batch_tfms, loading) -> ImageLoaders:
+def _make_loaders(images:ImageSet, bs, seed, batch_tfms, loading, pixels=None) -> ImageLoaders:
     table, pp, augment = images.table, images.preprocess, images.augment
     splits = [np.flatnonzero(table.split == s).tolist() for s in ('train', 'valid')]
     task = images.task
@@ -155,7 +155,7 @@ def _make_loaders(images:ImageSet, bs, seed, batch_tfms, loading) -> ImageLoader
     balanced = BalancedDraw(_class_numbers(table, vocab)) if images.balance == 'batches' else None
     made = dsets.dataloaders(
         bs=bs, dl_type=ImageDL, seed=seed, shuffle=True, drop_last=False, device=loading.device, num_workers=workers,
-        pixels=PixelCache(pp, table, loading.cache_gb) if loading.cache else None,
+        pixels=_pixel_cache(pixels, images, loading),
         dl_kwargs=[dict(balanced=balanced), {}],
         after_item=[TrainImage(pp, replace(augment, batches=())), EvalImage(pp), ToTensor()],   # workers get these
         after_batch=[IntToFloatTensor(), *augment.batches, *(batch_tfms or [])])
@@ -165,6 +165,12 @@ def _make_loaders(images:ImageSet, bs, seed, batch_tfms, loading) -> ImageLoader
     test = table.path[table.split == 'test']
     if len(test): dls.loaders.append(dls.test_dl([Path(p) for p in test], with_labels=True))
     return dls
+
+def _pixel_cache(pixels, images, loading) -> PixelCache|None:
+    "The cache that the check has filled, or another one"
+    if pixels is None: return PixelCache(images.preprocess, images.table, loading.cache_gb) if loading.cache else None
+    pixels.divide(images.table.split)
+    return pixels
 
 @with_options(without=('bs',))
 def table_dataloaders(
@@ -269,13 +275,11 @@ def _copies(report, data) -> dict|None:
     good = report[report.reason == '']
     return dict(zip(good.path, copy_numbers(good)))
 
-def _split_set(images, data, check, cache) -> ImageSet:
+def _split_set(images, data, check, cache, pixels) -> ImageSet:
     "Drop rows that cannot be used, and split the others"
-    _check_task(images.task, data)
-    _check_drawing(images, data)
     table, left_out, report = images.table, images.left_out, None
     if check:
-        table, left_out, report = drop_unreadable(table, cache=cache)
+        table, left_out, report = drop_unreadable(table, cache=cache, pixels=pixels)
         for words in depth_words(report, data.max_value): warn_data(words)
     copies = _copies(report, data)
     table = _with_groups(table, copies, data)
@@ -325,7 +329,12 @@ def image_dataloaders(
     read_level(data.augment)
     if not by_rule: augment = resolve_augment(data.augment, pp, data.jitter)
     images = read_ordered_set(path, **asdict(table), group=data.group, time=data.time)
-    images = _split_set(images, data, check, loading.cache)
+    _check_task(images.task, data)
+    _check_drawing(images, data)
+    # squares are kept while the files are checked, if their size is known by then and all images will be used
+    keep = check and loading.cache and not by_rule and data.k_per_class is None
+    pixels = PixelCache(pp, images.table, loading.cache_gb) if keep else None
+    images = _split_set(images, data, check, loading.cache, pixels)
     if by_rule:   # the authors' resolution for images of this size, or `size` with their room for crops
         images = replace(images, image_size=training_size(images.table, images.report))
         rule = HyperRule.for_data(1, images.image_size, size=size)
@@ -333,4 +342,5 @@ def image_dataloaders(
         check_size(arch, pp.size)
         augment = resolve_augment(data.augment, pp, data.jitter)   # at the size that it gets
     images = replace(images, preprocess=pp, augment=augment, balance=data.balance)
-    return _make_loaders(images, bs or default_bs(pp.size, loading.device), data.seed, batch_tfms, loading)
+    bs = bs or default_bs(pp.size, loading.device)
+    return _make_loaders(images, bs, data.seed, batch_tfms, loading, pixels)

@@ -32,8 +32,9 @@ def common_folder(
 
 def _images_per_size(splits, sizes) -> dict:
     "Count the images per size: validation images in the smaller one, training images in the one they are cropped from"
-    n_train = int((splits == 'train').sum())
-    n_eval = len(splits) - n_train*(len(sizes) > 1)
+    n_open = int((splits == '').sum())   # both, until they are drawn
+    n_train = int((splits == 'train').sum()) + n_open
+    n_eval = len(splits) - (n_train - n_open)*(len(sizes) > 1)
     return {size: n_train if size != sizes[0] else n_eval for size in sizes}
 
 def _key_of(path) -> bytes|None:
@@ -44,21 +45,28 @@ class PixelCache:
     "Squares of image files, decoded and resized once; without a usable cache folder it decodes each time"
     def __init__(self,
         pp:Preprocess,      # Sizes and resizing
-        table:pd.DataFrame, # Columns path and split: the data it is for
+        table:pd.DataFrame, # Columns path and split: the data it is for; split '' is still to be drawn
         gb:float=CACHE_GB,  # GB that all stores together may take
     ):
-        self.pp = pp
+        self.pp, self.gb = pp, gb
         self.stores = {}
-        n_images = _images_per_size(table.split, sorted({pp.size, pp.train_size if pp.crop else pp.size}))
         folder = common_folder(table.path)
         try:
-            for size in n_images: self.stores[size] = self._open(size, folder, gb)
+            for size in self._sizes: self.stores[size] = self._open(size, folder, gb)
         except OSError as e:
             self.stores = {}
             warn_data(
                 f"The cache cannot be used ({e}); images are decoded in every epoch. FASTBIT_CACHE=FOLDER names "
                 "another place.")
-        else: self._divide(n_images, gb)
+        self.divide(table.split)
+
+    @property
+    def _sizes(self) -> list: return sorted({self.pp.size, self.pp.train_size if self.pp.crop else self.pp.size})
+
+    @property
+    def bytes_per_image(self) -> int:
+        "Count the bytes of all squares of one image"
+        return sum(s.row_bytes for s in self.stores.values())
 
     def _open(self, size, folder, gb) -> RowStore:
         pp = self.pp
@@ -67,9 +75,12 @@ class PixelCache:
             draft=draft_size(pp), max_value=pp.max_value, pillow=PIL.__version__)
         return open_store('pixels', about, (size, size, 3), np.uint8, gb)
 
-    def _divide(self, n_images, gb):
+    def divide(self,
+        splits:pd.Series # Split of each image
+    ):
         "Make room, and divide it among the sizes"
-        stores = self.stores
+        stores, gb, n_images = self.stores, self.gb, _images_per_size(splits, self._sizes)
+        if not stores: return
         wanted = {size: max(0, n_images[size]*(s.row_bytes+16) - s.n_bytes) for size, s in stores.items()}
         total = sum(wanted.values())
         free = make_room(total, [s.folder for s in stores.values()], gb, ('pixels',))
@@ -130,7 +141,29 @@ class PixelCache:
                 if key and (pixels := store.get(key)) is not None: cached[s] = pixels
         return key, cached
 
-    def _add(self, store:RowStore, key, img):
-        if store.n_bytes + store.row_bytes + 16 > store.max_bytes: return
-        try: store.add([key], np.asarray(img)[None])
+    def _add(self, store:RowStore, key, img): self._add_rows(store, [key], np.asarray(img)[None])
+
+    @staticmethod
+    def _room(store) -> int:
+        "Count the squares that still fit"
+        return max(0, store.max_bytes - store.n_bytes)//(store.row_bytes + 16)
+
+    def _add_rows(self, store, keys, rows):
+        n = self._room(store)
+        if not n or not len(keys): return
+        try: store.add(keys[:n], rows[:n])
         except OSError: store.max_bytes = 0   # full, or removed: its rows are whole, and no more are added
+
+    def missing(self,
+        key:bytes # From `file_key`; b'': there is no such file
+    ) -> list: # Sides, pixels
+        "List the sizes of which the file has no square, and for which there is room"
+        return [size for size, s in self.stores.items() if key and key not in s.numbers and self._room(s)]
+
+    def keep(self,
+        made:list # (key, {size: pixels}) of files
+    ):
+        "Cache squares that were made while the files were checked"
+        for size, store in self.stores.items():
+            new = [(key, squares[size]) for key, squares in made if size in squares]
+            if new: self._add_rows(store, [k for k, _ in new], np.stack([o for _, o in new]))

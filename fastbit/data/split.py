@@ -270,9 +270,10 @@ def drop_unreadable(
     table:pd.DataFrame, # From `image_table`
     n_workers:int=None, # Threads; `None`: one per core, at most 16
     cache:bool=True,    # As for `check_images`
+    pixels=None,        # As for `check_images`
 ) -> ReadableRows:
     "Read all files and drop those that cannot be read, with a warning; raise `ValueError` if none can"
-    report = check_images(table.path, n_workers, cache)
+    report = check_images(table.path, n_workers, cache, pixels)
     bad = report[report.reason != ''][['path', 'reason']].reset_index(drop=True)
     if bad.empty: return ReadableRows(table=table.reset_index(drop=True), left_out=bad, report=report)
     reasons = [f'{p}: {r}' for p, r in bad.values]

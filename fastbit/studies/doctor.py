@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/studies/doctor.html.md"""
 __all__ = ['DataCheck', 'check_data']
 
 # %% ../../nbs/studies/02_doctor.ipynb #5d9fe07a
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from ..core.store import CACHE_GB
 from ..core.text import ShownOnce, show
 from ..data.check import check_images
 from ..data.copies import duplicate_groups
+from ..data.pixels import PixelCache
 from ..data.decode import read_image
 from ..data.features import frozen_features
 from ..data.filepaths import check_some_exist
@@ -251,7 +252,11 @@ def check_data(
     numbers = are_quantities(table.label)
     if numbers: table = table.assign(number=table.label, label=[f'{v:.12g}' for v in table.label])
     skipped = [*images.skipped.itertuples(index=False), *untrained.itertuples(index=False)]
-    report = check_images(table.path, cache=cache)
+    pp = body_preprocess(arch, usual.get('size') if size is None else size, max_value=max_value) if labels else None
+    judge = labels and len(label_names(table.label)) > 1
+    # the body gets its squares from the reading that checks the files
+    pixels = PixelCache(replace(pp, crop=False), table, cache_gb) if judge and cache else None
+    report = check_images(table.path, cache=cache, pixels=pixels)
     sizes = [] if numbers else size_issues(table)
     classes, several = label_names(table.label), has_label_sets(table.label)
     good = table[table.path.map(dict(zip(report.path, report.reason))) == ''].reset_index(drop=True)
@@ -271,9 +276,8 @@ def check_data(
     ordinary = count_reasons(o for o in skipped if not is_odd(o[1]))
     if ordinary: not_listed.append(f'other files ({ordinary})')
     if labels and good.label.nunique() > 1:
-        pp = body_preprocess(arch, usual.get('size') if size is None else size, max_value=max_value)
         model = TransferModel(build_body(arch, 2, weights)).to(device)
-        features = frozen_features(model, list(good.path), pp, cache=cache, cache_gb=cache_gb)
+        features = frozen_features(model, list(good.path), pp, cache=cache, cache_gb=cache_gb, pixels=pixels)
         rows = features.rows[features.index[:, 0]].reshape(len(good), -1)
         if numbers:
             judged = number_issues(good, rows, groups)
