@@ -21,6 +21,7 @@ RUNS = dict(   # name: script and its options, after --data and --results
     fine_tuning_bit=['fine_tuning.py', *BIT, '--repeats', '2'],
     evaluation=['evaluation.py'],
     evaluation_bit=['evaluation.py', *BIT, '--repeats', '2'],
+    batches=['batches.py'],
     accuracy=['accuracy.py'],
     memory=['caching_memory.py'],
     startup=['startup.py'],

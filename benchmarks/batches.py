@@ -5,17 +5,17 @@
 One core and one thread, no worker processes, every square cached. Images per second of three loops over the training
 images, in turns: fastbit's training loader, with random crops and flips; the same loader image by image, as fastai's
 transforms work and as fastbit's worked before; and a bare loop that gathers squares from an array in memory, crops and
-scales them into the same kind of batch, without flips, labels or files. The share of an epoch is the time of the
-training and validation batches over that of an epoch that trains everything.
+scales them into the same kind of batch, without flips or files. The last figure is the part of an epoch that batches
+take: the time to make one over that of a training step of all layers on it.
 """
-import gc, os
+import gc, os, time
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import numpy as np, torch
 
 from fastbit.data import ImageDL
-from peers import fastbit_learner, interleaved, median, note, paired, parser, prepare, quiet, seconds, split, spread
+from peers import fastbit_learner, interleaved, median, note, paired, parser, prepare, seconds, split, spread
 
 
 class OneByOne(ImageDL):
@@ -55,9 +55,10 @@ def timed(batches, passes):
 def measure(args, size):
     args.size = size
     learn = fastbit_learner(split(args), args, num_workers=0)
-    train, valid = learn.dls.train, learn.dls.valid
+    train = learn.dls.train
     one_by_one = train.new(cls=OneByOne)
-    for dl in (train, valid): list(dl)   # from now on all squares are cached
+    list(train)     # from now on its squares are cached
+    time.sleep(4)   # those of a file that was just written are checked in each pass
     squares, targets = squares_of(train), torch.zeros(train.n, dtype=torch.long)
     bare = lambda: bare_pass(squares, targets, size, args.bs)
     passes = max(1, 2_000_000//(size**2*train.n//10))
@@ -76,28 +77,34 @@ def measure(args, size):
 
 
 def share(args, learn, size):
-    "Part of an epoch that is spent on making its batches"
+    "Time to make a batch over the time to train everything on it"
     learn.unfreeze()
-    def epoch():
-        with quiet(learn): learn.fit(1)
-    def batches():
-        for dl in learn.dls.loaders: list(dl)
-    epoch()
-    parts = [seconds(batches)/seconds(epoch) for _ in range(args.epochs)]
-    note(args, f'batches / an epoch of training everything at {size} px', round(float(np.median(parts)), 3), size=size,
+    learn.create_opt()
+    x, y = learn.dls.train.one_batch()
+    learn.model.train()
+
+    def step():
+        learn.loss_func(learn.model(x), y).backward()
+        learn.opt.step()
+        learn.opt.zero_grad()
+
+    def batches(): return seconds(lambda: list(learn.dls.train))/len(learn.dls.train)
+
+    step()
+    parts = [batches()/seconds(step) for _ in range(max(5, args.repeats))]
+    note(args, f'making a batch / training everything on it, {size} px', round(float(np.median(parts)), 3), size=size,
          range=spread(parts, digits=3))
 
 
 def main():
     p = parser(__doc__, repeats=7)
     p.add_argument('--sizes', type=int, nargs='+', default=[64, 128, 224])
-    p.add_argument('--epochs', type=int, default=1, help='that are timed for the share of an epoch; 0: none')
     args = p.parse_args()
     torch.set_num_threads(1)
     prepare(args)
     for size in args.sizes:
         learn = measure(args, size)
-        if args.epochs: share(args, learn, size)
+        share(args, learn, size)
 
 
 if __name__ == '__main__': main()

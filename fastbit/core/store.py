@@ -128,7 +128,7 @@ class RowStore:
         return np.frombuffer(data, self.dtype).reshape(self.shape)
 
     def read(self,
-        keys,           # From `row_key` or `file_key`; `None`: there is no such row
+        keys,           # From `row_key` or `file_key`; `None`: a row that is absent
         out:np.ndarray, # len(keys) x shape, contiguous: where the rows go
     ) -> np.ndarray: # Which of them were read; the others are absent or damaged
         "Read many rows, as `get`, but check each only once until the file changes; raise `OSError` as `get`"

@@ -12,7 +12,6 @@ __all__ = ['ReadImage', 'plain_path', 'PathLabel', 'LabelTargets', 'ImageDL', 'r
 import multiprocessing, os, random, signal, sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import islice
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import ForkingPickler
@@ -22,8 +21,8 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image
 from fastai.data.core import TfmdDL
-from fastai.data.transforms import Categorize, MultiCategorize, OneHotEncode, RegressionSetup
-from fastai.torch_core import default_device
+from fastai.data.transforms import Categorize, IntToFloatTensor, MultiCategorize, OneHotEncode, RegressionSetup
+from fastai.torch_core import TensorImage, default_device
 from fasttransform import Transform
 
 # %% ../../nbs/data/15_batches.ipynb #81da24bc
@@ -74,6 +73,7 @@ class LabelTargets:
     ):
         first = labels.tfms.fs[0]
         self.labels, self.of = labels, first.of if type(first) is PathLabel else None
+        self.items = list(labels.items)
         self.made, self.kind, self.n_bytes = {}, None, 0
 
     @staticmethod
@@ -85,7 +85,7 @@ class LabelTargets:
         return bool(kinds) and kinds <= _TARGETS
 
     def _one(self, i) -> torch.Tensor:
-        label = self.labels.items[i]
+        label = self.items[i]
         if self.of is not None: label = self.of[plain_path(label)]
         key = tuple(label) if isinstance(label, list) else label
         if key not in self.made: self._make(key, i)
@@ -234,49 +234,53 @@ class ImageDL(TfmdDL):
         if cutter is None or cutter.pp != self.pixels.pp or not all(map(LabelTargets.knows, lists[1:])): return None
         return cutter if all(isinstance(o, (str, Path)) for o in lists[0].items) else None
 
-    def _squares(self, cutter, labels, some, pin=False) -> Squares:
-        "Read the squares of a batch"
-        numbers, seeds = zip(*self._draws(some))
-        files = self.dataset.tls[0].items
-        shapes = [(len(numbers), side, side, 3) for side in cutter.sizes]
-        arrays = [torch.empty(shape, dtype=torch.uint8, pin_memory=pin) for shape in shapes]
-        self.pixels.fill([files[i] for i in numbers], [a.numpy() for a in arrays])
-        return Squares(arrays=arrays, cuts=cutter.draw(seeds), targets=[o.batch(numbers) for o in labels])
-
-    def _labels(self) -> list: return [LabelTargets(tl) for tl in self.dataset.tls[1:]]
+    def _loading(self, cutter, pin=False):
+        "Return the function that reads the squares of a batch"
+        files = list(self.dataset.tls[0].items)
+        labels = [LabelTargets(tl) for tl in self.dataset.tls[1:]]
+        def load(some) -> Squares:
+            numbers, seeds = zip(*self._draws(some))
+            shapes = [(len(numbers), side, side, 3) for side in cutter.sizes]
+            arrays = [torch.empty(shape, dtype=torch.uint8, pin_memory=pin) for shape in shapes]
+            self.pixels.fill([files[i] for i in numbers], [a.numpy() for a in arrays])
+            return Squares(arrays=arrays, cuts=cutter.draw(seeds), targets=[o.batch(numbers) for o in labels])
+        return load
 
     def create_batches(self, samps):
         cutter = self._cutter(self.after_item.split_idx)
         if cutter is None: return super().create_batches(samps)
-        labels = self._labels()
-        return (self._squares(cutter, labels, some).cut(cutter) for some in self.chunkify(samps))
+        return (squares.cut(cutter) for squares in map(self._loading(cutter), self.chunkify(samps)))
 
     def __iter__(self):
         cutter = self._cutter(getattr(self.dataset, 'split_idx', None))
-        if cutter is None or self.fake_l.num_workers and not self._are_cached(cutter): yield from super().__iter__()
-        elif _cuts_on(self.device): yield from self._device_batches(cutter)
-        else: yield from self._batches_here(super().__iter__())
+        on_cpu = not _cuts_on(self.device)
+        workers = self.fake_l.num_workers and not (cutter and self._are_cached(cutter))
+        if cutter is None or workers or on_cpu and self.pin_memory: yield from super().__iter__()
+        else: yield from self._cut_batches(cutter, on_cpu)
 
     def _are_cached(self, cutter) -> bool:
         "Are all squares cached? Then worker processes have nothing to do"
         if not self.all_cached: self.all_cached = self.pixels.has_all(self.dataset.tls[0].items, cutter.sizes)
         return self.all_cached
 
-    def _batches_here(self, batches):
-        "Yield the batches of a pass without worker processes"
-        with self.fake_l.no_multiproc(): first = next(batches, None)   # which starts them
-        if first is None: return
-        yield first
-        yield from batches
-
-    def _device_batches(self, cutter):
-        "Yield the batches of a pass, cut on an accelerator; a thread reads the next ones"
+    def _cut_batches(self, cutter, on_cpu):
+        "Yield the batches of a pass, made in this process; for an accelerator a thread reads the next ones"
         self.randomize()
         self.before_iter()
-        load = partial(self._squares, cutter, self._labels(), pin=self.device.type == 'cuda')
-        for squares in _ahead(load, self.chunkify(self.get_idxs())):
-            yield self.after_batch(squares.cut_on(cutter, self.device))
+        chunks = self.chunkify(self.get_idxs())
+        if on_cpu: batches = (squares.cut(cutter) for squares in map(self._loading(cutter), chunks))
+        else:
+            load = self._loading(cutter, pin=self.device.type == 'cuda')
+            batches = (squares.cut_on(cutter, self.device) for squares in _ahead(load, chunks))
+        for b in batches: yield self._after(b)
         self.after_iter()
+
+    def _after(self, b) -> tuple:
+        "Apply the batch transforms; without type dispatch, which takes longer than a small batch, if they only scale"
+        fs = self.after_batch.fs
+        if [type(f) for f in fs] != [IntToFloatTensor] or b[0].dtype != torch.uint8: return self.after_batch(b)
+        images = b[0].as_subclass(torch.Tensor).float().div_(fs[0].div)
+        return images.as_subclass(TensorImage), *b[1:]
 
 # %% ../../nbs/data/15_batches.ipynb #dea5581f
 def resolve_device(

@@ -39,7 +39,8 @@ def _images_per_size(splits, sizes) -> dict:
 
 def _key_of(path) -> bytes|None:
     "The key of a file; `None`: it cannot be found"
-    with suppress(OSError): return file_key(path)
+    try: return file_key(path)
+    except OSError: return None
 
 class PixelCache:
     "Squares of image files, decoded and resized once; without a usable cache folder it decodes each time"
