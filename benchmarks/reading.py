@@ -34,13 +34,14 @@ print(read - start, time.perf_counter() - read, memory() - before, len(groups))
 
 
 def draw_photos(folder, n):
-    "JPEGs of 12 megapixels with detail at every scale, about 4 MB each"
+    "JPEGs of 12 megapixels with detail at every scale and the noise of a sensor"
     folder.mkdir()
     for i in range(n):
         rng, img = np.random.default_rng(i), np.zeros((3000, 4000, 3), np.float32)
         for k in (8, 64, 512, 2000):
             small = Image.fromarray(rng.integers(0, 256, (3*k//4, k, 3), dtype=np.uint8))
             img += np.asarray(small.resize((4000, 3000), Image.Resampling.BICUBIC), np.float32)*(.7 if k == 8 else .1)
+        img += rng.integers(-16, 17, img.shape, dtype=np.int8)
         Image.fromarray(img.clip(0, 255).astype(np.uint8)).save(folder/f'{i}.jpg', quality=92)
     paths = sorted(map(str, folder.iterdir()))
     return pd.DataFrame(dict(path=paths, label='photo', split='train'))
@@ -84,6 +85,15 @@ def note_ratios(args, times, what, images):
         note(args, f'first run from files, {what} / {words}', round(paired(times, 'first', peer), 2), '1.15', **more)
 
 
+def note_first_runs(args, tmp):
+    table = split(args)
+    note_ratios(args, first_runs(table, args, args.size), f'{args.size} px', len(table))
+    if not args.photos: return
+    photos = draw_photos(tmp/'photos', args.photos)
+    for size in args.photo_sizes:
+        note_ratios(args, first_runs(photos, args, size), f'{size} px, JPEGs of 12 megapixels', len(photos))
+
+
 def draw_tiny(folder, first, n):
     "PNGs of smooth pictures; each hundredth is the one before it, a little darker"
     folder.mkdir(exist_ok=True)
@@ -106,20 +116,15 @@ def growth(folder, n):
 
 
 def main():
-    p = parser(__doc__, repeats=5)
-    p.add_argument('--photos', type=int, default=4, help='drawn JPEGs of 12 megapixels; 0: none')
+    p = parser(__doc__, repeats=5)   # 0: the check alone
+    p.add_argument('--photos', type=int, default=6, help='drawn JPEGs of 12 megapixels; 0: none')
     p.add_argument('--photo-sizes', type=int, nargs='*', default=[128, 224])
     p.add_argument('--files', type=int, nargs='*', default=[5000, 20000], help='drawn images of the check, ascending')
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         os.environ['FASTBIT_CACHE'] = str(tmp/'cache')
-        table = split(args)
-        note_ratios(args, first_runs(table, args, args.size), f'{args.size} px', len(table))
-        if args.photos: photos = draw_photos(tmp/'photos', args.photos)
-        for size in args.photo_sizes if args.photos else ():
-            what = f'{size} px, JPEGs of 12 megapixels'
-            note_ratios(args, first_runs(photos, args, size), what, len(photos))
+        if args.repeats: note_first_runs(args, tmp)
         found, drawn = {}, 0
         for n in args.files:
             draw_tiny(tmp/'tiny', drawn, n)

@@ -24,7 +24,7 @@ PP = body_preprocess('test_efficientnet', size=32)
 def verdict(o): return replace(o, look=b'', exact=True)
 
 
-def photo(seed, size=(300, 220)):
+def photo(seed, size=(360, 260)):
     "Smooth at every scale, as photos are"
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
@@ -38,7 +38,7 @@ def jpeg(img, **kwargs):
 
 @pytest.fixture
 def photos(tmp_path):
-    "JPEGs of 300 x 220, which a look takes at a third of the pixels that squares of 32 need"
+    "JPEGs of 360 x 260: a look takes every fourth pixel in each direction, squares of 32 pixels every second one"
     for label in 'ab':
         (tmp_path/'photos'/label).mkdir(parents=True)
         for i in range(10): photo(i + 100*(label == 'b')).save(tmp_path/'photos'/label/f'{i}.jpg', quality=90)
@@ -183,7 +183,8 @@ def test_several_processes_fill_one_cache(photos):
     paths = sorted(map(str, photos.rglob('*.jpg')))
     caches = [PixelCache(PP, pd.DataFrame(dict(path=paths, split=''))) for _ in range(3)]
     with patch.object(check, '_MANY', 4), ThreadPoolExecutor(3) as ex: reports = list(ex.map(lambda o: check_images(paths, 1, pixels=o), caches))
-    for o in reports: pd.testing.assert_frame_equal(o, reports[0])
+    # whoever finds the squares of another makes the usual look
+    for o in reports: assert o.drop(columns=['look', 'exact']).equals(reports[0].drop(columns=['look', 'exact'])) and not duplicate_groups(o)
     fresh = PixelCache(PP, pd.DataFrame(dict(path=paths, split='')))
     with patch('fastbit.data.transforms.ImageFile.make', side_effect=AssertionError('decoded again')):
         for p in paths:

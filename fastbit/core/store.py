@@ -166,10 +166,10 @@ class RowStore:
         with FileLock(self.folder/'lock', mode=0o644):
             self.refresh()
             self._check_room(len(keys))
-            data = [r.tobytes() for r in rows]
+            data = rows.reshape(-1).view(np.uint8).reshape(len(rows), self.row_bytes)   # not copied: there may be many megabytes
             checked = [k + self._check(k, d).to_bytes(4, 'little') for k, d in zip(keys, data)]
             # over what an interrupted process may have left
-            self._write(self.rows_file, len(self)*self.row_bytes, b''.join(data))
+            self._write(self.rows_file, len(self)*self.row_bytes, memoryview(data.reshape(-1)))
             self._write(self.keys_file, len(self)*_KEY.itemsize, b''.join(checked))
             self.refresh()
 

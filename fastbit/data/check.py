@@ -90,7 +90,8 @@ def _read_bytes(data, pp, sizes) -> Reading:
                 img.load()
                 known |= dict(peak=_peak(img, cut), cut=cut)
                 gray_16, upright = img.mode in _GRAY_16, _upright(img)
-                rgb = to_rgb(upright, max(1, known['peak'])) if gray_16 else to_rgb(upright)   # copies have one peak
+                scale = dict(max_value=max(1, known['peak'])) if gray_16 else {}   # copies have one peak
+                rgb = to_rgb(upright, **scale)
                 known |= dict(look=image_look(rgb if finer == 1 else rgb.reduce(finer)), exact=finer == 1)
                 if gray_16 and sizes: rgb = to_rgb(upright, pp.max_value)
                 squares = _squares(rgb, sizes, pp)
@@ -98,7 +99,7 @@ def _read_bytes(data, pp, sizes) -> Reading:
     return Reading(Inspected('', **known), squares)
 
 def _draft(img, side) -> int:
-    "Let a JPEG be decoded at a scale that leaves both sides `side` long; return how many times finer than a look's it is"
+    "Choose the scale of a JPEG that leaves both sides `side` long; return how many times finer it is than a look's"
     if not isinstance(img, JpegImageFile): return 1   # the others have one scale
     scale = 1 if side is None else _draft_scale(img.size, side)
     finer = _draft_scale(img.size, _LOOK_SIDE)//scale
@@ -141,7 +142,7 @@ def check_images(
 
 _FIELDS = [f.name for f in fields(Inspected)]
 _MANY = 256         # files whose findings are cached at a time
-_GROUP_BYTES = 2**24 # of their squares
+_GROUP_BYTES = 2**22 # of their squares
 
 class _Check:
     "A check of many files: what is known, and where it is kept"
