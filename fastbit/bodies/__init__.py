@@ -6,11 +6,12 @@ from .load import load_weights
 from .build import ResolvedBody, build_body, check_size, resolve_body, zero_classifier
 from .catalogue import list_bodies
 from .stages import Stage, body_stages
+from .fused import can_fuse, fused_steps
 from .model import BN_MODES, TransferModel, run_stages
 from .fold import FoldedModel, can_fold, fold_net
 
 __all__ = [
-    'BN_MODES', 'body_preprocess', 'body_stages', 'build_body', 'can_fold', 'check_size', 'fold_net', 'FoldedModel',
-    'hub_file', 'list_bodies', 'load_weights', 'Preprocess', 'resolve_body', 'ResolvedBody', 'run_stages', 'Stage',
-    'timm_name', 'TransferModel', 'weights_source', 'zero_classifier',
+    'BN_MODES', 'body_preprocess', 'body_stages', 'build_body', 'can_fold', 'can_fuse', 'check_size', 'fold_net',
+    'FoldedModel', 'fused_steps', 'hub_file', 'list_bodies', 'load_weights', 'Preprocess', 'resolve_body',
+    'ResolvedBody', 'run_stages', 'Stage', 'timm_name', 'TransferModel', 'weights_source', 'zero_classifier',
 ]

@@ -9,7 +9,7 @@ __all__ = ['BN_MODES', 'has_known_steps', 'run_stages', 'TransferModel', 'body_d
 
 # %% ../../nbs/bodies/07_model.ipynb #d48fed5c
 import hashlib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from operator import attrgetter
 
 # %% ../../nbs/bodies/07_model.ipynb #55908814
@@ -19,6 +19,7 @@ from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
 # %% ../../nbs/bodies/07_model.ipynb #2118345e
+from .fused import can_fuse, fused_steps
 from .stages import body_memory_format, body_stages
 from .steps import Steps, body_steps, classify, headless
 
@@ -82,6 +83,8 @@ def _steps(net) -> Steps:
 class TransferModel(nn.Module):
     "Normalization and a timm model, with stages that freeze"
     compiled = ()   # `net` compiled, for batches of a fit that uses it
+    fused = True    # training steps on a CPU use fused operations, where `can_fuse` allows it
+
     def __init__(self,
         net:nn.Module,  # A timm model
         bn:str='frozen' # BatchNorm of stages that train: 'frozen', 'affine' or 'train'
@@ -109,6 +112,10 @@ class TransferModel(nn.Module):
         return ((x - self.mean) / self.std).contiguous(memory_format=self.format)
 
     def forward(self, x): # images, or the output of earlier stages within `starting_at` -> logits, bs x classes
+        fuses = self.fused and not self.compiled and can_fuse(self.net)
+        with fused_steps(self.net) if fuses else nullcontext(): return self._logits(x)
+
+    def _logits(self, x):
         if self.starts_at: return run_stages(self.net, self.stages, x.as_subclass(torch.Tensor), self.starts_at)
         net, = self.compiled or (self.net,)
         return net(self.normalized(x))

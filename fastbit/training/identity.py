@@ -67,6 +67,7 @@ def describe_run(
     keep_best = [f'{cb.monitor}, patience {cb.patience}' for cb in watched]
     described = [cb.description for cb in (*learn.cbs, *cbs) if getattr(type(cb), 'description', None)]
     if described: training['callbacks'] = described
+    if not getattr(learn.model, 'fused', True): training['fused'] = False
     weights = getattr(learn, 'class_weights', None)
     if weights is not None: training['class_weights'] = [float(f'{w:.6g}') for w in weights]
     training = dict(loss=describe_loss(learn.loss_func), keep_best=keep_best, fastbit=__version__, **training)

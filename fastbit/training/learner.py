@@ -78,11 +78,12 @@ class TransferLearner(Loop):
         model_dir:str|Path='models', # Below `path`
         task:Task=SINGLE_LABEL,  # What an answer is
         compile:bool=True,       # Use `torch.compile` on a GPU, in fits that are long enough to gain from it?
+        fused:bool=True,         # Use fused operations in training steps on a CPU? Gradients are the same to rounding
         **kwargs                 # Options of fastai's `Learner`
     ):
         self.n_out, self.task = LinearHead(model.net).n_out, task
         self.feature_memory = FeatureMemory()   # of the trained body
-        self.compiles = compile
+        self.compiles, model.fused = compile, fused
         super().__init__(
             dls, model, splitter=TransferModel.stage_params, train_bn=False, lr=lr, wd=wd, moms=moms, cbs=cbs,
             path=path, model_dir=model_dir, **kwargs)
