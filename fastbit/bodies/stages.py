@@ -93,11 +93,11 @@ def body_stages(
     return stages
 
 # %% ../../nbs/bodies/06_stages.ipynb #25b963dd
-_CHANNELS_LAST = ('efficientnet', 'mobilenetv3')   # timm's modules; MobileNetV4 is in the second
+_CHANNELS_LAST = ('efficientnet', 'mobilenetv3', 'regnet', 'densenet')   # timm's modules; MobileNetV4 is in the second
 
 def body_memory_format(
     net:nn.Module # A timm model
 ) -> torch.memory_format:
-    "Choose the memory format that `net` trains fastest in: channels-last for EfficientNet and MobileNet"
+    "Choose the memory format that `net` trains fastest in: channels-last for EfficientNet, MobileNet, RegNet and DenseNet"
     family = type(net).__module__.rpartition('.')[2]
     return torch.channels_last if family in _CHANNELS_LAST else torch.contiguous_format

@@ -20,6 +20,7 @@ from fastcore.foundation import L
 
 # %% ../../nbs/training/08_loop.ipynb #ce2663c5
 from ..bodies.fold import FoldedModel, can_fold
+from ..core.memory import kept_memory
 from ..core.processes import broadcast_model, world
 from ..core.restore import temp_attrs
 from ..core.text import warn_data
@@ -101,7 +102,7 @@ class Loop(Learner):
         # loggers restore what they found, in the order in which they came: one of several would stay
         with temp_attrs(self, logger=self.logger), interruptible() as interrupt, self.removed_cbs(graphs), \
              compiling(self) as compiler:
-            super().fit(n_epoch, cbs=[*cbs, *compiler, interrupt], **how)
+            with kept_memory(): super().fit(n_epoch, cbs=[*cbs, *compiler, interrupt], **how)
 
     def _without_graphs(self, cbs) -> tuple: # (callbacks of the fit, callbacks of the learner that cannot run in it)
         "Remove fastai's graph where there is no progress bar that it could draw into"
