@@ -14,11 +14,18 @@ HERE = Path(__file__).parent
 # in the environment: a processor with AVX-512 computes as one without it
 WITHOUT_AVX512 = dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2')
 BIT = ['--arch', 'BiT-M-R50x1', '--weights', 'random']
+STEP = ['training_step.py', '--threads', '1']
 RUNS = dict(   # name: script and its options, after --data and --results
     head=['head_training.py', '--epochs', '5', '20', '--seeds', '0', '1', '2', '3', '4', '--fastai-epochs', '5'],
     head_bit=['head_training.py', *BIT, '--epochs', '5', '--seeds', '0', '--fastai-epochs', '2'],
     fine_tuning=['fine_tuning.py'],
     fine_tuning_bit=['fine_tuning.py', *BIT, '--repeats', '2'],
+    step_64=[*STEP, '--size', '64'],
+    step_64_avx2=[*STEP, '--size', '64', '--avx2'],
+    step_128=[*STEP, '--size', '128', '--images', '128'],
+    step_128_avx2=[*STEP, '--size', '128', '--images', '128', '--avx2'],
+    step_bit=[*STEP, *BIT, '--size', '128', '--images', '64'],
+    step_bit_avx2=[*STEP, *BIT, '--size', '128', '--images', '64', '--avx2'],
     evaluation=['evaluation.py'],
     evaluation_bit=['evaluation.py', *BIT, '--repeats', '2'],
     batches=['batches.py'],
