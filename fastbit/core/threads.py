@@ -34,10 +34,6 @@ def in_threads(
     with ThreadPoolExecutor(n) as ex: return list(track(ex.map(f, paths), len(paths), what))
 
 # %% ../../nbs/core/09_threads.ipynb #b44e7aff
-def _cores() -> int:
-    "Count the cores that this process may use"
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
 def map_ahead(
     f,                  # Function of an item
     items:list,         # Any number of them
@@ -46,7 +42,7 @@ def map_ahead(
     part:int=16,        # Items that a thread takes at a time
 ): # Yields results in the order of `items`
     "Map `f` over `items` in several threads, with a progress bar; memory is bounded by the parts"
-    if items: yield from track(_map_parts(f, items, n_workers or min(_MOST_THREADS, _cores()), part), len(items), what)
+    if items: yield from track(_map_parts(f, items, n_workers or min(_MOST_THREADS, core_count()), part), len(items), what)
 
 def _map_parts(f, items, n, part):
     work = lambda start: [f(o) for o in items[start:start+part]]
