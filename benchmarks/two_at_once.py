@@ -28,7 +28,7 @@ def start(args, work, i):
     "One `fastbit baseline` with an empty cache, begun"
     shutil.rmtree(work/f'cache{i}', ignore_errors=True)
     words = ['baseline', work/'images', '--arch', args.arch, '--weights', args.weights, '--size', args.size, '--recipe',
-             'onecycle', '--epochs', args.epochs, '--out', work/f'out{i}', '--overwrite', '--verbose', 0]
+             'onecycle', '--epochs', args.epochs, '--out', work/f'out{i}', '--overwrite']
     env = {**os.environ, 'FASTBIT_CACHE': str(work/f'cache{i}')}
     return subprocess.Popen([sys.executable, '-m', 'fastbit', *map(str, words)], env=env, stdout=subprocess.DEVNULL)
 
