@@ -47,8 +47,9 @@ class PackedConv2d(nn.Module):
         if type(c) is Conv2dSame:   # pads by what its stride leaves over, more below and on the right than above
             x, padding = pad_same(x, c.kernel_size, c.stride, c.dilation), (0, 0)
         if self.packed is None: self._pack(x, padding)
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, self.packed, c.bias, padding, c.stride, c.dilation, c.groups, self.fused, self.scalars, '')
+        where = padding, c.stride, c.dilation, c.groups
+        act = self.fused, self.scalars, ''   # the last is for activations with several algorithms
+        return torch.ops.mkldnn._convolution_pointwise(x, self.packed, c.bias, *where, *act)
 
 # %% ../../nbs/bodies/07_inference.ipynb #aa43b9f8
 class PointwiseConv2d(nn.Module):

@@ -42,7 +42,8 @@ def map_ahead(
     part:int=16,        # Items that a thread takes at a time
 ): # Yields results in the order of `items`
     "Map `f` over `items` in several threads, with a progress bar; memory is bounded by the parts"
-    if items: yield from track(_map_parts(f, items, n_workers or min(_MOST_THREADS, core_count()), part), len(items), what)
+    n = n_workers or min(_MOST_THREADS, core_count())
+    if items: yield from track(_map_parts(f, items, n, part), len(items), what)
 
 def _map_parts(f, items, n, part):
     work = lambda start: [f(o) for o in items[start:start+part]]
