@@ -36,6 +36,7 @@ RUNS = dict(   # name: script and its options, after --data and --results
     command_start=['command_start.py'],
     probe_strength=['probe_strength.py'],
     gpu=['gpu.py'],
+    two_at_once=['two_at_once.py'],
 )
 
 

@@ -52,7 +52,7 @@ def main():
     print(f'\n{args.arch}, {args.size} px, batches of {args.bs}, {args.repeats} repeats; plain on {len(table)} images, '
           f'TTA on {n_valid}: ' + ', '.join(f'{k} {v:.2f} s' for k, v in t.items()))
     ratio = round(paired(times, best, 'fastbit'), 2)
-    note(args, f'evaluation, unfolded timm ({best[5:]}) / fastbit', ratio, '1.35' if is_bit else '',
+    note(args, f'evaluation, unfolded timm ({best[5:]}) / fastbit', ratio, '1.0',
          seconds=t, range=spread(times[best], times['fastbit']), difference=ours.fold_difference)
     ratio = round(paired(times, 'fastai TTA', 'fastbit TTA'), 2)
     note(args, 'TTA, five passes, fastai / fastbit', ratio, '1.35' if is_bit else '1.5',

@@ -9,6 +9,8 @@ __all__ = []
 
 # %% ../nbs/02_all.ipynb #07f13e3a
 import warnings as _warnings
+from .core.cores import share_cores as _share_cores
+_share_cores()   # before torch is imported
 with _warnings.catch_warnings():
     # of huggingface_hub's bars for downloads, which are plain text without ipywidgets
     _warnings.filterwarnings('ignore', 'IProgress not found')

@@ -22,6 +22,7 @@ from .parser import make_parser
 from .runs import run_baseline, run_check, run_leaderboard, run_rule
 from ..config import option_flag
 from ..core.checks import finished_folds, found_checkpoints
+from ..core.cores import share_cores
 from ..core.options import unknown_option
 from ..core.processes import launched_rank, leave_processes, peer_lost
 
@@ -149,6 +150,7 @@ def main(
     "Run the `fastbit` command"
     args = read_arguments(list(sys.argv[1:] if argv is None else argv))
     _prepare_output()
+    share_cores()   # before torch is imported
     with _terminating(), warnings.catch_warnings():
         # Pillow warns of odd files without their names; fastbit names what it skips
         warnings.filterwarnings('ignore', module='PIL')

@@ -11,6 +11,7 @@ __all__ = ['IN_MEMORY', 'view_pixels', 'feature_shape', 'Features', 'frozen_feat
 import random, time
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +21,15 @@ import numpy as np, PIL, timm, torch
 # %% ../../nbs/data/20_features.ipynb #8a779083
 from ..bodies.fold import FoldedModel
 from ..bodies.heads import n_features
+from ..bodies.inference import cache_images
 from ..bodies.model import TransferModel, body_digest, has_known_steps, run_stages
 from ..bodies.preprocess import Preprocess
+from ..core.cores import core_count
 from ..core.options import options_by_name
 from ..core.processes import gather_objects, is_writer, rank_range, world, writer_first
 from ..core.store import CACHE_GB, RowStore, file_key, make_room, open_store
 from ..core.text import track, warn_data
-from ..core.threads import read_ahead
+from ..core.threads import in_torch_threads, read_ahead
 from .augment import Augment
 from .balance import BalancedDraw
 from .pixels import PixelCache, common_folder
@@ -120,10 +123,16 @@ class _Computed(NamedTuple):
 
 def _compute(folded, jobs, r):
     "Yield (jobs, rows) of batches, the next ones being read meanwhile"
-    batches = read_ahead(lambda j: view_pixels(*j, r.pp, r.seed, r.pixels, r.augment), jobs, r.bs)
-    device = folded._source[0].mean.device
-    for group, x in track(batches, -(-len(jobs)//r.bs), 'features'):
-        with torch.inference_mode(): yield group, folded(torch.from_numpy(x).to(device)).float().cpu().numpy()
+    device, on_cpu = folded.source.mean.device, folded.source.mean.device.type == 'cpu'
+    bs = min(r.bs, cache_images(r.pp.size, folded.source.format)) if on_cpu else r.bs
+    load = lambda j: view_pixels(*j, r.pp, r.seed, r.pixels, r.augment)
+    batches = read_ahead(load, jobs, bs, core_count() if on_cpu else None)   # big photos keep all cores busy
+    def rows(batch):
+        group, x = batch
+        return group, folded(torch.from_numpy(x).to(device)).float().cpu().numpy()
+    first = map(rows, islice(batches, 1))   # checks the folded body, before several threads use it
+    rest = in_torch_threads(rows, batches) if on_cpu else map(rows, batches)
+    yield from track(chain(first, rest), -(-len(jobs)//bs), 'features')
 
 def _rows_in(store, keys) -> dict:
     "Copy the rows that a store has"

@@ -9,10 +9,11 @@ __all__ = ['DividedLoaders', 'Loop']
 
 # %% ../../nbs/training/08_loop.ipynb #28d3432a
 from contextlib import contextmanager, nullcontext
+from operator import attrgetter
 
 # %% ../../nbs/training/08_loop.ipynb #7355bd72
 import numpy as np, torch
-from fastai.callback.core import CancelBatchException, CancelEpochException
+from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, event
 from fastai.callback.progress import ShowGraphCallback
 from fastai.learner import Learner
 from fastcore.basics import noop
@@ -41,6 +42,11 @@ class DividedLoaders:
     "A learner's loaders, with the batches of the training one divided among the processes"
     def __init__(self, dls): self.own, self.train = dls, rank_loader(dls.train)
     def __getattr__(self, name): return getattr(self.own, name)
+
+# %% ../../nbs/training/08_loop.ipynb #d7baa3dd
+def _has_event(cb, name) -> bool:
+    "Would a callback do something at an event? One that replaces fastai's `__call__` may"
+    return hasattr(type(cb), name) or name in vars(cb) or type(cb).__call__ is not Callback.__call__
 
 # %% ../../nbs/training/08_loop.ipynb #cfdda7d9
 class Loop(Learner):
@@ -79,6 +85,19 @@ class Loop(Learner):
     ):
         "Raise `ValueError` if BatchNorm would train on one number per channel"
         check_norms(self, by_step)
+
+    # Events
+
+    def __call__(self, event_name):
+        "fastai's call of the callbacks; nearly always it is for one event"
+        return self._call_one(event_name) if isinstance(event_name, str) else super().__call__(event_name)
+
+    def _call_one(self, event_name):
+        # fastai 2.8 asks each callback at each event, which is half the time of a step on cached features
+        if not hasattr(event, event_name): return super()._call_one(event_name)   # for its error
+        for cb in sorted(self.cbs, key=attrgetter('order')):
+            resets_run = event_name == 'after_fit'   # in fastai's `Callback`
+            if resets_run or _has_event(cb, event_name): cb(event_name)
 
     # A fit
 
