@@ -38,9 +38,12 @@ WRONG = {   # words after `fastbit` -> what the error says
     'rule --steps 0': '--steps 0', 'rule --stop-after 0': '--stop-after 0', 'rule --seed -1': '--seed -1', 'rule --base-lr 0': '--base-lr 0',
     'rule --batch-scaling preset --batch-size 64': '--batch-scaling preset is --batch-size 128', 'rule --plot x.bmp': '.png, .svg or .pdf',
     'rule --plot /dev/null/x.png': '/dev/null/x.png cannot be written', 'predict nowhere x': "no folder 'nowhere'",
-    'predict . nowhere': "'nowhere'", 'predict . . --batch-size 0': '--batch-size 0', 'evaluate . nowhere': 'nowhere',
-    'evaluate . . --batch-size 0': '--batch-size 0', 'evaluate . . --split x': 'invalid choice', 'export . net.pt': '.onnx',
-    'export . /dev/null/net.onnx': '/dev/null/net.onnx cannot be written', 'export nowhere net.onnx': 'nowhere'}
+    'predict flowers nowhere': "'nowhere'", 'predict flowers . --batch-size 0': '--batch-size 0', 'evaluate flowers nowhere': 'nowhere',
+    'evaluate flowers . --batch-size 0': '--batch-size 0', 'evaluate flowers . --split x': 'invalid choice', 'export flowers net.pt': '.onnx',
+    'export flowers /dev/null/net.onnx': '/dev/null/net.onnx cannot be written', 'export nowhere net.onnx': 'nowhere',
+    'predict . x': '. is not a fastbit results folder', 'export . net.onnx': '. is not a fastbit results folder'}
+
+MODEL = 'config.json', 'model.safetensors'
 
 
 def test_what_is_wrong_is_said_in_the_words_typed_before_torch_is_imported(tmp_path):
@@ -54,11 +57,13 @@ for words in sys.stdin.read().splitlines():
         except SystemExit as e: status = e.code
     print(status, 'torch' in sys.modules, ' '.join(err.getvalue().split()), flush=True)
 '''
+    (tmp_path/'flowers').mkdir()
+    for name in MODEL: (tmp_path/'flowers'/name).write_text('{}')   # enough to look like a model
     run = subprocess.run([sys.executable, '-c', code], input='\n'.join(WRONG), capture_output=True, text=True, cwd=tmp_path)
     lines = run.stdout.splitlines()
     bad = [(words, line) for (words, said), line in zip(WRONG.items(), lines, strict=True) if said not in line or not line.startswith('2 False fastbit')]
     assert not bad, '\n'.join(map(str, bad))
-    assert not list(tmp_path.iterdir())
+    assert sorted(p.name for p in tmp_path.rglob('*')) == sorted(['flowers', *MODEL])
 
 
 # --- Python
@@ -143,7 +148,9 @@ def test_weights_are_asked_for_before_the_images(weights, error, words, folder, 
 
 def test_the_command_asks_for_weights_first(tmp_path, monkeypatch, capsys):
     from fastbit.cli.command import main
-    (tmp_path/'photos').mkdir()   # without an image, which would be the second error
+    for name in ('a', 'b'):   # nothing that can be read, which would be the second error
+        (tmp_path/'photos'/name).mkdir(parents=True)
+        (tmp_path/'photos'/name/'1.png').write_bytes(b'no image')
     monkeypatch.chdir(tmp_path)
     assert main(['baseline', 'photos', '--arch', 'BiT-M-R50x1', '--out', 'run']) == 2
     assert 'hub does not answer' in capsys.readouterr().err

@@ -28,7 +28,7 @@ def learner(dls, **kwargs):
     torch.manual_seed(0)
     fresh = dls.__class__(*[dl.new() for dl in dls.loaders], path=dls.path, device=dls.device)
     fresh.image_set = dls.image_set
-    learn = transfer_learner(fresh, **TINY, **kwargs)
+    learn = transfer_learner(fresh, **TINY, fused=False, **kwargs)   # as on a GPU
     learn.unfreeze()
     return learn
 

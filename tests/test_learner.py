@@ -275,6 +275,9 @@ def test_tta_is_deterministic_and_decodes_once(learn, monkeypatch):
     opened, real = [], Image.open
     monkeypatch.setattr(Image, 'open', lambda f, *a, **k: opened.append(f) or real(f, *a, **k))
     one = learn.tta(views=['identity', 'hflip', 'five_crops'], show=False)
+    assert not opened   # the check has made the squares
+    learn.dls.valid.pixels = None
+    assert_close(learn.tta(views=['identity', 'hflip', 'five_crops'], show=False)[0], one[0], **same)
     assert len(opened) == learn.dls.valid.n
     two = learn.tta(views=['identity', 'hflip', 'five_crops'], show=False)
     assert_close(one[0], two[0], **same)
