@@ -1,18 +1,15 @@
 """How many images per second does training all layers take, next to a bare channels-last loop over tensors in memory?
 
     python benchmarks/training_step.py --data FOLDER [--arch tf_efficientnet_lite0] [--size 64] [--images 256]
-        [--repeats 5] [--threads 1] [--avx2]
+        [--repeats 5] [--threads 1]
 
 One epoch of one-cycle over the first images of the training set, without validation. fastbit finds its decoded images in
 the cache, crops and flips them; `plain` is fastbit with `fused=False`, where anything is fused. The bare loop has the same model, BatchNorm frozen
-like fastbit's, torch's fused AdamW, and normalized pixels in memory. `--avx2` hides AVX-512 from PyTorch and oneDNN, as
-on a machine that has none.
+like fastbit's, torch's fused AdamW, and normalized pixels in memory.
+`benchmarks/all.py --without-avx512` hides AVX-512 from PyTorch and oneDNN, as on a machine that has none.
 """
-import os, sys
-
-if '--avx2' in sys.argv: os.environ.update(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2')
-
 import torch
+
 from fastbit.bodies import TransferModel, build_body
 from fine_tuning import NoValid, fit
 from peers import (fastbit_learner, interleaved, median, note, paired, parser, pixels_in_memory, prepare, seconds,
@@ -47,7 +44,6 @@ def main():
     p = parser(__doc__, size=64, repeats=5)
     p.add_argument('--images', type=int, default=256)
     p.add_argument('--threads', type=int)
-    p.add_argument('--avx2', action='store_true', help='as on a machine without AVX-512')
     args = p.parse_args()
     if args.threads: torch.set_num_threads(args.threads)
     prepare(args)
