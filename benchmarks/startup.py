@@ -68,8 +68,8 @@ def main():
         if first is None: raise SystemExit(1)
         whole = measured(tmp, 'loaders')
     files = f'{args.files:,} files'
-    note(args, f'{files} listed and split, seconds', round(first['listed'][0]+first['split'][0], 1), '20')
-    note(args, f'{files} listed and split, peak memory in GB', round(first['split'][1], 2), '1')
+    note(args, f'{files} listed and split, seconds', round(first['listed'][0]+first['split'][0], 1), '4')
+    note(args, f'{files} listed and split, peak memory in GB', round(first['split'][1], 2), '0.8')
     if whole is None: return   # the error is printed
     total = sum(s for k, (s, _) in whole.items() if k != 'imports')
     note(args, f'{files}, loaders as well, seconds', round(total, 1))
