@@ -175,7 +175,7 @@ def test_images_that_a_function_names_no_group_for_stand_alone(nothing):
 
 @pytest.mark.parametrize('options, message', [
     (dict(group=lambda p: None), 'names a group for none of 105 paths'),
-    (dict(group_col='patient'), "group_col='patient': there is no column 'patient'"),
+    (dict(group_col='patient'), "group_col='patient': the table has no column 'patient'"),
     (dict(group='['), 'is not a regular expression'),
     (dict(group='patient'), 'matches none of 105 paths'),
     (dict(group='faction'), 'all 105 images into one group'),

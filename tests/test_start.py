@@ -30,7 +30,7 @@ WITH_PANDAS = {
     'baseline data/red': 'has 3 images and no class folders',
     'baseline one': "Only one class, 'red'",
     'baseline data --label-col kind': '--label-col kind is for tables (CSV)',
-    'baseline table.csv --label-col species': "--label-col species: there is no column 'species'",
+    'baseline table.csv --label-col species': "--label-col species: the table has no column 'species'",
     'baseline void.csv': 'is empty',
     'leaderboard empty': 'it is empty',
     'check empty': 'it is empty',

@@ -147,7 +147,7 @@ def test_columns_that_were_asked_for(table):
     text = 'filename,width,Kind,colour\na.png,1,cat,red\nb.png,2,dog,blue\n'
     assert pairs(table(text, label_col='kind')) == AB
     assert pairs(table(text, path_col='filename', label_col='Kind')) == AB
-    for bad, said in ((dict(label_col='nope'), "no column 'nope'; there are 'filename'"), (dict(path_col='Kind', label_col='Kind'), 'both'), (dict(split_col='colour', label_col='Kind'), 'A split can be')):
+    for bad, said in ((dict(label_col='nope'), "no column 'nope', only 'filename'"), (dict(path_col='Kind', label_col='Kind'), 'both'), (dict(split_col='colour', label_col='Kind'), 'A split can be')):
         with pytest.raises(ValueError, match=said): table(text, **bad)
 
 

@@ -99,7 +99,7 @@ class LabelTargets:
         self.n_bytes += target.nbytes + _TENSOR_BYTES
 
     def batch(self,
-        numbers # Of the images
+        numbers # Positions in the data set, one per image
     ) -> torch.Tensor: # Of fastai's type for these targets
         "Stack the targets of images"
         return torch.stack([self._one(i) for i in numbers]).as_subclass(self.kind)

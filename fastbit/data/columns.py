@@ -81,7 +81,7 @@ def _find_named(df, wanted, option):
     if wanted is None: return None
     alike = [c for c in df if c == wanted] or [c for c in df if _plain(c) == _plain(wanted)]
     if len(alike) == 1: return alike[0]
-    raise ValueError(f"{option}={wanted!r}: there is no column {wanted!r}; there are {_listed(list(df))}.")
+    raise ValueError(f"{option}={wanted!r}: the table has no column {wanted!r}, only {_listed(list(df))}.")
 
 def _is_index(df, c) -> bool:
     "Does a column have row numbers, as pandas and spreadsheets write them?"

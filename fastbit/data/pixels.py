@@ -156,7 +156,7 @@ class PixelCache:
         except OSError: store.max_bytes = 0   # full, or removed: its rows are whole, and no more are added
 
     def missing(self,
-        key:bytes # From `file_key`; b'': there is no such file
+        key:bytes # From `file_key`; b'' for a file that does not exist
     ) -> list: # Sides, pixels
         "List the sizes of which the file has no square, and for which there is room"
         return [size for size, s in self.stores.items() if key and key not in s.numbers and self._room(s)]
