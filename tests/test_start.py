@@ -38,18 +38,39 @@ WITH_PANDAS = {
     'predict model texts': 'No images in texts; skipped: 1 not an image (.txt)'}
 COMMANDS = ['--help', *(f'{c} --help' for c in ('baseline', 'leaderboard', 'check', 'rule', 'predict', 'evaluate', 'embed', 'similar', 'label-next',
                                                 'export', 'bodies', 'cache')), 'bodies']
+CODE = {   # Python -> what it finds, without PyTorch
+    """from fastbit.data import check_table, image_table, split_table
+table = split_table(image_table('data'))
+check_table(table)
+found = table.split.value_counts().to_dict()""": dict(train=6, valid=3),
+    """from fastbit.data import read_image_set, split_table
+images = read_image_set('table.csv', task='label', group=r'(..)[.]png')
+found = [images.task_name, images.source]""": ['label', 'table.csv: paths from column path, labels from kind'],
+    """import fastbit.data, pickle
+images = pickle.loads(pickle.dumps(fastbit.data.read_image_set('data')))
+found = sorted(set(fastbit.data.check_images(images.table.path).reason))""": [''],
+    """from fastbit.metrics import wilson_interval
+found = [round(v, 3) for v in wilson_interval(9, 10)]""": [.596, .982],
+    """from fastbit.bodies import Preprocess, timm_name
+found = [timm_name('BiT-M-R50x1'), Preprocess(64, (.5,)*3, (.5,)*3, 'bilinear').train_size]""": ['resnetv2_50x1_bit.goog_in21k', 69]}
 NEVER = ('torch', 'timm', 'fastai', 'sklearn', 'scipy', 'matplotlib', 'torchvision', 'huggingface_hub')
 
 FORKS = '''
 import contextlib, io, json, os, sys
-def ended(words):
-    "Exit status, messages and imports of a command, in a fork of this process"
+def command(words):
+    from fastbit.cli.command import main
+    return main(words)
+def python(code):
+    names = {}
+    exec(code, names)
+    return names['found']
+def ended(words, run=command):
+    "Exit status, messages and imports of a command or of Python code, in a fork of this process"
     read, write = os.pipe()
     if os.fork() == 0:
         status, out = 'died', io.StringIO()
         try:
-            from fastbit.cli.command import main
-            with contextlib.redirect_stderr(out), contextlib.redirect_stdout(io.StringIO()): status = main(words)
+            with contextlib.redirect_stderr(out), contextlib.redirect_stdout(io.StringIO()): status = run(words)
         except SystemExit as e: status = e.code
         finally:
             os.write(write, json.dumps([status, out.getvalue(), [m for m in HEAVY if m in sys.modules]]).encode())
@@ -58,11 +79,12 @@ def ended(words):
     with open(read) as f: found = json.loads(f.read())
     os.wait()
     return found
-HEAVY, first, second = json.loads(sys.argv[1])
+HEAVY, first, second, codes = json.loads(sys.argv[1])
 import fastbit.cli.command   # forks of what all commands import
 res = {words: ended(words.split()) for words in first}
 import fastbit.data.layouts, fastbit.data.rows
 res |= {words: ended(words.split()) for words in second}
+res |= {code: ended(code, python) for code in codes}
 print(json.dumps(res))
 '''
 
@@ -79,7 +101,7 @@ def ended(tmp_path_factory):
     (root/'table.csv').write_text('path,kind\n' + ''.join(f'data/{c}/{i}.png,{c}\n' for c in ('blue', 'red') for i in range(3)))
     (root/'void.csv').touch()
     first, second = [*WITHOUT_PANDAS, *COMMANDS], list(WITH_PANDAS)
-    asked = json.dumps([[*NEVER, 'numpy', 'pandas'], first, second])
+    asked = json.dumps([[*NEVER, 'numpy', 'pandas'], first, second, [*CODE]])
     run = subprocess.run([sys.executable, '-c', textwrap.dedent(FORKS), asked], cwd=root, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
@@ -98,6 +120,14 @@ def test_folders_and_tables_are_read_without_pytorch(ended):
         status, text, heavy = ended[words]
         assert status == 2 and message in text and text.count('\n') == 1, (words, status, text)
         assert not {*heavy} & {*NEVER}, (words, heavy)
+
+
+def test_images_are_listed_split_and_checked_without_pytorch(ended):
+    "scikit-learn draws the split, and scipy computes intervals"
+    for code, found in CODE.items():
+        got, text, heavy = ended[code]
+        assert got == found and not text, (code, got, text)
+        assert not {*heavy} & {*NEVER} - {'sklearn', 'scipy'}, (code, heavy)
 
 
 def test_help_and_lists_import_nothing(ended):

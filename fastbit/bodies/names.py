@@ -12,9 +12,6 @@ __all__ = ['BODY_PATTERNS', 'BIT_SHAPES', 'BIT_URL', 'BIT_NAME', 'body_archs', '
 import functools, re
 from pathlib import Path
 
-# %% ../../nbs/bodies/00_names.ipynb #1641d9ef
-import timm
-
 # %% ../../nbs/bodies/00_names.ipynb #2bc877fe
 from ..core.published import near_body, unknown_body
 
@@ -24,25 +21,30 @@ BIT_SHAPES = ('R50x1', 'R101x1', 'R50x3', 'R101x3', 'R152x2', 'R152x4')  # googl
 BIT_URL = 'https://storage.googleapis.com/bit_models/'  # the authors' published .npz files
 BIT_NAME = re.compile(r'BiT-([SML])-(R\d+x\d+)', re.I)
 
+def _timm():
+    "Import timm, which brings PyTorch: the BiT authors' names are resolved without it"
+    import timm
+    return timm
+
 @functools.cache
 def body_archs() -> tuple:
     "List timm's architectures whose authors published a recipe for fine-tuning: BiT and EfficientNet"
-    return tuple(timm.list_models(list(BODY_PATTERNS)))
+    return tuple(_timm().list_models(list(BODY_PATTERNS)))
 
 @functools.cache
 def body_tags() -> tuple:
     "List their names with a tag: those that timm knows weights of"
-    return tuple(timm.list_pretrained([f'{p}.*' for p in BODY_PATTERNS]))
+    return tuple(_timm().list_pretrained([f'{p}.*' for p in BODY_PATTERNS]))
 
 @functools.cache
 def timm_archs() -> tuple:
     "List all architectures of the installed timm"
-    return tuple(timm.list_models())
+    return tuple(_timm().list_models())
 
 @functools.cache
 def timm_tags() -> tuple:
     "List all names with a tag: those that the installed timm knows weights of"
-    return tuple(timm.list_pretrained())
+    return tuple(_timm().list_pretrained())
 
 def official_names() -> list[str]:
     "List the BiT names that the authors published, S before M"
@@ -51,7 +53,7 @@ def official_names() -> list[str]:
 # %% ../../nbs/bodies/00_names.ipynb #770e2cbe
 def _did_you_mean(name) -> str:
     "Suggest timm's name of today, timm's for a torchvision model, or names that are spelled alike"
-    if now := timm.models.get_deprecated_models().get(name): return f' timm calls it {now} now: arch={now!r}.'
+    if now := _timm().models.get_deprecated_models().get(name): return f' timm calls it {now} now: arch={now!r}.'
     return near_body(name, [*body_archs(), *official_names(), *timm_archs(), *body_tags(), *timm_tags()])
 
 def _not_a_name(arch) -> str:
@@ -82,12 +84,12 @@ def has_linear_classifier(
     base:str # A name without tag
 ) -> bool:
     "Are the logits a linear classifier's, or the mean of several?"
-    return 'heads.0' not in (timm.get_pretrained_cfg(base).classifier or ())   # EfficientViM
+    return 'heads.0' not in (_timm().get_pretrained_cfg(base).classifier or ())   # EfficientViM
 
 def _check_classifier(base):
     "Raise `ValueError` for a model whose logits are neither a classifier's nor the mean of several"
     if has_linear_classifier(base): return
-    n = len(timm.get_pretrained_cfg(base).classifier)
+    n = len(_timm().get_pretrained_cfg(base).classifier)
     raise ValueError(f'{base} weights the outputs of its {n} classifiers by numbers that it learns, and fastbit trains '
                      'linear classifiers. Choose another body.')
 
@@ -106,5 +108,5 @@ def timm_name(
         tags = ', '.join(t for t in timm_tags() if t.split('.')[0] == base)
         have = tags or 'none, so only random weights or a file'
         raise ValueError(f'timm has no {arch!r}; tags of {base}: {have}.')
-    tagged = arch if '.' in arch else f'{base}.{timm.get_pretrained_cfg(base).tag}'
+    tagged = arch if '.' in arch else f'{base}.{_timm().get_pretrained_cfg(base).tag}'
     return tagged if tagged in timm_tags() else base   # timm's tag for a body without weights is 'untrained'

@@ -10,11 +10,7 @@ __all__ = ['CROP_PCT', 'RESIZES', 'check_max_value', 'Preprocess', 'body_preproc
 # %% ../../nbs/bodies/01_preprocess.ipynb #d4b4aa47
 from dataclasses import dataclass
 
-# %% ../../nbs/bodies/01_preprocess.ipynb #923ca34c
-import timm
-
 # %% ../../nbs/bodies/01_preprocess.ipynb #53e9d832
-from .names import timm_name
 from ..config import MAX_16_BIT
 
 # %% ../../nbs/bodies/01_preprocess.ipynb #45f1eb7f
@@ -61,6 +57,8 @@ def body_preprocess(
     **kwargs,            # Other fields of `Preprocess`: `resize`, `crop`, `flip`, `train_size`, `draft`, `max_value`
 ) -> Preprocess:
     "Find the preprocessing that the weights of `arch` were trained with, at `size`"
+    import timm   # brings PyTorch, and the record is read without it
+    from fastbit.bodies.names import timm_name
     cfg = timm.get_pretrained_cfg(timm_name(arch))
     return Preprocess(
         size=cfg.input_size[-1] if size is None else size,

@@ -18,12 +18,8 @@ from functools import partial
 from typing import NamedTuple
 
 # %% ../../nbs/data/11_augment.ipynb #31d083b3
-import numpy as np, torch, torchvision
+import numpy as np
 from PIL import Image, ImageEnhance
-from fastai.vision.augment import AffineCoordTfm, RandomErasing, RandomResizedCropGPU, SpaceTfm
-from fastai.torch_core import TensorImage
-from fastai.vision.core import PILImage
-from fasttransform import Transform
 
 # %% ../../nbs/data/11_augment.ipynb #06ac12ed
 from ..bodies.preprocess import Preprocess
@@ -72,6 +68,7 @@ def seeded_from(
     rng # As Python's `random`
 ):
     "Inside, the global generators of Python, numpy and torch depend on `rng` alone; they are restored on exit"
+    import torch
     with _GLOBAL:
         seed = rng.getrandbits(63)
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -90,12 +87,12 @@ def applied(
     rng,             # As Python's `random`
 ) -> Image.Image:
     "Apply transforms of an image, with random numbers from `rng`"
+    from fasttransform import Transform
     with seeded_from(rng):
         for f in items: img = f(img, split_idx=0) if isinstance(f, Transform) else f(img)
     return img
 
 # %% ../../nbs/data/11_augment.ipynb #ddd6694b
-_BATCHES = (AffineCoordTfm, SpaceTfm, RandomErasing, RandomResizedCropGPU)   # fastai's transforms of a whole batch
 _PERMITTED = dict(   # option -> parts of the names of transforms that it disables
     flip=('flip', 'dihedral'),
     crop=('crop', 'zoom'),
@@ -119,6 +116,7 @@ class Augment:
         if self.items:
             found = [identity(f) for f in self.items]
             if any(o.foreign for o in found): return None
+            import torchvision
             own = (*(o.digest for o in found), f'torchvision {torchvision.__version__}')
         return own if self.level != 'strong' else ('strong', self.jitter, *own)
 
@@ -166,6 +164,7 @@ def identity(
 
 def _state(o, places, depth=0) -> str:
     "An object as text without addresses; adds the modules that its code is from"
+    import torch
     inside = lambda v: _state(v, places, depth + 1)
     if o is None or isinstance(o, (bool, int, float, complex, str, bytes)): return repr(o)
     if isinstance(o, Enum): return f'{type(o).__qualname__}.{o.name}'
@@ -187,6 +186,7 @@ def _name(f) -> str:
 
 def _all_names(f) -> list:
     "Names of a transform and of those inside it"
+    import torch
     inside = [o for name in ('transforms', 'fs', 'aff_fs') for o in (getattr(f, name, None) or ())]
     inside += f.children() if isinstance(f, torch.nn.Module) else []
     func = getattr(f, 'func', None)   # of a `partial`
@@ -232,7 +232,9 @@ def resolve_augment(
 
 def _is_for_batches(f) -> bool:
     "Does a fastai transform take tensors, and no images?"
-    if isinstance(f, _BATCHES): return True
+    from fastai.vision.augment import AffineCoordTfm, RandomErasing, RandomResizedCropGPU, SpaceTfm
+    from fasttransform import Transform
+    if isinstance(f, (AffineCoordTfm, SpaceTfm, RandomErasing, RandomResizedCropGPU)): return True
     kinds = [str(m.signature) for m in getattr(f.encodes, 'methods', [])] if isinstance(f, Transform) else []
     return any('TensorImage' in k for k in kinds) and not any('PIL' in k for k in kinds)
 
@@ -244,6 +246,7 @@ def _check_permitted(f, permitted):
                              "data such as digits). Leave one of them out.")
 
 def _noise(size) -> Image.Image:
+    from fastai.vision.core import PILImage
     pixels = np.random.RandomState(0).randint(0, 256, (size, size, 3), dtype=np.uint8)
     return PILImage(Image.fromarray(pixels))
 
@@ -277,6 +280,8 @@ def check_image(
 
 def _check_batches(batches, pp):
     "Try the transforms on a batch: the size stays, and validation images stay as they are"
+    import torch
+    from fastai.torch_core import TensorImage
     image = torch.from_numpy(np.array(_noise(pp.size))).permute(2, 0, 1)/255
     pixels = TensorImage(torch.stack([image, image]))
     for f in batches:

@@ -26,7 +26,6 @@ from ..core.threads import in_threads, map_ahead
 from .copies import similar_rows
 from .decode import (
     LARGE, MAX_BYTES, _large_lock, _locked_if_large, _upright, check_regular, open_image, to_rgb, why_unreadable)
-from .transforms import draft_size, squares_of
 
 # %% ../../nbs/data/01_check.ipynb #0a40ae16
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def _read_bytes(data, pp, sizes) -> Reading:
         with open_image(io.BytesIO(data)) as img:
             known |= dict(width=img.width, height=img.height)
             cut = _keeps_upper_byte(img)
-            finer = _draft(img, draft_size(pp) if sizes else _LOOK_SIDE)
+            finer = _draft(img, _side(pp, sizes))
             with _locked_if_large(img):
                 img.load()
                 known |= dict(peak=_peak(img, cut), cut=cut)
@@ -97,6 +96,12 @@ def _read_bytes(data, pp, sizes) -> Reading:
                 squares = _squares(rgb, sizes, pp)
     except Exception as e: return Reading(Inspected(why_unreadable(e), **known))
     return Reading(Inspected('', **known), squares)
+
+def _side(pp, sizes) -> int|None:
+    "The side that both sides of a JPEG keep when it is decoded; `None`: full scale"
+    if not sizes: return _LOOK_SIDE
+    from fastbit.data.transforms import draft_size   # brings PyTorch, which a check without squares does not need
+    return draft_size(pp)
 
 def _draft(img, side) -> int:
     "Choose the scale of a JPEG that leaves both sides `side` long; return how many times finer it is than a look's"
@@ -111,6 +116,8 @@ def _draft_scale(size, side) -> int:
     return next((s for s in (8, 4, 2) if min(size)//side >= s), 1)
 
 def _squares(rgb, sizes, pp) -> dict:
+    if not sizes: return {}
+    from fastbit.data.transforms import squares_of
     try: return {s: np.asarray(o) for s, o in zip(sizes, squares_of(rgb, sizes, pp))}
     except Exception: return {}   # whoever needs the square will raise it; the file is sound
 

@@ -16,7 +16,6 @@ from datetime import datetime, timezone
 # %% ../../nbs/data/26_groups.ipynb #198fb68c
 import numpy as np, pandas as pd
 from PIL import ExifTags
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 # %% ../../nbs/data/26_groups.ipynb #4fb4c70f
 from ..core.text import first_of, warn_data
@@ -160,6 +159,7 @@ _MANY = 20_000       # groups, which StratifiedGroupKFold takes seconds for; bey
 
 def _deal(labels, groups, n_folds, state) -> np.ndarray:
     "Fold of each row, by one draw of scikit-learn"
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold   # take half a second
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')   # about classes with fewer images than folds, which are counted here
         if groups is None or len(np.unique(groups)) > _MANY:

@@ -15,7 +15,6 @@ from zlib import crc32
 # %% ../../nbs/data/10_split.ipynb #0a2bd742
 import numpy as np, pandas as pd
 from scipy.sparse import coo_array
-from sklearn.model_selection import train_test_split
 
 # %% ../../nbs/data/10_split.ipynb #9288f75b
 from ..core.checks import check_k_per_class, check_share
@@ -39,6 +38,7 @@ def _draw_stratified(labels, share, n_all, seed):
         raise ValueError(
             f"{len(labels)} images of {labels.nunique()} classes are too few to hold {share:.0%} out and keep one of "
             "each class on both sides.")
+    from sklearn.model_selection import train_test_split   # takes half a second
     return train_test_split(some, test_size=n, stratify=labels[some], random_state=seed)[1]
 
 _PARTS = 1e-6      # smallest share of a part of images with several labels

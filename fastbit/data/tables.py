@@ -30,10 +30,7 @@ from .layouts import find_layout
 from .quantities import are_quantities
 from .rows import check_no_columns, table_rows
 from ..metrics.numbers import NumberScale
-from ..metrics.quantity import NUMBER, number_task
-from ..metrics.several import SEVERAL_LABELS
-from ..metrics.task import SINGLE_LABEL, Task
-from ..metrics.tasks import named_task
+from ..metrics.task_names import check_task_name
 
 # %% ../../nbs/data/09_tables.ipynb #3c0d9e45
 _COLUMNS = ['path', 'label', 'split']
@@ -67,10 +64,27 @@ class ImageSet:
     order: tuple = ()           # ordered classes, lowest first, whose places are the labels; (): the labels are not ordered
 
     @property
-    def task(self) -> Task:
-        "Return what an answer is: the labels are names, tuples of names, or numbers"
-        if self.table is not None and are_quantities(self.table.label): return _number_task(self.table, self.order)
-        return SEVERAL_LABELS if self.table is not None and has_label_sets(self.table.label) else SINGLE_LABEL
+    def task_name(self) -> str: # A key of `TASK_WORDS`
+        "Name what an answer is: the labels are names, tuples of names, or numbers"
+        if self.table is None: return 'label'
+        if are_quantities(self.table.label): return 'number'
+        return 'labels' if has_label_sets(self.table.label) else 'label'
+
+    @property
+    def scale(self) -> NumberScale|None: # `None`: labels, or there is no split yet
+        "Find the scale of the training images' numbers"
+        if self.task_name != 'number': return None
+        numbers = self.table.label[self.table.split == 'train']
+        return NumberScale.of(numbers, self.order) if len(numbers) else None
+
+    @property
+    def task(self): # A `Task`
+        "Return what an answer is, with its targets, loss and metrics"
+        # bring PyTorch, and tables are read without it
+        from fastbit.metrics.quantity import number_task
+        from fastbit.metrics.tasks import named_task
+        scale = self.scale
+        return named_task(self.task_name) if scale is None else number_task(scale)
 
 def source_name(
     source:str|Path|pd.DataFrame # As for `read_image_set`
@@ -121,11 +135,6 @@ def read_folder(
     return FolderRows(rows=rows, skipped=skipped, words=f'{top.name}/: {layout.words}')
 
 # %% ../../nbs/data/09_tables.ipynb #9d29fce2
-def _number_task(table, order=()) -> Task:
-    "The task with the scale of the training images, once there is a split"
-    numbers = table.label[table.split == 'train']
-    return number_task(NumberScale.of(numbers, order)) if len(numbers) else NUMBER
-
 def _folder_set(folder, task=None) -> ImageSet:
     if task == 'number':
         raise ValueError(f"task='number' needs a table with a column of numbers (CSV), and {folder} is a folder.")
@@ -168,7 +177,7 @@ def read_image_set(
 ) -> ImageSet:
     "Find the images, labels and splits of a folder or table; raise `FileNotFoundError` or `ValueError` if that fails"
     _check_one_group(group_col, group)
-    if task is not None: named_task(task)   # for its error
+    if task is not None: check_task_name(task)
     if not isinstance(source, pd.DataFrame):
         source = Path(source).expanduser()
         if not source.exists():

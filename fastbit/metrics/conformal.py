@@ -11,8 +11,7 @@ __all__ = ['conformal_rank', 'set_threshold', 'prediction_sets', 'coverage_range
 import math
 
 # %% ../../nbs/metrics/07_conformal.ipynb #942963b6
-import numpy as np
-from scipy.stats import beta
+import numpy as np, scipy
 
 # %% ../../nbs/metrics/07_conformal.ipynb #131bde84
 from .intervals import Interval
@@ -60,5 +59,5 @@ def coverage_range(
     "Compute between which shares the coverage on new images lies, for 95% of validation sets of this size"
     k = conformal_rank(n, coverage)
     if k > n: return Interval(1., 1.)
-    ends = beta(k, n+1-k).ppf([(1-confidence)/2, (1+confidence)/2])   # V. Vovk 2012
+    ends = scipy.stats.beta(k, n+1-k).ppf([(1-confidence)/2, (1+confidence)/2])   # V. Vovk 2012
     return Interval(float(ends[0]), float(ends[1]))

@@ -13,9 +13,8 @@ __all__ = ['FOLDS_WORTH', 'RESAMPLES', 'Interval', 'wilson_interval', 'effective
 from typing import NamedTuple
 
 # %% ../../nbs/metrics/00_intervals.ipynb #fc85b500
-import numpy as np
+import numpy as np, scipy   # which imports scipy.stats when it is first used: it takes a second
 from scipy.special import expit, logit
-from scipy.stats import binomtest, norm, t as student_t
 
 # %% ../../nbs/metrics/00_intervals.ipynb #2224e992
 class Interval(NamedTuple):
@@ -29,7 +28,7 @@ def wilson_interval(
     confidence:float=.95, # In (0, 1)
 ) -> Interval: # In [0, 1]
     "Compute the Wilson score interval of a proportion (E. B. Wilson 1927) with scipy"
-    ci = binomtest(int(n_right), int(n)).proportion_ci(confidence, method='wilson')
+    ci = scipy.stats.binomtest(int(n_right), int(n)).proportion_ci(confidence, method='wilson')
     return Interval(float(ci.low), float(ci.high))
 
 # %% ../../nbs/metrics/00_intervals.ipynb #1fa8c715
@@ -74,7 +73,8 @@ def accuracy_interval(
     if is_plain and worth == 1: return wilson_interval(right.sum(), len(right), confidence)
     if n_groups < 2 and not is_plain: return Interval(0., 1.)   # one group tells nothing about another
     n = worth*(len(right) if is_plain else effective_size(right, groups))
-    t = norm.ppf((1+confidence)/2) if is_plain else student_t.ppf((1+confidence)/2, n_groups-1)
+    p, stats = (1+confidence)/2, scipy.stats
+    t = stats.norm.ppf(p) if is_plain else stats.t.ppf(p, n_groups-1)
     return _score_interval(right.mean(), n, t)
 
 # %% ../../nbs/metrics/00_intervals.ipynb #29b2f4cf
@@ -83,8 +83,8 @@ _BATCH_WEIGHTS = 2*10**6   # at a time: 16 MB, and as much again a few times whi
 
 def _expanded(confidence, n, worth) -> float:
     "The level at which percentiles of `n` resampled units cover as Student's t does (T. Hesterberg 2015)"
-    t = student_t.ppf((1-confidence)/2, n-1)
-    return 1 - 2*norm.cdf(t*(n/(n-1)/worth)**.5)
+    t = scipy.stats.t.ppf((1-confidence)/2, n-1)
+    return 1 - 2*scipy.stats.norm.cdf(t*(n/(n-1)/worth)**.5)
 
 def _counts(drawn, n) -> np.ndarray: # resamples x n
     "Count how often each of `n` units was drawn"
@@ -201,7 +201,7 @@ def logit_interval(
     worth:float=1., # As for `accuracy_interval`
 ) -> Interval: # In [low, 1]
     "Compute the interval of a bounded score: `t` standard errors of its bootstrap, on the logit scale"
-    t = student_t.ppf((1+confidence)/2, degrees)
+    t = scipy.stats.t.ppf((1+confidence)/2, degrees)
     share, error = (value-low)/(1-low), np.nanstd(values)/(1-low)/worth**.5
     if 0 < share < 1 and error > 0:
         half = t*error/(share*(1-share))

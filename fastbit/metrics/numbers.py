@@ -13,8 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 # %% ../../nbs/metrics/13_numbers.ipynb #caf76cfa
-import numpy as np, pandas as pd
-from scipy.stats import t as student_t
+import numpy as np, pandas as pd, scipy
 
 # %% ../../nbs/metrics/13_numbers.ipynb #355f3eaa
 from ..core.text import ShownOnce
@@ -103,7 +102,7 @@ def _number_interval(name, value, samples, n_units, confidence=.95, worth=1.) ->
     with np.errstate(divide='ignore', invalid='ignore'):
         center, spread = scale(value), _spread(name, value, samples)
     if not np.isfinite([center, spread]).all() or not spread: return None
-    t = student_t.ppf((1+confidence)/2, n_units-1)
+    t = scipy.stats.t.ppf((1+confidence)/2, n_units-1)
     half = t*spread*(n_units/(n_units-1)/worth)**.5   # a bootstrap's variance is that of n, not n-1
     ends = sorted(float(back(center + o)) for o in (-half, half))
     return Interval(*ends)

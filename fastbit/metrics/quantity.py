@@ -24,6 +24,7 @@ from .losses import NoLoss
 from .number_loss import NUMBER_LOSSES, NumberLoss
 from .numbers import NUMBER_METRICS, NumberScale, NumbersEvaluation, evaluate_numbers, format_number
 from .task import Task, check_all_metrics
+from .task_names import TASK_WORDS, not_a_number_loss
 
 # %% ../../nbs/metrics/22_quantity.ipynb #9e5da546
 _NOT_NUMBERS = ('TensorMultiCategory', 'TensorPoint', 'TensorBBox', 'TensorMask')   # of fastai
@@ -64,7 +65,7 @@ def resolve_number_loss(
     kind = loss_func if isinstance(loss_func, str) else _THEIR_KINDS.get(type(inner))
     if kind in NUMBER_LOSSES: return NumberLoss(scale, kind)
     name = repr(loss_func) if isinstance(loss_func, str) else getattr(loss_func, '__name__', type(inner).__name__)
-    raise ValueError(f"loss_func={name} is not a loss of a number per image. Choose from {', '.join(NUMBER_LOSSES)}.")
+    raise not_a_number_loss(name)
 
 # %% ../../nbs/metrics/22_quantity.ipynb #e8d13322
 def _restored_error(outputs, targs, scale) -> float:
@@ -122,7 +123,7 @@ def number_task(
 ) -> Task:
     "Make the task of predicting a number"
     return Task(
-        name='a number per image',
+        name=TASK_WORDS['number'],
         target=_number_target,
         check_targets=check_number_targets,
         resolve_loss=partial(resolve_number_loss, scale=scale),

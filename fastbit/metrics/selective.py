@@ -13,8 +13,7 @@ import math
 from dataclasses import dataclass
 
 # %% ../../nbs/metrics/06_selective.ipynb #770cf3d8
-import numpy as np, pandas as pd
-from scipy.stats import binom
+import numpy as np, pandas as pd, scipy
 
 # %% ../../nbs/metrics/06_selective.ipynb #cd3e8ee9
 from .intervals import Interval, accuracy_interval, bootstrap_interval
@@ -107,7 +106,7 @@ def one_per_group(
 def _tested(n, wanted, error) -> np.ndarray: # Numbers of images
     "The smallest numbers of images that pass with 0, 1, 2, … mistakes: tests between them could only fail sooner"
     counts = np.arange(1, n+1)
-    allowed = binom.ppf(error, counts, 1-wanted) - 1
+    allowed = scipy.stats.binom.ppf(error, counts, 1-wanted) - 1
     return counts[np.diff(allowed, prepend=-1) > 0]
 
 def _weights(counts, n, needed) -> np.ndarray:
@@ -127,7 +126,7 @@ def _passing(confidence, right, wanted, error) -> int:
     best = carried = 0
     for count, weight in zip(counts, _weights(counts, len(right), counts[0])):
         k, level = ends[count-1], weight*error + carried
-        passes = level > 0 and binom.cdf(wrong[k-1], k, 1-wanted) <= level
+        passes = level > 0 and scipy.stats.binom.cdf(wrong[k-1], k, 1-wanted) <= level
         carried = level if passes else 0
         if passes: best = k
     return int(best)

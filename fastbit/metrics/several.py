@@ -27,6 +27,7 @@ from .label_calibration import apply_label_temperature
 from .losses import NoLoss, SoftmaxLoss
 from .multilabel import LABEL_METRICS, decode_labels, evaluate_labels, label_statistics
 from .task import SINGLE_LABEL, Task, check_all_metrics, error_line
+from .task_names import TASK_WORDS, check_label_loss
 
 # %% ../../nbs/metrics/20_several.ipynb #8e4442d7
 def check_label_targets(
@@ -79,8 +80,8 @@ def resolve_label_loss(
     "Complete a loss of several labels per image; raise `ValueError` for one that is over softmax or fails"
     if loss_func is None: return BinaryLoss()
     if isinstance(loss_func, str):
-        if loss_func in LABEL_LOSSES: return LABEL_LOSSES[loss_func]()
-        raise ValueError(f"loss={loss_func!r}: choose from {', '.join(LABEL_LOSSES)}.")
+        check_label_loss(loss_func)
+        return LABEL_LOSSES[loss_func]()
     if isinstance(loss_func, NoLoss): return loss_func
     if not callable(loss_func): raise TypeError(f'loss_func={loss_func!r}; it can be a loss or a function.')
     loss = loss_func() if isinstance(loss_func, type) else loss_func
@@ -179,7 +180,7 @@ def _row_words(row) -> str:
     return f'{label_score_words("map", row["map"], (row.map_low, row.map_high))}, n = {row.n}, loss {row.loss:.4f}'
 
 SEVERAL_LABELS = Task(
-    name='several labels per image',
+    name=TASK_WORDS['labels'],
     target=_hot_target,
     check_targets=check_label_targets,
     resolve_loss=resolve_label_loss,

@@ -27,6 +27,7 @@ from .calibration import apply_temperature
 from .evaluation import evaluate_probs, mean_probs
 from .losses import resolve_loss
 from .scores import metric_value
+from .task_names import TASK_WORDS
 
 # %% ../../nbs/metrics/04_task.ipynb #cca4e2b1
 _FASTAIS = " For this data use fastai's own vision_learner."
@@ -186,7 +187,7 @@ def _row_words(row) -> str:
     return f'accuracy {row.accuracy:.2%} ({row.low:.1%} to {row.high:.1%}, n = {row.n}), loss {row.loss:.4f}'
 
 SINGLE_LABEL = Task(
-    name='one label per image',
+    name=TASK_WORDS['label'],
     target=_class_number,
     check_targets=check_targets,
     resolve_loss=resolve_loss,

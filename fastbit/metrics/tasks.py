@@ -20,6 +20,7 @@ from .numbers import NUMBER_METRICS, NumberScale, format_number
 from .quantity import NUMBER, are_number_targets, number_task
 from .several import SEVERAL_LABELS, label_metric_words, quick_scores
 from .task import SINGLE_LABEL, Task
+from .task_names import check_task_name
 
 # %% ../../nbs/metrics/21_tasks.ipynb #545a5d89
 TASKS = {task.key: task for task in (SINGLE_LABEL, SEVERAL_LABELS, NUMBER)}
@@ -28,9 +29,8 @@ def named_task(
     key:str # 'label', 'labels' or 'number'
 ) -> Task:
     "Find a task by its name; raise `ValueError` for another name"
-    if isinstance(key, str) and key in TASKS: return TASKS[key]
-    words = ' or '.join(f'{k} ({t.name})' for k, t in TASKS.items())
-    raise ValueError(f'task={key!r}: it can be {words}.')
+    check_task_name(key)
+    return TASKS[key]
 
 def mean_task(
     tasks # of several models of the same classes
