@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd, pytest
 
 from fastbit.baseline import baseline, folder_rule
-from fastbit.baseline.recipes import rule_numbers
+from fastbit.baseline.rule import rule_numbers
 from fastbit.cli.command import main, read_arguments
 from fastbit.cli.parser import make_parser
 from fastbit.cli.runs import leaderboard_folder, run_folder

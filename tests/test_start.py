@@ -1,5 +1,5 @@
 "How the command starts: mistakes are reported before PyTorch is imported, and each command imports what it needs"
-import json, subprocess, sys, textwrap
+import json, os, subprocess, sys, textwrap
 
 import pytest
 
@@ -19,6 +19,18 @@ WITHOUT_PANDAS = {
     'baseline data --fold 3': '--fold 3 without --folds',
     'baseline data --budget soon': "a time such as '90s'",
     'baseline data --out /dev/null/out': 'cannot be written to',
+    'baseline data --out foreign --overwrite': 'foreign/results.json is not from fastbit and would be overwritten',
+    'baseline data --steps 3 --budget 90s': '--steps 3 and --budget 90s: the budget chooses the length',
+    'baseline data --checkpoint-every 3 --budget 90s': 'a run against the clock cannot be resumed',
+    'baseline data --recipe hyperrule --budget 90s': 'budget applies to the auto, onecycle and head recipes only',
+    'baseline data --budget 0': '--budget 0: a time above zero',
+    'baseline data --recipe head --patience 3': '--patience 3: logistic regression has no epochs to choose from',
+    'baseline data --label-smoothing 2': 'a share of the target, from 0 to below 1',
+    'baseline data --device gpu': "--device gpu: there is no such kind of device; use 'cpu' or 'cuda'",
+    'check data --device cpu:x': "--device cpu:x: there is no such kind of device",
+    'baseline data --task regression': '--task regression: it can be label (one label per image)',
+    'baseline data --task labels --loss mse': '--loss mse: choose from bce, asymmetric',
+    'baseline --loss bce': '--loss bce is for several labels per image or for numbers, and these have one label',
     'leaderboard data --arch resnet5O=random': 'Did you mean resnet50',
     'predict data data': 'is not a fastbit results folder: it has no config.json',
     'evaluate nowhere data': "no folder 'nowhere'",
@@ -34,6 +46,23 @@ WITH_PANDAS = {
     'baseline void.csv': 'is empty',
     'leaderboard empty': 'it is empty',
     'check empty': 'it is empty',
+    'baseline data --out taken': 'taken/ already contains a finished run (see taken/results.json). Choose another --out',
+    'baseline data --loss hinge': '--loss hinge is for several labels per image or for numbers',
+    'baseline table.csv --thresholds one': '--thresholds one is for several labels per image',
+    'baseline ages.csv --metric kappa': '--metric kappa is for one label per image. Numbers are reported',
+    'baseline ages.csv --loss bce': 'is not a loss of a number per image. Choose from smooth_l1, mse, l1',
+    'baseline data --task number': '--task number needs a table with a column of numbers (CSV)',
+    'leaderboard data --arch BiT-L-R50x1': 'BiT-L was trained on JFT-300M and never published',
+    'baseline data --arch BiT-M-R50x7': 'the authors published R50x1',
+    'baseline data --arch resnet50.nope': "timm has no 'resnet50.nope'; tags of resnet50: resnet50.a1_in1k",
+    'baseline data --arch BiT-S-R50x1': 'was published as a file only: download',
+    'baseline data --arch efficientnet_b0_gn': 'No pretrained weights are available for efficientnet_b0_gn',
+    'baseline data --arch dpn131 --weights bundled': 'No installed package has weights for dpn131.mx_in1k',
+    'baseline data --arch dpn131': 'The Hugging Face hub does not answer, and its cache on this machine has no weights of dpn131.mx_in1k',
+    'baseline data --weights empty': 'empty has no weights: neither model.safetensors',
+    'baseline data --weights files/notes.pth': 'cannot be read as weights (neither a torch nor a safetensors file)',
+    'baseline data --weights files/page.safetensors': 'an HTML page, not a file of weights: download the file itself',
+    'check data --weights files/cut.safetensors': 'cannot be read as weights (SafetensorError: Error while deserializing header',
     'rule empty': 'it is empty',
     'predict model texts': 'No images in texts; skipped: 1 not an image (.txt)'}
 COMMANDS = ['--help', *(f'{c} --help' for c in ('baseline', 'leaderboard', 'check', 'rule', 'predict', 'evaluate', 'embed', 'similar', 'label-next',
@@ -97,12 +126,22 @@ def ended(tmp_path_factory):
     write_folder(root/'one', dict(red=3))
     for name in ('empty', 'texts', 'model'): (root/name).mkdir()
     (root/'texts'/'notes.txt').write_text('no image')
+    weights = root/'files'   # that are none
+    weights.mkdir()
+    (weights/'notes.pth').write_text('no weights')
+    (weights/'page.safetensors').write_text('<!DOCTYPE html><html>')
+    (weights/'cut.safetensors').write_bytes((2**40).to_bytes(8, 'little') + b'{"a":')
+    for name, results in dict(taken='{"versions": {"fastbit": "0"}, "settings": {}}', foreign='{}').items():
+        (root/name).mkdir()
+        (root/name/'results.json').write_text(results)
+    (root/'ages.csv').write_text('path,age\n' + ''.join(f'data/{c}/{i}.png,{20.5 + i}\n' for c in ('blue', 'red') for i in range(3)))
     for name in ('config.json', 'model.safetensors'): (root/'model'/name).touch()
     (root/'table.csv').write_text('path,kind\n' + ''.join(f'data/{c}/{i}.png,{c}\n' for c in ('blue', 'red') for i in range(3)))
     (root/'void.csv').touch()
     first, second = [*WITHOUT_PANDAS, *COMMANDS], list(WITH_PANDAS)
     asked = json.dumps([[*NEVER, 'numpy', 'pandas'], first, second, [*CODE]])
-    run = subprocess.run([sys.executable, '-c', textwrap.dedent(FORKS), asked], cwd=root, capture_output=True, text=True)
+    env = os.environ | dict(HF_HUB_OFFLINE='1', HF_HUB_CACHE=str(root/'hub'))
+    run = subprocess.run([sys.executable, '-c', textwrap.dedent(FORKS), asked], cwd=root, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 

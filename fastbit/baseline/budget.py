@@ -6,8 +6,8 @@ Docs: https://fastbit.github.io/fastbit/baseline/budget.html.md"""
 
 # %% auto #0
 __all__ = ['SIZES', 'EPOCHS', 'SHARES', 'SAFETY', 'FIXED', 'BudgetOption', 'Speed', 'shorter_lengths', 'budget_options',
-           'parse_budget', 'option_seconds', 'Choice', 'choose_option', 'budget_text', 'Fitted', 'fit_to_budget',
-           'TimeLimit', 'phase_limit', 'late_words']
+           'option_seconds', 'Choice', 'choose_option', 'budget_text', 'Fitted', 'fit_to_budget', 'TimeLimit',
+           'phase_limit', 'late_words']
 
 # %% ../../nbs/baseline/03_budget.ipynb #28e75c00
 import time
@@ -19,7 +19,7 @@ from fastai.callback.core import Callback, CancelFitException, CancelTrainExcept
 
 # %% ../../nbs/baseline/03_budget.ipynb #38c58ba8
 from .phases import measure_phases
-from ..core.text import format_seconds, read_time
+from ..core.text import format_seconds
 from ..training.answers import TRAINING_IMAGES
 from ..training.learner import TransferLearner
 from ..training.upper import UpperLength, upper_length
@@ -82,16 +82,6 @@ def budget_options(
     if not lengths: tune = [BudgetOption('onecycle', s, e) for s in large for e in EPOCHS]
     head = [BudgetOption('head', s, None) for s in sizes]
     return (tune if recipe != 'head' else []) + (head if recipe != 'onecycle' else [])
-
-# %% ../../nbs/baseline/03_budget.ipynb #095abe51
-def parse_budget(
-    budget:str|float # '90s', '10m', '1.5h', '3 min 20 s' (as `format_seconds` writes it), or seconds
-) -> float: # Seconds
-    "Read a time; raise `ValueError` for anything else"
-    if isinstance(budget, (int, float)) and not isinstance(budget, bool): seconds = float(budget)
-    else: seconds = read_time(str(budget))
-    if not seconds > 0: raise ValueError(f"budget={budget!r}: a time above zero.")
-    return seconds
 
 # %% ../../nbs/baseline/03_budget.ipynb #a5c2a274
 def _feature_images(n_train, n_held_out) -> int:

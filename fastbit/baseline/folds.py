@@ -25,9 +25,10 @@ from .other_tasks import OTHER_TASKS
 from .phases import HeadPhase
 from .plan import Plan
 from .result import BaselineResult, Folds, Measured, log_probs
-from .settings import RunRecord, check_overwrite, clear_run, run_command
+from .record import RunRecord, check_results_folder
+from .settings import clear_run, run_command
 from ..bodies.model import TransferModel
-from ..core.checks import check_out, finished_settings, same_settings
+from ..core.checks import finished_settings, same_settings
 from ..core.files import whole_file
 from ..core.processes import world
 from ..core.text import format_seconds
@@ -166,10 +167,7 @@ class FoldsRun:
         self.out, self.began = options.output.out, time.perf_counter()
         self.outputs, self.learners = {}, {}
         check_fold_options(options)
-        if self.out is None: return
-        comparable = not isinstance(options.path, pd.DataFrame)   # of a table the settings have no more than the type
-        if options.output.overwrite: check_overwrite(Path(self.out))
-        else: check_out(self.out, options.settings() if comparable else None)
+        if self.out is not None: check_results_folder(options)
 
     def plan(self) -> Plan:
         "Read what is finished, then read the data and time a batch of the first fold that is not"

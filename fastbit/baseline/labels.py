@@ -16,8 +16,7 @@ from functools import partial
 import numpy as np, pandas as pd, torch
 
 # %% ../../nbs/baseline/11_labels.ipynb #65ff2479
-from .held_out import OptionWords, TaskParts, TaskResult, after_name, check_class_options, held_out_table
-from .held_out import measure_held_out
+from .held_out import TaskParts, TaskResult, after_name, held_out_table, measure_held_out
 from .result import Measured
 from ..config import TrainOptions
 from ..data.label_sets import joined_labels
@@ -25,33 +24,20 @@ from ..metrics.label_calibration import apply_label_temperature, fit_label_tempe
 from ..metrics.multilabel import LabelsEvaluation, choose_thresholds
 from ..metrics.several import label_metric_words, labels_task
 from ..metrics.task import Task
-from .quantity import check_number_options
+from .record import check_options_of
 from ..training.callbacks import KeepBest
 from ..training.learner import TransferLearner
 from ..training.results import set_thresholds
 
 
 # %% ../../nbs/baseline/11_labels.ipynb #7b73cc1e
-_WORDS = OptionWords(
-    answers='several labels',
-    reported='Several labels are reported by mean average precision and other scores.',
-    headline='mean average precision',
-    smoothing='spreads one label over all classes, and these images may have several.')
-
 def check_task_options(
     task:Task,       # Task of the data
     train:TrainOptions, # As given
 ):
     "Raise `ValueError` for options that belong to another task"
-    if train.thresholds is not None and task.key != 'labels':
-        raise ValueError(f"thresholds={train.thresholds!r} is for several labels per image. Leave it out.")
-    if task.is_number: return check_number_options(task, train)
-    if task.is_single:
-        if train.loss is None: return
-        raise ValueError(f"loss={train.loss!r} is for several labels per image or for numbers, and these have one "
-                         "label: it is trained by cross-entropy. Leave it out, or use task='labels' or task='number'.")
-    check_class_options(train, _WORDS)
-    task.resolve_loss(train.loss, 2)   # for its error
+    check_options_of(task.key, train)
+    if not task.is_single: task.resolve_loss(train.loss, 1 if task.is_number else 2)   # for its error
 
 def watch_headline(
     watch:KeepBest, # Made before the task was known

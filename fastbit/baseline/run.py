@@ -30,7 +30,8 @@ from .plan import Plan, make_plan
 from .quantity import number_phases, number_steps
 from .recipes import make_recipe, recipe_options
 from .result import BaselineResult, measure
-from .settings import RunRecord, check_budget, check_pairs, check_overwrite, clear_run
+from .record import RunRecord, check_budget, check_pairs, check_results_folder
+from .settings import clear_run
 from .settings import keep_best_callback, run_command, watched_metrics
 from ..bodies.build import resolve_body
 from ..bodies.weights import hub_file
@@ -38,7 +39,7 @@ from ..config import Auto, BodyOptions, DataOptions, HeadOnly, LoaderOptions, On
 from ..core.options import Options
 from ..config import TableOptions, TrainOptions
 from ..core.options import with_options
-from ..core.checks import CHECKPOINTS, check_out, make_out
+from ..core.checks import CHECKPOINTS, make_out
 from ..core.processes import alone_by_mistake, barrier, is_writer, join_processes, writer_first
 from ..core.text import format_seconds, printable, show, warn_data
 from ..data.augment import read_level
@@ -110,11 +111,7 @@ class Run:
         self.data, self.name, self.usual = resolve_source(o.path)
 
     def _check_out(self):
-        if self.options.output.overwrite: check_overwrite(self.out)
-        else:
-            # of a table the settings have no more than the type
-            comparable = not isinstance(self.options.path, pd.DataFrame)
-            check_out(self.out, self.settings if comparable else None)
+        check_results_folder(self.options)
         check_target(self.out/'model', overwrite=True)
 
     def make_learner(self, size):

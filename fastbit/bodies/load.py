@@ -19,7 +19,8 @@ from torch import nn
 
 # %% ../../nbs/bodies/03_load.ipynb #9101b996
 from .rename import rename_torchvision
-from .weights import WeightsSource, hub_file
+from .weights import NO_WEIGHTS, ONLY_TENSORS, WeightsSource, file_start, hub_file
+from .weights import _first_line, is_safetensors, known_start, unreadable_weights
 
 # %% ../../nbs/bodies/03_load.ipynb #b1265fb9
 _TOP_NAMES = dict(_conv_stem='conv_stem', _bn0='bn1', _conv_head='conv_head', _bn1='bn2', _fc='classifier')
@@ -137,33 +138,12 @@ def _table(found) -> dict|None:
     return next((t for k in _TABLES if (t := _table(found.get(k))) is not None), None)
 
 # %% ../../nbs/bodies/03_load.ipynb #6b2ca208
-_ONLY_TENSORS = ('Only tensors are read, never code: save them with torch.save(model.state_dict(), FILE), '
-                 'or learn.save(NAME) in fastai.')
-
-_STARTS = {   # the first bytes of files that are downloaded or named by mistake
-    b'version https://git-lfs': 'a Git LFS pointer: run `git lfs pull` for the file itself',
-    b'<!doctype': 'an HTML page, not a file of weights: download the file itself',
-    b'<html': 'an HTML page, not a file of weights: download the file itself',
-    b'<?xml': 'an XML page, not a file of weights: download the file itself',
-    b'\x1f\x8b': 'compressed by gzip: unpack it first',
-    b'BZh': 'compressed by bzip2: unpack it first',
-    b'\xfd7zXZ': 'compressed by xz: unpack it first',
-    b'\x89HDF': 'an HDF5 file, as Keras writes them'}
-
-def _head(path, n=64) -> bytes:
-    "The first bytes of a file"
-    with open(path, 'rb') as f: return f.read(n)
-
-def _first_line(e) -> str: return (str(e).splitlines() or [''])[0][:120]
-
-def _why_no_weights(head, e) -> str:
+def _why_no_weights(path, e) -> str:
     "Describe a file by its first bytes, or else by its reader's error"
-    if not head: return 'an empty file'
-    start = head.lstrip().lower()
-    known = next((words for k, words in _STARTS.items() if head.startswith(k) or start.startswith(k)), None)
-    if known: return known
+    if known := known_start(path): return known
+    head = file_start(path)
     if head[:1] == b'\x80' and isinstance(e, (UnpicklingError, Warning)): return 'a pickle that holds more than tensors'
-    if head[:1] != b'\x80' and head[:2] != b'PK' and head[8:9] != b'{': return 'neither a torch nor a safetensors file'
+    if head[:1] != b'\x80' and head[:2] != b'PK' and head[8:9] != b'{': return NO_WEIGHTS
     return f'{type(e).__name__}: {_first_line(e)}'
 
 def _config_arch(path) -> str:
@@ -179,14 +159,10 @@ def _contents(found) -> str:
 
 def _read_state(path) -> tuple[dict, str]:
     "Tensors by name; the architecture that the file names, or ''"
-    head = _head(path)
-    is_safetensors = path.suffix == '.safetensors' or head[8:9] == b'{'
-    try: found = load_file(path) if is_safetensors else _torch_load(path)
-    except Exception as e:
-        why = _why_no_weights(head, e)
-        raise ValueError(f'{path} cannot be read as weights ({why}). {_ONLY_TENSORS}') from e
+    try: found = load_file(path) if is_safetensors(path) else _torch_load(path)
+    except Exception as e: raise unreadable_weights(path, _why_no_weights(path, e)) from e
     state = _table(found)
-    if state is None: raise ValueError(f'{path} holds no table of tensors, but {_contents(found)}. {_ONLY_TENSORS}')
+    if state is None: raise ValueError(f'{path} holds no table of tensors, but {_contents(found)}. {ONLY_TENSORS}')
     named = str(found.get('arch') or '')
     return state, named or (_config_arch(path) if state.keys() <= found.keys() else '')
 

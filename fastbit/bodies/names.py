@@ -6,14 +6,14 @@ Docs: https://fastbit.github.io/fastbit/bodies/names.html.md"""
 
 # %% auto #0
 __all__ = ['BODY_PATTERNS', 'BIT_SHAPES', 'BIT_URL', 'BIT_NAME', 'body_archs', 'body_tags', 'timm_archs', 'timm_tags',
-           'official_names', 'has_linear_classifier', 'timm_name']
+           'official_names', 'has_linear_classifier', 'known_name', 'timm_name']
 
 # %% ../../nbs/bodies/00_names.ipynb #9f807f52
 import functools, re
 from pathlib import Path
 
 # %% ../../nbs/bodies/00_names.ipynb #2bc877fe
-from ..core.published import near_body, unknown_body
+from ..core.published import check_body_name, near_body, published_bodies, published_name, unknown_body
 
 # %% ../../nbs/bodies/00_names.ipynb #a26f6095
 BODY_PATTERNS = ('*efficientnet*', 'resnetv2_*_bit')  # timm architectures with published recipes
@@ -93,6 +93,21 @@ def _check_classifier(base):
     raise ValueError(f'{base} weights the outputs of its {n} classifiers by numbers that it learns, and fastbit trains '
                      'linear classifiers. Choose another body.')
 
+def _unknown_tag(arch, tags) -> ValueError:
+    base = arch.split('.')[0]
+    have = ', '.join(t for t in tags if t.split('.')[0] == base) or 'none, so only random weights or a file'
+    return ValueError(f'timm has no {arch!r}; tags of {base}: {have}.')
+
+def known_name(
+    arch:str # As a user typed it
+) -> str: # As `timm_name` returns it; '': only timm knows
+    "Resolve a name without timm, which brings PyTorch; raise `ValueError` for names that it certainly does not have"
+    if BIT_NAME.fullmatch(Path(arch).stem if arch.endswith('.npz') else arch): return timm_name(arch)
+    check_body_name(arch)
+    base, found = arch.split('.')[0], published_name(arch)
+    if found or '.' not in arch or not published_name(base): return found
+    raise _unknown_tag(arch, sorted(b.name for b in published_bodies() if b.arch == base and '.' in b.name))
+
 def timm_name(
     arch:str, # A timm name with or without tag (`tf_efficientnet_b0.ns_jft_in1k`), or `BiT-M-R50x1` … `BiT-M-R152x4`
 ) -> str: # The timm name; without a tag where timm has no weights
@@ -104,9 +119,6 @@ def timm_name(
     if base not in timm_archs():
         raise unknown_body(arch, _did_you_mean(arch))
     _check_classifier(base)
-    if '.' in arch and arch not in timm_tags():
-        tags = ', '.join(t for t in timm_tags() if t.split('.')[0] == base)
-        have = tags or 'none, so only random weights or a file'
-        raise ValueError(f'timm has no {arch!r}; tags of {base}: {have}.')
+    if '.' in arch and arch not in timm_tags(): raise _unknown_tag(arch, timm_tags())
     tagged = arch if '.' in arch else f'{base}.{_timm().get_pretrained_cfg(base).tag}'
     return tagged if tagged in timm_tags() else base   # timm's tag for a body without weights is 'untrained'

@@ -12,10 +12,11 @@ import difflib, math, os
 from pathlib import Path
 
 # %% ../../nbs/cli/04_arguments.ipynb #38c37a34
-from ..config import RECIPES, WATCHED, WEIGHTS_WORDS, DataOptions, RecipeOptions, check_metric, option_flag
-from ..config import check_folds, unknown_weights
+from ..config import RECIPES, WATCHED, WEIGHTS_WORDS, BodyOptions, DataOptions, RecipeOptions, check_metric
+from ..config import check_folds, option_flag, unknown_weights
 from .sources import check_image_folders, check_images_source
-from ..core.checks import check_file, check_model_folder, check_out, check_share
+from ..core.checks import check_file, check_model_folder, check_share
+from ..core.device import check_device
 from ..core.published import check_body_name
 from ..core.text import read_time
 from ..hyperrule import HyperRule
@@ -125,6 +126,20 @@ def _check_recipe(args, given):
     options = RecipeOptions(**{k: v for k, v in given.items() if k in names})
     options.for_recipe(args.recipe, spell=option_flag)
 
+def _check_run(args, given):
+    "Options that do not fit together, and the folder of the results"
+    from fastbit.baseline.record import RunRecord, check_record
+    check_record(RunRecord.from_given(args.path, given))
+
+def _check_pretrained(given):
+    "Names and weights of bodies; the hub is asked last, because it may take seconds to answer"
+    from fastbit.bodies.names import known_name
+    for arch in given.get('archs', ()): known_name(arch.partition('=')[0])
+    if not {'arch', 'weights'} & {*given} or given.get('no_labels'): return
+    from fastbit.bodies.weights import check_body
+    body = BodyOptions.from_given({k: v for k, v in given.items() if k in BodyOptions.option_fields()})
+    check_body(body.arch, body.weights)
+
 def _check_files(args):
     command = args.command
     path = getattr(args, 'path', None)
@@ -143,15 +158,8 @@ def _check_files(args):
     if getattr(args, 'among', None): check_exists(args.among)
     if getattr(args, 'html', None) and Path(args.html).suffix not in ('.html', '.htm'):
         raise ValueError(f"--html {args.html}: the name ends in .html.")
-    _check_new_folder(args)
     written = args.file if command == 'export' else getattr(args, 'plot', None) or getattr(args, 'html', None)
     if written: _check_written(written)
-
-def _check_new_folder(args):
-    "The folder of a baseline; whether a finished run in it has the same settings, the run itself says"
-    out = getattr(args, 'out', None)
-    if args.command != 'baseline' or not out or (Path(out)/'results.json').exists(): return
-    check_out(out)
 
 def _check_written(file):
     check_file(file)
@@ -165,9 +173,12 @@ def check_arguments(
     if args.command == 'baseline': _check_recipe(args, given)
     if 'recipes' in given and (wrong := [r for r in args.recipes or () if r not in RECIPES]):
         raise ValueError(f"unknown recipe {wrong[0]!r}. Choose from {', '.join(RECIPES)}.")
+    if given.get('device') is not None: check_device(args.device)
     if 'weights' in given: _check_weights(args.weights)
     if given.get('arch'): check_body_name(args.arch)
     _check_bodies(given.get('archs', ()))
     _check_files(args)
+    if args.command == 'baseline': _check_run(args, given)
     check_images_source(args)
     check_image_folders(args)
+    _check_pretrained(given)

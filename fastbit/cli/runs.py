@@ -121,13 +121,12 @@ def typed_again(given:dict) -> list[str]:
 def _answers_words(images) -> str:
     "What is to be learned: '8 classes', or 'age from 21.0 to 87.0, mean 54.3'"
     from fastbit.data.label_sets import label_names
-    task = images.task
-    if task.is_number: return f'{images.column or "number"} from {task.scale}'
-    return f'{len(label_names(images.table.label))} {"classes" if task.is_single else "labels"}'
+    if images.task_name == 'number': return f'{images.column or "number"} from {images.scale}'
+    return f'{len(label_names(images.table.label))} {"classes" if images.task_name == "label" else "labels"}'
 
 def run_rule(args) -> int:
     "Run `fastbit rule`"
-    from fastbit.baseline.recipes import folder_rule
+    from fastbit.baseline.rule import folder_rule
     from fastbit.data.tables import source_rows
     given = given_options(args)
     rule, images = folder_rule(args.path, **given)

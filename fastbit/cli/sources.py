@@ -12,7 +12,7 @@ import os, warnings
 from pathlib import Path
 
 # %% ../../nbs/cli/03_sources.ipynb #f99ffb70
-from ..config import TableOptions
+from ..config import TableOptions, TrainOptions
 
 # %% ../../nbs/cli/03_sources.ipynb #06e93fff
 MAX_FILES = 20_000     # of a folder that is listed before the run lists it
@@ -32,15 +32,26 @@ def has_more_files(
 # %% ../../nbs/cli/03_sources.ipynb #18ae8ef0
 _NEED_CLASSES = ('baseline', 'leaderboard')   # commands that train
 
+def _check_options(args, task):
+    "Options of another task than that of the data"
+    if args.command != 'baseline': return
+    from fastbit.baseline.record import check_options_of
+    given = {k: v for k, v in vars(args).items() if k in TrainOptions.option_fields()}
+    check_options_of(task, TrainOptions.from_given(given))
+
 def _check_folder(args, columns):
     from fastbit.data.folders import list_folder
     from fastbit.data.label_sets import check_several_labels
     from fastbit.data.layouts import find_layout
-    from fastbit.data.rows import check_no_columns
+    from fastbit.data.rows import check_folder_task, check_no_columns
+    from fastbit.metrics.task_names import check_task_name
     time = columns.pop('time')
     unused = {k: v for k, v in columns.items() if k != 'task'}
     check_no_columns(args.path, **unused, time=None if time == 'exif' else time)
     if (group := getattr(args, 'group', None)) is not None: _check_expression(group)
+    if (task := columns['task']) is not None: check_task_name(task)
+    check_folder_task(args.path, task)
+    _check_options(args, task or 'label')
     if has_more_files(args.path): return
     layout = find_layout(list_folder(args.path))
     if args.command not in _NEED_CLASSES or columns['task'] is not None: return
@@ -52,14 +63,16 @@ def _check_expression(group):
     as_pattern(group)
 
 def _check_table(args, columns):
-    from fastbit.data.label_sets import check_several_labels
+    from fastbit.data.label_sets import check_several_labels, has_label_sets
     from fastbit.data.quantities import are_quantities
     from fastbit.data.rows import table_rows
     if args.command == 'evaluate' or os.path.getsize(args.path) > MAX_TABLE: return   # a model knows its task
     time = columns.pop('time')
     group = getattr(args, 'group', None)
     rows = table_rows(args.path, **columns, group=group, time_col=None if time == 'exif' else time).rows
-    if args.command in _NEED_CLASSES and not are_quantities(rows.label): check_several_labels(rows.label)
+    numbers = are_quantities(rows.label)
+    _check_options(args, 'number' if numbers else 'labels' if has_label_sets(rows.label) else 'label')
+    if args.command in _NEED_CLASSES and not numbers: check_several_labels(rows.label)
 
 def check_images_source(
     args # What the parser read
@@ -67,6 +80,7 @@ def check_images_source(
     "Raise `ValueError` or `FileNotFoundError` for a folder or table that the command cannot use"
     path = getattr(args, 'path', None)
     columns = {k: getattr(args, k, None) for k in (*TableOptions.option_fields(), 'time')}
+    if path is None: _check_options(args, 'label')   # digits
     if path is None or columns.pop('order') is not None or not os.path.exists(path): return
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')

@@ -12,9 +12,6 @@ import csv, os, shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-# %% ../../nbs/core/02_files.ipynb #1258e6ab
-import pandas as pd
-
 # %% ../../nbs/core/02_files.ipynb #a91a3b31
 def _sync_folder(path):
     "Wait until the disk has a new name; folders can be opened on POSIX only"
@@ -120,7 +117,7 @@ def _no_formula(v):
     return v
 
 def csv_text(
-    df:pd.DataFrame,        # A table
+    df,                     # A table of pandas
     spreadsheet:bool=False, # Put an apostrophe before texts that a spreadsheet would run? Programs then read other texts
 ) -> str: # CSV
     "Write a table as CSV that programs read back exactly"

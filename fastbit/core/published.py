@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/core/published.html.md"""
 __all__ = ['RECIPE_PATTERNS', 'SORTS', 'COST_CLASSES', 'TORCHVISION_NAMES', 'PublishedBody', 'published_bodies', 'published_body',
            'installed_lite', 'cached_repos', 'weights_place', 'find_bodies', 'favorite_bodies', 'spelling', 'same_body',
            'known_cost', 'closest_in_cost', 'closest_here', 'instead_words', 'near_body', 'is_of_installed_timm',
-           'unknown_body', 'check_body_name']
+           'published_name', 'unknown_body', 'check_body_name']
 
 # %% ../../nbs/core/11_published.ipynb #932378ed
 import csv, difflib, functools, importlib.util, math, re
@@ -292,6 +292,14 @@ def is_of_installed_timm() -> bool:
     first = (files('fastbit.core')/'timm_models.csv').read_text().partition(':')[0]
     try: return first.split()[-1] == version('timm')
     except PackageNotFoundError: return False
+
+def published_name(
+    arch:str # With or without tag
+) -> str: # With the tag that timm uses by default; '': only timm knows
+    "Find timm's full name of a model in the table, if it is of the timm that is installed"
+    body = published_body(arch) if is_of_installed_timm() else None
+    # EfficientViM learns how to weigh its classifiers, and timm's record of the weights tells which have several
+    return '' if body is None or body.family == 'efficientvim' else body.name
 
 def _timm_mentions(name) -> bool:
     "Is a name quoted in the sources of timm's models?"

@@ -27,6 +27,7 @@ from fasttransform import Transform
 
 # %% ../../nbs/data/15_batches.ipynb #81da24bc
 from ..bodies.preprocess import MAX_16_BIT
+from ..core.device import check_device, missing_gpu, unknown_device
 from ..core.text import warn_data
 from .balance import BalancedDraw, repeat_numbers
 from .cuts import Cutter, Squares, find_cutter
@@ -288,12 +289,12 @@ def resolve_device(
 ) -> torch.device|None: # `None`: fastai's default
     "Resolve a device; raise `ValueError` for one that this machine does not have"
     if device is None: return None
+    if isinstance(device, str): check_device(device)
     try: device = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device={device!r}: there is no such kind of device; use 'cpu' or 'cuda'.") from None
+    except RuntimeError: raise unknown_device(device) from None
     n_devices = torch.cuda.device_count()
     if device.type == 'cuda' and (device.index or 0) >= n_devices:
-        raise ValueError(f"device={str(device)!r}: this machine has {n_devices or 'no'} CUDA device(s); use 'cpu'.")
+        raise missing_gpu(str(device), n_devices)
     return device
 
 _FEW = 200            # images: fewer are loaded before forked workers have started

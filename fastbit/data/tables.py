@@ -28,7 +28,7 @@ from .label_sets import has_label_sets, merge_label_sets, same_files
 from .labels import warn_similar_labels
 from .layouts import find_layout
 from .quantities import are_quantities
-from .rows import check_no_columns, table_rows
+from .rows import check_folder_task, check_no_columns, table_rows
 from ..metrics.numbers import NumberScale
 from ..metrics.task_names import check_task_name
 
@@ -136,8 +136,7 @@ def read_folder(
 
 # %% ../../nbs/data/09_tables.ipynb #9d29fce2
 def _folder_set(folder, task=None) -> ImageSet:
-    if task == 'number':
-        raise ValueError(f"task='number' needs a table with a column of numbers (CSV), and {folder} is a folder.")
+    check_folder_task(folder, task)
     found = read_folder(folder)
     table, skipped = found.rows.sort_values('path', kind='stable', ignore_index=True), found.skipped
     warn_similar_labels(table.label)

@@ -21,7 +21,8 @@ from matplotlib.ticker import PercentFormatter
 
 # %% ../../nbs/studies/03_few_shot.ipynb #4bd16063
 from .. import __version__
-from ..baseline.recipes import make_recipe, rule_numbers, with_bs
+from ..baseline.recipes import make_recipe, with_bs
+from ..baseline.rule import rule_numbers
 from ..bodies.weights import weights_source
 from ..config import BiTRule, BodyOptions, DataOptions, LoaderOptions, TableOptions, check_metric
 from ..core.options import with_options
