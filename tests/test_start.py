@@ -49,8 +49,8 @@ WITH_PANDAS = {
     'baseline data --out taken': 'taken/ already contains a finished run (see taken/results.json). Choose another --out',
     'baseline data --loss hinge': '--loss hinge is for several labels per image or for numbers',
     'baseline table.csv --thresholds one': '--thresholds one is for several labels per image',
-    'baseline ages.csv --metric kappa': '--metric kappa is for one label per image. Numbers are reported',
-    'baseline ages.csv --loss bce': 'is not a loss of a number per image. Choose from smooth_l1, mse, l1',
+    'baseline ages.csv --task number --metric kappa': '--metric kappa is for one label per image. Numbers are reported',
+    'baseline ages.csv --task number --loss bce': 'is not a loss of a number per image. Choose from smooth_l1, mse, l1',
     'baseline data --task number': '--task number needs a table with a column of numbers (CSV)',
     'leaderboard data --arch BiT-L-R50x1': 'BiT-L was trained on JFT-300M and never published',
     'baseline data --arch BiT-M-R50x7': 'the authors published R50x1',
@@ -134,9 +134,9 @@ def ended(tmp_path_factory):
     for name, results in dict(taken='{"versions": {"fastbit": "0"}, "settings": {}}', foreign='{}').items():
         (root/name).mkdir()
         (root/name/'results.json').write_text(results)
-    (root/'ages.csv').write_text('path,age\n' + ''.join(f'data/{c}/{i}.png,{20.5 + i}\n' for c in ('blue', 'red') for i in range(3)))
+    (root/'ages.csv').write_text('path,age\n' + ''.join(f'data/{c}/{i:03d}.png,{20.25 + i + 9*len(c)}\n' for c in ('blue', 'red') for i in range(3)))
     for name in ('config.json', 'model.safetensors'): (root/'model'/name).touch()
-    (root/'table.csv').write_text('path,kind\n' + ''.join(f'data/{c}/{i}.png,{c}\n' for c in ('blue', 'red') for i in range(3)))
+    (root/'table.csv').write_text('path,kind\n' + ''.join(f'data/{c}/{i:03d}.png,{c}\n' for c in ('blue', 'red') for i in range(3)))
     (root/'void.csv').touch()
     first, second = [*WITHOUT_PANDAS, *COMMANDS], list(WITH_PANDAS)
     asked = json.dumps([[*NEVER, 'numpy', 'pandas'], first, second, [*CODE]])
@@ -158,7 +158,7 @@ def test_folders_and_tables_are_read_without_pytorch(ended):
     for words, message in WITH_PANDAS.items():
         status, text, heavy = ended[words]
         assert status == 2 and message in text and text.count('\n') == 1, (words, status, text)
-        assert not {*heavy} & {*NEVER}, (words, heavy)
+        assert not {*heavy} & {*NEVER} - {'huggingface_hub'}, (words, heavy)   # which knows where its cache is
 
 
 def test_images_are_listed_split_and_checked_without_pytorch(ended):

@@ -15,6 +15,7 @@ from html import escape
 from .. import __version__
 from .phases import HeadPhase, RulePhase, UpperPhase, measure_phases
 from ..bodies.preprocess import MAX_16_BIT
+from ..core.cores import shares_cores
 from ..core.machine import Machine, this_machine
 from ..core.processes import world
 from ..core.text import ShownOnce, format_seconds, rows_html
@@ -58,6 +59,7 @@ class Plan(ShownOnce):
     numbers: str = ''  # range of the numbers to predict, in words; '': there are classes
     not_used: dict = field(default_factory=dict) # reason -> number of files
     machine: Machine = None # CPU and threads, on which the last digits depend; `None`: not known
+    shared: bool = False # do other programs use the same cores?
 
     @property
     def n_images(self) -> int: return self.n_train + self.n_valid + self.n_test
@@ -139,7 +141,7 @@ class Plan(ShownOnce):
     def _threads(self) -> str:
         if self.machine is None or not self.device.startswith('cpu'): return ''
         n = self.machine.threads
-        return f', {n} thread{"s"*(n > 1)}'
+        return f', {n} thread{"s"*(n > 1)}{" on shared cores"*self.shared}'
 
     def _first_rows(self) -> list:
         "Data, body and phases"
@@ -194,6 +196,7 @@ def make_plan(
                 numbers=f'{dls.vocab[0]} from {dls.task.scale}' if dls.task.is_number else '')
     half = f', {learn.precision}' if learn.precision != 'float32' else ''
     machine = dict(device=f'{dls.device}{half}', processes=world(), machine=this_machine(dls.device))
+    machine |= dict(shared=shares_cores())
     body = dict(n_params=sum(p.numel() for p in learn.model.parameters()), size=pp.size,
                 images=image_words(pp, dls.table.path, dls.augment), bs=dls.bs)
     solving = phases[0].solving_seconds(learn) if isinstance(phases[0], HeadPhase) else 0.
