@@ -3,6 +3,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest, torch, torch.nn.functional as F
+from timm.layers import GroupNormAct, StdConv2d
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 from torch.nn.grad import conv2d_weight
@@ -14,7 +15,7 @@ from fastbit.bodies.fused import can_fuse, fused_steps
 from fastbit.data import image_dataloaders
 from fastbit.training import transfer_learner
 from fastbit.training.identity import describe_run
-from conftest import TINY
+from conftest import TINY, small_bit
 
 LAST = dict(memory_format=torch.channels_last)
 
@@ -192,6 +193,76 @@ def test_modules_are_restored_after_an_error():
     with pytest.raises(RuntimeError, match='stop'), fused_steps(model.net): raise RuntimeError('stop')
     assert can_fuse(model.net)
     assert not any('forward' in vars(m) for m in model.modules())
+
+
+# BiT
+
+def bit(act=nn.Softplus):
+    "A small BiT body; with a smooth activation, because ReLU's gradient may change with the last digit of its input"
+    torch.manual_seed(0)
+    model = TransferModel(small_bit()).train()
+    for m in model.modules():
+        if isinstance(m, GroupNormAct): m.act = act()
+    nn.init.normal_(model.net.get_classifier().weight)
+    return model, torch.rand(3, 3, 64, 64)
+
+
+@pytest.fixture
+def standardized(monkeypatch):
+    "Count the convolutions with standardized weights that are fused"
+    calls, own = [], fused._convolve_standardized
+    monkeypatch.setattr(fused, '_convolve_standardized', lambda conv, x: calls.append(conv) or own(conv, x))
+    return calls
+
+
+def test_gradients_of_a_bit_body_are_those_of_float64(standardized):
+    model, x = bit()
+    state, n = deepcopy(model.state_dict()), sum(isinstance(m, StdConv2d) for m in model.modules())
+    ours, again = gradients(model, x), gradients(model, x)
+    assert len(standardized) == 2*n and all(torch.equal(g, again[k]) for k, g in ours.items())
+    model.fused = False
+    plain, truth = gradients(model, x), gradients(deepcopy(model).double(), x.double())
+    assert len(standardized) == 2*n and ours.keys() == truth.keys()
+    whole = sum(g.square().sum() for g in truth.values()).sqrt()
+    def error(grads): return max(((grads[k].double()-g).norm()/(g.norm() + 1e-3*whole)).item() for k, g in truth.items())
+    assert error(ours) < max(2e-6, 2*error(plain))
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize('shape, stride', [((8, 16, 1, 1), 1), ((8, 16, 1, 1), 2), ((8, 16, 1, 1), 3), ((8, 16, 3, 3), 2), ((16, 3, 7, 7), 2)])
+def test_a_convolution_with_standardized_weights_is_as_exact_as_timms(shape, stride):
+    n_out, n_in, size, _ = shape
+    conv, x = StdConv2d(n_in, n_out, size, stride=stride), draw(2, n_in, 9, 8)
+    with torch.no_grad(): conv.weight.add_(.1)
+    def run(f, conv, x):
+        conv.weight.grad, x = None, x.clone().requires_grad_()
+        y = f(conv, x)
+        y.square().sum().backward()
+        return y.detach(), conv.weight.grad, x.grad
+    truth = run(lambda c, x: c(x), deepcopy(conv).double(), x.double())
+    for ours, t in zip(run(fused._convolve_standardized, conv, x), truth): assert relative(ours, t) < 1e-6
+
+
+def test_the_first_norm_is_as_exact_as_in_contiguous_memory():
+    model, _ = bit(nn.ReLU)
+    first = next(m for m in model.modules() if isinstance(m, nn.GroupNorm))
+    taken = {m: f for m, f in fused._replacements(model.net) if isinstance(m, nn.GroupNorm)}
+    x = (draw(2, first.num_channels, 16, 16) + 3).contiguous(**LAST)   # far from zero, as after the stem
+    assert list(taken) == [first] and torch.equal(taken[first](x), first(x.contiguous()))
+
+
+def test_bit_bodies_train_the_plain_way_with_hooks(standardized):
+    model, x = bit()
+    model.net.stages.register_forward_hook(lambda *o: None)
+    gradients(model, x)
+    assert not standardized
+
+
+def test_frozen_stages_of_a_bit_body_get_no_gradient(standardized):
+    model, x = bit()
+    model.freeze_to(3)
+    grads = gradients(model, x)
+    assert standardized and {n.removeprefix('net.') for n in grads} == {n for s in model.stages[3:] for n in s.params}
 
 
 def train(folder, arch='test_efficientnet', **options):
