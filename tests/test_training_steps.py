@@ -3,6 +3,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest, torch, torch.nn.functional as F
+from fastai.callback.core import Callback
 from timm.layers import GroupNormAct, StdConv2d
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
@@ -12,6 +13,7 @@ from torch.testing import assert_close
 from fastbit.bodies import build_body, fused, TransferModel
 from fastbit.bodies.conv_grad import depthwise_conv2d, depthwise_weight_grad, has_slow_grad
 from fastbit.bodies.fused import can_fuse, fused_steps
+from fastbit.core import memory
 from fastbit.data import image_dataloaders
 from fastbit.training import transfer_learner
 from fastbit.training.identity import describe_run
@@ -283,3 +285,35 @@ def test_a_fit_is_repeatable_and_equals_the_plain_one_to_rounding(folder):
     assert list(third) == list(first)
     assert 'fused' not in describe_run(learn, {})['training']
     assert describe_run(plain, {})['training']['fused'] is False
+
+
+# memory
+
+class Libc:
+    "glibc's calls, written down"
+    def __init__(self): self.calls = []
+    def mallopt(self, name, value): self.calls.append((name, value))
+    def malloc_trim(self, pad): self.calls.append('trim')
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_fit_keeps_memory_and_returns_it_at_the_end(folder, monkeypatch, fails):
+    libc, during = Libc(), []
+    monkeypatch.setattr(memory, '_glibc', lambda: libc)
+    class Look(Callback):
+        def after_batch(self):
+            during.append(dict(libc.calls))
+            if fails: raise ZeroDivisionError('stop')
+    dls = image_dataloaders(folder, TINY['arch'], size=32, bs=8, num_workers=0)
+    learn = transfer_learner(dls, **TINY)
+    with learn.no_logging(), learn.no_bar(), pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        learn.fit_one_cycle(1, 1e-3, cbs=Look())
+    kept = {memory._MMAP_THRESHOLD: memory._LARGEST, memory._TRIM_THRESHOLD: 2**31-1, memory._MMAP_MAX: 0}
+    usual = kept | {memory._TRIM_THRESHOLD: 2*memory._LARGEST, memory._MMAP_MAX: memory._MMAPS}
+    assert during and all(found == kept for found in during)   # in every batch, and set once
+    assert libc.calls == [*kept.items(), *usual.items(), 'trim']
+
+
+def test_memory_is_left_to_a_user_who_has_set_it(monkeypatch):
+    monkeypatch.setenv('MALLOC_ARENA_MAX', '1')
+    assert memory._glibc() is None
