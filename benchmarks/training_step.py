@@ -3,9 +3,9 @@
     python benchmarks/training_step.py --data FOLDER [--arch tf_efficientnet_lite0] [--size 64] [--images 256]
         [--repeats 5] [--threads 1]
 
-One epoch of one-cycle over the first images of the training set, without validation. fastbit finds its decoded images in
-the cache, crops and flips them; `plain` is fastbit with `fused=False`. The bare loop has the same model, BatchNorm frozen
-like fastbit's, torch's fused AdamW, and normalized pixels in memory.
+One epoch of one-cycle over the first images of the training set, without validation. fastbit finds its decoded images
+in the cache, crops and flips them; `plain` is fastbit with `fused=False`. The bare loop has the same model, BatchNorm
+frozen like fastbit's, torch's fused AdamW, and normalized pixels in memory.
 `benchmarks/all.py --without-avx512` hides AVX-512 from PyTorch and oneDNN, as on a machine that has none.
 """
 import torch

@@ -72,7 +72,8 @@ def _convolve_standardized(conv, x):
     x, weight = x.contiguous(memory_format=torch.channels_last), standardized_weights(conv)
     if weight.shape[2:] == (1, 1) and conv.groups == 1 and tuple(conv.padding) == (0, 0):
         return _pointwise(x, weight, conv.bias, conv.stride)
-    return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    how = dict(stride=conv.stride, padding=conv.padding, dilation=conv.dilation, groups=conv.groups)
+    return F.conv2d(x, weight, conv.bias, **how)
 
 def _norm_contiguous(norm, x):
     "Output of a GroupNorm that computes in contiguous memory"

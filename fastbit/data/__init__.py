@@ -26,9 +26,9 @@ if not open_door(__name__):   # each is imported when it is first used: tables a
 __all__ = [
     'BalancedDraw', 'check_images', 'check_table', 'class_weights', 'resolve_views', 'default_views', 'digits_table',
     'draw_bouquet', 'draw_flower', 'drawn_bouquets', 'drawn_flowers', 'duplicate_groups', 'exif_times',
-    'FeatureIndex', 'Features', 'few_shot_table',
-    'FLOWERS', 'fold_numbers', 'frozen_features', 'FrozenBody', 'image_dataloaders', 'image_table', 'ImageDL',
-    'ImageFile', 'ImageLoaders', 'ImageSet', 'ImageStream', 'inspect_image', 'mixup_draw', 'named_table', 'nearest_rows',
+    'FeatureIndex', 'Features', 'few_shot_table', 'FrozenBody',
+    'FLOWERS', 'fold_numbers', 'frozen_features', 'image_dataloaders', 'image_table', 'ImageDL', 'ImageFile',
+    'ImageLoaders', 'ImageSet', 'ImageStream', 'inspect_image', 'mixup_draw', 'named_table', 'nearest_rows',
     'open_image', 'parquet_stream', 'path_groups', 'PathLabel', 'PixelCache', 'PUBLIC_SETS', 'read_image',
     'read_image_set', 'read_ordered_set', 'split_table', 'square_image', 'step_rows', 'StepDL',
     'stream_dataloaders', 'table_dataloaders', 'tar_stream', 'train_image', 'view_image',

@@ -252,8 +252,9 @@ def frozen_features(
     gb = n*4*int(np.prod(shape))/2**30
     if gb > cache_gb:
         raise ValueError(
-            f"The output of {body.model.stages[body.last-1].name} for {n} images takes {gb:.3g} GB, and cache_gb={cache_gb:g} is "
-            "allowed. Freeze more stages (learn.freeze() freezes all but the classifier), or allow more.")
+            f"The output of {body.model.stages[body.last-1].name} for {n} images takes {gb:.3g} GB, and "
+            f"cache_gb={cache_gb:g} is allowed. Freeze more stages (learn.freeze() freezes all but the classifier), or "
+            "allow more.")
     if views > 1 and augment.key is None: cache = False   # whose transforms are not the same in another run
     request = _Request(
         body=body, pp=pp, views=views, seed=seed, bs=bs, pixels=pixels, augment=augment)
