@@ -104,6 +104,7 @@ def test_features_by_a_frozen_body_are_those_by_its_model(learn):
     paths, pp, body = learn.dls.valid.items, learn.dls.preprocess, FrozenBody(learn.model, 3)
     a, b = frozen_features(learn.model, paths, pp, last=3, cache=False), frozen_features(body, paths, pp, cache=False)
     assert (a.rows == b.rows).all() and a.difference == b.difference and a.rows.shape[1:] == body.shape(pp.size)
+    with pytest.raises(ValueError, match='ends before stage 3'): frozen_features(body, paths, pp, last=2)
 
 
 @pytest.mark.parametrize('bn', ['frozen', 'affine', 'train'])

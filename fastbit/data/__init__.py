@@ -12,7 +12,7 @@ if not open_door(__name__):   # each is imported when it is first used: tables a
     from .transforms import ImageFile, square_image, train_image
     from .views import resolve_views, default_views, view_image
     from .pixels import PixelCache
-    from .features import Features, frozen_features, FrozenBody
+    from .features import Features, frozen_features
     from .balance import BalancedDraw, class_weights
     from .neighbors import FeatureIndex, nearest_rows
     from .batches import ImageDL, PathLabel
@@ -26,7 +26,7 @@ if not open_door(__name__):   # each is imported when it is first used: tables a
 __all__ = [
     'BalancedDraw', 'check_images', 'check_table', 'class_weights', 'resolve_views', 'default_views', 'digits_table',
     'draw_bouquet', 'draw_flower', 'drawn_bouquets', 'drawn_flowers', 'duplicate_groups', 'exif_times',
-    'FeatureIndex', 'Features', 'few_shot_table', 'FrozenBody',
+    'FeatureIndex', 'Features', 'few_shot_table',
     'FLOWERS', 'fold_numbers', 'frozen_features', 'image_dataloaders', 'image_table', 'ImageDL', 'ImageFile',
     'ImageLoaders', 'ImageSet', 'ImageStream', 'inspect_image', 'mixup_draw', 'named_table', 'nearest_rows',
     'open_image', 'parquet_stream', 'path_groups', 'PathLabel', 'PixelCache', 'PUBLIC_SETS', 'read_image',

@@ -247,6 +247,7 @@ def frozen_features(
 ) -> Features:
     "Compute the outputs of the stages before `last` for all views of all images, or find them in the cache"
     body = model if isinstance(model, FrozenBody) else FrozenBody(model, last)
+    if last not in (None, body.last): raise ValueError(f"last={last}: this FrozenBody ends before stage {body.last}.")
     shape = body.shape(pp.size)
     n = len(paths)*views
     gb = n*4*int(np.prod(shape))/2**30
