@@ -28,6 +28,7 @@ RUNS = dict(   # name: script and its options, after --data and --results
     batches=['batches.py'],
     accuracy=['accuracy.py'],
     memory=['caching_memory.py'],
+    callbacks=['callbacks.py'],
     startup=['startup.py'],
     reading=['reading.py'],
     command_start=['command_start.py'],

@@ -3,9 +3,9 @@
     python benchmarks/training_step.py --data FOLDER [--arch tf_efficientnet_lite0] [--size 64] [--images 256]
         [--repeats 5] [--threads 1]
 
-One epoch of one-cycle over the first images of the training set, without validation. fastbit finds its decoded images in
-the cache, crops and flips them; `plain` is fastbit with `fused=False`, where anything is fused. The bare loop has the same model, BatchNorm frozen
-like fastbit's, torch's fused AdamW, and normalized pixels in memory.
+One epoch of one-cycle over the first images of the training set, without validation. fastbit finds its decoded images
+in the cache, crops and flips them; `plain` is fastbit with `fused=False`. The bare loop has the same model, BatchNorm
+frozen like fastbit's, torch's fused AdamW, and normalized pixels in memory.
 `benchmarks/all.py --without-avx512` hides AVX-512 from PyTorch and oneDNN, as on a machine that has none.
 """
 import torch
@@ -55,8 +55,7 @@ def main():
         ours.model.fused = fused
         return fit(ours, NoValid())
     peers = {'fastbit': lambda: ours_with(True), 'bare loop': lambda: seconds(bare)}
-    has_norms = any(isinstance(m, torch.nn.BatchNorm2d) for m in ours.model.modules())
-    if has_norms: peers['plain'] = lambda: ours_with(False)
+    peers['plain'] = lambda: ours_with(False)
     for f in peers.values(): f()   # prepared once
     times = interleaved(peers, args.repeats)
     t = median(times)
@@ -65,7 +64,6 @@ def main():
     name = f'training everything at {args.size} px, images per second'
     note(args, f'{name}, fastbit / bare channels_last loop', round(paired(times, 'bare loop', 'fastbit'), 2), goal,
          range=spread(times['bare loop'], times['fastbit']), images_a_second=round(args.images/t['fastbit'], 1), **more)
-    if not has_norms: return   # nothing is fused
     note(args, f'{name}, fastbit / fastbit with fused=False', round(paired(times, 'plain', 'fastbit'), 2), '',
          range=spread(times['plain'], times['fastbit']), **more)
 

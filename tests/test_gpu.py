@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np, pytest, torch
 from fastai.learner import Learner
+from fastai.metrics import F1Score, accuracy
 
 from fastbit.bodies.fold import FoldedModel
 from fastbit.core.device import Pieces
 from fastbit.data import image_dataloaders
 from fastbit.data.features import FeatureDL, Features, frozen_features
-from fastbit.training import compiled, read_checkpoint, transfer_learner
-from fastbit.training.precision import DevicePrecision
+from fastbit.training import compiled, precision, read_checkpoint, transfer_learner
+from fastbit.training.precision import DevicePrecision, KeptOutputs
 from conftest import TINY, write_folder
 
 BENCHMARKS = Path(__file__).parents[1]/'benchmarks'
@@ -90,6 +91,32 @@ def test_losses_of_steps_are_fetched_once_an_epoch(dls):
     kept = [loss for _, _, loss, *_ in learn.history.step_rows]
     assert learn.history.fetched == len(kept) == 12 and len({loss.untyped_storage().data_ptr() for loss in kept}) == 4
     assert learn.history.steps.loss.notna().all()
+
+
+@pytest.mark.parametrize('limit', [2**30, 0])   # bytes that may wait: all, or none
+def test_outputs_for_a_metric_are_fetched_together(dls, monkeypatch, limit):
+    "On a device that is made up: every tensor that is not fetched yet is said to be there"
+    def fitted():
+        learn = learner(dls, metrics=[accuracy, F1Score()])
+        fit(learn)
+        return learn.recorder.values
+    plain, fetched, moved = fitted(), {}, []
+    def cpu(self):
+        moved.append(self)
+        return fetched.setdefault(id(self), self)   # kept, so that no other tensor gets its number
+    monkeypatch.setattr(precision, '_is_away', lambda t: id(t) not in fetched)
+    monkeypatch.setattr(precision, 'IN_MEMORY', limit)
+    fetch = KeptOutputs.fetch
+    def counted(self):
+        with pytest.MonkeyPatch.context() as inside:
+            inside.setattr(torch.Tensor, 'cpu', cpu)
+            fetch(self)
+    monkeypatch.setattr(KeptOutputs, 'fetch', counted)
+    seen, detach = [], Learner.to_detach
+    monkeypatch.setattr(Learner, 'to_detach', lambda self, b, cpu=True, gather=True: seen.append(cpu) or detach(self, b, cpu, gather))
+    assert fitted() == plain and not any(seen)
+    transfers = 1 if limit else len(dls.valid)
+    assert len(moved) == 4*2*transfers   # epochs; outputs and targets
 
 
 def test_numbers_of_batches_of_features_are_sent_once_a_pass(monkeypatch):

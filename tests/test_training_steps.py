@@ -3,6 +3,8 @@ from contextlib import nullcontext
 from copy import deepcopy
 
 import pytest, torch, torch.nn.functional as F
+from fastai.callback.core import Callback
+from timm.layers import GroupNormAct, StdConv2d
 from timm.layers.conv2d_same import Conv2dSame
 from torch import nn
 from torch.nn.grad import conv2d_weight
@@ -11,10 +13,11 @@ from torch.testing import assert_close
 from fastbit.bodies import build_body, fused, TransferModel
 from fastbit.bodies.conv_grad import depthwise_conv2d, depthwise_weight_grad, has_slow_grad
 from fastbit.bodies.fused import can_fuse, fused_steps
+from fastbit.core import memory
 from fastbit.data import image_dataloaders
 from fastbit.training import transfer_learner
 from fastbit.training.identity import describe_run
-from conftest import TINY
+from conftest import TINY, small_bit
 
 LAST = dict(memory_format=torch.channels_last)
 
@@ -194,6 +197,76 @@ def test_modules_are_restored_after_an_error():
     assert not any('forward' in vars(m) for m in model.modules())
 
 
+# BiT
+
+def bit(act=nn.Softplus):
+    "A small BiT body; with a smooth activation, because ReLU's gradient may change with the last digit of its input"
+    torch.manual_seed(0)
+    model = TransferModel(small_bit()).train()
+    for m in model.modules():
+        if isinstance(m, GroupNormAct): m.act = act()
+    nn.init.normal_(model.net.get_classifier().weight)
+    return model, torch.rand(3, 3, 64, 64)
+
+
+@pytest.fixture
+def standardized(monkeypatch):
+    "Count the convolutions with standardized weights that are fused"
+    calls, own = [], fused._convolve_standardized
+    monkeypatch.setattr(fused, '_convolve_standardized', lambda conv, x: calls.append(conv) or own(conv, x))
+    return calls
+
+
+def test_gradients_of_a_bit_body_are_those_of_float64(standardized):
+    model, x = bit()
+    state, n = deepcopy(model.state_dict()), sum(isinstance(m, StdConv2d) for m in model.modules())
+    ours, again = gradients(model, x), gradients(model, x)
+    assert len(standardized) == 2*n and all(torch.equal(g, again[k]) for k, g in ours.items())
+    model.fused = False
+    plain, truth = gradients(model, x), gradients(deepcopy(model).double(), x.double())
+    assert len(standardized) == 2*n and ours.keys() == truth.keys()
+    whole = sum(g.square().sum() for g in truth.values()).sqrt()
+    def error(grads): return max(((grads[k].double()-g).norm()/(g.norm() + 1e-3*whole)).item() for k, g in truth.items())
+    assert error(ours) < max(2e-6, 2*error(plain))
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize('shape, stride', [((8, 16, 1, 1), 1), ((8, 16, 1, 1), 2), ((8, 16, 1, 1), 3), ((8, 16, 3, 3), 2), ((16, 3, 7, 7), 2)])
+def test_a_convolution_with_standardized_weights_is_as_exact_as_timms(shape, stride):
+    n_out, n_in, size, _ = shape
+    conv, x = StdConv2d(n_in, n_out, size, stride=stride), draw(2, n_in, 9, 8)
+    with torch.no_grad(): conv.weight.add_(.1)
+    def run(f, conv, x):
+        conv.weight.grad, x = None, x.clone().requires_grad_()
+        y = f(conv, x)
+        y.square().sum().backward()
+        return y.detach(), conv.weight.grad, x.grad
+    truth = run(lambda c, x: c(x), deepcopy(conv).double(), x.double())
+    for ours, t in zip(run(fused._convolve_standardized, conv, x), truth): assert relative(ours, t) < 1e-6
+
+
+def test_the_first_norm_is_as_exact_as_in_contiguous_memory():
+    model, _ = bit(nn.ReLU)
+    first = next(m for m in model.modules() if isinstance(m, nn.GroupNorm))
+    taken = {m: f for m, f in fused._replacements(model.net) if isinstance(m, nn.GroupNorm)}
+    x = (draw(2, first.num_channels, 16, 16) + 3).contiguous(**LAST)   # far from zero, as after the stem
+    assert list(taken) == [first] and torch.equal(taken[first](x), first(x.contiguous()))
+
+
+def test_bit_bodies_train_the_plain_way_with_hooks(standardized):
+    model, x = bit()
+    model.net.stages.register_forward_hook(lambda *o: None)
+    gradients(model, x)
+    assert not standardized
+
+
+def test_frozen_stages_of_a_bit_body_get_no_gradient(standardized):
+    model, x = bit()
+    model.freeze_to(3)
+    grads = gradients(model, x)
+    assert standardized and {n.removeprefix('net.') for n in grads} == {n for s in model.stages[3:] for n in s.params}
+
+
 def train(folder, arch='test_efficientnet', **options):
     dls = image_dataloaders(folder, arch, size=32, bs=8, num_workers=0, seed=0)
     torch.manual_seed(0)
@@ -212,3 +285,35 @@ def test_a_fit_is_repeatable_and_equals_the_plain_one_to_rounding(folder):
     assert list(third) == list(first)
     assert 'fused' not in describe_run(learn, {})['training']
     assert describe_run(plain, {})['training']['fused'] is False
+
+
+# memory
+
+class Libc:
+    "glibc's calls, written down"
+    def __init__(self): self.calls = []
+    def mallopt(self, name, value): self.calls.append((name, value))
+    def malloc_trim(self, pad): self.calls.append('trim')
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_fit_keeps_memory_and_returns_it_at_the_end(folder, monkeypatch, fails):
+    libc, during = Libc(), []
+    monkeypatch.setattr(memory, '_glibc', lambda: libc)
+    class Look(Callback):
+        def after_batch(self):
+            during.append(dict(libc.calls))
+            if fails: raise ZeroDivisionError('stop')
+    dls = image_dataloaders(folder, TINY['arch'], size=32, bs=8, num_workers=0)
+    learn = transfer_learner(dls, **TINY)
+    with learn.no_logging(), learn.no_bar(), pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        learn.fit_one_cycle(1, 1e-3, cbs=Look())
+    kept = {memory._MMAP_THRESHOLD: memory._LARGEST, memory._TRIM_THRESHOLD: 2**31-1, memory._MMAP_MAX: 0}
+    usual = kept | {memory._TRIM_THRESHOLD: 2*memory._LARGEST, memory._MMAP_MAX: memory._MMAPS}
+    assert during and all(found == kept for found in during)   # in every batch, and set once
+    assert libc.calls == [*kept.items(), *usual.items(), 'trim']
+
+
+def test_memory_is_left_to_a_user_who_has_set_it(monkeypatch):
+    monkeypatch.setenv('MALLOC_ARENA_MAX', '1')
+    assert memory._glibc() is None

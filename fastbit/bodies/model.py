@@ -10,6 +10,7 @@ __all__ = ['BN_MODES', 'has_known_steps', 'run_stages', 'TransferModel', 'body_d
 # %% ../../nbs/bodies/07_model.ipynb #d48fed5c
 import hashlib
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from operator import attrgetter
 
 # %% ../../nbs/bodies/07_model.ipynb #55908814
@@ -24,9 +25,11 @@ from .stages import body_memory_format, body_stages
 from .steps import Steps, body_steps, classify, headless
 
 # %% ../../nbs/bodies/07_model.ipynb #c8e50cb2
+def _call(net, name, x): return net.get_submodule(name)(x)
+
 def _steps_of(net) -> list[tuple]:
     "(name of the module that decides the stage, function to call), in order"
-    def named(*names): return [(n, net.get_submodule(n)) for n in names]
+    def named(*names): return [(n, partial(_call, net, n)) for n in names]
     def each(sequence): return named(*(f'{sequence}.{k}' for k, _ in net.get_submodule(sequence).named_children()))
     if isinstance(net, ResNetV2):
         pool = ('norm', net.head.global_pool)
@@ -68,13 +71,15 @@ def run_stages(
     "Run the stages `first` to `last`-1 of a model"
     last = len(stages) if last is None else last
     if not has_known_steps(net): return _run_found(net, stages, x, first, last)
-    stage_of = {m: i for i, s in enumerate(stages) for m in s.modules}
+    runs = {m for s in stages[first:last] for m in s.modules}
     for name, f in _steps_of(net):
-        if first <= stage_of[name] < last: x = f(x)
+        if name in runs: x = f(x)
     return x
 
 # %% ../../nbs/bodies/07_model.ipynb #af8ef6e0
 BN_MODES = ('frozen', 'affine', 'train')
+
+def _is_batchnorm(m) -> bool: return isinstance(m, nn.modules.batchnorm._BatchNorm)
 
 def _steps(net) -> Steps:
     if has_known_steps(net): return Steps(stages=body_stages(net), by_stage=True, why='')
@@ -112,7 +117,8 @@ class TransferModel(nn.Module):
         return ((x - self.mean) / self.std).contiguous(memory_format=self.format)
 
     def forward(self, x): # images, or the output of earlier stages within `starting_at` -> logits, bs x classes
-        fuses = self.fused and not self.compiled and can_fuse(self.net)
+        has_body = self.starts_at < len(self.stages)-1   # a classifier alone has nothing to fuse
+        fuses = has_body and self.fused and not self.compiled and can_fuse(self.net)
         with fused_steps(self.net) if fuses else nullcontext(): return self._logits(x)
 
     def _logits(self, x):
@@ -143,7 +149,7 @@ class TransferModel(nn.Module):
         named = dict(self.net.named_parameters())
         return [[named[n] for n in s.params] for s in self.stages]
 
-    def _batchnorms(self): return [m for m in self.net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    def _batchnorms(self): return list(filter(_is_batchnorm, self.net.modules()))
 
     def freeze_to(self,
         n:int # Stages before this one are frozen; 0: none
@@ -164,10 +170,9 @@ class TransferModel(nn.Module):
         super().train(mode)
         if not mode: return self
         modules = dict(self.net.named_modules())
-        for s in self.stages[:self.n_frozen]:
-            for n in s.modules: modules[n].training = False
-        if self.bn != 'train':
-            for m in self._batchnorms(): m.training = False
+        fixed = [modules[n] for s in self.stages[:self.n_frozen] for n in s.modules]
+        if self.bn != 'train': fixed += filter(_is_batchnorm, modules.values())
+        for m in fixed: m.training = False
         return self
 
 # %% ../../nbs/bodies/07_model.ipynb #dd34f22f

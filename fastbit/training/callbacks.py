@@ -24,6 +24,7 @@ from fastai.learner import Recorder
 from ..core.processes import is_writer
 from ..core.text import warn_data
 from .position import Position, phase_name
+from .precision import kept_outputs
 
 # %% ../../nbs/training/04_callbacks.ipynb #71a1eb4f
 class CurveRecorder(Recorder):
@@ -33,6 +34,11 @@ class CurveRecorder(Recorder):
     def before_train(self):
         super().before_train()
         if not hasattr(self.learn, 'lr_finder'): self.last_fit = None   # a fit that is interrupted leaves what it has
+
+    @property
+    def _train_mets(self): return super()._train_mets.map(kept_outputs)
+    @property
+    def _valid_mets(self): return super()._valid_mets.map(kept_outputs)
 
     def after_fit(self):
         if self.losses and not hasattr(self.learn, 'lr_finder'): self.last_fit = self._curve()

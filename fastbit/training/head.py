@@ -37,8 +37,8 @@ from ..core.restore import preserved_rng, temp_attrs
 from ..core.store import CACHE_GB
 from ..core.text import warn_data
 from ..data.balance import class_weights
-from ..data.features import FeatureDL, Features, feature_shape, frozen_features
-from ..data.batches import ImageDL
+from ..data.features import FeatureDL, Features, FrozenBody, feature_shape, frozen_features
+from ..data.batches import ImageDL, LabelTargets
 from ..metrics.losses import logistic_weights
 from ..metrics.several import check_plain_bce
 from ..metrics.stratify import iterative_folds
@@ -197,10 +197,11 @@ def _features(learn, n, views, cache, gb) -> tuple: # ((training, validation) fe
     if learn.opt is None: learn.create_opt()
     dls, known, transforms = learn.dls, can_draw_views(learn.dls), _batch_transforms(learn.dls)
     if known and not transforms:
+        body = FrozenBody(learn.model, n)
         def get(dl, views):
             bs = large_batch(max(dl.bs, 32), learn.model.mean.device)
             return frozen_features(
-                learn.model, dl.items, dls.preprocess, last=n, views=views, seed=dl.seed, bs=bs,
+                body, dl.items, dls.preprocess, views=views, seed=dl.seed, bs=bs,
                 cache=cache, cache_gb=gb, pixels=dl.pixels, augment=dls.augment)
         return (get(dls.train, views), get(dls.valid, 1)), tuple(map(_labels, dls.loaders[:2]))
     if views > 1 and not known:
@@ -216,6 +217,7 @@ def _features(learn, n, views, cache, gb) -> tuple: # ((training, validation) fe
 def _labels(dl) -> torch.Tensor:
     "Class number of each image, a row of 0 and 1 where it may have several labels, or the number to predict"
     targets = dl.dataset.tls[1]
+    if LabelTargets.knows(targets): return LabelTargets(targets).batch(range(dl.n)).as_subclass(torch.Tensor)
     first = targets[0]
     is_class = not isinstance(first, torch.Tensor) or not first.ndim and not first.is_floating_point()
     if not is_class: return torch.stack([targets[i].as_subclass(torch.Tensor) for i in range(dl.n)])

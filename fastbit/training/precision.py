@@ -6,16 +6,19 @@ Docs: https://fastbit.github.io/fastbit/training/precision.html.md"""
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'check_precision', 'fast_precision', 'default_precision', 'resolve_precision', 'DevicePrecision',
-           'DeviceSmoothLoss']
+           'DeviceSmoothLoss', 'KeptOutputs', 'kept_outputs']
 
 # %% ../../nbs/training/02_precision.ipynb #f9eaa64b
 import torch
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.learner import AvgSmoothLoss
+from fastai.metrics import AccumMetric
 from fastcore.foundation import L
 
 # %% ../../nbs/training/02_precision.ipynb #1f793ffc
 from ..core.device import is_bf16_fast
+from ..core.restore import temp_attrs
+from ..data.features import IN_MEMORY
 
 # %% ../../nbs/training/02_precision.ipynb #ff497f28
 PRECISIONS = ('float32', 'bf16', 'fp16', 'auto')
@@ -73,3 +76,40 @@ class DeviceSmoothLoss(AvgSmoothLoss):
         self.count += 1
         loss = learn.loss.detach().float().mean()
         self.val = torch.lerp(loss, self.val.to(loss.device), self.beta)
+
+# %% ../../nbs/training/02_precision.ipynb #aed2159b
+def _is_away(t) -> bool: return t.device.type != 'cpu'
+
+class KeptOutputs:
+    "An `AccumMetric` whose outputs are moved to the CPU together; the same numbers"
+    def __init__(self,
+        metric:AccumMetric # It holds the outputs
+    ): self.metric = metric
+
+    def reset(self): self.metric.reset()
+
+    def accumulate(self,
+        learn # A fastbit learner
+    ):
+        "Add the outputs of a batch, on their device; those of very many images are moved at times"
+        with temp_attrs(learn, keeps_outputs=True): self.metric.accumulate(learn)
+        if sum(t.nbytes for t in filter(_is_away, self.metric.preds)) > IN_MEMORY: self.fetch()
+
+    def fetch(self):
+        "Move the outputs so far to the CPU, in one transfer"
+        for name in ('preds', 'targs'):
+            parts = getattr(self.metric, name)
+            away = list(filter(_is_away, parts))
+            if away: setattr(self.metric, name, [*(t for t in parts if not _is_away(t)), torch.cat(away).cpu()])
+
+    @property
+    def value(self):
+        "Return the value of the metric"
+        self.fetch()
+        return self.metric.value
+
+def kept_outputs(
+    metric # A fastai `Metric`
+): # The same, or `KeptOutputs` of it
+    "Let a metric that needs all outputs move them to the CPU together"
+    return KeptOutputs(metric) if isinstance(metric, AccumMetric) else metric
