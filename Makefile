@@ -19,7 +19,7 @@ prepare: config ## regenerate everything that is generated: config, modules, cle
 	@nbdev-export
 	@nbdev-clean
 	@$(PYTHON) tools/rooms.py
-	@jupyter nbconvert --log-level ERROR --to markdown --output-dir . --output README $(NBS)/index.ipynb
+	@$(PYTHON) tools/readme.py
 
 check: prepare ## fail if `make prepare` leaves a difference
 	@test -z "$$(git status --porcelain)" || { git status --short; git --no-pager diff --stat; \

@@ -289,7 +289,7 @@ def foreign_option(name:str, recipe:str, spell=str) -> str:
 _SPELLINGS = dict(   # the one that is shown, where it is not the name
     group='--group-regex', k_per_class='--images-per-class', views='--head-augment', scale='--batch-scaling',
     n_steps='--steps', num_workers='--workers', crop='--no-crop', flip='--no-flip', jitter='--no-jitter',
-    draft='--full-decode', cache='--no-cache')
+    draft='--full-decode', cache='--no-cache', compile='--no-compile')
 
 _OTHER_SPELLINGS = dict(
     budget=('--time-limit',), k_per_class=('--k-per-class',), views=('--views',), scale=('--scale',),

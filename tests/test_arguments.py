@@ -54,7 +54,7 @@ def test_views_are_names(learn):
 
 
 @pytest.mark.parametrize('given, words', [
-    (dict(pretrained=True), "weights='auto'"), (dict(normalize=False), 'mean and std of its own body'),
+    (dict(pretrained=True), "weights='auto'"), (dict(normalize=False), "its body's mean and std"),
     (dict(cut=-2), 'stages'), (dict(splitter=len), 'parameter group'), (dict(y_range=(0, 1)), 'range of the training images'),
     (dict(n_in=1), 'three channels'), (dict(custom_head=1), 'drop_rate='), (dict(ps=.5), 'drop_rate='),
     (dict(batch_size=8), 'image_dataloaders as bs='), (dict(num_classes=3), 'n_out='),

@@ -388,3 +388,30 @@ def test_evaluation_of_new_images_respects_groups(units, folds):
     with pytest.warns(DataWarning, match='105 of these 105 images were in the training set'):
         found = load_predictor(folds[0]).evaluate(units/'units.csv', group_col='group')
     assert found.n_groups == 21 and found.high - found.low > .05
+
+
+# A column that may name groups
+
+@pytest.mark.parametrize('name, values, warned', [
+    ('patient_id', [f'p{i//2}' for i in range(40)], True), ('Video', [f'v{i//3}' for i in range(40)], True), ('Subjects', [i % 9 for i in range(40)], True),
+    ('patient_id', [f'p{i}' for i in range(40)], False),        # another one for each image
+    ('patient_id', ['p1']*40, False), ('age', [i//2 for i in range(40)], False), ('patience', [i//2 for i in range(40)], False)])
+def test_a_column_that_may_name_groups_is_not_passed_over(tmp_path, recwarn, name, values, warned):
+    df = _with_files(tmp_path)
+    df[name] = values
+    read_image_set(df)
+    found = [str(w.message) for w in recwarn if 'may name groups' in str(w.message)]
+    assert len(found) == warned and all(f'group_col={name!r}' in o for o in found)
+
+
+def test_groups_that_are_named_and_splits_that_are_given_are_not_warned_about(tmp_path, recwarn):
+    df = _with_files(tmp_path).assign(patient_id=[f'p{i//2}' for i in range(40)])
+    read_image_set(df, group_col='patient_id')
+    read_image_set(df.assign(split=['train', 'valid']*20))
+    assert not [w for w in recwarn if 'may name groups' in str(w.message)]
+
+
+def _with_files(root: Path) -> pd.DataFrame:
+    files = [root/f'{i}.png' for i in range(40)]
+    for i, f in enumerate(files): Image.new('RGB', (8, 8), (6*i, 0, 0)).save(f)
+    return pd.DataFrame(dict(path=files, label=['cat', 'dog']*20))

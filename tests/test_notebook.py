@@ -21,7 +21,7 @@ learn.evaluate(dl=learn.dls.test_dl('photos', with_labels=True)), learn.calibrat
 def readme_steps() -> list[str]:
     "The block of the README, a cell for each line, at a size that takes seconds"
     text = '\n'.join(''.join(c['source']) for c in json.loads(INDEX.read_text())['cells'] if c['cell_type'] == 'markdown')
-    block = re.search(r'or in the steps that fastai users know:\n\n```python\n(.*?)```', text, re.S)[1]
+    block = re.search(r'In Python it is a fastai `Learner`:\n\n```python\n(.*?)```', text, re.S)[1]
     for a, b in SMALLER.items():
         assert a in block, a
         block = block.replace(a, b)

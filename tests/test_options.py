@@ -86,6 +86,14 @@ def all_spellings():
         yield from ((command, names) for names in by_name.values() if len(names) > 1)
 
 
+def test_what_switches_a_default_off_says_so():
+    "`--compile`, whose help said that it does not compile"
+    commands = make_parser()._subparsers._group_actions[0].choices
+    off = {o for c in commands.values() for a in c._actions if a.nargs == 0 and a.const is False for o in a.option_strings}
+    assert off >= {'--no-cache', '--no-compile', '--no-crop', '--no-flip'}
+    assert {o for o in off if not o.startswith('--no-')} <= {'--full-decode'}
+
+
 def test_no_other_option_has_two_spellings_of_which_one_wins():
     value = {'--budget': ('5m', '6m'), '--batch-scaling': ('none', 'linear')}
     asked = list(all_spellings())

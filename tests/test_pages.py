@@ -52,6 +52,8 @@ def small(tmp_path, monkeypatch):
     fa.draw_flower('poppy', 77).save(tmp_path/'new.jpg')
     files = sorted(photos.rglob('*.png')) + sorted(photos.rglob('*.jpg'))
     pd.DataFrame(dict(path=files, level=[i + .25 for i in range(len(files))])).to_csv(tmp_path/'levels.csv', index=False)
+    pd.DataFrame(dict(image=files, label=[p.parent.name for p in files], patient=[f'p{i//2}' for i in range(len(files))])).to_csv(tmp_path/'labels.csv', index=False)
+    pd.DataFrame(dict(image=files, label=[('red;big', 'red', 'big', ';')[i % 4] for i in range(len(files))])).to_csv(tmp_path/'tags.csv', index=False)
     monkeypatch.chdir(tmp_path)
 
     def hub_file(arch):

@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from types import FunctionType
 
+import yaml
 from fastcore.docments import DocmentTbl
 from fastcore.parallel import parallel
 from nbdev import processors, serve_drv
@@ -18,6 +19,8 @@ from nbdev.doclinks import NbdevLookup
 from nbdev.process import Processor
 from nbdev.processors import FilterDefaults, add_show_docs, exec_show_docs
 from nbdev.showdoc import BasicMarkdownRenderer
+
+from overview import write_changelog, write_overviews
 
 ROOT = Path(__file__).parents[1]
 processors.get_config = cache(processors.get_config)   # nbdev 3.3 reads the settings again for every cell: a third of its time
@@ -199,6 +202,10 @@ def process(root: Path = ROOT) -> Path:
     parallel(serve_drv.main, work, n_workers=min(len(work), os.cpu_count() or 1), pause=.01, method='spawn')
     (out/'_quarto.yml').write_text(site_config(root))
     for f in (*nbs.glob('*.css'), *nbs.glob('*.svg')): shutil.copy(f, out)
+    shutil.copytree(nbs/'images', out/'images', dirs_exist_ok=True)
+    pages = {str(dst.relative_to(out)): src for src, dst in todo.items()}
+    write_overviews(nbs, out, yaml.safe_load(site_config(root)), pages)
+    write_changelog(root/'CHANGELOG.md', out)
     return out
 
 

@@ -229,11 +229,11 @@ def worst_pair(
     targs,   # n class numbers
     preds,   # n class numbers
     classes, # Their names
-) -> ConfusedClasses|None: # `None`: no mistakes
+) -> ConfusedClasses|None: # `None`: no mistakes, or only two classes, which all mistakes are between
     "Find the two classes that most mistakes are between, in both directions"
     wrong = np.asarray(targs) != np.asarray(preds)
     pairs = np.sort(np.stack([targs, preds], axis=1)[wrong], axis=1)
-    if not len(pairs): return None
+    if not len(pairs) or len(classes) < 3: return None
     both, counts = np.unique(pairs, axis=0, return_counts=True)
     most = int(np.flatnonzero(counts == counts.max())[0])
     first, second = both[most]

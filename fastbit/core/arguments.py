@@ -36,7 +36,7 @@ _HEAD = ('Omit it: the classifier is one linear layer on the pooled features, '
          'and drop_rate= its dropout')
 LEARNER_HABITS = dict(   # of fastai's `vision_learner`, timm and Keras
     pretrained="Use weights='auto' for pretrained weights (the default) or weights='random' for none",
-    normalize="Omit it: the model normalizes with the mean and std of its own body",
+    normalize="Omit it: the model normalizes with its body's mean and std",
     cut=('Omit it: fastbit cuts a body into stages; `learn.lr_table()` shows them, '
          '`learn.freeze_to(n)` freezes them'),
     splitter='Omit it: each stage is a parameter group; `learn.lr_table()` shows them',

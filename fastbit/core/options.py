@@ -72,7 +72,7 @@ def _allows_none(type) -> bool: return type is Any or 'None' in str(type)
 def _is_bool(value) -> bool: return type(value).__name__ in ('bool', 'bool_')   # numpy's, too
 
 def _check_kind(name, value, kind):
-    "Raise `TypeError` unless `value` suits an annotation `float` or `bool`; other kinds have checks of their own"
+    "Raise `TypeError` unless `value` suits an annotation `float` or `bool`; other kinds have separate checks"
     number = isinstance(value, Real) and not _is_bool(value)
     if kind is float and not number: raise TypeError(f"{name}={value!r} must be a number.")
     if kind is not bool or _is_bool(value): return

@@ -20,7 +20,7 @@ import pandas as pd
 from ..core.text import warn_data
 from .columns import (
     _FALSE, _LABEL_NAMES, _PATH_NAMES, _SPLIT, _SPLIT_NAMES, _TRUE, _WEAK_NAMES, ColumnNumber, _distinct, _find_named,
-    _flag, _is_flag, _is_index, _listed, _plain, as_times, choose_columns, split_word)
+    _flag, _is_flag, _is_index, _listed, _plain, as_times, choose_columns, group_like, split_word)
 from .csvfile import names_image, read_grid
 from .filepaths import Located, as_suffix, exists_below, file_keys, locate_files, one_row_per_file, sample_of
 from .label_sets import are_hot_columns, are_lists, recognize_separator, has_label_sets, hot_label_sets, is_hot
@@ -209,6 +209,15 @@ def _words(name, chosen, located, is_split, columns, numbers) -> str:
     if chosen.others: rest.append(f"not used: {', '.join(map(title, chosen.others[:5]))}{more}")
     return '; '.join([f"{name}: {', '.join(used)}", *rest])
 
+def _warn_groups(df, columns):
+    "Warn if a random split would divide what a column names"
+    found = group_like(df, columns)
+    if not found: return
+    warn_data(
+        f"Column {str(found[0])!r} may name groups: it has {len(_distinct(df, found[0]))} values in {len(df)} rows. A "
+        "random split puts images of one group into training and into validation, so the accuracy may be too high for "
+        f"new groups. Keep each in one split with group_col={str(found[0])!r}.")
+
 def _numbers_of(what, numbers) -> str:
     more = ', …' if len(numbers) > 5 else ''
     return f"{what}{'s'*(len(numbers) > 1)} {', '.join(map(str, numbers[:5]))}{more}"
@@ -375,6 +384,7 @@ def table_rows(
     if has_label_sets(rows.label): rows = _joined(rows)
     found = one_row_per_file(rows)
     is_split = any(splits)   # a column of blanks is still to be filled in
+    if not (is_split or used or group): _warn_groups(df, chosen.others)
     words = _words(table.name, chosen, located.words, is_split, used, are_quantities(rows.label))
     grouped_by = f'column {str(used["group"])!r}' if 'group' in used else ''
     about = dict(words=words, grouped_by=grouped_by, column=str(chosen.label), hot=tuple(map(str, hot)))

@@ -1,4 +1,4 @@
-"""When the model says 90%, is it right nine times out of ten?
+"""Are nine of ten predictions with 90% right?
 
 Docs: https://fastbit.github.io/fastbit/metrics/calibration.html.md"""
 

@@ -47,7 +47,7 @@ _NO_LABELS = (
     "of class folders, a list of (path, label) pairs, or a DataFrame with the columns path and label.")
 
 def _plain_logits(learn, ds_idx, dl) -> tuple: # (logits n x 1 x classes, targs)
-    "Run the model over a labelled loader, each image once"
+    "Run the model over a labeled loader, each image once"
     dl = find_loader(learn, ds_idx, dl)
     logits, targs, _ = view_logits(learn, dl, ('identity',), find_preprocess(learn, dl))
     if targs is None: raise ValueError(_NO_LABELS)
@@ -56,7 +56,7 @@ def _plain_logits(learn, ds_idx, dl) -> tuple: # (logits n x 1 x classes, targs)
 @patch
 def evaluate(self:TransferLearner,
     ds_idx:int=1, # Which loader of `dls`; 1: validation
-    dl=None,      # Other labelled data, from `learn.dls.test_dl(..., with_labels=True)`
+    dl=None,      # Other labeled data, from `learn.dls.test_dl(..., with_labels=True)`
     show:bool=True # Print it?
 ) -> Evaluation: # `LabelsEvaluation` for several labels per image, `NumbersEvaluation` for numbers
     "Measure all metrics over the whole set, with n and interval"
@@ -74,7 +74,7 @@ _NO_TEMPERATURE = ("Temperature scaling is for classes. Numbers have a predictio
 @patch
 def calibrate(self:TransferLearner,
     ds_idx:int=1, # Which loader of `dls`; 1: validation
-    dl=None,      # Other labelled data
+    dl=None,      # Other labeled data
 ) -> float: # Kept as `learn.temperature`; above 1: the model is overconfident
     "Find the temperature that calibrates the probabilities; with few images it stays near 1"
     if self.task.is_number: raise ValueError(_NO_TEMPERATURE)
@@ -88,7 +88,7 @@ def calibrate(self:TransferLearner,
 def choose_thresholds(self:TransferLearner,
     per_class:bool=None, # One threshold per label? Else one for all; `None`: as the run was told to, else one
     ds_idx:int=1, # Which loader of `dls`; 1: validation
-    dl=None,      # Other labelled data
+    dl=None,      # Other labeled data
 ) -> np.ndarray: # One per label; kept as `learn.thresholds`
     "Choose the probabilities from which on an image has a label, by F1; raise `ValueError` for one label per image"
     if self.task.key != 'labels':

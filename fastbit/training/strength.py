@@ -37,7 +37,7 @@ def held_out_loss(
     y:np.ndarray, # n class numbers
     weights:np.ndarray=None, # Weight of each class; `None`: all count alike
 ) -> float: # nats
-    "Measure the mean cross-entropy over the rows whose class the model knows; 0 if there are none"
+    "Measure the mean cross-entropy over the rows whose class is among those trained; 0 if there are none"
     known = np.isin(y, model.classes_)
     if not known.any(): return 0.
     x, y = x[known], y[known]
