@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 # %% ../../nbs/data/01_check.ipynb #9580521f
-import imagehash, PIL, numpy as np, pandas as pd
+import PIL, numpy as np, pandas as pd, scipy
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+from scipy.fft import dct
 
 # %% ../../nbs/data/01_check.ipynb #912ab51b
 from ..bodies.preprocess import MAX_16_BIT, Preprocess
@@ -48,8 +49,14 @@ def image_look(
     img:Image.Image # RGB, upright
 ) -> bytes: # A perceptual hash of 64 bits, and the colors at 8 x 8 pixels
     "Summarize what an image shows, at any size and compression, for `duplicate_groups`"
-    bits = np.packbits(imagehash.phash(img).hash.ravel())
-    return bits.tobytes() + img.resize((8, 8), Image.Resampling.BOX).tobytes()
+    return _perceptual_hash(img) + img.resize((8, 8), Image.Resampling.BOX).tobytes()
+
+def _perceptual_hash(img) -> bytes:
+    "The bits of `imagehash.phash`, in two thirds of its time"
+    gray = np.asarray(img.convert('L').resize((32, 32), Image.Resampling.LANCZOS))
+    low = dct(dct(gray, axis=0)[:8], axis=1)[:, :8].ravel()
+    below, above = np.sort(low)[31:33].tolist()
+    return np.packbits(low > (below + above)/2).tobytes()
 
 @dataclass(frozen=True)
 class Reading:
@@ -68,7 +75,8 @@ def read_once(
         n_bytes = os.path.getsize(path)
         if n_bytes > MAX_BYTES: return Reading(Inspected('absurdly large file'))
         with _large_lock if n_bytes > 2*LARGE else nullcontext():
-            return _read_bytes(Path(path).read_bytes(), pp, tuple(sizes))
+            with open(path, 'rb', buffering=0) as f: data = f.read()
+            return _read_bytes(data, pp, tuple(sizes))
     # a name with a zero byte is a ValueError
     except (OSError, ValueError) as e: return Reading(Inspected(getattr(e, 'strerror', None) or str(e)))
 
@@ -91,7 +99,8 @@ def _read_bytes(data, pp, sizes) -> Reading:
                 known |= dict(peak=_peak(img, cut), cut=cut)
                 gray_16, upright = img.mode in _GRAY_16, _upright(img)
                 scale = dict(max_value=max(1, known['peak'])) if gray_16 else {}   # copies have one peak
-                rgb = to_rgb(upright, **scale)
+                is_rgb = upright.mode == 'RGB' and not upright.has_transparency_data
+                rgb = upright if is_rgb else to_rgb(upright, **scale)
                 known |= dict(look=image_look(rgb if finer == 1 else rgb.reduce(finer)), exact=finer == 1)
                 if gray_16 and sizes: rgb = to_rgb(upright, pp.max_value)
                 squares = _squares(rgb, sizes, pp)
@@ -174,7 +183,7 @@ def check_images(
 
 _FIELDS = [f.name for f in fields(Inspected)]
 _MANY = 256         # files whose findings are cached at a time
-_GROUP_BYTES = 2**22 # of their squares
+_GROUP_BYTES = 2**24 # of their squares
 
 class _Check:
     "A check of many files: what is known, and where it is kept"
@@ -242,7 +251,7 @@ _ROW = np.dtype([
 
 def _open_checks():
     row = 'digest, height, width, peak, cut, look, exact'
-    versions = dict(pillow=PIL.__version__, imagehash=imagehash.__version__)
+    versions = dict(pillow=PIL.__version__, scipy=scipy.__version__)
     about = dict(made_from='what was found in image files', **versions, row=row)
     try: return open_store('checks', about, (_ROW.itemsize,), np.uint8)
     except OSError: return None   # only time is lost

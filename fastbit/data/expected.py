@@ -67,7 +67,8 @@ def _expected(table, drawn, data) -> ExpectedSplits:
     is_random = data.time is None and bool((table.split == '').any() or data.folds)
     # a few images per class: squares of all would be too many
     by_files = is_random and not few
-    return ExpectedSplits(splits, by_files=by_files, by_copies=by_files and 'group' not in table and not data.allow_copies)
+    by_copies = by_files and 'group' not in table and not data.allow_copies
+    return ExpectedSplits(splits, by_files=by_files, by_copies=by_copies)
 
 def _splits_used(drawn, data) -> list:
     "The split of each row that will be loaded; 'unused' for the others"

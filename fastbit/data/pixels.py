@@ -93,7 +93,8 @@ class PixelCache:
         stores, gb = self.stores, self.gb
         if not stores: return
         counts = splits.value_counts().to_dict()
-        n_images = {size: sum(n for split, n in counts.items() if size in self._needed.get(split, ())) for size in stores}
+        need = lambda size: sum(n for split, n in counts.items() if size in self._needed.get(split, ()))
+        n_images = {size: need(size) for size in stores}
         wanted = {size: max(0, n_images[size]*(s.row_bytes+16) - s.n_bytes) for size, s in stores.items()}
         total = sum(wanted.values())
         free = make_room(total, [s.folder for s in stores.values()], gb, ('pixels',))
