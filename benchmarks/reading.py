@@ -1,6 +1,6 @@
 """How long does a first run read files, compared with decoding each once, and how do time and memory of a check grow?
 
-    python benchmarks/reading.py --data FOLDER [--size 128] [--files 5000 20000] [--repeats 5]
+    python benchmarks/reading.py --data FOLDER [--size 128] [--files 5000 20000 100000] [--repeats 5]
 
 The first run checks all files, searches for near-duplicates and loads the squares of one epoch, batch by batch; it is
 measured with the images of the folder and with drawn JPEGs of 12 megapixels. Its peer decodes each file once and
@@ -133,7 +133,8 @@ def main():
     p = parser(__doc__, repeats=5)   # 0: the check alone
     p.add_argument('--photos', type=int, default=6, help='drawn JPEGs of 12 megapixels; 0: none')
     p.add_argument('--photo-sizes', type=int, nargs='*', default=[128, 224])
-    p.add_argument('--files', type=int, nargs='*', default=[5000, 20000], help='drawn images of the check, ascending')
+    p.add_argument('--files', type=int, nargs='*', default=[5000, 20000, 100_000],
+                   help='drawn images of the check, ascending')
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
