@@ -52,7 +52,7 @@ def image_look(
     return _perceptual_hash(img) + img.resize((8, 8), Image.Resampling.BOX).tobytes()
 
 def _perceptual_hash(img) -> bytes:
-    "The bits of `imagehash.phash`, in two thirds of its time"
+    "The bits of `imagehash.phash`, without the frequencies that it leaves out"
     gray = np.asarray(img.convert('L').resize((32, 32), Image.Resampling.LANCZOS))
     low = dct(dct(gray, axis=0)[:8], axis=1)[:, :8].ravel()
     below, above = np.sort(low)[31:33].tolist()
