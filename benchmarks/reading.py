@@ -1,11 +1,12 @@
 """How long does a first run read files, compared with decoding each once, and how do time and memory of a check grow?
 
-    python benchmarks/reading.py --data FOLDER [--size 128] [--files 5000 20000] [--repeats 5]
+    python benchmarks/reading.py --data FOLDER [--size 128] [--files 5000 20000 100000] [--repeats 5]
 
-The first run checks all files, searches for near-duplicates and loads the squares of one epoch; it is measured with the
-images of the folder and with drawn JPEGs of 12 megapixels. Its peer decodes each file once and resizes it: to one
-square, as one epoch needs, or to both, as a head and fine-tuning need and as the first run keeps. `read_twice` is the
-same ratio for a check and a separate first pass. All files are in the system's page cache, and one thread reads them.
+The first run checks all files, searches for near-duplicates and loads the squares of one epoch, batch by batch; it is
+measured with the images of the folder and with drawn JPEGs of 12 megapixels. Its peer decodes each file once and
+resizes it: to the one square that its split needs in an epoch, or, as a first run with `train_squares='both'`, to the
+two that a head and fine-tuning need. `read_twice` is the same ratio for a check and a separate first pass. All files
+are in the system's page cache, and one thread reads them.
 Growth is measured with drawn PNGs of 24 x 24 pixels, each number of files in a new process.
 """
 import os, shutil, subprocess, sys, tempfile
@@ -17,13 +18,17 @@ from PIL import Image
 from peers import interleaved, median, note, paired, parser, seconds, spread, split
 from fastbit.bodies import body_preprocess
 from fastbit.data import PixelCache, check_images, duplicate_groups
+from fastbit.data.check import ExpectedSplits
 from fastbit.data.transforms import ImageFile
 
 GROWTH = '''
-import resource, sys, time
+import re, resource, sys, time
 from pathlib import Path
 from fastbit.data import check_images, duplicate_groups
-def memory(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+def memory():
+    status = Path('/proc/self/status')   # of Linux, where `ru_maxrss` begins with the parent's
+    if status.exists(): return int(re.search(r'VmHWM:\\s*(\\d+)', status.read_text())[1])/1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
 paths = sorted(map(str, Path(sys.argv[1]).iterdir()))
 before, start = memory(), time.perf_counter()
 report = check_images(paths, int(sys.argv[2]))
@@ -48,24 +53,30 @@ def draw_photos(folder, n):
 
 
 def first_runs(table, args, size):
-    "Seconds of a first run and of its peers"
+    "Seconds of first runs and of their peers"
     pp, cache = body_preprocess(args.arch, size), Path(os.environ['FASTBIT_CACHE'])
     sizes = [pp.size, pp.train_size]
     of_split = dict(train=[pp.train_size]).get
     rows = list(zip(table.path, table.split))
 
-    def first_run():
+    def load(pixels):
+        for split, paths in table.groupby('split').path:
+            (size,) = of_split(split, [pp.size])
+            for i in range(0, len(paths), args.bs):
+                some = paths.iloc[i:i+args.bs].tolist()
+                pixels.fill(some, [np.empty((len(some), size, size, 3), np.uint8)])
+
+    def first_run(train_squares='augmented'):
         shutil.rmtree(cache, ignore_errors=True)
-        pixels = PixelCache(pp, table.assign(split=''))
-        report = check_images(table.path, 1, pixels=pixels)
-        duplicate_groups(report)
-        for path, s in rows: pixels.squares(ImageFile(path, pp, pixels), of_split(s, [pp.size]))
+        pixels = PixelCache(pp, table, train_squares=train_squares)
+        expected = ExpectedSplits(table.split.tolist(), by_files=True, by_copies=True)
+        duplicate_groups(check_images(table.path, 1, pixels=pixels, expected=expected))
+        load(pixels)
 
     def read_twice():
         shutil.rmtree(cache, ignore_errors=True)
         duplicate_groups(check_images(table.path, 1))
-        pixels = PixelCache(pp, table)
-        for path, s in rows: pixels.squares(ImageFile(path, pp, pixels), of_split(s, [pp.size]))
+        load(PixelCache(pp, table))
 
     def one_square():
         for path, s in rows: ImageFile(path, pp).make(of_split(s, [pp.size]))
@@ -73,16 +84,19 @@ def first_runs(table, args, size):
     def both_squares():
         for path, _ in rows: ImageFile(path, pp).make(sizes)
 
-    peers = dict(first=first_run, twice=read_twice, one=one_square, both=both_squares)
+    peers = dict(first=first_run, one=one_square, twice=read_twice, both=both_squares)
+    peers |= dict(first_both=lambda: first_run('both'))
     return interleaved({k: lambda f=f: seconds(f) for k, f in peers.items()}, args.repeats)
 
 
 def note_ratios(args, times, what, images):
-    for peer, words in dict(one='one plain decoding to a square', both='one plain decoding to both squares').items():
-        more = dict(range=spread(times['first'], times[peer]), images=images,
+    squares = dict(first=('one', 'one square'), first_both=('both', 'both squares'))
+    for run, (peer, words) in squares.items():
+        more = dict(range=spread(times[run], times[peer]), images=images,
                     read_twice=round(paired(times, 'twice', peer), 2),
-                    milliseconds_per_image=round(1000*median(times)['first']/images, 2))
-        note(args, f'first run from files, {what} / {words}', round(paired(times, 'first', peer), 2), '1.15', **more)
+                    milliseconds_per_image=round(1000*median(times)[run]/images, 2))
+        note(args, f'first run from files, {what}, {words} / one plain decoding', round(paired(times, run, peer), 2),
+             '1.15', **more)
 
 
 def note_first_runs(args, tmp):
@@ -119,7 +133,8 @@ def main():
     p = parser(__doc__, repeats=5)   # 0: the check alone
     p.add_argument('--photos', type=int, default=6, help='drawn JPEGs of 12 megapixels; 0: none')
     p.add_argument('--photo-sizes', type=int, nargs='*', default=[128, 224])
-    p.add_argument('--files', type=int, nargs='*', default=[5000, 20000], help='drawn images of the check, ascending')
+    p.add_argument('--files', type=int, nargs='*', default=[5000, 20000, 100_000],
+                   help='drawn images of the check, ascending')
     args = p.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)

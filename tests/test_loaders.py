@@ -91,7 +91,7 @@ def test_batches_do_not_depend_on_how_workers_start(folder, start_method):
     for kind in expected: assert len(expected[kind]) == len(got[kind]) and all(map(torch.equal, expected[kind], got[kind])), kind
     assert not torch.equal(got['persistent'][0], got['persistent'][len(got['persistent'])//2])
     with_workers.train.pixels.refresh()
-    assert {size: len(s) for size, s in with_workers.train.pixels.stores.items()} == {32: 40, 35: 40}   # of all: the check makes them before the split is drawn
+    assert {size: len(s) for size, s in with_workers.train.pixels.stores.items()} == {32: 8+3, 35: 32+8}   # one per image, by its split; then those of three files to test and of views of validation
 
 
 @pytest.mark.slow   # a whole import of torch and fastai

@@ -2,6 +2,7 @@
 import importlib, io
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -9,11 +10,15 @@ import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 
 import corpus
+from fastbit.baseline.recipes import make_recipe
 from fastbit.bodies.preprocess import body_preprocess
+from fastbit.config import Auto, BiTRule, HeadOnly, LoaderOptions, OneCycle
 from fastbit.core.store import RowStore, list_stores
 from fastbit.data import PixelCache, check_images, duplicate_groups, image_dataloaders
-from fastbit.data.check import inspect_image, read_once
+from fastbit.data import expected as expected_module
+from fastbit.data.check import ExpectedSplits, _perceptual_hash, inspect_image, read_once
 from fastbit.data.copies import _COLOR_SLACK
+from fastbit.data.features import view_pixels
 from fastbit.data.transforms import ImageFile
 
 check = importlib.import_module('fastbit.data.check')
@@ -98,6 +103,86 @@ def test_a_file_is_opened_and_decoded_once(photos):
     assert same(got, [*batches(plain.train), *batches(plain.valid)])
     with patch.object(check, 'read_once', side_effect=AssertionError('read again')): again = load(photos)
     pd.testing.assert_frame_equal(again.report, dls.report)
+
+
+decoded_again = lambda: patch('fastbit.data.transforms.ImageFile.make', side_effect=AssertionError('decoded again'))
+def stored(dls): return {size: len(s) for size, s in dls.train.pixels.stores.items()}
+def split_of(dls): return dict(zip(dls.table.path, dls.table.split))
+
+
+@pytest.mark.parametrize('how', [
+    dict(), dict(test_pct=.2), dict(folds=4), dict(crop=False), dict(k_per_class=3), dict(group=r'(\d)'), dict(train_squares='plain'), dict(train_squares='both')])
+def test_one_square_is_made_of_each_image_by_its_split(photos, how):
+    "However it is split, which is drawn once; the split and the pixels are those without a cache"
+    with patch.object(expected_module, 'draw_split', wraps=expected_module.draw_split) as draw: dls = load(photos, **how)
+    n_train, n_plain, squares = dls.train.n, len(dls.table) - dls.train.n, how.get('train_squares')
+    wanted = {32: n_plain + n_train*(squares is not None or 'crop' in how), 35: n_train*(squares != 'plain')}
+    assert draw.call_count == 1 and stored(dls) == (wanted if 'crop' not in how else {32: 20})
+    plain = load(photos, cache=False, **how)
+    assert split_of(dls) == split_of(plain)
+    with decoded_again() if squares != 'plain' else nullcontext(): got = [*batches(dls.train), *batches(dls.valid)]
+    assert same(got, [*batches(plain.train), *batches(plain.valid)])
+
+
+def test_recipes_ask_for_the_squares_that_they_need(photos):
+    "Features of training images are those of the plain image, then of augmentations"
+    squares = lambda options: make_recipe(options, LoaderOptions()).loading(32, {}).get('train_squares', 'augmented')
+    asked = [HeadOnly(), HeadOnly(views=2), OneCycle(epochs=1), OneCycle(), Auto(), BiTRule()]
+    assert [squares(o) for o in asked] == ['plain', 'both', 'plain', 'both', 'both', 'augmented']
+    for kind, views in (('plain', [0]), ('both', [0, 1])):
+        for p in photos.rglob('*.jpg'): p.touch()   # so that they are read
+        dls = load(photos, train_squares=kind)
+        with decoded_again(): [view_pixels(p, v, dls.preprocess, pixels=dls.train.pixels) for p in dls.train.items for v in views]
+    with pytest.raises(ValueError, match='choose from augmented, plain, both'): load(photos, train_squares='all')
+
+
+@pytest.mark.parametrize('what', ['unreadable', 'copy'])
+def test_a_split_that_is_not_the_expected_one(photos, what):
+    "Is that without a cache; files after the one that shows it get both squares, and those before it are read again if they changed sides"
+    if what == 'unreadable': (photos/'a'/'3.jpg').write_bytes(b'no image')
+    else: (photos/'a'/'3.jpg').write_bytes((photos/'a'/'1.jpg').read_bytes())
+    with patch.object(check, '_PARTS', check._MANY), pytest.warns() if what == 'unreadable' else nullcontext(): dls = load(photos)
+    before = sum(stored(dls).values())
+    with pytest.warns() if what == 'unreadable' else nullcontext(): plain = load(photos, cache=False)
+    assert split_of(dls) == split_of(plain) and 20 < before < 40
+    with patch('fastbit.data.transforms.ImageFile.make', autospec=True, side_effect=ImageFile.make) as again:
+        assert same([*batches(dls.train), *batches(dls.valid)], [*batches(plain.train), *batches(plain.valid)])
+    n_again = sum(c.args[0].pixels is not None for c in again.call_args_list)
+    assert n_again <= 6   # of the first files
+
+
+def test_what_makes_an_expected_split_doubtful():
+    found = lambda look, reason='': check.Inspected(reason, look=look)
+    for by_files, by_copies in ((True, True), (True, False), (False, False)):
+        expected, looks = ExpectedSplits(['train'], by_files, by_copies), set()
+        assert not expected.doubted_by(found(b'12345678abc'), looks) and not expected.doubted_by(found(b'12345670abc'), looks)
+        assert expected.doubted_by(found(b'12345678xyz'), looks) == by_copies
+        assert expected.doubted_by(found(b'', 'empty file'), looks) == by_files
+
+
+def test_the_rule_reads_each_file_once(tmp_path):
+    "Its size is predicted from the headers; where the prediction is wrong, the squares are made later"
+    for label in 'ab':
+        (tmp_path/'small'/label).mkdir(parents=True)
+        for i in range(6): photo(i + 10*(label == 'b'), (90, 80)).save(tmp_path/'small'/label/f'{i}.png')
+    sized = dict(size='hyperrule', bs=4)
+    dls = load(tmp_path/'small', **sized)
+    assert stored(dls) == {128: 2, 160: 10}
+    with decoded_again(): got = [*batches(dls.train), *batches(dls.valid)]
+    plain = load(tmp_path/'small', cache=False, **sized)
+    assert same(got, [*batches(plain.train), *batches(plain.valid)]) and dls.image_size == plain.image_size == (80, 90)
+    for p in (tmp_path/'small').rglob('*.png'): p.touch()
+    with patch('fastbit.data.loaders.probable_size', lambda paths: (500, 500)), patch('fastbit.data.pixels.make_room', return_value=0):
+        assert load(tmp_path/'small', **sized).preprocess == plain.preprocess
+
+
+def test_hashes_are_those_of_imagehash():
+    imagehash = pytest.importorskip('imagehash')   # a requirement of cleanvision
+    rng = np.random.default_rng(0)
+    flat = [Image.new('RGB', (40, 50), int(v)) for v in rng.integers(0, 2**24, 5)]
+    stripes = [Image.fromarray(np.tile((np.arange(64) % k < k/2)[:, None, None]*np.uint8(200), (1, 50, 3))) for k in range(2, 30)]
+    for img in [*(photo(i, size) for i in range(40) for size in ((33, 90), (200, 150))), *flat, *stripes]:
+        assert _perceptual_hash(img) == np.packbits(imagehash.phash(img).hash).tobytes()
 
 
 def test_near_duplicates_do_not_depend_on_the_scale_or_on_the_cache(photos):

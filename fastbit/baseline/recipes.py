@@ -104,7 +104,14 @@ class OneCycleRecipe:
 
     def loading(self, size, usual) -> dict:
         "Return arguments of `image_dataloaders`: those given, or those that are usual for these data"
-        return dict(size=usual.get('size') if size is None else size, bs=self.options.batch_size, train_size=None)
+        size = usual.get('size') if size is None else size
+        return dict(size=size, bs=self.options.batch_size, train_size=None, train_squares=self.train_squares)
+
+    @property
+    def train_squares(self) -> str:
+        "Return which squares of training images are needed: the head takes them as validation does"
+        is_plain = self.options.views == 1 and len(self.phases()) == 1
+        return 'plain' if is_plain else 'both'
 
     def phases(self, learn=None) -> list:
         o = self.options
@@ -138,7 +145,7 @@ class HeadRecipe(OneCycleRecipe):
 # %% ../../nbs/baseline/02_recipes.ipynb #02069eff
 class AutoRecipe(OneCycleRecipe):
     "Train the classifier, then what the data and the cache allow"
-    name = 'auto'
+    name, train_squares = 'auto', 'both'
     def check(self):
         o = self.options
         _check_batch(o)

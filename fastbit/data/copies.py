@@ -17,9 +17,11 @@ HASH_BITS = 6     # of 64 bits that may differ between duplicates
 COLOR_STEP = 7.   # of 255, the mean difference of their colors at 8 x 8 pixels, and
 COLOR_SHARE = .4  # its share of what the picture has besides its ground: two small objects on white are not one picture
 _BLOCK = 256      # hashes that are compared with others at a time
+_FEW = 1024       # hashes that are all compared with each other, which is faster than finding those with equal bands
 
 def _bands(bits) -> list: # Arrays of row numbers
     "Group rows that agree in a band of bits; two hashes with at most `HASH_BITS` different bits agree in one"
+    if len(bits) <= _FEW: return [np.arange(len(bits))]
     found = []
     for band in np.array_split(bits > 0, HASH_BITS+1, axis=1):
         keys = band@(1 << np.arange(band.shape[1]))

@@ -22,7 +22,8 @@ from ..config import MAX_16_BIT
 
 # %% ../../nbs/data/00_decode.ipynb #df8cdf3b
 def _more_formats():
-    "Register the formats of installed Pillow plugins"
+    "Register the formats of installed Pillow plugins, after the usual ones: Pillow tries them in this order"
+    Image.preinit()
     if importlib.util.find_spec('pillow_heif'): importlib.import_module('pillow_heif').register_heif_opener()
     if importlib.util.find_spec('pillow_jxl'): importlib.import_module('pillow_jxl')   # registers itself
 

@@ -34,13 +34,13 @@ from .balance import BalancedDraw
 from .batches import ImageDL, PathLabel, ReadImage, resolve_device, default_bs, choose_workers
 from .check import depth_words
 from .copies import copy_numbers
+from .expected import Expectation, expect_split, probable_size
 from .groups import EXIF, check_group_names, exif_times, find_groups
 from .label_sets import hot_labels, label_names
 from .labels import natural_order
-from .pixels import PixelCache
+from .pixels import TRAIN_SQUARES, PixelCache
 from .split import (
-    check_table, check_undivided, drop_unreadable, drop_untrained, few_shot_table, fold_table, split_table,
-    training_size, warn_shared)
+    check_table, drop_unreadable, drop_untrained, few_shot_table, training_size, warn_shared)
 from .ordered import read_ordered_set
 from .tables import ImageSet
 from .test_items import find_label_sets, find_labels, find_numbers, find_test_items
@@ -172,6 +172,22 @@ def _pixel_cache(pixels, images, loading) -> PixelCache|None:
     pixels.divide(images.table.split)
     return pixels
 
+def _expected_cache(pp, table, splits, loading, train_squares) -> PixelCache:
+    "A cache for the squares that the check makes"
+    if splits.splits is not None: table = table[['path']].assign(split=splits.splits)
+    return PixelCache(pp, table, loading.cache_gb, train_squares)
+
+def _by_rule(preprocess, image_size, size) -> Preprocess:
+    "The authors' resolution for images of a size, or `size` with their room for crops"
+    rule = HyperRule.for_data(1, image_size, size=size)
+    return preprocess(rule.crop, train_size=rule.resize)
+
+def _by_rule_so_far(preprocess, table, splits, size) -> Preprocess|None:
+    "The probable result of `_by_rule`, before the files are read"
+    training = table.path if splits.splits is None else table.path[[s == 'train' for s in splits.splits]]
+    image_size = probable_size(training)
+    return None if image_size is None else _by_rule(preprocess, image_size, size)
+
 @with_options(without=('bs',))
 def table_dataloaders(
     table:pd.DataFrame,    # Columns path, label and split, which is 'train', 'valid' or 'test' in each row
@@ -191,7 +207,7 @@ def table_dataloaders(
     return _make_loaders(images, bs, seed, batch_tfms, loading)
 
 # %% ../../nbs/data/17_loaders.ipynb #4f5c35a7
-def _check_arguments(size, train_size, bs, data, loading):
+def _check_arguments(size, train_size, bs, data, loading, train_squares):
     "Raise `ValueError` for arguments that cannot be used, before any work"
     if bs is not None: _check_bs(bs)
     workers = loading.num_workers
@@ -200,6 +216,8 @@ def _check_arguments(size, train_size, bs, data, loading):
     for k, v in dict(size=size, train_size=train_size).items():
         if isinstance(v, str) and v != 'hyperrule': raise ValueError(f"{k}={v!r}; a number of pixels, or 'hyperrule'.")
     if data.k_per_class is not None: check_k_per_class(data.k_per_class)
+    if train_squares not in TRAIN_SQUARES:
+        raise ValueError(f"train_squares={train_squares!r}: choose from {', '.join(TRAIN_SQUARES)}.")
     gb = loading.cache_gb
     if not gb >= 0: raise ValueError(f"cache_gb={gb!r}: GB that the cache may take, 0 or more.")
     check_share(data.valid_pct, data.test_pct)
@@ -225,15 +243,6 @@ def _group_words(table, grouped_by) -> str:
     if grouped_by: return f', {n} groups ({grouped_by}) kept together'
     sizes = table.group.value_counts()
     return f', {sizes[sizes > 1].sum()} near-duplicates of {(sizes > 1).sum()} pictures kept together'
-
-def _drawn(table, data) -> pd.DataFrame:
-    "The table with its split: drawn, or that of a fold"
-    if data.folds is None: return split_table(table, data.valid_pct, data.seed, data.test_pct)
-    check_undivided(table, data.test_pct)
-    if data.test_pct:
-        test = split_table(table, data.test_pct, data.seed).split.replace(dict(valid='test'))
-        table = table.assign(split=test)
-    return fold_table(table, data.folds, data.fold or 1, data.seed)
 
 def _set_aside(table, data) -> tuple: # (the other rows, test images or `None`)
     "Take the test set out of the rows of a fold: it is for all models together"
@@ -275,18 +284,18 @@ def _copies(report, data) -> dict|None:
     good = report[report.reason == '']
     return dict(zip(good.path, copy_numbers(good)))
 
-def _split_set(images, data, check, cache, pixels) -> ImageSet:
+def _split_set(images, data, check, cache, pixels, expected) -> ImageSet:
     "Drop rows that cannot be used, and split the others"
     table, left_out, report = images.table, images.left_out, None
     if check:
-        table, left_out, report = drop_unreadable(table, cache=cache, pixels=pixels)
+        table, left_out, report = drop_unreadable(table, cache=cache, pixels=pixels, expected=expected.splits)
         for words in depth_words(report, data.max_value): warn_data(words)
     copies = _copies(report, data)
     table = _with_groups(table, copies, data)
     is_drawn = data.time is None and bool((table.split == '').any() or data.folds)
     split = _split_words(table, data, images.grouped_by)
     first = data.fold in (None, 1)   # what is wrong with all folds is said once
-    table, untrained = drop_untrained(_drawn(table, data), warn=first)
+    table, untrained = drop_untrained(expected.draw(table, data), warn=first)
     digests = None if report is None else dict(zip(report.path, report.digest))
     shared = dict(digests=digests, copies=copies, grouped_by=images.grouped_by)
     if data.folds:
@@ -313,10 +322,11 @@ def image_dataloaders(
     batch_tfms:list=None,             # fastai batch transforms to add, as in `augment`; no normalization
     loading:LoaderOptions,            # How images reach the device
     table:TableOptions,               # How a table is read
+    train_squares:str='augmented',    # Squares of training images that the check makes: to crop from, 'plain' for features, or 'both'
 ) -> ImageLoaders: # With `image_set`: rows, skipped files, split in words, preprocessing; a test set is the third loader, `dls[2]`
     "Make fastai `DataLoaders` of images in [0, 1], from a folder or a table; raise `ValueError` if it cannot be used"
     check_source(path)
-    _check_arguments(size, train_size, bs, data, loading)
+    _check_arguments(size, train_size, bs, data, loading, train_squares)
     loading = replace(loading, device=resolve_device(loading.device))
     by_rule = 'hyperrule' in (size, train_size)
     size = None if size == 'hyperrule' else size
@@ -331,14 +341,16 @@ def image_dataloaders(
     images = read_ordered_set(path, **asdict(table), group=data.group, time=data.time)
     _check_task(images.task, data)
     _check_drawing(images, data)
-    # squares are kept while the files are checked, if their size is known by then and all images will be used
-    keep = check and loading.cache and not by_rule and data.k_per_class is None
-    pixels = PixelCache(pp, images.table, loading.cache_gb) if keep else None
-    images = _split_set(images, data, check, loading.cache, pixels)
-    if by_rule:   # the authors' resolution for images of this size, or `size` with their room for crops
+    expected, pixels = Expectation(), None
+    if check and loading.cache:   # the check makes the squares that will probably be needed
+        expected = expect_split(images.table, data)
+        probable = _by_rule_so_far(preprocess, images.table, expected.splits, size) if by_rule else pp
+        if probable: pixels = _expected_cache(probable, images.table, expected.splits, loading, train_squares)
+    images = _split_set(images, data, check, loading.cache, pixels, expected)
+    if by_rule:
         images = replace(images, image_size=training_size(images.table, images.report))
-        rule = HyperRule.for_data(1, images.image_size, size=size)
-        pp = preprocess(rule.crop, train_size=rule.resize)
+        pp = _by_rule(preprocess, images.image_size, size)
+        if pixels is not None and pixels.pp != pp: pixels = None
         check_size(arch, pp.size)
         augment = resolve_augment(data.augment, pp, data.jitter)   # at the size that it gets
     images = replace(images, preprocess=pp, augment=augment, balance=data.balance)

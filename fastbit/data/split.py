@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 # %% ../../nbs/data/10_split.ipynb #9288f75b
 from ..core.checks import check_k_per_class, check_share
 from ..core.text import first_of, warn_data
-from .check import check_images, header_sizes, median_size
+from .check import ExpectedSplits, check_images, header_sizes, median_size
 from .filepaths import check_some_exist
 from .groups import fold_numbers, untrained_classes
 from .label_sets import check_several_labels, has_label_sets, hot_labels, label_names
@@ -271,9 +271,10 @@ def drop_unreadable(
     n_workers:int=None, # Threads; `None`: one per core, at most 16
     cache:bool=True,    # As for `check_images`
     pixels=None,        # As for `check_images`
+    expected:ExpectedSplits=None, # As for `check_images`
 ) -> ReadableRows:
     "Read all files and drop those that cannot be read, with a warning; raise `ValueError` if none can"
-    report = check_images(table.path, n_workers, cache, pixels)
+    report = check_images(table.path, n_workers, cache, pixels, expected)
     bad = report[report.reason != ''][['path', 'reason']].reset_index(drop=True)
     if bad.empty: return ReadableRows(table=table.reset_index(drop=True), left_out=bad, report=report)
     reasons = [f'{p}: {r}' for p, r in bad.values]

@@ -192,7 +192,8 @@ def _held_out_of(bench, learn, probs, targs) -> HeldOutProbs:
 def _probe_row(bench, body) -> _Made:
     "A linear probe"
     start, metric = time.perf_counter(), bench.metric
-    dls = image_dataloaders(bench.source, body.arch, **bench.image_options(), **bench.caching)
+    squares = dict(train_squares='plain')   # features alone
+    dls = image_dataloaders(bench.source, body.arch, **bench.image_options(), **bench.caching, **squares)
     set_seed(bench.data.seed)
     learn = transfer_learner(dls, body.arch, body.weights)
     found = probe(learn, **bench.caching)
