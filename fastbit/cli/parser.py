@@ -201,7 +201,8 @@ def _add_bodies(p):
 def _add_serve(p):
     _add_model(p)
     g = p.add_argument_group('server')
-    _value(g, '--port', 'N', type=int, default=None, help='port of the page (default: 7860, or the next one that is free)')
+    _value(g, '--port', 'N', type=int, default=None,
+           help='port of the page (default: 7860, or the next one that is free)')
     _value(g, '--host', 'ADDRESS', default='127.0.0.1',
            help='address to answer at; 0.0.0.0 lets the network in (default: 127.0.0.1, this machine alone)')
     _value(g, '--max-mb', 'MB', type=float, default=32., help='largest image that is accepted (default: 32)')

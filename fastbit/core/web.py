@@ -171,7 +171,7 @@ HEADERS = {   # of every answer
     'Permissions-Policy': 'camera=(self), microphone=(), geolocation=()',
     'Cache-Control': 'no-store', 'Connection': 'close'}
 
-# %% ../../nbs/core/14_web.ipynb #477f7477
+# %% ../../nbs/core/14_web.ipynb #beb21ffc
 @dataclass(frozen=True)
 class WebLimits:
     "What a server accepts"
@@ -249,6 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status, answer:WebAnswer):
         self.answered = True
+        if self.request_version == 'HTTP/0.9': self.request_version = 'HTTP/1.0'   # what is not HTTP counts as that
         self.send_response(status)
         about = {'Content-Type': answer.kind, 'Content-Length': len(answer.body)}
         if status == 503: about['Retry-After'] = 1

@@ -32,7 +32,7 @@ from ..report.gradient_map import MapMethod
 from ..report.map_pictures import MAP_MEANING, method_words, usable_method
 from ..report.try_page import draw_map, try_page
 
-# %% ../../nbs/studies/08_serve.ipynb #1993d35f
+# %% ../../nbs/studies/08_serve.ipynb #1d878bf1
 class NearestImages(NamedTuple):
     "Features of training images, or why there are none"
     index: FeatureIndex|None
@@ -49,7 +49,8 @@ def nearest_images(
         return NearestImages(None, 'Not available: these results have no features of the training images, which '
                                    '`fastbit baseline` keeps for one label per image and for numbers.')
     except ValueError as e: return NearestImages(None, f'Not available: {e}')
-    return NearestImages(index, f'Compared with {index.words} training images by the cosine of their features, at most 1.')
+    words = f'Compared with {index.words} training images by the cosine of their features, at most 1.'
+    return NearestImages(index, words)
 
 def similar_record(
     predictor:Predictor,
@@ -64,7 +65,8 @@ def similar_record(
     for r in predictor.similar(features, nearest.index, n=n).itertuples():
         gone = not Path(r.path).is_file()
         uri = '' if gone else small_picture(r.path, r.label, predictor.about.preprocess.max_value).uri
-        rows.append(dict(label=r.label, similarity=float(r.similarity), file='/'.join(Path(r.path).parts[-2:]), uri=uri))
+        file = '/'.join(Path(r.path).parts[-2:])   # no folder of the machine
+        rows.append(dict(label=r.label, similarity=float(r.similarity), file=file, uri=uri))
     n_gone = sum(not r['uri'] for r in rows)
     lost = f' {n_gone} of these files are not where they were during training.' if n_gone else ''
     return dict(similar=rows, words=nearest.words + lost)

@@ -101,7 +101,7 @@ function preview(blob) {
 }
 
 async function predict(blob, note = '') {
-  if (blob.size > settings.max_bytes) return fail(`The file has ${(blob.size/1e6).toFixed(1)} MB, and ${(settings.max_bytes/1e6).toFixed(0)} MB are accepted.`)
+  if (blob.size > settings.max_bytes) return fail(`The file has ${(blob.size/1e6).toFixed(1)} MB, and ${(settings.max_bytes/1e6).toFixed(1)} MB are accepted.`)
   image = blob
   show('error', '')
   show('status', 'Predicting …')
