@@ -171,7 +171,7 @@ HEADERS = {   # of every answer
     'Permissions-Policy': 'camera=(self), microphone=(), geolocation=()',
     'Cache-Control': 'no-store', 'Connection': 'close'}
 
-# %% ../../nbs/core/14_web.ipynb #beb21ffc
+# %% ../../nbs/core/14_web.ipynb #e4bb9283
 @dataclass(frozen=True)
 class WebLimits:
     "What a server accepts"
@@ -187,7 +187,8 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'   # for clients that ask before they send a body (Expect: 100-continue)
 
     def setup(self):
-        self.timeout, self.answered, self.unread = self.server.limits.seconds, False, True
+        self.timeout = 2*self.server.limits.seconds   # of the socket; the server's clock ends first
+        self.answered, self.unread = False, True
         super().setup()
 
     def handle(self):

@@ -8,9 +8,9 @@ Docs: https://fastbit.github.io/fastbit/studies/serve.html.md"""
 __all__ = ['NearestImages', 'nearest_images', 'similar_record', 'map_record', 'model_page', 'ModelServer', 'warn_network',
            'welcome_words', 'serve']
 
-# %% ../../nbs/studies/08_serve.ipynb #311c8e5f
+# %% ../../nbs/studies/08_serve.ipynb #7297051f
 import re
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -148,7 +148,7 @@ def model_page(
     return try_page(_title(predictor), _lead(predictor), _about(predictor), settings, url=server.url,
                     promises=info['promises'], where=_where(server.host))
 
-# %% ../../nbs/studies/08_serve.ipynb #6ab40d54
+# %% ../../nbs/studies/08_serve.ipynb #0dfe0f87
 class ModelServer:
     "A model that answers by HTTP, and its page; a context manager"
     def __init__(self,
@@ -159,6 +159,7 @@ class ModelServer:
         found = usable_limits(predictor, **limits)
         self.predictor, self.server, self.limits = predictor, server, found.limits
         self.info = model_info(predictor, found)
+        self._closed = False
         self._page = model_page(predictor, self.info, server)
         self._policy = page_policy(self._page)
         self._model = ThreadPoolExecutor(1, 'fastbit model')   # the model's threads stay those of one thread
@@ -176,6 +177,7 @@ class ModelServer:
 
     def close(self):
         "Stop answering, and give the port back"
+        self._closed = True
         self.server.close()
         self._model.shutdown(cancel_futures=True)
 
@@ -196,7 +198,11 @@ class ModelServer:
 
     def _in_turn(self, f, *args) -> WebAnswer:
         "Run something with the model, after what others have asked for"
-        return WebAnswer(json_bytes(self._model.submit(f, *args).result()))
+        try: found = self._model.submit(f, *args).result()
+        except (CancelledError, RuntimeError) as e:
+            if not self._closed: raise
+            raise Refused(503, 'This server was closed.') from e
+        return WebAnswer(json_bytes(found))
 
     def _predict(self, request): return self._in_turn(self._answer, request.body)
     def _similar(self, request): return self._in_turn(self._explain, similar_record, '_nearest', request.body)
