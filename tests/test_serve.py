@@ -307,6 +307,15 @@ def test_signals_stop_the_command(results, tmp_path, signum):
     assert run.returncode == 0 and err == 'fastbit: stopped\n'
 
 
+def test_a_notebook_gets_no_bar_for_one_image(monkeypatch):
+    "Each request would leave one in the cell that runs"
+    import fastprogress.fastprogress
+    from fastbit.core import text
+    monkeypatch.setattr(text, 'is_interactive', lambda: True)
+    monkeypatch.setattr(fastprogress.fastprogress, 'progress_bar', lambda items, **kw: pytest.fail('a bar'))
+    assert list(text.track(iter('a'), 1, 'predicting')) == ['a']
+
+
 # The page
 
 def test_the_page_needs_nothing_from_elsewhere(page):

@@ -106,7 +106,7 @@ def body_length(
     if not int(length): raise Refused(400, 'The request is empty: send the bytes of a file.')
     return int(length)
 
-# %% ../../nbs/core/14_web.ipynb #ace31ff8
+# %% ../../nbs/core/14_web.ipynb #096b1b56
 MAX_PARTS = 20        # of a form
 MAX_PART_HEADER = 8192 # bytes
 
@@ -125,7 +125,7 @@ def form_file(
     content_type:str, # Header of the request, with the boundary
     body:bytes,
 ) -> bytes:
-    "Find the one file in a form (multipart/form-data); raise `Refused` if there is none, or several"
+    "Find the one file in a form (multipart/form-data); raise `Refused` unless it has exactly one"
     about = Message()
     about['Content-Type'] = content_type
     try: boundary = str(about.get_boundary('')).encode('ascii')
@@ -269,7 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
         "As Python's, in JSON"
         if not self.answered: self._refuse(Refused(int(code), f'{message or "The request is not HTTP"}.'[:200]))
 
-# %% ../../nbs/core/14_web.ipynb #344c1526
+# %% ../../nbs/core/14_web.ipynb #eea305c2
 class WebServer(ThreadingHTTPServer):
     "A server that answers by functions: `routes[method, path](request)` returns a `WebAnswer`"
     daemon_threads = True
@@ -332,7 +332,7 @@ class WebServer(ThreadingHTTPServer):
 
     @contextmanager
     def room_for(self,
-        length:int # Bytes of a body; 0: there is none
+        length:int # Bytes of a body; 0: no body
     ):
         "Count a body for the length of a block; raise `Refused` if there are too many for too long"
         if length and not self._uploads.acquire(timeout=self.limits.seconds): raise Refused(503, _BUSY)

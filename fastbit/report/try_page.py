@@ -24,7 +24,7 @@ from .cam import overlay
 from .gradient_map import MapMethod, activation_maps
 from .page import THUMB, enlarge, picture_uri, render_page
 
-# %% ../../nbs/report/11_try_page.ipynb #c1247ce7
+# %% ../../nbs/report/11_try_page.ipynb #e9b535ff
 SHOWN_SIDE = 640   # pixels, the longer side of a picture on the page
 
 def shown_image(
@@ -41,10 +41,10 @@ def shown_image(
 class MapPictures(NamedTuple):
     "An image without and with its activation map"
     picture: str # `data:` address
-    map: str     # the same; '': there is no map
+    map: str     # the same; '': no map
 
 def draw_map(
-    model:TransferModel|None, # Run in evaluation mode; `None`: there is no map
+    model:TransferModel|None, # Run in evaluation mode; `None`: no map
     image,            # As for `read_image`
     pp:Preprocess,    # Preprocessing of the model
     output:int,       # Number of the class or label; 0 for a number
