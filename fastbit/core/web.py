@@ -171,7 +171,7 @@ HEADERS = {   # of every answer
     'Permissions-Policy': 'camera=(self), microphone=(), geolocation=()',
     'Cache-Control': 'no-store', 'Connection': 'close'}
 
-# %% ../../nbs/core/14_web.ipynb #e4bb9283
+# %% ../../nbs/core/14_web.ipynb #3ed45b1d
 @dataclass(frozen=True)
 class WebLimits:
     "What a server accepts"
@@ -232,19 +232,21 @@ class _Handler(BaseHTTPRequestHandler):
         kind = self.headers.get('Content-Type', '')
         return form_file(kind, body) if kind.lower().startswith('multipart/') else body
 
+    def _found(self) -> WebAnswer:
+        "Read the request, and call its function; an error in that is for the terminal alone"
+        length = self._check()
+        with self.server.room_for(length):
+            request = WebRequest(self._read(length), dict(parse_qsl(self.path.partition('?')[2])))
+            try: return self._function()(request)
+            except Refused: raise
+            except Exception as e:
+                words = ' '.join(f'{type(e).__name__}: {e}'.split())
+                print(f'fastbit: error: unexpected {printable(words)}', file=sys.stderr, flush=True)
+                raise Refused(500, 'Something unexpected went wrong; the terminal of the server shows it.') from e
+
     def _answer(self):
-        try:
-            length = self._check()
-            with self.server.room_for(length):
-                request = WebRequest(self._read(length), dict(parse_qsl(self.path.partition('?')[2])))
-                found = self._function()(request)
-            self._send(200, found)
+        try: self._send(200, self._found())
         except Refused as e: self._refuse(e)
-        except OSError: raise   # the client is gone
-        except Exception as e:
-            words = printable(f'{type(e).__name__}: {e}'.replace('\n', ' '))
-            print(f'fastbit: error: unexpected {words}', file=sys.stderr, flush=True)
-            self._refuse(Refused(500, 'Something unexpected went wrong; the terminal of the server shows it.'))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _answer
 
