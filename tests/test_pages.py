@@ -3,9 +3,10 @@
 Code cells are run by nbdev; this is about code in Markdown, which nothing runs. Its lines are those of full-size runs, so they run here as they stand, but with small numbers: the public sets are a few drawn flowers, the hub's files are random
 weights, images have 32 pixels, and a fit has a step or an epoch. What a page writes is checked against the signatures before the numbers are replaced.
 """
-import ast, inspect, json, re, shlex
+import ast, inspect, json, re, shlex, sys
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np, pandas as pd, pytest, timm, torch
 
@@ -23,7 +24,8 @@ NBS = Path(__file__).parents[1]/'nbs'
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(NBS).parts))
 # what a test cannot do inside itself: .ci/run does it, in the words of the README
 SETUP = ('python -m venv', '. fastbit-env', 'python -m pip install', 'pip install')
-ELSEWHERE = ('make test', 'make bench', 'accelerate launch')   # tests/test_processes.py launches by Accelerate
+# tests/test_processes.py launches by Accelerate, tests/test_serve.py serves
+ELSEWHERE = ('make test', 'make bench', 'accelerate launch', 'fastbit serve', 'curl')
 
 
 def blocks(lang) -> list:
@@ -83,6 +85,14 @@ def shrunk(f, **numbers):
     return call
 
 
+class Interface:
+    "As Gradio's: a function of an image, as an array, that gives a probability for each label"
+    def __init__(self, fn, inputs, outputs): self.fn, self.kinds = fn, (inputs, outputs)
+    def launch(self):
+        found = self.fn(np.zeros((40, 30, 3), np.uint8))
+        assert self.kinds == ('image', 'label') and sum(found.values()) == pytest.approx(1)
+
+
 @pytest.mark.parametrize('page, code', blocks('python'), ids=lambda v: v if v.endswith('.ipynb') else '')
 def test_python_on_a_page_runs(page, code, small, monkeypatch):
     for name, numbers in (('fit_hyperrule', dict(batch_size=8, n_steps=1, eval_every=1)), ('fit_one_cycle', dict(n_epoch=1)), ('fit_head', dict(n_epoch=1)), ('fit_upper', dict(n_steps=4)), ('lr_find', dict(num_it=20))):
@@ -90,6 +100,7 @@ def test_python_on_a_page_runs(page, code, small, monkeypatch):
     ours = dict(image_dataloaders=shrunk(fa.image_dataloaders, size=32, bs=8), baseline=shrunk(fa.baseline, size=32, epochs=2, n_steps=4),
                 few_shot_curve=shrunk(fa.few_shot_curve, size=32, ks=(1,), repeats=1, n_steps=1, batch_size=8, scale=None), **small)
     for k, v in ours.items(): monkeypatch.setattr(fa, k, v)
+    monkeypatch.setitem(sys.modules, 'gradio', SimpleNamespace(Interface=Interface))   # which is not installed
     names = {}
     if 'import' not in code: exec('from fastbit.all import *', names)
     with pytest.warns() as _:   # random weights, short runs: said aloud, and beside the point here

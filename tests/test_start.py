@@ -35,6 +35,10 @@ WITHOUT_PANDAS = {
     'predict data data': 'is not a fastbit results folder: it has no config.json',
     'evaluate nowhere data': "no folder 'nowhere'",
     'export data net.onnx': 'is not a fastbit results folder',
+    'serve nowhere': "no folder 'nowhere'",
+    'serve data': 'is not a fastbit results folder: it has no config.json',
+    'serve model --port 70000': '--port 70000: a number from 0 to 65535',
+    'serve model --host 192.0.2.1': '--host 192.0.2.1 is not an address of this machine',
     'bodies *nope*': 'No body matches'}
 WITH_PANDAS = {
     'baseline empty': 'it is empty',
@@ -66,7 +70,7 @@ WITH_PANDAS = {
     'rule empty': 'it is empty',
     'predict model texts': 'No images in texts; skipped: 1 not an image (.txt)'}
 COMMANDS = ['--help', *(f'{c} --help' for c in ('baseline', 'leaderboard', 'check', 'rule', 'predict', 'evaluate', 'embed', 'similar', 'label-next',
-                                                'export', 'bodies', 'cache')), 'bodies']
+                                                'export', 'bodies', 'cache', 'serve')), 'bodies']
 CODE = {   # Python -> what it finds, without PyTorch
     """from fastbit.data import check_table, image_table, split_table
 table = split_table(image_table('data'))

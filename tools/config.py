@@ -9,7 +9,7 @@ from nbdev.migrate import nbdev_migrate_config
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = ('onnx', 'distributed', 'streaming', 'maps', 'notebook')
-PACKAGE_DATA = ('templates/*.html', 'templates/*.css', '*.csv')   # of any room
+PACKAGE_DATA = ('templates/*.html', 'templates/*.css', 'templates/*.js', '*.csv')   # of any room
 
 
 def settings(root: Path = ROOT) -> configparser.SectionProxy:

@@ -61,6 +61,8 @@ RANGES = dict(   # name -> (smallest, largest, in words)
     label_smoothing=(0, .999, 'a share of the target, from 0 to below 1'),
     num_workers=(0, math.inf, '0 loads in this process, 1 or more in others'),
     cache_gb=(0, math.inf, 'GB that the cache may take, 0 or more'),
+    port=(0, 65535, 'a number from 0 to 65535'),
+    max_mb=(.01, 1000, 'MB of the largest image, 0.01 to 1000'),
     max_params=(0, math.inf, 'million parameters, 0 or more'),
     max_gmacs=(0, math.inf, 'billion multiply-adds, 0 or more'),
     top=(0, math.inf, 'bodies to fine-tune, 0 or more'))
@@ -145,7 +147,7 @@ def _check_files(args):
     path = getattr(args, 'path', None)
     if command == 'evaluate': check_exists(path)
     elif path is not None: check_exists(path, others=PUBLIC_NAMES)
-    about_model = command in ('predict', 'evaluate', 'export', 'embed', 'similar', 'label-next')
+    about_model = command in ('predict', 'evaluate', 'export', 'embed', 'similar', 'label-next', 'serve')
     if about_model and not args.model.endswith('.pkl'):
         check_exists(args.model, 'folder')
         check_model_folder(args.model)

@@ -198,6 +198,19 @@ def _add_bodies(p):
     _switch(p, '--time', 'measure milliseconds per image on this machine for the bodies that are listed')
     _switch(p, '--all', 'list all matches')
 
+def _add_serve(p):
+    _add_model(p)
+    g = p.add_argument_group('server')
+    _value(g, '--port', 'N', type=int, default=None,
+           help='port of the page (default: 7860, or the next one that is free)')
+    _value(g, '--host', 'ADDRESS', default='127.0.0.1',
+           help='address to answer at; 0.0.0.0 lets the network in (default: 127.0.0.1, this machine alone)')
+    _value(g, '--max-mb', 'MB', type=float, default=32., help='largest image that is accepted (default: 32)')
+    g.add_argument('--no-browser', dest='browser', action='store_false', help='do not open the page in the browser')
+    _switch(g, '--quiet', 'print nothing but warnings and errors')
+    _add_limits(p, ('answer', 'add', 'mark'))
+    add_options(p, LoaderOptions, only=('device',))
+
 def _add_cache(p): _switch(p, '--clear', 'remove it')
 
 # %% ../../nbs/cli/02_parser.ipynb #80759125
@@ -229,6 +242,10 @@ _COMMANDS = dict(
         _add_label_next, 'choose which unlabeled images to label next',
         'Rank unlabeled images by how much their labels would help: images that the model is uncertain of and that are '
         'not alike, with the reason for each.')},
+    serve=(_add_serve, 'try a trained model in the browser',
+           'Open a page of this machine where an image can be dropped, pasted, chosen or taken with the webcam. '
+           'Programs get the same answers as JSON: '
+           'curl -F image=@photo.jpg http://127.0.0.1:7860/predict. Ctrl-C stops it.'),
     export=(_add_export, 'write a trained model as an ONNX file',
             'Write one file from resized uint8 pixels to probabilities, and compare it with PyTorch.'),
     bodies=(_add_bodies, 'find a body by accuracy, cost and license',

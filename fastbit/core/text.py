@@ -68,7 +68,7 @@ def track(
     every:float=10., # Seconds between two plain lines
 ):
     "Yield from `items` with a fastprogress bar where one can be drawn, and a line every `every` seconds elsewhere"
-    if is_interactive() and total:
+    if is_interactive() and total > 1:
         from fastprogress.fastprogress import progress_bar
         bar = progress_bar(items, total=total, leave=False)
         bar.comment = what   # not an argument: fastprogress 1.1's console bar does not take it

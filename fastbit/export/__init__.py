@@ -5,8 +5,9 @@ from .predict import Predictor, confidence_table, load_predictor
 from .onnx import export_onnx
 from .embed import Embeddings, save_embeddings
 from .similar import load_index, save_index
+from .answers import json_answer
 
 __all__ = [
-    'Artifact', 'confidence_table', 'Embeddings', 'export_onnx', 'load_artifact', 'load_index', 'load_predictor',
-    'Predictor', 'read_config', 'save_artifact', 'save_embeddings', 'save_index',
+    'Artifact', 'confidence_table', 'Embeddings', 'export_onnx', 'json_answer', 'load_artifact', 'load_index',
+    'load_predictor', 'Predictor', 'read_config', 'save_artifact', 'save_embeddings', 'save_index',
 ]

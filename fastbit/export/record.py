@@ -162,7 +162,9 @@ class Artifact:
         if self.task == 'number': return number_task(number_scale(self.number))
         return SINGLE_LABEL if self.task == 'label' else labels_task(self.classes, self.thresholds)
 
-    def _measured(self) -> str:
+    @property
+    def measured(self) -> str: # 'accuracy 95.30% (95% CI …)'; 'not measured'
+        "Write the headline of the evaluation, with its interval"
         e = self.evaluation or {}
         if self.task == 'number':
             if not all(_is_number(e.get(k)) for k in ('mae', 'n')): return 'not measured'
@@ -201,7 +203,7 @@ class Artifact:
             'body': self.weights_from or f'{self.arch}, from random weights',
             **outputs,
             'images': f'{pp.size} px, {pp.resize}, {pp.interpolation}',
-            'measured': self._measured(),
+            'measured': self.measured,
             **self._scaled(),
             'interval' if self.task == 'number' else 'thresholds': self._thresholds(),
             **self._balanced(),

@@ -1,4 +1,4 @@
-"Several runs side by side, and checks of the data"
+"Several runs side by side, checks of the data, and a page to try a model"
 from .compare import Comparison, compare_runs, read_predictions
 from .detect import label_table, multilabel_issues
 from .doctor import DataCheck, check_data
@@ -6,12 +6,13 @@ from .few_shot import few_shot_curve
 from .label_next import rank_to_label
 from .paired import mcnemar_p, paired_difference
 from .probe import probe
+from .serve import ModelServer, serve
 from .board import Leaderboard
 from .leaderboard import leaderboard
 from .task_comparison import TaskComparison
 
 __all__ = [
     'check_data', 'compare_runs', 'Comparison', 'DataCheck', 'few_shot_curve', 'label_table',
-    'Leaderboard', 'leaderboard', 'mcnemar_p', 'multilabel_issues', 'paired_difference', 'probe',
-    'rank_to_label', 'read_predictions', 'TaskComparison',
+    'Leaderboard', 'leaderboard', 'mcnemar_p', 'ModelServer', 'multilabel_issues', 'paired_difference', 'probe',
+    'rank_to_label', 'read_predictions', 'serve', 'TaskComparison',
 ]
