@@ -74,7 +74,7 @@ def run_stages(
     return x
 
 # %% ../../nbs/bodies/07_model.ipynb #af8ef6e0
-BN_MODES = ('frozen', 'affine', 'train')
+BN_MODES = ('frozen', 'affine', 'train')   # what BatchNorm does in stages that train
 
 def _steps(net) -> Steps:
     if has_known_steps(net): return Steps(stages=body_stages(net), by_stage=True, why='')
