@@ -320,7 +320,7 @@ def option_table(actions, parser) -> str:
         if not found or not default.endswith(')'): line, default = text, ')'
         rows.append((option_name(a), default[:-1], line.replace('<', '&lt;')))
     used = [0, 1, 2] if any(r[1] for r in rows) else [0, 2]
-    return docment_table('\n'.join(cells(*(r[i] for i in used)) for r in (('Option', 'Default', 'Details'), ['---']*3, *rows)))
+    return docment_table('\n'.join(cells(*(r[i] for i in used)) for r in (('Option', 'Default', 'Details'), ['---']*3, *rows)), 'command')
 
 
 def command_groups(parser) -> list:

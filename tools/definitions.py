@@ -201,12 +201,14 @@ def parameter_table(params: dict, returns=None) -> str:
 
 
 def short_default(v) -> str:
-    "A default in a table, where a long one is a name with dots"
+    "A default in a table, where a long one ends in dots"
     text = re.sub(r' at 0x\w+', '', repr(Named(v)))
-    return text if len(text) <= LONGEST else f'{text.partition("(")[0][:LONGEST-4]}(…)' if '(' in text else f'{text[:LONGEST-1]}…'
+    if len(text) <= LONGEST: return text
+    called = re.match(r'\w+(?=\()', text)
+    return f'{called[0]}(…)' if called else f'{text[:LONGEST-1]}…'
 
 
-def docment_table(text: str) -> str: return f'::: {{.docments}}\n\n{text}\n\n:::' if text else ''
+def docment_table(text: str, kind: str = '') -> str: return f'::: {{.docments{kind and f" .{kind}"}}}\n\n{text}\n\n:::' if text else ''
 
 
 def folded(summary: str, body: str, kind: str) -> str:

@@ -6,9 +6,11 @@ come first and internal ones are folded (folding.py), pages of the API and of th
 it also works from a folder. `_proc` is an ordinary Quarto project: `quarto render _proc` renders it as well. A warning or a broken link is an error.
 """
 import ast, csv, json, os, re, shutil, sys
+from contextlib import contextmanager
 from functools import cache, reduce
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 from fastcore.nbio import mk_cell
 from fastcore.parallel import parallel
@@ -65,11 +67,16 @@ class ShowConstants(OfModule):
 
 
 class ShowDefinitions(OfModule):
-    "The definitions of the module itself, in Markdown; nbdev runs every exported cell for it, in a third of a second each page"
+    "The definitions of the module itself, in Markdown, each once; nbdev runs every exported cell for it, which takes two thirds of the build"
+    def begin(self): self.shown = set()
+
     def cell(self, cell):
         found = re.search(r'^show_doc\(([\w.]+)', cell.source, flags=re.M) if cell.cell_type == 'code' else None
         if not found: return
-        cell.update(cell_type='markdown', source=definition(self.attribute(found[1]), found[1], self.exp), defines=found[1])
+        name = found[1]
+        text = None if name in self.shown else definition(self.attribute(name), name, self.exp)   # `None`: the cell goes
+        self.shown.add(name)
+        cell.update(cell_type='markdown', source=text, defines=name)
         for k in ('outputs', 'execution_count'): cell.pop(k, None)
 
 
@@ -88,7 +95,7 @@ class FoldPage(OfModule):
         cells = self.nb.cells
         for cell in cells: fold_cell(cell)
         intro = next((i for i, c in enumerate(cells) if c.cell_type == 'markdown' and not c.source.startswith('<!--')), 0)
-        module = mk_cell(f'[fastbit.{self.exp}]({module_url(self.exp)}#L1){{.source-link}}', cell_type='markdown')
+        module = mk_cell(f'[fastbit.{self.exp}]({module_url(self.exp)}#L1){{.module-link}}', cell_type='markdown')
         self.nb.cells = [*cells[:intro], module, cells[intro], *order_cells(cells[intro+1:], is_public, api_pages.rank)]
 
 
@@ -201,7 +208,8 @@ def site_config(root: Path = ROOT) -> str:
     "`_quarto.yml` with the reference where it says `# rooms`, and pages under their names"
     text = (root/'nbs'/'_quarto.yml').read_text()
     after = '    css: styles.css\n'
-    if after not in text or '      # rooms' not in text: raise ValueError('nbs/_quarto.yml: the lines `css: styles.css` and `# rooms` are where the build adds its part.')
+    if after not in text or '      # rooms' not in text:
+        raise ValueError('nbs/_quarto.yml: the build adds its part at the lines `css: styles.css` and `# rooms`, and one is missing.')
     text = text.replace(after, f'{after}    include-after-body: sidebar.html\n')
     return renamed(text.replace('      # rooms', reference_sections(root)))
 
@@ -251,34 +259,41 @@ def run_jobs(work: list):
     parallel(make_page, work, n_workers=min(len(work), os.cpu_count() or 1), pause=0, method=method)
 
 
+@contextmanager
+def no_repeats():
+    "smalldocs 0.5.4 looks up each link of the sidebar for each page, among all pages, and the color of each token: a third of its time"
+    from smalldocs import highlight, layout
+    plain, links = layout.Layout.href, {}
+    def href(self, to):   # the same for all pages of a folder
+        key = (self.page.out.parent, to)
+        if key not in links: links[key] = plain(self, to)
+        return links[key]
+    with patch.object(layout.Layout, 'href', href), patch.object(highlight, 'css_class', cache(highlight.css_class)): yield
+
+
 def render(proc: Path, sources: Path = ROOT) -> list:
     "HTML in `output-dir`; returns what smalldocs had to say"
     from smalldocs.config import load
     from smalldocs.site import Site
     site = Site(load(proc), quiet=True)
-    n = site.build()
+    with no_repeats(): n = site.build()
     docstring_copies(site.out)
     no_other_hosts(site.out)
-    missing = add_search_words(site)
+    add_search_words(site)
     print(f'{n} pages in {site.out}')
     warnings = [*site.project.warnings, *(w for w in site.warnings if w not in site.project.warnings)]
-    return [*warnings, *missing, *wrong_source_links(site.out, sources), *loads_from_others(site.out)]
+    return [*warnings, *wrong_source_links(site.out, sources), *loads_from_others(site.out)]
 
 
-def add_search_words(site) -> list:
-    "What people search for leads to the page about it, by an entry of `search.json` per word of `tools/pages.csv`; returns pages that are not there"
-    file = site.out/'search.json'
-    pages = {str(p.out.with_suffix('')): p for p in site.pages.values()}
-    found, missing = [], []
-    for key, row in page_rows().items():
-        words = [w.strip() for w in row['words'].split(';') if w.strip()]
-        if words and key not in pages: missing.append(f'tools/pages.csv: {key} is no page')
-        for word in words if key in pages else ():
-            page = pages[key]
-            line = str(page.meta.get('description') or '').replace('`', '')
-            found.append(dict(objectID=f'{page.out}?{word}', href=str(page.out), title=page.title, section=word, text=line))
-    file.write_text(json.dumps([*found, *json.loads(file.read_text())], ensure_ascii=False))
-    return missing
+def add_search_words(site):
+    "What people search for leads to the page about it, by an entry of `search.json` per word of `tools/pages.csv`"
+    file, found = site.out/'search.json', []
+    for page in site.pages.values():
+        row = page_rows().get(str(page.out.with_suffix('')), {})
+        line = str(page.meta.get('description') or '').replace('`', '')
+        words = [w for w in row.get('words', '').split(';') if w]
+        found += [dict(objectID=f'{page.out}?{w}', href=str(page.out), title=page.title, section=w, text=f'{w}: {line}') for w in words]
+    if found: file.write_text(json.dumps([*found, *json.loads(file.read_text())], ensure_ascii=False))
 
 
 @cache
@@ -299,7 +314,7 @@ def wrong_source_link(address: str, sources: Path) -> str:
 
 def wrong_source_links(out: Path, sources: Path = ROOT) -> list:
     "Links into the repository that lead nowhere, in words"
-    is_source = re.compile(r'<a [^>]*class="[^"]*\bsource-link\b[^>]*>|<a [^>]*/blob/[^>]*>')
+    is_source = re.compile(r'<a [^>]*class="[^"]*\b(?:source|module)-link\b[^>]*>|<a [^>]*/blob/[^>]*>')
     wrong = []
     for p in sorted(out.rglob('*.html')):
         links = {re.search(r'href="([^"]*)"', m[0])[1] for m in is_source.finditer(p.read_text())}

@@ -103,17 +103,15 @@ def unlisted(cell):
 
 
 def split_section(section, is_public) -> tuple:
-    "The cells of a section that stay, and those that are internal"
-    stay, internal = [], []
+    "The cells of a section that stay, and those that are internal; text and lessons without a definition follow what they stand after"
+    stay, internal, shown = [], [], True
     for u in section:
-        if u.names and not any(map(is_public, u.names)): internal += u.cells
-        else:
-            internal += [c for c in u.cells if c.get('defines') and not is_public(c['defines'])]
-            stay += [c for c in u.cells if not c.get('defines') or is_public(c['defines'])]
+        if u.names: shown = any(map(is_public, u.names))
+        for c in u.cells: (stay if shown and (not c.get('defines') or is_public(c['defines'])) else internal).append(c)
     head = section[0].heading
-    if head is not None and head in internal and any(c is not head for c in stay):
-        internal = [c for c in internal if c is not head]   # the heading stays with what is left under it
-        stay = [head, *stay]
+    if head in internal and stay:   # the heading stays with what is left under it
+        internal.remove(head)
+        stay.insert(0, head)
     return stay, internal
 
 
