@@ -130,8 +130,8 @@ def shown_anchors(module: str) -> set:
     tree, found = module_tree(module), set()
     for n in tree.body:
         if isinstance(n, (ast.FunctionDef, ast.ClassDef)): found |= {o.lower() for o in listify(showdoc_nm(n))}
-        own = n.body if isinstance(n, ast.ClassDef) else ()
-        found |= {f'{n.name}.{m.name}'.lower() for m in own if isinstance(m, ast.FunctionDef) and ast.get_docstring(m) and not m.name.startswith('_')}
+        own = [m for m in getattr(n, 'body', ()) if isinstance(n, ast.ClassDef) and isinstance(m, ast.FunctionDef)]
+        found |= {f'{n.name}.{m.name}'.lower() for m in own if ast.get_docstring(m) and not m.name.startswith('_')}
     return found
 
 
@@ -184,9 +184,8 @@ def attributes_of(cls) -> dict:
         for name, kind in c.__dict__.get('__annotations__', {}).items(): found[name] = (kind, attribute_line(cls, name, kind))
         for name, f in vars(c).items():
             if name.startswith('_') or name in found: continue
-            if isinstance(f, property): found[name] = (f.fget.__annotations__.get('return', inspect.Parameter.empty), attribute_line(cls, name, f))
-            elif name in comments_of(c) and not isinstance(f, FunctionType):
-                found[name] = (inspect.Parameter.empty if f is None else type(f), comments_of(c)[name])
+            if isinstance(f, property): found[name] = (f.fget.__annotations__.get('return'), attribute_line(cls, name, f))
+            elif name in comments_of(c) and not isinstance(f, FunctionType): found[name] = (type(f), comments_of(c)[name])
     return {k: v for k, v in found.items() if not k.startswith('_')}
 
 
@@ -217,6 +216,9 @@ def class_page(cls, order: dict, make: str = '') -> str:
     return '\n\n'.join(parts)
 
 
+def python(*lines) -> str: return '\n'.join(['```python', 'from fastbit.all import *', *lines, '```'])
+
+
 def maker(f, module: str) -> str:
     "The function that makes an object of a class"
     name = f.__name__
@@ -243,10 +245,10 @@ def learner_page() -> str:
     from fastbit.training import TransferLearner, transfer_learner
     return '\n\n'.join([
         front_matter('The learner', 'Every method of `TransferLearner`, in the order of use'),
-        'A `TransferLearner` is a fastai `Learner`: everything that fastai\'s has works, `get_preds`, `validate`, `show_results` and callbacks included. '
-        'These are the methods that fastbit adds or changes, whichever module they are in.',
-        '```python\nfrom fastbit.all import *\ndls = image_dataloaders(path)\nlearn = transfer_learner(dls)\nlearn.fit_head()\nlearn.unfreeze()\n'
-        'learn.fit_one_cycle(4)\nlearn.evaluate()\n```',
+        'A `TransferLearner` is a fastai `Learner`: everything that fastai\'s has works, `get_preds`, `validate`, `show_results` and '
+        'callbacks included. These are the methods that fastbit adds or changes, whichever module they are in.',
+        python('dls = image_dataloaders(path)', 'learn = transfer_learner(dls)', 'learn.fit_head()', 'learn.unfreeze()',
+               'learn.fit_one_cycle(4)', 'learn.evaluate()'),
         class_page(TransferLearner, LEARNER_ORDER, maker(transfer_learner, 'training.learner')),
         '## Attributes', attribute_table(TransferLearner, ('in_fit', 'first_epoch', 'first_batch', 'micro_batch', 'step_share', 'compiles',
                                                           'keeps_outputs', 'trained_before', 'loss_func', 'is_classifier_new'))])
@@ -256,8 +258,9 @@ def result_page() -> str:
     from fastbit.baseline import BaselineResult
     subclasses = sorted(all_subclasses(BaselineResult), key=lambda c: c.__name__)
     parts = [front_matter('The result of a baseline', 'Attributes and methods of what `baseline` returns'),
-             '`print(result)` shows a summary. Numbers are from the held-out images: the test set if the data have one, else the validation set.',
-             '```python\nfrom fastbit.all import *\nresult = baseline(path)\nprint(result)\nresult.evaluation.accuracy\nresult.predictions\n```',
+             '`print(result)` shows a summary. Numbers are from the held-out images: the test set if the data have one, else the '
+             'validation set.',
+             python('result = baseline(path)', 'print(result)', 'result.evaluation.accuracy', 'result.predictions'),
              '## Attributes', attribute_table(BaselineResult), class_page(BaselineResult, RESULT_ORDER)]
     own = [(c, attribute_rows_of(c)) for c in subclasses]
     if any(rows for _, rows in own): parts.append('## Several labels and numbers')
@@ -279,7 +282,7 @@ def predictor_page() -> str:
     from fastbit.export import Predictor, load_predictor
     return '\n\n'.join([
         front_matter('The predictor', 'A saved model that classifies images: `load_predictor` and the methods of `Predictor`'),
-        '```python\nfrom fastbit.all import *\npredictor = load_predictor(results)\npredictor.predict(images)\n```',
+        python('predictor = load_predictor(results)', 'predictor.predict(images)'),
         class_page(Predictor, PREDICTOR_ORDER, maker(load_predictor, 'export.predict')),
         '## Attributes', attribute_table(Predictor)])
 

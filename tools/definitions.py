@@ -62,15 +62,18 @@ def imports_of(path: Path, room: str) -> dict:
     return {a.asname or a.name: '.'.join([*up(n), n.module]) for n in found for a in n.names}
 
 
+def listed_names(tree: ast.Module) -> list:
+    "`__all__` of a module"
+    return next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == '__all__'), [])
+
+
 @cache
 def exported() -> dict:
     "Public name -> `Exported`"
     res = {}
     for door in sorted(PACKAGE.glob('*/__init__.py')):
-        room, tree = door.parent.name, ast.parse(door.read_text())
-        listed = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == '__all__'), [])
-        modules = imports_of(door, room)
-        for name in listed: res[name] = Exported(name, room, modules[name], *described(modules[name], name))
+        room, modules = door.parent.name, imports_of(door, door.parent.name)
+        for name in listed_names(ast.parse(door.read_text())): res[name] = Exported(name, room, modules[name], *described(modules[name], name))
     extra = {k: m for k, m in imports_of(PACKAGE/'all.py', '').items() if k != '*' and not k.startswith('_')}
     for name, module in extra.items(): res.setdefault(name, Exported(name, 'all', module, *described(module, name)))
     return res
@@ -176,11 +179,11 @@ def option_groups(sym) -> list:
 
 def plain_type(kind) -> str:
     "A type as one writes it in the notebook"
-    if kind in (inspect.Parameter.empty, type(None)): return ''   # fastcore takes that of the default, where a parameter has no type
+    if kind in (None, inspect.Parameter.empty, type(None)): return ''   # fastcore takes that of the default, where a parameter has no type
     text = getattr(kind, '__name__', None) if not hasattr(kind, '__args__') else None
     text = text or str(kind)
-    text = re.sub(r'\b(?:__main__|pathlib|pandas|torch|fastai|fastbit|matplotlib|PIL|numpy|timm|collections|typing)(?:\.[a-z_]+\w*)*\.(?=[A-Za-z]\w*)', '', text)
-    return text.replace('NoneType', 'None')
+    packages = '__main__|pathlib|pandas|torch|fastai|fastbit|matplotlib|PIL|numpy|timm|collections|typing'
+    return re.sub(rf'\b(?:{packages})(?:\.[a-z_]+\w*)*\.(?=[A-Za-z]\w*)', '', text).replace('NoneType', 'None')
 
 
 def cells(*words) -> str: return '| ' + ' | '.join(re.sub(r'\\?([|^])', r'\\\1', w).replace('\n', '<br>') for w in words) + ' |'

@@ -22,7 +22,7 @@ from nbdev.process import Processor
 from nbdev.processors import FilterDefaults, add_show_docs, exec_show_docs
 
 import api_pages
-from definitions import constant, definition, exported, is_public, page_rows
+from definitions import constant, definition, exported, is_public, listed_names, module_path, module_tree, page_rows
 from folding import fold_cell, order_cells
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,7 @@ class ShowConstants(OfModule):
 
 
 class ShowDefinitions(OfModule):
-    "The definitions of the module itself, in Markdown, each once; nbdev runs every exported cell for it, which takes two thirds of the build"
+    "The definitions of the module itself, in Markdown, each once; nbdev runs every exported cell, which took two thirds of the build"
     def begin(self): self.shown = set()
 
     def cell(self, cell):
@@ -126,12 +126,10 @@ def notebooks(nbs: Path) -> list: return sorted(p for p in nbs.rglob('*.ipynb') 
 @cache
 def public_names(module: str) -> set:
     "The names that a module exports, in small letters as in anchors; helpers have no place on a page"
-    path = ROOT/'fastbit'/f"{module.replace('.', '/')}.py"
-    if not path.exists(): return set()
-    tree = ast.parse(path.read_text())
-    names = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == '__all__'), [])
+    if not module_path(module).exists(): return set()
+    tree = module_tree(module)
     patched = {a.annotation.id for n in tree.body if isinstance(n, ast.FunctionDef) for a in n.args.args if isinstance(a.annotation, ast.Name)}
-    return {n.lower() for n in {*names, *patched}}
+    return {n.lower() for n in {*listed_names(tree), *patched}}
 
 
 def site_base() -> re.Pattern:
@@ -238,12 +236,13 @@ def is_stale(page: Path, source, newest: float) -> bool:
 
 
 def process(root: Path = ROOT, only: str = '') -> Path:
-    "The pages in Markdown and as notebooks, with `_quarto.yml` beside them: `_proc`. What has not changed is kept; `only`: pages whose path has this in it"
+    "`_proc`: the pages as Markdown and notebooks, with `_quarto.yml`. What has not changed is kept; `only`: pages with this in their path"
     nbs, out = root/'nbs', root/'_proc'
     todo = jobs(root, out)
     for old in {*out.rglob('*.ipynb'), *out.rglob('*.md')} - set(todo): old.unlink()
     tools = Path(__file__).parent
-    newest = max(p.stat().st_mtime for p in (*tools.glob('*.py'), tools/'pages.csv', *(root/'fastbit').rglob('*.py'), root/'pyproject.toml'))
+    made_of = (*tools.glob('*.py'), tools/'pages.csv', *(root/'fastbit').rglob('*.py'), root/'pyproject.toml')
+    newest = max(p.stat().st_mtime for p in made_of)
     work = [(src, page, SitePages) for page, src in todo.items() if is_stale(page, src, newest) and only in page.as_posix()]
     for _, page, _ in work: page.parent.mkdir(parents=True, exist_ok=True)
     run_jobs(work)
@@ -253,7 +252,7 @@ def process(root: Path = ROOT, only: str = '') -> Path:
 
 
 def run_jobs(work: list):
-    "In as many processes as there are cores; where it can be, they have the package imported from the beginning, which takes as long as all their pages"
+    "In as many processes as there are cores; on Linux they begin with the package imported, which takes as long as all their pages"
     method = 'fork' if sys.platform == 'linux' else 'spawn'
     if method == 'fork' and work: import_module('fastbit.all')
     parallel(make_page, work, n_workers=min(len(work), os.cpu_count() or 1), pause=0, method=method)

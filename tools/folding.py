@@ -18,7 +18,8 @@ NEVER = 10**6   # rank of what is not looked for
 def is_check(node) -> bool:
     "Does a statement only assert something?"
     if isinstance(node, ast.Assert): return True
-    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call): return ast.unparse(node.value.func).startswith(('test_', 'torch.testing.'))
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        return ast.unparse(node.value.func).startswith(('test_', 'torch.testing.'))
     if isinstance(node, ast.With): return ast.unparse(node.items[0]).startswith(('expect_fail', 'pytest.'))
     if isinstance(node, ast.For): return all(map(is_check, node.body))
     return False
@@ -42,7 +43,9 @@ def is_plotting(source: str, outputs=()) -> bool:
     return drawn and (n > LONG or n > SHORT and any(p in source for p in PLOTS))
 
 
-def is_imports(source: str) -> bool: return all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in parsed(source)) and bool(parsed(source))
+def is_imports(source: str) -> bool:
+    nodes = parsed(source)
+    return bool(nodes) and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in nodes)
 
 
 def summary_of(source: str, outputs=()) -> str:
