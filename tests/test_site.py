@@ -8,6 +8,7 @@ import pytest
 from filelock import FileLock
 
 from conftest import chromium
+from fastbit.cli.parser import make_parser
 
 ROOT = Path(__file__).parents[1]
 WIDTHS = dict(desktop=1280, phone=390)
@@ -60,9 +61,9 @@ def parsed(site): return {p: Links((site/p).read_text()) for p in pages(site)}
 def test_every_notebook_is_a_page_and_in_the_sidebar(site, docs):
     nbs = [p.relative_to(ROOT/'nbs') for p in docs.notebooks(ROOT/'nbs')]
     expected = {p.with_name(docs.page_name(p)).as_posix() for p in nbs if p.name not in docs.UNLISTED}
-    listed = set(re.findall(r'[\w/]+\.ipynb', docs.site_config()))
-    assert listed == expected
-    assert len(pages(site)) == len(nbs) + len(docs.redirects()) > 100
+    listed = set(re.findall(r'[\w/]+\.(?:ipynb|md)\b', docs.site_config()))
+    assert listed == expected | set(docs.api_pages.PAGES)
+    assert len(pages(site)) == len(nbs) + len(docs.api_pages.PAGES) + len(docs.redirects()) > 100
 
 
 def test_old_addresses_lead_to_the_new_ones(site, docs):
@@ -103,8 +104,7 @@ def test_nothing_is_loaded_from_another_host(site, parsed):
 
 def test_docstrings_lead_to_their_pages(site):
     "Each module says where its documentation is: `learner.html.md`"
-    import fastbit.training.learner
-    name = re.search(r'Docs: \S*?fastbit/(\S+)', fastbit.training.learner.__doc__)[1]
+    name = re.search(r'Docs: \S*?fastbit/(\S+)', (ROOT/'fastbit'/'training'/'learner.py').read_text())[1]
     text = (site/name).read_text()
     assert name == 'training/learner.html.md' and 'transfer_learner' in text and '.llms.md' not in text + (site/'llms.txt').read_text()
 
@@ -118,27 +118,6 @@ def test_a_definition_has_signature_table_source_and_methods(site):
     for part in ('id="hyperrule.for_data"', 'optimizer steps of the whole schedule'): assert part in text, part   # a class method, a field of a dataclass
 
 
-@pytest.mark.parametrize('full_name, begins', [
-    ('fastbit.training.learner:transfer_learner', 'def transfer_learner('), ('fastbit.training.learner:TransferLearner', 'class TransferLearner('), ('fastbit.training.learner:TransferLearner.lr_table', 'def lr_table('),
-    ('fastbit.hyperrule:HyperRule', 'class HyperRule'), ('fastbit.hyperrule:HyperRule.for_data', 'def for_data('), ('fastbit.core.text:track', 'def track(')])
-def test_a_source_link_leads_to_the_definition(docs, full_name, begins):
-    "A function, a class, a method patched in from elsewhere, a dataclass, a class method, a generator"
-    module, names = full_name.split(':')
-    names = names.split('.')
-    sym = functools.reduce(getattr, names, importlib.import_module(module))
-    file, _, line = docs.source_link(sym, full_name.replace(':', '.')).rpartition('/blob/main/')[2].partition('#L')
-    here = (ROOT/file).read_text().splitlines()[int(line)-1:]
-    assert next(o.strip() for o in here if not o.strip().startswith('@')).startswith(begins)   # a decorator belongs to it
-
-
-def test_a_link_without_a_line_fails_the_build(docs, tmp_path):
-    link = '<a href="https://x/blob/main/fastbit/a.py{}" class="source-link">'
-    (tmp_path/'good.html').write_text(link.format('#L12') + '<a href="https://x/blob/main/README.md">')
-    (tmp_path/'none.html').write_text(link.format('#LNone'))
-    (tmp_path/'bare.html').write_text(link.format(''))
-    assert [p.partition(':')[0] for p in docs.links_without_line(tmp_path)] == ['bare.html', 'none.html']
-
-
 def test_a_page_that_loads_from_another_host_is_an_error(docs, site, tmp_path):
     (tmp_path/'good.html').write_text('<script src="a.js"></script><a href="https://x/y">y</a><link rel="canonical" href="https://x/z">')
     (tmp_path/'script.html').write_text('<script defer src="https://x/katex.js"></script>')
@@ -147,9 +126,45 @@ def test_a_page_that_loads_from_another_host_is_an_error(docs, site, tmp_path):
     assert not docs.loads_from_others(site)
 
 
-def test_every_source_link_of_the_site_has_a_line(site, docs):
+def test_every_source_link_of_the_site_leads_to_a_line(site, docs):
     links = [(p, m) for p in pages(site) for m in re.findall(r'blob/main/fastbit/[\w/]+\.py[^"]*', (site/p).read_text())]
-    assert len(links) > 300 and not [o for o in links if not re.search(r'#L\d+$', o[1])] and not docs.links_without_line(site)
+    assert len(links) > 300 and not [o for o in links if not re.search(r'#L\d+$', o[1])] and not docs.wrong_source_links(site)
+
+
+def test_the_index_has_every_public_name(parsed):
+    "Of every door, each with a link to a place that is there"
+    doors = [importlib.import_module(f'fastbit.{p.parent.name}') for p in (ROOT/'fastbit').glob('*/__init__.py')]
+    names = {n for door in doors for n in getattr(door, '__all__', ())}
+    links = [urlsplit(urljoin('reference/python_api.html', h)) for h in parsed['reference/python_api.html'].links if '#' in h]
+    leads = {u.fragment for u in links if u.path in parsed and u.fragment in parsed[u.path].ids}
+    assert len(names) > 200 and not {n for n in names if n.lower() not in leads}
+
+
+def test_the_learner_s_methods_are_on_one_page(parsed):
+    "Whichever module has them, each with a link to the page that explains it"
+    page = parsed['reference/learner.html']
+    for name, explained in dict(fit_head='head', fit_upper='upper', fit_one_cycle='one_cycle', lr_find='rate_finder', tta='tta', report='results', hyperrule='rule',
+                                lr_table='learner', rule_checkpoint='rule').items():
+        assert name in page.ids and f'../training/{explained}.html#transferlearner.{name}' in page.links, name
+    assert {'report', 'save', 'as_dict'} <= parsed['reference/result.html'].ids and {'predict', 'embed', 'similar'} <= parsed['reference/predictor.html'].ids
+
+
+def test_the_page_of_the_command_has_every_option(site, parsed):
+    "As `--help` shows them; an anchor per command"
+    text = re.sub(r'<[^>]+>', '', (site/'reference'/'command_line.html').read_text())
+    for name, parser in make_parser().commands.items():
+        assert name in parsed['reference/command_line.html'].ids
+        shown = [o for a in parser._actions if a.help != '==SUPPRESS==' for o in a.option_strings if o not in ('-h', '--help')]
+        assert not [o for o in shown if o not in text], name
+
+
+def test_options_are_in_groups_and_internals_folded(site):
+    text = (site/'baseline'/'run.html').read_text()
+    groups = re.findall(r'<details class="options">\s*<summary><b>([^<]+)</b>', text)
+    assert {'Recipe', 'Training', 'Data', 'Loading', 'Run and output', 'Labels and tables'} <= set(groups)
+    assert len(re.findall(r'<td[^>]*>valid_pct</td>', text)) == 1
+    internals = (site/'metrics'/'selective.html').read_text().split('<details class="internals">')
+    assert len(internals) == 2 and 'id="threshold_for_precision"' in internals[0] and 'id="one_per_group"' in internals[1]
 
 
 def test_a_broken_link_or_a_warning_fails_the_build(docs, tmp_path):
@@ -196,10 +211,11 @@ for (const img of document.images) if (!img.naturalWidth) seen.push('picture: ' 
 return seen'''
 
 
-def test_every_page_in_a_browser(site, url, browser):
+def test_every_page_in_a_browser(site, docs, url, browser):
     "No console error, no failed or foreign request, no broken picture, nothing wider than the window of a desktop, and then of a phone"
     problems = []
-    for page in pages(site):
+    moved = sorted(docs.redirects())[1:]   # one stands for all
+    for page in (p for p in pages(site) if p not in moved):
         browser.get_log('browser'); browser.get_log('performance')
         open_page(browser, url + page, WIDTHS['desktop'])
         browser.execute_async_script('const done = arguments[0]; Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => done())')
@@ -214,15 +230,37 @@ def test_every_page_in_a_browser(site, url, browser):
     assert not problems, problems[:10]
 
 
-def test_the_search_finds_fit_hyperrule(url, browser):
+def found_by(browser, words) -> list:
+    "Pages that the search lists, the best first"
     from selenium.webdriver.support.ui import WebDriverWait
-    open_page(browser, url + 'index.html', WIDTHS['desktop'])
     box = browser.find_element('css selector', '#quarto-search input')
-    box.click(); box.send_keys('fit_hyperrule')
-    found = WebDriverWait(browser, 20).until(lambda b: [a.get_attribute('href') for a in b.find_elements('css selector', '.smalldocs-search-results a')])
-    assert any('training/rule.html' in h for h in found), found
-    browser.get(next(h for h in found if 'training/rule.html' in h))
-    assert 'fit_hyperrule' in browser.find_element('tag name', 'main').text
+    box.clear(); box.send_keys(words)
+    marked = f'return document.querySelector(".smalldocs-search-results.show mark")?.textContent.toLowerCase() == {json.dumps(words.split()[0])}'
+    WebDriverWait(browser, 20).until(lambda b: b.execute_script(marked))
+    return [a.get_attribute('href').partition('/')[2].partition('/')[2].partition('/')[2] for a in browser.find_elements('css selector', '.smalldocs-search-results a')]
+
+
+def test_the_search_finds_what_people_call_it(url, browser):
+    "By the words of other libraries too (tools/pages.csv)"
+    open_page(browser, url + 'index.html', WIDTHS['desktop'])
+    expected = {'grad-cam': 'report/cam', 'early stopping': 'training/callbacks', 'imbalance': 'data/balance', 'kfold': 'baseline/folds', 'out of memory': 'core/device',
+                'mixed precision': 'training/precision', 'confusion matrix': 'metrics/evaluation'}
+    first = {words: found_by(browser, words)[0].partition('.html')[0] for words in expected}
+    assert first == expected
+    assert any('training/rule.html' in h for h in found_by(browser, 'fit_hyperrule'))
+
+
+def test_a_key_leads_to_the_search(url, browser):
+    from selenium.webdriver.common.action_chains import ActionChains
+    open_page(browser, url + 'index.html', WIDTHS['desktop'])
+    assert browser.execute_script('return getComputedStyle(document.querySelector(".smalldocs-search"), "::after").content') == '"/"'   # the hint
+    ActionChains(browser).send_keys('/').perform()
+    assert browser.switch_to.active_element.get_attribute('type') == 'search'
+
+
+def test_a_link_opens_what_is_folded(url, browser):
+    open_page(browser, url + 'metrics/selective.html#one_per_group', WIDTHS['desktop'])
+    assert browser.execute_script('return document.querySelector("details.internals").open')
 
 
 def test_light_and_dark(url, browser):

@@ -77,7 +77,7 @@ def run_stages(
     return x
 
 # %% ../../nbs/bodies/07_model.ipynb #af8ef6e0
-BN_MODES = ('frozen', 'affine', 'train')
+BN_MODES = ('frozen', 'affine', 'train')   # what BatchNorm does in stages that train
 
 def _is_batchnorm(m) -> bool: return isinstance(m, nn.modules.batchnorm._BatchNorm)
 

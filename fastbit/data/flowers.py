@@ -30,7 +30,7 @@ class _Flower(NamedTuple):
     center_hue: float  # degrees
     brightness: float  # of the center
 
-FLOWERS = dict(
+FLOWERS = dict(   # kinds of flowers that `draw_flower` draws
     anemone=_Flower((6, 8), (210, 365), (.1, .75), 1., .42, center=.26, center_hue=250, brightness=.5),
     buttercup=_Flower((5, 5), (40, 60), (.6, .95), .95, .62, center=.18, center_hue=60, brightness=.85),
     cornflower=_Flower((10, 14), (200, 340), (.4, .8), 1., .22, center=.22, center_hue=280, brightness=.6),

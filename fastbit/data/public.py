@@ -67,7 +67,7 @@ class _PublicSet:
     sub: str = ''  # folder inside the archive in which the images start
     flip: bool = True # does a horizontally flipped image keep its label?
 
-PUBLIC_SETS = dict(
+PUBLIC_SETS = dict(   # public image sets by name, downloaded at first use
     cifar=_PublicSet('CIFAR', 'CIFAR-10: 60,000 images of 32 px, 10 classes', 'folder'),
     cifar100=_PublicSet('CIFAR_100', 'CIFAR-100: 60,000 images of 32 px, 100 classes', 'deep'),
     mnist=_PublicSet('MNIST', 'MNIST: 70,000 images of 28 px, 10 classes', 'folder', flip=False),

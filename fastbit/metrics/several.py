@@ -179,7 +179,7 @@ def _row(evaluation) -> dict:
 def _row_words(row) -> str:
     return f'{label_score_words("map", row["map"], (row.map_low, row.map_high))}, n = {row.n}, loss {row.loss:.4f}'
 
-SEVERAL_LABELS = Task(
+SEVERAL_LABELS = Task(   # several labels per image, each yes or no
     name=TASK_WORDS['labels'],
     target=_hot_target,
     check_targets=check_label_targets,

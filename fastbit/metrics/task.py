@@ -186,7 +186,7 @@ def _row(evaluation) -> dict:
 def _row_words(row) -> str:
     return f'accuracy {row.accuracy:.2%} ({row.low:.1%} to {row.high:.1%}, n = {row.n}), loss {row.loss:.4f}'
 
-SINGLE_LABEL = Task(
+SINGLE_LABEL = Task(   # one label per image: classification
     name=TASK_WORDS['label'],
     target=_class_number,
     check_targets=check_targets,
