@@ -25,7 +25,7 @@ from nbdev.processors import FilterDefaults, add_show_docs, exec_show_docs
 import api_pages
 from definitions import constant, definition, exported, is_public, listed_names, module_path, module_tree, page_rows
 from folding import fold_cell, order_cells
-from overview import write_changelog, write_overviews
+from overview import LINES, write_changelog, write_overviews
 
 ROOT = Path(__file__).parents[1]
 processors.get_config = cache(processors.get_config)   # nbdev 3.3 reads the settings again for every cell: a third of its time

@@ -112,7 +112,7 @@ def split_section(section, is_public) -> tuple:
         if u.names: shown = any(map(is_public, u.names))
         for c in u.cells: (stay if shown and (not c.get('defines') or is_public(c['defines'])) else internal).append(c)
     head = section[0].heading
-    if head in internal and stay:   # the heading stays with what is left under it
+    if head is not None and head in internal and stay:   # the heading stays with what is left under it
         internal.remove(head)
         stay.insert(0, head)
     return stay, internal

@@ -45,7 +45,8 @@ def thumbnail(img:Image.Image) -> Image.Image:
     paper = Image.new('RGBA', img.size, 'white')
     img = Image.alpha_composite(paper, img).convert('RGB')
     img = img.crop((0, 0, img.width, min(img.height, img.width*2//3)))
-    img.thumbnail((WIDTH, WIDTH*2//3), Image.Resampling.LANCZOS)
+    scale = min(WIDTH/img.width, WIDTH*2/3/img.height)
+    img = img.resize((max(1, round(img.width*scale)), max(1, round(img.height*scale))), Image.Resampling.LANCZOS)
     canvas = Image.new('RGB', (WIDTH, WIDTH*2//3), 'white')
     canvas.paste(img, ((WIDTH - img.width)//2, (canvas.height - img.height)//2))
     return canvas
