@@ -1,6 +1,7 @@
 "Models that travel: artifacts, prediction, ONNX"
 from .record import Artifact
 from .artifact import load_artifact, read_config, save_artifact
+from .card import CardFacts, model_card
 from .predict import Predictor, confidence_table, load_predictor
 from .onnx import export_onnx
 from .embed import Embeddings, save_embeddings
@@ -8,6 +9,7 @@ from .similar import load_index, save_index
 from .answers import json_answer
 
 __all__ = [
-    'Artifact', 'confidence_table', 'Embeddings', 'export_onnx', 'json_answer', 'load_artifact', 'load_index',
-    'load_predictor', 'Predictor', 'read_config', 'save_artifact', 'save_embeddings', 'save_index',
+    'Artifact', 'CardFacts', 'confidence_table', 'Embeddings', 'export_onnx', 'json_answer', 'load_artifact',
+    'load_index', 'load_predictor', 'model_card', 'Predictor', 'read_config', 'save_artifact', 'save_embeddings',
+    'save_index',
 ]
