@@ -14,9 +14,11 @@ from pathlib import Path
 # %% ../../nbs/cli/04_arguments.ipynb #38c37a34
 from ..config import RECIPES, WATCHED, WEIGHTS_WORDS, BodyOptions, DataOptions, RecipeOptions, check_metric
 from ..config import check_folds, option_flag, unknown_weights
+from .share import check_push
 from .sources import check_image_folders, check_images_source
 from ..core.checks import check_file, check_model_folder, check_share
 from ..core.device import check_device
+from ..core.hub import hub_name, is_hub_name
 from ..core.published import check_body_name
 from ..core.text import read_time
 from ..hyperrule import HyperRule
@@ -148,7 +150,8 @@ def _check_files(args):
     if command == 'evaluate': check_exists(path)
     elif path is not None: check_exists(path, others=PUBLIC_NAMES)
     about_model = command in ('predict', 'evaluate', 'export', 'embed', 'similar', 'label-next', 'serve')
-    if about_model and not args.model.endswith('.pkl'):
+    if about_model and is_hub_name(args.model): hub_name(args.model)   # for its error
+    elif about_model and not args.model.endswith('.pkl') or command == 'push':
         check_exists(args.model, 'folder')
         check_model_folder(args.model)
     for p in getattr(args, 'images', ()):
@@ -160,6 +163,7 @@ def _check_files(args):
     if getattr(args, 'among', None): check_exists(args.among)
     if getattr(args, 'html', None) and Path(args.html).suffix not in ('.html', '.htm'):
         raise ValueError(f"--html {args.html}: the name ends in .html.")
+    if command == 'push': check_push(args)
     written = args.file if command == 'export' else getattr(args, 'plot', None) or getattr(args, 'html', None)
     if written: _check_written(written)
 

@@ -23,7 +23,7 @@ from .. import __version__
 from ..bodies.build import create_net, has_fixed_size, model_arguments
 from ..bodies.load import unshared
 from ..bodies.preprocess import Preprocess
-from ..core.checks import CONFIG, WEIGHTS, artifact_folder
+from ..core.checks import CONFIG, ENSEMBLE, WEIGHTS, artifact_folder
 from ..core.files import check_free, file_digest, whole_file, whole_folder, write_text
 from ..data.decode import check_regular
 from .abstain import ANSWERS, answers_summary, answers_tensors, expected_answers, tensors_answers
@@ -36,6 +36,8 @@ FORMAT = 4                       # of the folder; a later fastbit reads all earl
 _OF_ONE_LABEL = 3                # format of models of one label per image, which earlier versions read
 _NEW_IN_4 = {'task', 'thresholds', 'number'} # fields of the record that formats 1 to 3 lack
 FILES = (WEIGHTS, CONFIG, ANSWERS, CARD)   # of an artifact; answers are missing where nothing was held out
+# what opening a model on the Hub downloads; of an ensemble the members' files, too
+HUB_FILES = tuple(f'{part}{name}' for part in ('', '[1-9]*/') for name in (WEIGHTS, CONFIG, ANSWERS)) + (ENSEMBLE,)
 _CROP_MODES = dict(squash='squash', crop='center', pad='border')   # timm's names
 _TIMM_FIELDS = ('tag', 'first_conv', 'classifier', 'license', 'origin_url', 'paper_ids')   # copied from the model
 

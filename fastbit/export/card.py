@@ -6,17 +6,17 @@ Docs: https://fastbit.github.io/fastbit/export/card.html.md"""
 
 # %% auto #0
 __all__ = ['CARD', 'CARD_FOLDER', 'SHOWN_CLASSES', 'single_line', 'as_markdown', 'CardFacts', 'Figure', 'card_figures',
-           'base_body', 'license_words', 'card_title', 'card_data', 'model_card']
+           'base_body', 'license_words', 'card_title', 'card_data', 'model_card', 'card_for_hub']
 
-# %% ../../nbs/export/08_card.ipynb #30aaee2c
+# %% ../../nbs/export/08_card.ipynb #12c133da
 import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-# %% ../../nbs/export/08_card.ipynb #cbd60aea
+# %% ../../nbs/export/08_card.ipynb #32f37cfa
 from huggingface_hub import EvalResult, ModelCardData
 
-# %% ../../nbs/export/08_card.ipynb #10880396
+# %% ../../nbs/export/08_card.ipynb #9c386ae0
 from ..core.published import PublishedBody, published_body
 from ..core.text import printable
 from .record import EQUAL_CLASSES, Artifact
@@ -26,7 +26,7 @@ from ..metrics.scores import METRIC_WORDS, format_interval, format_score
 from ..metrics.several import label_score_words
 from ..metrics.tasks import named_task
 
-# %% ../../nbs/export/08_card.ipynb #84e3306e
+# %% ../../nbs/export/08_card.ipynb #0daa12ba
 _MARKDOWN = re.compile(   # what GitHub's Markdown would interpret within a line; a backslash escapes each of them
     r'[\\`*\[\]<>#|~$@]|(?<!\w)_|_(?!\w)|&(?=[\w#]+;)|:(?=//|\w+:)|(?<=www)\.|^[-+=]', re.IGNORECASE)
 
@@ -42,7 +42,7 @@ def as_markdown(
     "Escape a text, so that Markdown shows it as it is"
     return _MARKDOWN.sub(r'\\\g<0>', single_line(text))
 
-# %% ../../nbs/export/08_card.ipynb #75a850b2
+# %% ../../nbs/export/08_card.ipynb #680255ee
 @dataclass(frozen=True)
 class CardFacts:
     "What a model card says besides the record of the model"
@@ -55,7 +55,7 @@ class CardFacts:
     limits: tuple = ()      # sentences: what makes the figures uncertain, or the model wrong
     models: int = 1         # models whose mean predicts
 
-# %% ../../nbs/export/08_card.ipynb #a9eb5f4f
+# %% ../../nbs/export/08_card.ipynb #b026b426
 class Figure(NamedTuple):
     "A metric of a model card"
     key: str      # name in the Hub's metadata, 'accuracy'
@@ -99,7 +99,7 @@ def card_figures(
     if about.task == 'labels': return _other_figures(e, LABEL_METRICS, label_score_words)
     return _class_figures(e)
 
-# %% ../../nbs/export/08_card.ipynb #f60aed63
+# %% ../../nbs/export/08_card.ipynb #788d403f
 _FREE = ('apache-2.0', 'mit', 'bsd-3-clause')   # allow every use, if notice and text of the license come along
 _HUB_LICENSES = (*_FREE, 'cc-by-nc-4.0', 'cc-by-4.0', 'apple-ascl', 'apple-amlr', 'gemma')   # names that the Hub knows
 
@@ -134,7 +134,7 @@ def _license_data(body) -> dict:
     if body.license in _HUB_LICENSES: return dict(license=body.license)
     return dict(license='other', license_name=body.license)
 
-# %% ../../nbs/export/08_card.ipynb #592f4572
+# %% ../../nbs/export/08_card.ipynb #2a8b87f7
 _HUB_METRICS = dict(macro_f1='f1', balanced_accuracy='balanced_accuracy', matthews='matthews_correlation', map='map',
                     roc_auc='roc_auc', mae='mae', rmse='rmse', accuracy='accuracy')   # those that the Hub has a name for
 _PIPELINES = dict(label='image-classification', labels='image-classification')   # the Hub has none for numbers
@@ -170,7 +170,7 @@ def card_data(
         metrics=[o.metric_type for o in results] or None,
         model_name=card_title(about, facts), eval_results=results or None)
 
-# %% ../../nbs/export/08_card.ipynb #e3d9e853
+# %% ../../nbs/export/08_card.ipynb #5e56cd2c
 CARD = 'README.md'
 CARD_FOLDER = 'FOLDER'   # stands for the artifact in examples
 SHOWN_CLASSES = 50       # rows of the table of classes
@@ -194,12 +194,14 @@ def _what_it_does(about, facts) -> str:
     return (f'{what}. The body is {body}; images are {pp.size} × {pp.size} pixels '
             f'({pp.resize}, {pp.interpolation}).{mean}{trained} Made with [fastbit]({_SITE}).')
 
+_WHERE = f'`{CARD_FOLDER}` is the folder of this file. '
+
 def _use(about, facts) -> str:
     python = ['from fastbit.export import load_predictor', f'predictor = load_predictor({CARD_FOLDER!r})',
               "print(predictor.predict('photo.jpg'))"]
     timm = f"\n\n`timm.create_model('local-dir:{CARD_FOLDER}', pretrained=True)` opens the weights without fastbit."
     return '\n'.join([
-        f'`{CARD_FOLDER}` is the folder of this file. Install fastbit with `pip install fastbit`.', '',
+        f'{_WHERE}Install fastbit with `pip install fastbit`.', '',
         '```python', *python, '```', '', '```sh', f'fastbit predict {CARD_FOLDER} photo.jpg', '```']
     ) + (timm if facts.models == 1 else '')
 
@@ -269,3 +271,14 @@ def model_card(
     sections = [f'## {title}\n\n{text}' for title, text in body.items() if text]
     head = f'---\n{card_data(about, facts).to_yaml()}\n---\n\n# {as_markdown(card_title(about, facts))}'
     return '\n\n'.join([head, _what_it_does(about, facts), *sections]) + '\n'
+
+def card_for_hub(
+    text:str,    # A model card, perhaps edited
+    repo_id:str, # 'OWNER/NAME'
+) -> str: # The same, with examples that download the model
+    "Put the name of a repository in the place of the folder"
+    changed = {_WHERE: '', f'load_predictor({CARD_FOLDER!r})': f"load_predictor('hf://{repo_id}')",
+               f'fastbit predict {CARD_FOLDER} ': f'fastbit predict hf://{repo_id} ',
+               f'local-dir:{CARD_FOLDER}': f'hf-hub:{repo_id}'}
+    for old, new in changed.items(): text = text.replace(old, new)
+    return text
