@@ -19,6 +19,7 @@ from .messages import in_shell, one_line, show_warning
 from .models import run_cache, run_evaluate, run_export, run_predict
 from .options import two_spellings
 from .parser import make_parser
+from .repeat import apply_config
 from .share import run_push
 from .runs import run_baseline, run_check, run_leaderboard, run_rule
 from .serving import run_serve
@@ -133,6 +134,7 @@ def _prepare_output():
 
 def _run(args) -> int:
     try:
+        if args.command == 'baseline' and args.config: apply_config(args)
         if not launched_rank(): check_arguments(args)
         return COMMANDS[args.command](args)
     except KeyboardInterrupt as e:
