@@ -13,19 +13,11 @@ if not open_door(__name__):   # each is imported when it is first used: the rule
     from .result import BaselineResult, Measured
     from .rule import folder_rule
     from .run import Run, baseline
-from .advice import Advice, Commands, RunFigures, what_helps
-from .auto import Decision, Situation, decide
-from .budget import TimeLimit, parse_budget
-from .phases import HeadPhase, OneCyclePhase, RulePhase, UpperPhase
-from .plan import Plan
-from .recipes import folder_rule, head_phases, onecycle_phases
-from .result import BaselineResult, Measured
-from .run import Run, baseline
-from .saved_options import saved_options
+    from .saved import saved_options
 
 __all__ = [
     'Advice', 'Auto', 'baseline', 'BaselineResult', 'BiTRule', 'Commands', 'decide', 'Decision', 'folder_rule',
-    'head_phases', 'HeadOnly', 'HeadPhase', 'Measured', 'OneCycle', 'onecycle_phases', 'OneCyclePhase', 'open_door',
+    'head_phases', 'HeadOnly', 'HeadPhase', 'Measured', 'OneCycle', 'onecycle_phases', 'OneCyclePhase',
     'parse_budget', 'Plan', 'RulePhase', 'Run', 'RunFigures', 'saved_options', 'Situation', 'TimeLimit',
     'UpperPhase', 'what_helps',
 ]

@@ -248,10 +248,10 @@ def run_export(args) -> int:
     return 0
 
 def _export_docker(args) -> int:
-    from fastbit.export.docker import PORT, export_docker
+    from fastbit.export.docker import DOCKER_PORT, export_docker
     folder = shown_path(str(export_docker(args.model, args.file)))
     print(f'{folder}: Dockerfile, requirements.txt and the model\n'
-          f'docker build -t model {folder} && docker run -p {PORT}:{PORT} model')
+          f'docker build -t model {folder} && docker run -p {DOCKER_PORT}:{DOCKER_PORT} model')
     return 0
 
 def _export_int8(args) -> int:
