@@ -8,7 +8,7 @@ Docs: https://fastbit.github.io/fastbit/config.html.md"""
 __all__ = ['BALANCES', 'MAX_16_BIT', 'METRICS', 'WATCHED', 'WEIGHTS_WORDS', 'WEIGHTS_FILES', 'RECIPES', 'DataOptions',
            'check_folds', 'TableOptions', 'LoaderOptions', 'check_metric', 'unknown_weights', 'BodyOptions',
            'TrainOptions', 'RunOptions', 'Auto', 'OneCycle', 'HeadOnly', 'BiTRule', 'recipe_name', 'recipes_with',
-           'RecipeOptions', 'foreign_option', 'option_flag', 'option_flags']
+           'RecipeOptions', 'all_options', 'options_of_recipe', 'foreign_option', 'option_flag', 'option_flags']
 
 # %% ../nbs/01_config.ipynb #adc42ef6
 import difflib
@@ -170,6 +170,7 @@ class RunOptions(Options):
     overwrite:bool = False   # replace a finished run in `out`; other files in the folder stay
     dry_run:bool = False     # return the plan without training
     verbose:bool|int = True  # print plan, progress and result; 2: every detail of the plan
+    log:str = None           # experiment log: tensorboard, wandb or trackio (default: none)
 
 # %% ../nbs/01_config.ipynb #0985a2c4
 @dataclass(frozen=True)
@@ -264,6 +265,22 @@ class RecipeOptions(Options):
             first = spell(next(iter(given)))
             raise ValueError(f"{first} and a recipe object: pass it to {type(recipe).__name__}().")
         return recipe
+
+def all_options() -> dict: # Name -> `Option`
+    "List all options of `baseline`, its images and its recipe"
+    records = (BodyOptions, TrainOptions, DataOptions, LoaderOptions, RunOptions, TableOptions, RecipeOptions)
+    found = {name: o for record in records for name, o in record.option_fields().items()}
+    for name, doc in dict(path='images', recipe='how to train').items():
+        found[name] = Option(name=name, type=str, default=None, doc=doc)
+    return found
+
+def options_of_recipe(
+    options:dict, # Name -> value, of a run
+    recipe:str,   # 'auto', 'onecycle', 'head' or 'hyperrule'
+) -> dict:
+    "Leave out options that a recipe does not have, for a run that is repeated by another recipe"
+    known = RecipeOptions.option_fields()
+    return {k: v for k, v in options.items() if k not in known or recipe in recipes_with(k)}
 
 def _listed(names) -> str:
     *first, last = names

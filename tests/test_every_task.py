@@ -3,10 +3,12 @@ import io, re
 
 import numpy as np, pandas as pd, pytest, timm, torch
 from fastai.callback.core import Callback
+from huggingface_hub import ModelCard
 
 from fastbit.cli.command import main
 from fastbit.core.files import csv_text
 from fastbit.export import load_predictor
+from fastbit.export.card import CARD
 from fastbit.metrics.tasks import TASKS
 from conftest import look_at
 from tasks import CASES, equal
@@ -136,3 +138,18 @@ def test_tables_are_raw_for_programs_and_harmless_for_spreadsheets(case, run):
     if case.key != 'number': assert df.astype(str).isin(['=1+1']).any(axis=None)
     cells = pd.read_csv(io.StringIO(csv_text(df, spreadsheet=True)), header=None, keep_default_na=False, dtype=str).values.ravel()
     assert not [o for o in cells if o[:1] in ('=', '+', '@')]
+
+
+# The model card
+
+def test_the_card_has_the_figures_of_the_run_and_no_path_of_it(case, data, run):
+    card = ModelCard.load(run[0]/'model'/CARD)
+    named, found = {o.metric_type: o for o in card.data.eval_results}, run[1].evaluation
+    headline = dict(label='accuracy', labels='map', number='mae')[case.key]
+    assert named[headline].metric_value == pytest.approx(getattr(found, headline), abs=1e-6)
+    ends = run[1].score.interval
+    assert named[headline].metric_args == dict(n=found.n) | (dict(confidence_interval_95=pytest.approx(list(ends))) if ends else {})
+    assert (card.data.pipeline_tag is None) is (case.key == 'number') and f'| training | {run[1].plan.n_train} |' in card.text
+    assert str(run[0].parent) not in card.content and str(data.path[0]).rpartition('/')[0] not in card.content
+    assert not re.search(r'(?<!\\)<(script|b|i)>', card.text) and '\x1b' not in card.content
+    assert [line[3:] for line in card.text.splitlines() if line.startswith('## ')] >= ['Use', 'Data', 'Results']

@@ -76,7 +76,7 @@ def test_without_the_file_the_model_predicts(model, run):
 def test_a_later_export_without_answers_removes_them(tmp_path):
     save_artifact(tmp_path/'model', some_net(), about_net(), answers=some_answers())
     save_artifact(tmp_path/'model', some_net(), about_net(), overwrite=True)
-    assert sorted(f.name for f in (tmp_path/'model').iterdir()) == [CONFIG, 'model.safetensors'] and load_predictor(tmp_path/'model', 'cpu').answers is None
+    assert sorted(f.name for f in (tmp_path/'model').iterdir()) == ['README.md', CONFIG, 'model.safetensors'] and load_predictor(tmp_path/'model', 'cpu').answers is None
 
 
 def test_a_run_is_replaced_with_its_answers(run, tmp_path):

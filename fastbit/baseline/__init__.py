@@ -13,9 +13,11 @@ if not open_door(__name__):   # each is imported when it is first used: the rule
     from .result import BaselineResult, Measured
     from .rule import folder_rule
     from .run import Run, baseline
+    from .saved import saved_options
 
 __all__ = [
     'Advice', 'Auto', 'baseline', 'BaselineResult', 'BiTRule', 'Commands', 'decide', 'Decision', 'folder_rule',
     'head_phases', 'HeadOnly', 'HeadPhase', 'Measured', 'OneCycle', 'onecycle_phases', 'OneCyclePhase',
-    'parse_budget', 'Plan', 'RulePhase', 'Run', 'RunFigures', 'Situation', 'TimeLimit', 'UpperPhase', 'what_helps',
+    'parse_budget', 'Plan', 'RulePhase', 'Run', 'RunFigures', 'saved_options', 'Situation', 'TimeLimit',
+    'UpperPhase', 'what_helps',
 ]

@@ -21,6 +21,7 @@ from fastcore.basics import patch
 # %% ../../nbs/baseline/05_result.ipynb #121a1524
 from .. import __version__
 from .plan import Plan
+from .run_card import run_facts
 from ..core.files import csv_text, write_bytes, write_text
 from ..core.text import ShownOnce, format_seconds, rows_html
 from ..data.batches import PathLabel
@@ -395,8 +396,9 @@ def _save_plots(result, out):
 def _save_model(result, folder):
     "Write the model, or the mean of those of all folds"
     folds = result.folds
+    card = run_facts(result, unsure_words(result.answers) if result.answers else '')
     if folds is None:
-        how = dict(part=result.part, answers=result.answers or False, overwrite=True)
+        how = dict(part=result.part, answers=result.answers or False, overwrite=True, card=card)
         about = result.learn.export(folder, result.evaluation, **how)
         if features := result.findings.features: save_index(folder.parent/INDEX_FILE, features.train, about.sha256)
         return
@@ -404,7 +406,7 @@ def _save_model(result, folder):
     evaluation, chosen = dict(part='folds', **evaluation_dict(result.evaluation)), task_record(result.learn)
     within = (chosen.get('number') or {}).get('within')
     save_ensemble(folder, folds.members, result.temperature, evaluation, folds.trained_on,
-                  thresholds=chosen['thresholds'], within=within)
+                  thresholds=chosen['thresholds'], within=within, card=card)
 
 RESULT_FILES = ('results.json', 'report.html', 'history.csv', 'log.jsonl', 'predictions.csv', 'left_out.csv',
                 'loss.png', 'rate.png', INDEX_FILE)   # of a finished run, besides the folder `model`

@@ -38,6 +38,7 @@ from ..bodies.weights import hub_file
 from ..config import Auto, BodyOptions, DataOptions, HeadOnly, LoaderOptions, OneCycle, RecipeOptions, RunOptions
 from ..core.options import Options
 from ..config import TableOptions, TrainOptions
+from ..core.experiment import check_logger, open_experiment
 from ..core.options import with_options
 from ..core.checks import CHECKPOINTS, make_out
 from ..core.processes import alone_by_mistake, barrier, is_writer, join_processes, writer_first
@@ -48,15 +49,17 @@ from ..data.batches import resolve_device
 from ..data.loaders import image_dataloaders
 from ..data.public import resolve_source
 from ..export.artifact import check_target
+from ..export.card import evaluation_figures
 from ..metrics.numbers import format_number
 from ..metrics.scores import METRIC_WORDS, class_order, format_score, metric_order
 from ..metrics.task import score_metric
-from ..metrics.tasks import named_task
+from ..metrics.tasks import evaluation_dict, named_task
 from ..report.examples import example_features
 from ..report.findings import Findings
 from ..training.callbacks import JsonLog
 from ..training.checkpoint import checkpoint_lock
 from ..training.curve import head_curve
+from ..training.experiment_log import ExperimentLog
 from ..training.guards import FitStopped
 from ..training.learner import transfer_learner
 from ..training.precision import check_precision
@@ -79,7 +82,7 @@ class Run:
         self.options, self.began = options, time.perf_counter()
         if options.output.budget_from is not None: self.began = options.output.budget_from
         self.recipe = make_recipe(options.recipe, options.loaders, options.train)
-        self.budget = self.watch = self.risk = self.curve = None
+        self.budget = self.watch = self.risk = self.curve = self.experiment = None
         self.out = None if options.output.out is None else Path(options.output.out)
         self.settings = options.settings()
 
@@ -94,6 +97,7 @@ class Run:
         "Raise an error for everything that can be known before the images are read"
         o = self.options
         check_precision(o.train.precision)
+        check_logger(o.output.log)
         join_processes(o.loaders.device)
         if words := alone_by_mistake(): warn_data(words)
         if o.output.budget is not None: self.budget = check_budget(o)
@@ -271,7 +275,22 @@ class Run:
         if self.out is not None and is_writer():
             if self.options.output.overwrite: clear_run(self.out)
             self.learn.add_cb(JsonLog(make_out(self.out)/'log.jsonl'))
+        if self.options.output.log and is_writer(): self._open_experiment()
         barrier()
+
+    def _open_experiment(self):
+        options = self.settings | dict(body=self.planned.arch, images=self.planned.n_images)
+        self.experiment = open_experiment(self.options.output.log, options, self.planned.data, self.out)
+        self.learn.add_cb(ExperimentLog(self.experiment))
+
+    def _close_experiment(self, result):
+        "Log the metrics with the ends of their intervals"
+        if self.experiment is None: return
+        figures = evaluation_figures(self.learn.task.key, evaluation_dict(result.evaluation))
+        summary = {o.key: float(o.value) for o in figures}
+        for o in figures:
+            if o.ends: summary |= {f'{o.key}_low': o.ends[0], f'{o.key}_high': o.ends[1]}
+        self.experiment.finish(summary, len(self.learn.history.step_rows))
 
     def _train_phase(self, phase, verbose) -> float:
         "Seconds that a phase took"
@@ -330,10 +349,12 @@ class Run:
         seconds = dict(training=sum(self.took), evaluation=measured.seconds, answers=measured.answers.seconds)
         if findings.features: seconds['features'] = findings.features.seconds
         kind = other.result if other else BaselineResult
-        return kind(
+        result = kind(
             plan=plan, measured=measured, risk=self.risk, findings=findings,
             epochs=learn.history.epochs, steps=learn.history.steps, seconds=seconds, settings=self.settings,
             fold_difference=learn.fold_difference, chosen=chosen)
+        self._close_experiment(result)
+        return result
 
     def _findings(self, measured, chosen) -> Findings:
         learn, dls = self.learn, self.learn.dls

@@ -14,9 +14,12 @@ from pathlib import Path
 # %% ../../nbs/cli/04_arguments.ipynb #38c37a34
 from ..config import RECIPES, WATCHED, WEIGHTS_WORDS, BodyOptions, DataOptions, RecipeOptions, check_metric
 from ..config import check_folds, option_flag, unknown_weights
+from .share import check_push
 from .sources import check_image_folders, check_images_source
 from ..core.checks import check_file, check_model_folder, check_share
 from ..core.device import check_device
+from ..core.experiment import check_logger
+from ..core.hub import hub_name, is_hub_name
 from ..core.published import check_body_name
 from ..core.text import read_time
 from ..hyperrule import HyperRule
@@ -79,6 +82,7 @@ def _check_values(given):
     data = DataOptions(**{k: v for k, v in given.items() if k in fields})   # for its errors, as the next ones
     check_folds(data)
     if given.get('budget') is not None: read_time(given['budget'])
+    check_logger(given.get('log'))
     if 'metric' in given: check_metric('metric', given['metric'])
     if 'keep_best' in given: check_metric('keep_best', given['keep_best'], WATCHED)
     _check_rates(given)
@@ -148,11 +152,13 @@ def _check_files(args):
     if command == 'evaluate': check_exists(path)
     elif path is not None: check_exists(path, others=PUBLIC_NAMES)
     about_model = command in ('predict', 'evaluate', 'export', 'embed', 'similar', 'label-next', 'serve')
-    if about_model and not args.model.endswith('.pkl'):
+    if about_model and is_hub_name(args.model): hub_name(args.model)   # for its error
+    elif about_model and not args.model.endswith('.pkl') or command == 'push':
         check_exists(args.model, 'folder')
         check_model_folder(args.model)
     for p in getattr(args, 'images', ()):
         if '://' not in p: check_exists(p)   # an address has a separate error
+    if command == 'export' and args.docker: return _check_docker(args)
     if command == 'export' and not args.file.endswith('.onnx'):
         raise ValueError(f'{args.file}: the name ends in .onnx.')
     if getattr(args, 'plot', None) and Path(args.plot).suffix not in ('.png', '.svg', '.pdf'):
@@ -160,8 +166,16 @@ def _check_files(args):
     if getattr(args, 'among', None): check_exists(args.among)
     if getattr(args, 'html', None) and Path(args.html).suffix not in ('.html', '.htm'):
         raise ValueError(f"--html {args.html}: the name ends in .html.")
+    if command == 'push': check_push(args)
     written = args.file if command == 'export' else getattr(args, 'plot', None) or getattr(args, 'html', None)
     if written: _check_written(written)
+
+def _check_docker(args):
+    "A folder to write, without the options of ONNX files"
+    from fastbit.core.files import check_free   # brings pandas
+    if args.int8: raise ValueError('--int8 is for an ONNX file. Leave it out, or --docker.')
+    if is_hub_name(args.model): raise ValueError('--docker needs a folder on this machine.')
+    check_free(args.file)
 
 def _check_written(file):
     check_file(file)

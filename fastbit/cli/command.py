@@ -19,6 +19,8 @@ from .messages import in_shell, one_line, show_warning
 from .models import run_cache, run_evaluate, run_export, run_predict
 from .options import two_spellings
 from .parser import make_parser
+from .repeat import apply_config
+from .share import run_push
 from .runs import run_baseline, run_check, run_leaderboard, run_rule
 from .serving import run_serve
 from ..config import option_flag
@@ -30,7 +32,7 @@ from ..core.processes import launched_rank, leave_processes, peer_lost
 # %% ../../nbs/cli/07_command.ipynb #aa97f985
 COMMANDS = dict(baseline=run_baseline, leaderboard=run_leaderboard, check=run_check, rule=run_rule, predict=run_predict,
                 evaluate=run_evaluate, export=run_export, bodies=run_bodies, cache=run_cache, embed=run_embed,
-                similar=run_similar, serve=run_serve) | {'label-next': run_label_next}
+                similar=run_similar, serve=run_serve, push=run_push) | {'label-next': run_label_next}
 OLD_COMMANDS = dict(recipe='rule', compare='leaderboard', onnx='export')
 
 def read_arguments(words:list):
@@ -132,6 +134,7 @@ def _prepare_output():
 
 def _run(args) -> int:
     try:
+        if args.command == 'baseline' and args.config: apply_config(args)
         if not launched_rank(): check_arguments(args)
         return COMMANDS[args.command](args)
     except KeyboardInterrupt as e:

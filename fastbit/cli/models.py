@@ -237,12 +237,29 @@ def _calibration_words(res, temperature) -> str:
 # %% ../../nbs/cli/06_models.ipynb #adc9cabe
 def run_export(args) -> int:
     "Run `fastbit export`"
+    if args.docker: return _export_docker(args)
+    if args.int8: return _export_int8(args)
     from fastbit.export.onnx import export_onnx
     from fastbit.export.predict import load_predictor
     predictor = load_predictor(args.model, 'cpu')
     difference, what = export_onnx(predictor, args.file), 'numbers' if predictor.task.is_number else 'probabilities'
     print(f'{args.file}: from uint8 pixels, n x height x width x 3, to {what}; '
           f'differs from PyTorch by {difference:.0e} at most')
+    return 0
+
+def _export_docker(args) -> int:
+    from fastbit.export.docker import DOCKER_PORT, export_docker
+    folder = shown_path(str(export_docker(args.model, args.file)))
+    print(f'{folder}: Dockerfile, requirements.txt and the model\n'
+          f'docker build -t model {folder} && docker run -p {DOCKER_PORT}:{DOCKER_PORT} model')
+    return 0
+
+def _export_int8(args) -> int:
+    from fastbit.studies.int8_cost import measure_int8
+    with contextlib.redirect_stdout(sys.stderr):   # progress
+        cost = measure_int8(args.model, args.file)
+    print(f'{args.file}: from uint8 pixels, n x height x width x 3, to probabilities, in 8-bit integers')
+    print(cost)
     return 0
 
 def run_cache(args) -> int:

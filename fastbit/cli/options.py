@@ -75,6 +75,7 @@ FLAGS = dict(
     compile=Flag(help='do not use torch.compile (used on a GPU, in fits of minutes)'),
     out=Flag(metavar='FOLDER', help='folder for the results (default: a folder in fastbit-runs, '
                                     'the same for the same command)'),
+    log=Flag(metavar='WHERE'),
     overwrite=Flag(help='replace a finished run in the folder; other files stay'),
     dry_run=Flag(help='print the whole plan, and stop'))
 HIDDEN = ('bs', 'base_lr')   # `--batch-size`, `--micro-batch` and `--lr` mean the same under every recipe

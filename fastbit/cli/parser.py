@@ -62,6 +62,8 @@ def _add_baseline(p):
            help='processes on this machine that share the work, each batch divided among them; '
                 '`accelerate launch -m fastbit baseline` is for several machines (default: 1)')
     g = p.add_argument_group('output')
+    _value(g, '--config', 'FILE',
+           help="options from a file: a run's results.json, to repeat it, or JSON or TOML; those that are typed win")
     add_options(g, RunOptions, without=('verbose', 'budget_from'))
     p.set_defaults(verbose=1)
     how = dict(dest='verbose', action='store_const')
@@ -113,7 +115,8 @@ def _add_rule(p):
 
 # %% ../../nbs/cli/02_parser.ipynb #37133e2d
 def _add_model(p):
-    _value(p, 'model', 'RESULTS', help='results folder of `fastbit baseline`, or a folder of `learn.export`')
+    _value(p, 'model', 'RESULTS',
+           help='results folder of `fastbit baseline`, a folder of `learn.export`, or hf://OWNER/NAME')
 
 def _add_batches(p):
     _switch(p, '--tta', 'test-time augmentation: average over horizontal flips, or over crops where flips are disabled')
@@ -183,7 +186,16 @@ def _add_evaluate(p):
 
 def _add_export(p):
     _add_model(p)
-    _value(p, 'file', 'FILE', help='name that ends in .onnx')
+    _value(p, 'file', 'FILE', help='name that ends in .onnx; with --docker a folder to create')
+    _switch(p, '--int8', 'compute in 8-bit integers, calibrated on training images; prints what that costs and gains')
+    _switch(p, '--docker', 'write a folder with a Dockerfile that serves the model, instead of an ONNX file')
+
+def _add_push(p):
+    _add_model(p)
+    _value(p, 'repo_id', 'OWNER/NAME', help='name on the Hugging Face Hub')
+    _switch(p, '--private', 'make a new repository that only its owner sees')
+    _switch(p, '--report', 'upload the report, too, which shows images')
+    _switch(p, '--overwrite', 'add a commit to a repository that has files')
 
 def _add_bodies(p):
     _value(p, 'words', 'WORD', nargs='*',
@@ -248,6 +260,9 @@ _COMMANDS = dict(
            'curl -F image=@photo.jpg http://127.0.0.1:7860/predict. Ctrl-C stops it.'),
     export=(_add_export, 'write a trained model as an ONNX file',
             'Write one file from resized uint8 pixels to probabilities, and compare it with PyTorch.'),
+    push=(_add_push, 'upload a trained model to the Hugging Face Hub',
+          'Upload a model with its card to the Hugging Face Hub: weights, config.json and README.md, no images. '
+          'It needs a token with write access: run `hf auth login`, or set HF_TOKEN.'),
     bodies=(_add_bodies, 'find a body by accuracy, cost and license',
             'Find a body: ImageNet accuracy, multiply-adds, parameters and license as published by timm, and whether '
             'the weights are on this machine.'),

@@ -21,8 +21,8 @@ from ..core.processes import is_launched, launched_rank
 from ..core.text import printable
 
 # %% ../../nbs/cli/05_runs.ipynb #77629597
-_COMMAND_ONLY = ('command', 'path', 'traceback', 'began', 'argv', 'open', 'procs', 'no_labels', 'plot')
-_SAME_RUN = ('out', 'num_workers', 'dry_run', 'checkpoint_every', 'verbose', 'overwrite')   # they change no result
+_COMMAND_ONLY = ('command', 'path', 'traceback', 'began', 'argv', 'open', 'procs', 'no_labels', 'plot', 'config')
+_SAME_RUN = ('out', 'num_workers', 'dry_run', 'checkpoint_every', 'verbose', 'overwrite', 'log')   # they change no result
 _SAME_BOARD = ('archs', 'recipes', 'top', 'device', 'cache', 'cache_gb')                     # they add to a leaderboard
 
 def given_options(args) -> dict:

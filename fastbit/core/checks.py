@@ -68,7 +68,7 @@ def finished_folds(
     "Count the folds that a run with folds has finished, and that the same command does not train again"
     return len([*Path(folder).glob('fold-*/results.json')])
 
-_CHANGE_NO_RESULT = ('out', 'num_workers', 'cache', 'cache_gb', 'checkpoint_every')   # names of settings
+_CHANGE_NO_RESULT = ('out', 'num_workers', 'cache', 'cache_gb', 'checkpoint_every', 'log')   # names of settings
 
 def finished_settings(
     out:Path # Folder of results

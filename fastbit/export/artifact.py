@@ -23,10 +23,11 @@ from .. import __version__
 from ..bodies.build import create_net, has_fixed_size, model_arguments
 from ..bodies.load import unshared
 from ..bodies.preprocess import Preprocess
-from ..core.checks import CONFIG, WEIGHTS, artifact_folder
+from ..core.checks import CONFIG, ENSEMBLE, WEIGHTS, artifact_folder
 from ..core.files import check_free, file_digest, whole_file, whole_folder, write_text
 from ..data.decode import check_regular
 from .abstain import ANSWERS, answers_summary, answers_tensors, expected_answers, tensors_answers
+from .card import CARD, CardFacts, model_card
 from .record import Artifact
 from ..metrics.answers import HeldOutAnswers
 
@@ -34,7 +35,9 @@ from ..metrics.answers import HeldOutAnswers
 FORMAT = 4                       # of the folder; a later fastbit reads all earlier ones
 _OF_ONE_LABEL = 3                # format of models of one label per image, which earlier versions read
 _NEW_IN_4 = {'task', 'thresholds', 'number'} # fields of the record that formats 1 to 3 lack
-FILES = (WEIGHTS, CONFIG, ANSWERS)   # of an artifact; the last is missing where nothing was held out
+FILES = (WEIGHTS, CONFIG, ANSWERS, CARD)   # of an artifact; answers are missing where nothing was held out
+# what opening a model on the Hub downloads; of an ensemble the members' files, too
+HUB_FILES = tuple(f'{part}{name}' for part in ('', '[1-9]*/') for name in (WEIGHTS, CONFIG, ANSWERS)) + (ENSEMBLE,)
 _CROP_MODES = dict(squash='squash', crop='center', pad='border')   # timm's names
 _TIMM_FIELDS = ('tag', 'first_conv', 'classifier', 'license', 'origin_url', 'paper_ids')   # copied from the model
 
@@ -103,6 +106,7 @@ def save_artifact(
     about:Artifact,       # Its record; `sha256` is computed here
     overwrite:bool=False, # Replace an existing artifact?
     answers:HeldOutAnswers=None, # On validation images, for thresholds; `None`: none
+    card:CardFacts=CardFacts(), # What the model card says besides the record
 ) -> Artifact: # With the digests
     "Write a model and its record, all files or none; raise `ValueError` for weights that are not finite"
     check_target(folder, overwrite)
@@ -114,6 +118,7 @@ def save_artifact(
             if answers is not None:
                 digest = _save_tensors(part/ANSWERS, answers_tensors(answers))
                 about = replace(about, abstain=answers_summary(answers, digest))
+            write_text(part/CARD, model_card(about, card))
             write_text(part/CONFIG, json.dumps(_config(net, about), indent=2, allow_nan=False) + '\n')
     except SafetensorError as e: raise OSError(f"{folder} could not be written ({e}).") from e
     return about

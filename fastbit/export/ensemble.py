@@ -24,6 +24,7 @@ from ..core.checks import ENSEMBLE, ensemble_folder
 from ..core.files import write_text
 from ..data.decode import check_regular
 from .artifact import CONFIG, FILES, load_artifact, read_config
+from .card import CARD, CardFacts, model_card
 from .record import Artifact
 from ..metrics.task import SINGLE_LABEL
 from ..metrics.tasks import mean_task
@@ -77,6 +78,7 @@ def save_ensemble(
     trained_on:dict=None,   # As in `Artifact`: the images of all members
     thresholds:tuple=None,  # Of several labels per image, as in `Artifact`, for the mean probabilities
     within:float=None,      # Of numbers: distance of the mean prediction within which 90% of new images lie; `None`: unknown
+    card:CardFacts=CardFacts(), # What the model card says besides the record
 ) -> Artifact: # The record of the whole
     "Write several trained models as one; raise `ValueError` if they do not belong together"
     folder, records = Path(folder), [read_config(Path(m)/CONFIG) for m in members]
@@ -87,8 +89,10 @@ def save_ensemble(
     chosen = dict(labels=dict(thresholds=thresholds), number=dict(within=within)).get(records[0].task)
     own |= chosen or {}
     about = dict(format=2 if chosen else 1, members={str(i): r.sha256 for i, r in enumerate(records, 1)}, **own)
+    whole = _about(about, records)
+    write_text(folder/CARD, model_card(whole, replace(card, models=len(records))))
     write_text(folder/ENSEMBLE, json.dumps(about, indent=1, allow_nan=False) + '\n')
-    return _about(about, records)
+    return whole
 
 def clear_ensemble(
     folder:Path # Folder of `save_ensemble`; nothing happens if there is none
@@ -96,7 +100,7 @@ def clear_ensemble(
     "Remove an ensemble; other files in the folder stay"
     try: members = _read(folder)['members']
     except (OSError, ValueError): return
-    (folder/ENSEMBLE).unlink()
+    for name in (ENSEMBLE, CARD): (folder/name).unlink(missing_ok=True)
     for name in members:
         for file in FILES: (folder/name/file).unlink(missing_ok=True)
         if (folder/name).is_dir() and not any((folder/name).iterdir()): (folder/name).rmdir()

@@ -26,6 +26,7 @@ from ..bodies.model import TransferModel
 from ..bodies.preprocess import Preprocess
 from ..core.arguments import check_source
 from ..core.files import utf8
+from ..core.hub import hub_folder, is_hub_name
 from ..core.text import track, warn_data
 from ..core.threads import read_ahead
 from ..data.decode import reading, why_unreadable
@@ -37,7 +38,7 @@ from ..data.batches import resolve_device, default_bs
 from ..data.ordered import read_ordered_set
 from ..data.views import cut_view, default_views, view_sizes
 from ..data.transforms import draft_size, squares_of
-from .artifact import load_answers, load_artifact
+from .artifact import HUB_FILES, load_answers, load_artifact
 from .ensemble import EnsembleModel, ensemble_folder, folded, load_ensemble
 from .inputs import image_items
 from .record import Artifact, count_trained_on, training_digests
@@ -470,12 +471,13 @@ def _from_pickle(file, device) -> Predictor:
     return Predictor(learn.model.to(device), about)
 
 def load_predictor(
-    folder:str|Path,         # An artifact, the folder of a baseline's results, or a fastai `.pkl`
+    folder:str|Path,         # An artifact, the folder of a baseline's results, 'hf://OWNER/NAME' on the Hub, or a fastai `.pkl`
     device:str|torch.device=None, # 'cpu', 'cuda'; `None`: the GPU if there is one
     trust_pickle:bool=False, # Open a `.pkl`, which runs the code in it?
 ) -> Predictor:
     "Open a trained model; raise `ValueError` or `FileNotFoundError` with the reason if it is unsafe or missing"
     device = resolve_device(device) or default_device()
+    if is_hub_name(folder): folder = hub_folder(folder, HUB_FILES)
     if Path(folder).suffix.lower() == '.pkl':
         if not trust_pickle:
             raise ValueError(f"{folder} is a pickle, and opening one runs the code in it. If you trust its author, "

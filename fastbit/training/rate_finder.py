@@ -21,6 +21,7 @@ from fastcore.basics import patch, tuplify
 # %% ../../nbs/training/11_rate_finder.ipynb #294eb8c7
 from ..core.restore import preserved
 from .callbacks import History, JsonLog, PlainLog
+from .experiment_log import ExperimentLog
 from .checks import check_batches
 from .learner import BODY_LR, HEAD_LR, TransferLearner
 
@@ -87,7 +88,7 @@ def try_rates(self:TransferLearner,
     stop_div:bool=True,   # Stop when the loss diverges?
 ) -> RateTrial:
     "Train with growing learning rates, and restore everything"
-    writers = (History, JsonLog, PlainLog, CSVLogger)   # CSVLogger would begin its file again
+    writers = (History, JsonLog, ExperimentLog, PlainLog, CSVLogger)   # CSVLogger would begin its file again
     quiet = [cb for cb in self.cbs if isinstance(cb, writers)]
     finder = MemoryLRFinder(start_lr, end_lr, num_it, stop_div)
     n_epoch = num_it//len(self.dls.train) + 1

@@ -22,6 +22,7 @@ from ..core.options import options_by_name
 from ..core.text import show as show_it
 from ..data.views import default_views
 from ..export.artifact import check_target, save_artifact
+from ..export.card import CardFacts
 from ..export.predict import task_record
 from ..export.record import Artifact, digest_sketch, made_with
 from ..metrics.answers import HeldOutAnswers
@@ -38,6 +39,7 @@ from ..report.page import Report
 from ..report.findings import Findings, data_name
 from ..report.sections import make_report
 from .learner import TransferLearner
+from .card import card_facts
 from .answers import MeasuredAnswers, measure_answers
 from .tta import find_loader, find_preprocess, image_groups, tta_probs, view_logits
 
@@ -203,6 +205,7 @@ def export(self:TransferLearner,
     part:str='valid',        # What `evaluation` was measured on
     preprocess:Preprocess=None, # How a file becomes pixels; `None`: as the loaders do, which have to be fastbit's
     overwrite:bool=False,    # Replace an artifact that is there?
+    card:CardFacts=None,     # What the model card says besides the record; `None`: what the loaders tell
 ) -> Artifact: # What was written besides the weights
     "Write `model.safetensors` and `config.json` for `load_predictor`, the command line and timm"
     pp = preprocess or getattr(self.dls, 'preprocess', None)
@@ -215,4 +218,4 @@ def export(self:TransferLearner,
     if evaluation is None: evaluation = self.evaluate(show=False)
     if evaluation: about = replace(about, evaluation=dict(part=part, **evaluation_dict(evaluation)))
     if answers is None and evaluation and len(self.dls.loaders) > 1: answers = _held_out(self, {}).answers
-    return save_artifact(folder, self.model.net, about, overwrite, answers or None)
+    return save_artifact(folder, self.model.net, about, overwrite, answers or None, card=card or card_facts(self))
