@@ -244,7 +244,7 @@ def found_by(browser, words) -> list:
 def test_the_search_finds_what_people_call_it(url, browser):
     "By the words of other libraries too (tools/pages.csv)"
     open_page(browser, url + 'index.html', WIDTHS['desktop'])
-    expected = {'grad-cam': 'report/cam', 'early stopping': 'training/callbacks', 'imbalance': 'data/balance', 'kfold': 'baseline/folds', 'out of memory': 'core/device',
+    expected = {'grad-cam': 'report/cam', 'early stopping': 'training/callbacks', 'imbalance': 'how_to/imbalance', 'kfold': 'baseline/folds', 'out of memory': 'how_to/memory',
                 'mixed precision': 'training/precision', 'confusion matrix': 'metrics/evaluation'}
     first = {words: found_by(browser, words)[0].partition('.html')[0] for words in expected}
     assert first == expected

@@ -305,6 +305,7 @@ EXAMPLES = dict(   # command -> lines, each parsed by the tests
     export=('fastbit export results model.onnx',),
     bodies=('fastbit bodies', 'fastbit bodies convnext tiny --max-params 30 --license commercial'),
     cache=('fastbit cache', 'fastbit cache --clear'),
+    serve=('fastbit serve results',),
     **{'label-next': ('fastbit label-next results unlabeled -n 50',)})
 
 
