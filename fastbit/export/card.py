@@ -282,7 +282,7 @@ def card_for_hub(
     text:str,    # A model card, perhaps edited
     repo_id:str, # 'OWNER/NAME'
 ) -> str: # The same, with examples that download the model
-    "Put the name of a repository in the place of the folder"
+    "Put the name of a repository instead of the folder"
     changed = {_WHERE: '', f'load_predictor({CARD_FOLDER!r})': f"load_predictor('hf://{repo_id}')",
                f'fastbit predict {CARD_FOLDER} ': f'fastbit predict hf://{repo_id} ',
                f'local-dir:{CARD_FOLDER}': f'hf-hub:{repo_id}'}
