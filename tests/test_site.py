@@ -105,7 +105,7 @@ def test_nothing_is_loaded_from_another_host(site, parsed):
 
 def test_docstrings_lead_to_their_pages(site):
     "Each module says where its documentation is: `learner.html.md`"
-    name = re.search(r'Docs: \S*?fastbit/(\S+)', (ROOT/'fastbit'/'training'/'learner.py').read_text())[1]
+    name = re.search(r'Docs: \S*?fastbit/([\w/.]+)', (ROOT/'fastbit'/'training'/'learner.py').read_text())[1]
     text = (site/name).read_text()
     assert name == 'training/learner.html.md' and 'transfer_learner' in text and '.llms.md' not in text + (site/'llms.txt').read_text()
 
