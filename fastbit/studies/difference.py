@@ -114,7 +114,8 @@ def _difference_statistic(name, a, b):
     of_a, of_b = _statistic(name, a), _statistic(name, b)
     return lambda weights: of_b(weights) - of_a(weights)
 
-def _difference_samples(name, statistic, a) -> np.ndarray|None: # `None`: too few images, or too many to rank in each resample
+def _difference_samples(name, statistic, a) -> np.ndarray|None:
+    "`None` for too few images, and for too many to rank in each resample"
     if name in _RANKED and a.probs.size > RANKED_CELLS: return None
     return bootstrap_values(lambda w: dict(it=statistic(w)), len(a.targs), groups=a.groups).get('it')
 
