@@ -94,6 +94,15 @@ def small_bit(classes=3):
     return net
 
 
+@pytest.fixture
+def few_resamples(monkeypatch):
+    "A thousand draws take seconds: a bootstrap of 100, and each of Wilson's intervals once, for which scipy computes a p-value as well"
+    from fastbit.metrics import calibration, intervals
+    once = cache(intervals.wilson_interval)
+    for module in (intervals, calibration): monkeypatch.setattr(module, 'wilson_interval', once)
+    monkeypatch.setattr(intervals, 'RESAMPLES', 100)
+
+
 CHROMES = ('chromium', 'chromium-browser', 'google-chrome')
 CHROME_OPTIONS = ('headless=new', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run',
                   'disable-background-networking', 'disable-component-update', 'disable-sync', 'disable-dev-shm-usage')

@@ -353,9 +353,10 @@ def test_a_budget_tries_all_layers_only_in_time(data, monkeypatch):
         kept.append(learn)
         return Scores(.5, 1., float(len(kept)))
     monkeypatch.setattr(Scores, 'of', worse)
+    monkeypatch.setattr('fastbit.training.upper.UPPER_STEPS', 20)
     result = baseline(data, **TINY, size=32, budget='10m', verbose=False)
     assert list(result.phases.stage)[2:] == ['all layers'] and result.chosen.count('head rather than') == 2
-    monkeypatch.setattr('fastbit.baseline.run.phase_limit', lambda plan, deadline: TimeLimit(plan.phase_seconds[1] + .01 if not kept else 0.))
+    monkeypatch.setattr('fastbit.baseline.run.phase_limit', lambda plan, deadline: TimeLimit(60. if not kept else 0.))
     kept.clear()
     result = baseline(data, **TINY, size=32, budget='10m', verbose=False)
     assert len(result.phases) == 2 and result.chosen.count('head rather than') == 1 and result.chosen.endswith('all layers not tried, for lack of time')

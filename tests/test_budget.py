@@ -26,10 +26,11 @@ def test_the_ladder():
     assert [o.epochs for o in budget_options(64, smaller=False)] == [*EPOCHS, None] and {o.recipe for o in budget_options(224, recipe='head')} == {'head'}
 
 
-def test_it_ends_in_time_and_says_what_it_chose(folder, tmp_path, capsys):
+def test_it_ends_in_time_and_says_what_it_chose(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('fastbit.training.upper.UPPER_STEPS', 40)
     res = baseline(folder, budget='2m', out=tmp_path/'run', **small | dict(verbose=True))
     text = capsys.readouterr().out
-    assert '2 min 00 s: auto at 32 px, 300 steps; more time would not improve this recipe' in res.plan.budget and res.plan.budget in str(res.plan) and text.count('of 2 min 00 s') == 2
+    assert '2 min 00 s: auto at 32 px, 40 steps; more time would not improve this recipe' in res.plan.budget and res.plan.budget in str(res.plan) and text.count('of 2 min 00 s') == 2
     assert json.loads((tmp_path/'run'/'results.json').read_text())['plan']['budget'] == res.plan.budget
     fixed = baseline(folder, **small)   # the same without a clock
     assert fixed.predictions.equals(res.predictions)

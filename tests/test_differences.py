@@ -10,7 +10,7 @@ from fastbit.studies.difference import HeldOutProbs, difference_text, score_diff
 from fastbit.studies.few_shot import few_shot_page
 from fastbit.studies.trials import rank_rows, row_rank
 from conftest import TINY, write_folder
-from test_scores import DRAWS, HIGH, LOW, few_resamples   # noqa: F401
+from test_scores import DRAWS, HIGH, LOW
 
 
 def two_runs(shares, gap, common, better=0., n=200_000):

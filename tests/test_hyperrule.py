@@ -119,21 +119,21 @@ def test_the_file_of_a_deeper_body_is_refused(npz, tmp_path):
 
 # Whole runs
 
-def test_12_steps_follow_a_plain_loop(npz, tmp_path):
+def test_8_steps_follow_a_plain_loop(npz, tmp_path):
     "R50x1 from seeded weights, no augmentation: one batch of 8, and two micro-batches of 4, against SGD as the paper has it; warm-up and every decay"
     write_folder(tmp_path/'data', {'0': 10, '1': 10, '2': 10}, (32, 32))
     args = dict(arch='BiT-M-R50x1', size=32, flip=False, crop=False, num_workers=0, check=False)
-    rule = HyperRule.for_data(24, 32, batch_size=8, scale=None, n_steps=12)
+    rule = HyperRule.for_data(24, 32, batch_size=8, scale=None, n_steps=8)
     dls = image_dataloaders(tmp_path/'data', **args, bs=8)
     ordered = list(dls.train.new(shuffle=False, bs=24))[0]
-    batches = [(ordered[0].as_subclass(torch.Tensor)[rows], ordered[1].as_subclass(torch.Tensor)[rows]) for rows in (step_rows(s, 24, 8, 0) for s in range(12))]
+    batches = [(ordered[0].as_subclass(torch.Tensor)[rows], ordered[1].as_subclass(torch.Tensor)[rows]) for rows in (step_rows(s, 24, 8, 0) for s in range(8))]
     plain = plain_loop(build_body('BiT-M-R50x1', 3, npz/'BiT-M-R50x1.npz'), batches, rule.lr)
     assert plain[:2] == pytest.approx([np.log(3)]*2, abs=1e-6)   # a classifier of zeros, and a first update at rate 0
     assert plain[-1] < .9*plain[0]   # it learns, so that there is something to follow
     for bs in (8, 4):
         learn = transfer_learner(image_dataloaders(tmp_path/'data', **args, bs=bs), 'BiT-M-R50x1', npz/'BiT-M-R50x1.npz')
-        with quiet(learn): learn.fit_hyperrule(batch_size=8, scale=None, n_steps=12, eval_every=12)
-        assert learn.micro_batch == bs and len(learn.history.steps) == 12
+        with quiet(learn): learn.fit_hyperrule(batch_size=8, scale=None, n_steps=8, eval_every=8)
+        assert learn.micro_batch == bs and len(learn.history.steps) == 8
         assert np.abs(learn.history.steps.loss.values - plain).max() < 1e-3, (bs, learn.history.steps.loss.values - plain)
 
 

@@ -68,9 +68,9 @@ def _population(n=200_000, classes=4):
     return (1.5*logits).softmax(1), targs
 
 
-def test_the_bootstrap_intervals_cover_the_truth(monkeypatch):
+def test_the_bootstrap_intervals_cover_the_truth(few_resamples, monkeypatch):
     monkeypatch.setattr('fastbit.metrics.evaluation.RANKED_CELLS', 0)   # areas below curves, which test_scores.py measures
-    monkeypatch.setattr('fastbit.metrics.intervals.RESAMPLES', 100)
+    monkeypatch.setattr('fastbit.metrics.evaluation._ece', lambda *_: 0.)   # has no interval
     probs, targs = _population()
     truth, rng, n = evaluate_probs(probs, targs), np.random.default_rng(2), 300
     covered = dict(loss=0, f1=0, brier=0)
@@ -81,30 +81,28 @@ def test_the_bootstrap_intervals_cover_the_truth(monkeypatch):
     for k, v in covered.items(): assert LOW - .01 <= v/DRAWS <= HIGH, (k, v)
 
 
-def _groups(rng, n_groups, sizes, probs, targs):
+def _groups(rng, n_groups, sizes, easy, hard):
     "Rows in groups that are easy or hard as a whole: a group takes its rows from the easy or from the hard ones"
-    sure = probs[torch.arange(len(targs)), targs]
-    easy, hard = np.flatnonzero(sure > .6), np.flatnonzero(sure <= .6)
     parts = [rng.choice(easy if rng.random() < .7 else hard, n) for n in rng.integers(*sizes, n_groups)]
     return np.concatenate(parts), np.repeat(np.arange(n_groups), [len(o) for o in parts])
 
 
 @pytest.mark.parametrize('n_groups, sizes', [(12, (10, 11)), (40, (1, 21))])
-def test_intervals_of_groups_cover_the_truth_and_plain_ones_do_not(monkeypatch, n_groups, sizes):
+def test_intervals_of_groups_cover_the_truth_and_plain_ones_do_not(few_resamples, monkeypatch, n_groups, sizes):
     monkeypatch.setattr('fastbit.metrics.intervals.RESAMPLES', 200)
     probs, targs = _population(50_000)
     sure, losses = probs[torch.arange(len(targs)), targs], -probs[torch.arange(len(targs)), targs].log().numpy()
     right = (probs.argmax(1) == targs).numpy()
-    easy = (sure > .6).numpy()
-    truth = lambda v: .7*v[easy].mean() + .3*v[~easy].mean()
+    easy, hard = np.flatnonzero(sure > .6), np.flatnonzero(sure <= .6)
+    accuracy, loss = (.7*v[easy].mean() + .3*v[hard].mean() for v in (right, losses))
     rng, covered = np.random.default_rng(4), dict(grouped=0, plain=0, loss=0)
     for _ in range(DRAWS):
-        rows, groups = _groups(rng, n_groups, sizes, probs, targs)
+        rows, groups = _groups(rng, n_groups, sizes, easy, hard)
         for k, g in (('grouped', groups), ('plain', None)):
             low, high = accuracy_interval(right[rows], g)
-            covered[k] += low <= truth(right) <= high
+            covered[k] += low <= accuracy <= high
         low, high = mean_interval(losses[rows], groups=groups)
-        covered['loss'] += low <= truth(losses) <= high
+        covered['loss'] += low <= loss <= high
     shares = {k: v/DRAWS for k, v in covered.items()}
     assert LOW - .01 <= shares['grouped'] <= HIGH + .01, shares   # with few groups rather too wide than too narrow
     assert LOW - .02 <= shares['loss'] <= HIGH, shares

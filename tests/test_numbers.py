@@ -75,10 +75,6 @@ def test_counts_and_measurements_are_no_grades():
 
 # Intervals
 
-@pytest.fixture
-def few_resamples(monkeypatch): monkeypatch.setattr('fastbit.metrics.intervals.RESAMPLES', 100)   # a test of a thousand draws takes seconds
-
-
 def population(noise, n=200_000):
     "Skewed numbers, and errors with a few large ones"
     rng = np.random.default_rng(1)

@@ -61,17 +61,27 @@ def test_all_is_fastai_and_fastbit():
     assert not ours & fastais   # no name of fastai's means something else
 
 
+METHODS = ('fit_one_cycle', 'fine_tune', 'fit_head', 'fit_hyperrule', 'fit_rule', 'lr_find', 'tta', 'evaluate',
+           'calibrate', 'report', 'export', 'lr_table')
+
+
 def test_importing_changes_no_behaviour_of_fastai_torch_or_timm():
+    "And any part of training gives the whole learner: its door imports what adds methods, and none of them is fastai's"
     check = '''
+        import sys
         import fastai.vision.all as fv, timm, torch
         cls = (fv.Learner, fv.DataLoaders, fv.TfmdDL, fv.Recorder, fv.Optimizer, torch.nn.Module, timm.models.EfficientNet)
         state = lambda: [{k: id(v) for k, v in vars(c).items()} for c in cls] + [list(map(str, fv.defaults.callbacks))]
         before = state()
+        import fastbit.training.position
+        learner = sys.modules['fastbit.training.learner'].TransferLearner
+        foreign = [n for n in sys.argv[1:] if not getattr(learner, n).__module__.startswith('fastbit.training')]
+        assert not foreign, foreign
         import fastbit.all
         assert state() == before
     '''
     import textwrap
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(check)], check=True)
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(check), *METHODS], check=True)
 
 
 def test_readme_commands_are_what_ci_runs():

@@ -3,7 +3,7 @@
 Code cells are run by nbdev; this is about code in Markdown, which nothing runs. Its lines are those of full-size runs, so they run here as they stand, but with small numbers: the public sets are a few drawn flowers, the hub's files are random
 weights, images have 32 pixels, and a fit has a step or an epoch. What a page writes is checked against the signatures before the numbers are replaced.
 """
-import ast, inspect, json, re, shlex, sys
+import ast, inspect, json, re, shlex, shutil, sys
 from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,17 +41,30 @@ def test_there_are_such_blocks():
     assert langs <= {'python', 'sh'}, langs
 
 
-@pytest.fixture
-def small(tmp_path, monkeypatch):
-    "A folder `photos`, a network in `results`, stand-ins for what a network would bring"
-    photos = drawn_flowers(tmp_path/'photos', 8)
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "What the fixture `small` copies: made once"
+    root = tmp_path_factory.mktemp('pages')
+    drawn_flowers(root/'photos', 8)
     net = bodies.build_body('test_efficientnet', 6, 'random')
     about = fa.Artifact('test_efficientnet', tuple(sorted(fa.FLOWERS)), fa.body_preprocess('test_efficientnet', 32))
     features = np.random.default_rng(0).random((100, net.num_features))
     right = torch.eye(6)[torch.arange(100) % 6]
     answers = held_out_answers(.5*right + .5/6, torch.arange(100) % 6, gaussian=(g := fit_feature_gaussian(features)), distance=g.distances(features))
-    fa.save_artifact(tmp_path/'results'/'model', net, about, answers=answers)
-    fa.draw_flower('poppy', 77).save(tmp_path/'new.jpg')
+    fa.save_artifact(root/'results'/'model', net, about, answers=answers)
+    fa.draw_flower('poppy', 77).save(root/'new.jpg')
+    return root
+
+
+@pytest.fixture(scope='module')
+def hub(tmp_path_factory): return tmp_path_factory.mktemp('hub')
+
+
+@pytest.fixture
+def small(made, hub, tmp_path, monkeypatch):
+    "A folder `photos`, a network in `results`, stand-ins for what a network would bring"
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    photos = tmp_path/'photos'
     files = sorted(photos.rglob('*.png')) + sorted(photos.rglob('*.jpg'))
     pd.DataFrame(dict(path=files, level=[i + .25 for i in range(len(files))])).to_csv(tmp_path/'levels.csv', index=False)
     pd.DataFrame(dict(image=files, label=[p.parent.name for p in files], patient=[f'p{i//2}' for i in range(len(files))])).to_csv(tmp_path/'labels.csv', index=False)
@@ -59,7 +72,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def hub_file(arch):
-        file = tmp_path/f'{arch}.safetensors'
+        file = hub/f'{arch}.safetensors'
         if not file.exists():
             from safetensors.torch import save_model
             save_model(timm.create_model(bodies.timm_name(arch).split('.')[0], pretrained=False), str(file))

@@ -136,9 +136,6 @@ def scores_of(probs, targs, groups=None):
 
 WATCH = ('balanced_accuracy', 'roc_auc', 'pr_auc', 'kappa')
 
-@pytest.fixture
-def few_resamples(monkeypatch): monkeypatch.setattr('fastbit.metrics.intervals.RESAMPLES', 100)   # a test of a thousand draws takes seconds
-
 
 @pytest.mark.parametrize('n, shares, gap', [(300, (.6, .25, .1, .05), 2.5), (300, (.95, .05), 4.)])
 def test_intervals_cover_the_truth_where_classes_are_rare(few_resamples, n, shares, gap):

@@ -6,7 +6,7 @@ from fastbit.metrics.multilabel import label_statistics
 from fastbit.metrics.numbers import number_statistics
 from fastbit.studies import compare_runs
 from fastbit.studies.task_difference import LabelAnswers, label_difference, number_difference
-from test_scores import DRAWS, HIGH, LOW, few_resamples   # noqa: F401
+from test_scores import DRAWS, HIGH, LOW
 
 
 def two_label_runs(better, common=.6, shares=(.5, .3, .15), n=100_000):

@@ -22,7 +22,7 @@ from scipy.stats import t as student_t
 from ..core.files import write_bytes
 from ..metrics.intervals import Interval, bootstrap_values, class_degrees, mean_interval
 from ..metrics.scores import METRIC_WORDS, RANKED_CELLS
-from ..metrics.scores import format_interval, metric_order, metric_value, score_statistics
+from ..metrics.scores import format_interval, metric_order, score_statistics
 from ..metrics.multilabel import LABEL_METRICS
 from ..metrics.numbers import NUMBER_METRICS, format_number
 from ..metrics.task import SINGLE_LABEL
@@ -109,10 +109,15 @@ def _statistic(name, run):
     scores = score_statistics(run.probs, run.targs, order, ranks=name in _RANKED)
     return lambda weights: scores(weights)[name]
 
-def _difference_samples(name, a, b) -> np.ndarray|None: # `None`: too few images, or too many to rank in each resample
-    if name in _RANKED and a.probs.size > RANKED_CELLS: return None
+def _difference_statistic(name, a, b):
+    "Weights (resamples x n) -> the difference in each resample"
     of_a, of_b = _statistic(name, a), _statistic(name, b)
-    return bootstrap_values(lambda w: dict(it=of_b(w) - of_a(w)), len(a.targs), groups=a.groups).get('it')
+    return lambda weights: of_b(weights) - of_a(weights)
+
+def _difference_samples(name, statistic, a) -> np.ndarray|None:
+    "`None` for too few images, and for too many to rank in each resample"
+    if name in _RANKED and a.probs.size > RANKED_CELLS: return None
+    return bootstrap_values(lambda w: dict(it=statistic(w)), len(a.targs), groups=a.groups).get('it')
 
 # %% ../../nbs/studies/00_difference.ipynb #28e6fb85
 def _task_difference(name, a, b) -> PairedDifference:
@@ -135,8 +140,10 @@ def score_difference(
         return paired_difference(right(a), right(b), groups=a.groups)
     finite = np.isfinite(a.probs).all() and np.isfinite(b.probs).all()
     if name == 'loss' and finite: return _mean_difference(a, b)
-    value = lambda run: metric_value(name, run.probs, run.targs, run.order)
-    difference, samples = value(b) - value(a), _difference_samples(name, a, b) if finite else None
+    if not finite: return _unknown(float('nan'))
+    statistic = _difference_statistic(name, a, b)
+    difference = float(statistic(np.ones((1, len(a.targs))))[0])
+    samples = _difference_samples(name, statistic, a)
     if samples is None or not np.isfinite(difference): return _unknown(difference)
     sizes = _class_sizes(a.targs, a.groups)
     variance = np.nanvar(samples) + _added_variance(name, sizes)
