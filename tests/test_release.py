@@ -27,7 +27,7 @@ def built(tmp_path_factory):
 
 def test_the_wheel_has_the_package_and_nothing_else(built):
     with zipfile.ZipFile(built[0]) as z: names = z.namelist()
-    modules = {p.relative_to(ROOT).as_posix() for s in ('py', 'html', 'css', 'csv') for p in (ROOT/'fastbit').rglob(f'*.{s}')}
+    modules = {p.relative_to(ROOT).as_posix() for s in ('py', 'html', 'css', 'js', 'csv') for p in (ROOT/'fastbit').rglob(f'*.{s}')}
     assert {n for n in names if n.startswith('fastbit/')} == modules
     assert {n.split('/')[0] for n in names} == {'fastbit', f'fastbit-{fastbit.__version__}.dist-info'}
     assert any(n.endswith('LICENSE') for n in names)
