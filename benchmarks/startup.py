@@ -14,11 +14,11 @@ from PIL import Image
 from peers import note, parser
 
 STEPS = '''
-import json, resource, sys, time
+import json, sys, time
 start = time.perf_counter()
-from fastbit.bodies import body_preprocess
-from fastbit.data import check_table, image_table, split_table, table_dataloaders
-def memory(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
+from fastbit.data import check_table, image_table, split_table
+def memory():   # GB; `ru_maxrss` begins with the value of the process that started this one
+    with open('/proc/self/status') as f: return next(int(line.split()[1]) for line in f if line.startswith('VmHWM'))/2**20
 res = dict(imports=(time.perf_counter()-start, memory()))
 def step(name, f):
     start = time.perf_counter()
@@ -28,8 +28,11 @@ def step(name, f):
 table = step('listed', lambda: image_table(sys.argv[1]))
 table = step('split', lambda: split_table(table, .2, 0))
 step('checked', lambda: check_table(table))
-pp = body_preprocess('tf_efficientnet_lite0')
-if len(sys.argv) > 2: step('loaders', lambda: table_dataloaders(table, pp, bs=32, num_workers=0, cache=False))
+if len(sys.argv) > 2:
+    from fastbit.bodies import body_preprocess
+    from fastbit.data import table_dataloaders   # which imports PyTorch
+    pp = body_preprocess('tf_efficientnet_lite0')
+    step('loaders', lambda: table_dataloaders(table, pp, bs=32, num_workers=0, cache=False))
 print(json.dumps(res))
 '''
 

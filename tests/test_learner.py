@@ -275,7 +275,10 @@ def test_tta_is_deterministic_and_decodes_once(learn, monkeypatch):
     opened, real = [], Image.open
     monkeypatch.setattr(Image, 'open', lambda f, *a, **k: opened.append(f) or real(f, *a, **k))
     one = learn.tta(views=['identity', 'hflip', 'five_crops'], show=False)
-    assert not opened   # the check has made the squares
+    assert len(opened) == len(set(opened)) == learn.dls.valid.n   # crops are cut from the larger squares, which the check makes of training images
+    opened.clear()
+    learn.tta(views=['identity', 'hflip', 'five_crops'], show=False)
+    assert not opened
     learn.dls.valid.pixels = None
     assert_close(learn.tta(views=['identity', 'hflip', 'five_crops'], show=False)[0], one[0], **same)
     assert len(opened) == learn.dls.valid.n
