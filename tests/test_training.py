@@ -1,5 +1,6 @@
 "What makes a training step fast, and leaves its numbers alone"
 import inspect, sys, warnings
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest, torch
@@ -9,6 +10,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgSmoothLoss
 from fastai.optimizer import SGD, Adam
 from fastcore.docments import docments
+from fastprogress.fastprogress import ConsoleMasterBar, NBMasterBar
 
 from conftest import TINY
 from fastbit.training.callbacks import RarelyProgress
@@ -87,6 +89,19 @@ def test_the_smoothed_loss_is_fastais(dls):
         learn.fit_one_cycle(1, 1e-2); learn.freeze_to(0); learn.fit_one_cycle(2, slice(1e-4, 1e-3), wd=.1)
     assert [float(o) for o in learn.recorder.losses] == [float(o) for o in with_ours.recorder.losses]
     assert learn.recorder.values == with_ours.recorder.values
+
+
+@pytest.mark.parametrize('kind', [ConsoleMasterBar, NBMasterBar])
+def test_the_bar_of_a_resumed_fit_begins_later(kind, capsys, monkeypatch):
+    "In a terminal and in a notebook; the last line fails when fastprogress needs no help any more"
+    monkeypatch.setattr('IPython.display.display', lambda *args, **kwargs: SimpleNamespace(update=lambda o: None))
+    cb = RarelyProgress()
+    cb.learn, cb.mbar = SimpleNamespace(epoch=2), kind(list(range(4)))
+    cb.before_epoch()
+    cb.learn.epoch = 3
+    cb.before_epoch()
+    assert cb.mbar.main_bar.last_v == 3
+    with pytest.raises(AttributeError, match='start_t'): kind(list(range(4))).update(2)
 
 
 def test_the_bar_reads_the_loss_rarely():

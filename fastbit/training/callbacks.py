@@ -270,6 +270,12 @@ class RarelyProgress(ProgressCallback):
         self.read_at = time.monotonic()
         self.pbar.comment = f'{self.smooth_loss.item():.4f}'
 
+    def before_epoch(self):
+        bar = getattr(getattr(self, 'mbar', None), 'main_bar', None)
+        # a resumed fit begins later, and fastprogress 1.1 notes the time at 0 alone
+        if self.epoch and bar is not None and bar.last_v is None: bar.update(0)
+        super().before_epoch()
+
     def _write_stats(self, log): super()._write_stats(from_one(log, self.recorder.metric_names))
 
 # %% ../../nbs/training/04_callbacks.ipynb #afa566f8
