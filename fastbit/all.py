@@ -18,6 +18,7 @@ with _warnings.catch_warnings():
     _warnings.filterwarnings('ignore', '`torch.jit', FutureWarning)
     import tqdm.auto as _bars
     import fastai.vision.all as _fastai, timm as _timm
+import matplotlib.pyplot as _pyplot
 from fastai.vision.all import *
 from .core.store import cache_root, clear_stores, list_stores
 from .core.text import DataWarning
@@ -30,6 +31,9 @@ from .export import *
 from .training import *
 from .baseline import *
 from .studies import *
+
+# %% ../nbs/02_all.ipynb #f1c73f75
+if 'inline' in _pyplot.get_backend(): _pyplot.switch_backend(_pyplot.get_backend())   # matplotlib 3.11
 
 # %% ../nbs/02_all.ipynb #076b5047
 __all__ = [o for o in globals() if not o.startswith('_')]

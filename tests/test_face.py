@@ -84,3 +84,19 @@ def test_the_changelog_is_a_page(overview, tmp_path):
     overview.write_changelog(ROOT/'CHANGELOG.md', tmp_path)
     text = (tmp_path/'changelog.md').read_text()
     assert text.count('\n# ') == 0 and '## Unreleased' in text
+
+
+def test_each_tutorial_says_where_to_open_it_and_keeps_its_promise():
+    "Times measured by tools/tutorials.py on two cores, less than two minutes each"
+    sys.path.insert(0, str(ROOT/'tools'))
+    try: import tutorials
+    finally: sys.path.pop(0)
+    times = json.loads(tutorials.TIMES.read_text())
+    pages = sorted((ROOT/'nbs'/'tutorials').glob('*.ipynb'))
+    assert set(times) == {p.stem for p in pages} and max(times.values()) < tutorials.PROMISE
+    for p in pages:
+        nb = json.loads(p.read_text())
+        assert tutorials.opening(p.stem, times[p.stem]) in ''.join(nb['cells'][1]['source']).splitlines(), p.stem
+        code = [''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code']
+        assert tutorials.IN_COLAB in code[:2], p.stem
+        assert not [o for c in nb['cells'] for o in c.get('outputs', []) if o.get('name') == 'stderr'], p.stem

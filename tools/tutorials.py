@@ -1,7 +1,8 @@
-"""Run the tutorials as a reader does, keep their outputs and how long they took: `python tools/tutorials.py [NAME …]`
+"""Run the tutorials as a reader does, and note how long they take: `python tools/tutorials.py [NAME …]`
 
-Each runs in a live kernel, offline, with an empty cache, and with the threads that the machine gives. Outputs are saved in the notebooks (`make prepare` cleans them). A line on stderr, or a time
-above the promise of two minutes, is an error. Times stand in `benchmarks/tutorials.json`, and in the line of each notebook that says where to open it. Nothing else should run meanwhile.
+Each runs in a live kernel, offline, with an empty cache, and with the threads that the machine gives. A line on stderr, or a time above the promise of two minutes, is an error.
+Times stand in `benchmarks/tutorials.json`, and in the line of each notebook that says where to open it. Nothing else should run meanwhile. (`nbdev-test nbs/tutorials/NAME.ipynb --save` keeps
+outputs: lines instead of progress bars.)
 """
 import argparse, json, os, re, sys, tempfile, time
 from pathlib import Path
@@ -38,10 +39,8 @@ def with_opening(nb, name:str, seconds:float):
 
 
 def run(path:Path) -> float:
-    "Run a notebook, save its outputs, and return the seconds that it took"
-    nb = with_opening(nbformat.read(path, 4), path.stem, 0)
-    for c in nb.cells:
-        if c.cell_type == 'code': c.outputs, c.execution_count = [], None
+    "Run a notebook, change its line, and return the seconds that it took"
+    nb = nbformat.read(path, 4)
     with tempfile.TemporaryDirectory() as files:
         for name in ('cache', 'ipython', 'tmp'): (Path(files)/name).mkdir()
         os.environ.update(FASTBIT_CACHE=f'{files}/cache', IPYTHONDIR=f'{files}/ipython', TMPDIR=f'{files}/tmp', HF_HUB_OFFLINE='1')
@@ -50,7 +49,7 @@ def run(path:Path) -> float:
         seconds = time.perf_counter() - start
     red = [o.text for c in nb.cells for o in c.get('outputs', []) if o.get('name') == 'stderr']
     if red: raise SystemExit(f'{path.name} writes on stderr: {red[0][:300]}')
-    nbformat.write(with_opening(nb, path.stem, seconds), path)
+    nbformat.write(with_opening(nbformat.read(path, 4), path.stem, seconds), path)
     return seconds
 
 
