@@ -79,13 +79,20 @@ def _norm_contiguous(norm, x):
     "Output of a GroupNorm that computes in contiguous memory"
     return type(norm).forward(norm, x.contiguous()).contiguous(memory_format=torch.channels_last)
 
+def _norm_above_frozen(norm, x):
+    "Output of a GroupNorm; torch 2.9 crashes in its channels-last backward if the input has no gradient"
+    alone = norm.affine and norm.weight.requires_grad and not x.requires_grad
+    return _norm_contiguous(norm, x) if alone else type(norm).forward(norm, x)
+
 def _standardized_replacements(net):
     "Yield (module, its forward function) of a body with weight standardization"
     is_std = lambda m: type(m) is StdConv2d and m.weight.dtype == torch.float32 and m.padding_mode == 'zeros'
     convs = list(filter(is_std, net.modules()))
     for m in convs: yield m, partial(_convolve_standardized, m)
+    if not convs: return
     norms = (m for m in net.modules() if isinstance(m, nn.GroupNorm))
-    for first in islice(norms, len(convs[:1])): yield first, partial(_norm_contiguous, first)
+    for first in islice(norms, 1): yield first, partial(_norm_contiguous, first)
+    for m in norms: yield m, partial(_norm_above_frozen, m)
 
 # %% ../../nbs/bodies/06_fused.ipynb #504beef3
 _SEQUENTIAL = (   # files of timm whose blocks run each norm right after the convolution before it
