@@ -4,7 +4,7 @@ import os
 os.environ.update(HF_HUB_OFFLINE='1', MPLBACKEND='agg')  # before anything imports the hub's client or pyplot
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # tests run in two processes, and OpenMP's threads wait by spinning
 
-import atexit, random, shutil, subprocess, sys, time, zlib
+import atexit, importlib, random, shutil, subprocess, sys, time, zlib
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -146,3 +146,10 @@ def look_at(page: Path, width: int, dark=False) -> dict:
         requests = [r for line in browser.get_log('performance') if '"Network.requestWillBeSent"' in line['message'] for r in [__import__('json').loads(line['message'])['message']['params']['request']['url']] if not r.startswith(('data:', 'file:'))]
         return dict(errors=[o['message'] for o in browser.get_log('browser') if o['level'] in ('SEVERE', 'WARNING')], pictures=run('return document.images.length'), broken=run('return [...document.images].filter(i => !i.naturalWidth).map(i => i.alt)'),
                     too_wide=run('return document.documentElement.scrollWidth - window.innerWidth'), requests=requests, folded=folded, text=run('return document.body.innerText'))
+
+
+def import_tool(name: str):
+    "A module of tools/, which is not a package"
+    sys.path.insert(0, str(Path(__file__).parents[1]/'tools'))
+    try: return importlib.import_module(name)
+    finally: sys.path.pop(0)

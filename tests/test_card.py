@@ -53,6 +53,6 @@ def test_an_ensemble_has_one_card_and_its_members_have_theirs(tmp_path):
     for i in range(2): save_artifact(tmp_path/f'fold-{i}', some_net(i), about_net())
     save_ensemble(tmp_path/'model', [tmp_path/f'fold-{i}' for i in range(2)])
     card = ModelCard.load(tmp_path/'model'/CARD)
-    assert 'The mean of 2 models predicts' in card.text and card.data.library_name == 'fastbit' and (tmp_path/'model'/'1'/CARD).exists()
+    assert 'The mean of 2 models predicts' in card.text and card.data.to_dict()['library_name'] == 'fastbit' and (tmp_path/'model'/'1'/CARD).exists()
     clear_ensemble(tmp_path/'model')
     assert not list((tmp_path/'model').iterdir())

@@ -1,9 +1,11 @@
 "The first things that a visitor sees: the README, its picture and its numbers, and the overview pages"
-import json, re, sys
+import json, re
 from pathlib import Path
 
 import pandas as pd, pytest, yaml
 from PIL import Image
+
+from conftest import import_tool
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT/'README.md').read_text()
@@ -16,10 +18,7 @@ def size_of(file) -> tuple:
 @pytest.fixture(scope='module')
 def overview():
     "The tool that makes overview pages"
-    sys.path.insert(0, str(ROOT/'tools'))
-    try: import overview as module
-    finally: sys.path.pop(0)
-    return module
+    return import_tool('overview')
 
 
 def test_the_readme_is_short_and_begins_with_what_it_gives():
@@ -88,9 +87,7 @@ def test_the_changelog_is_a_page(overview, tmp_path):
 
 def test_each_tutorial_says_where_to_open_it_and_keeps_its_promise():
     "Times measured by tools/tutorials.py on two cores, less than two minutes each"
-    sys.path.insert(0, str(ROOT/'tools'))
-    try: import tutorials
-    finally: sys.path.pop(0)
+    tutorials = import_tool('tutorials')
     times = json.loads(tutorials.TIMES.read_text())
     pages = sorted((ROOT/'nbs'/'tutorials').glob('*.ipynb'))
     assert set(times) == {p.stem for p in pages} and max(times.values()) < tutorials.PROMISE

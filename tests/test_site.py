@@ -7,7 +7,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 from filelock import FileLock
 
-from conftest import chromium
+from conftest import chromium, import_tool
 from fastbit.cli.parser import make_parser
 
 ROOT = Path(__file__).parents[1]
@@ -30,10 +30,7 @@ def site(tmp_path_factory):
 @pytest.fixture(scope='session')
 def docs():
     "The tool that builds the site"
-    sys.path.insert(0, str(ROOT/'tools'))
-    try: import docs as module
-    finally: sys.path.pop(0)
-    return module
+    return import_tool('docs')
 
 
 def pages(site) -> list: return sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html') if 'site_libs' not in p.parts)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from fastcore.nbio import mk_cell
 
+from conftest import import_tool
 from fastbit.cli.parser import make_parser
 
 ROOT = Path(__file__).parents[1]
@@ -12,10 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope='module')
 def docs():
-    sys.path.insert(0, str(ROOT/'tools'))
-    try: import docs as module
-    finally: sys.path.pop(0)
-    return module
+    return import_tool('docs')
 
 
 @pytest.fixture(scope='module')

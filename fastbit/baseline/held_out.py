@@ -76,7 +76,7 @@ def measure_held_out(
 
 # %% ../../nbs/baseline/11_held_out.ipynb #c15d50a1
 def measure_out_of_folds(
-    learn:TransferLearner, # Of one fold; what is chosen is kept in it
+    learn:TransferLearner, # The learner of one fold; what is chosen is kept in it
     pooled,          # `FoldOutputs` of all folds
     parts:TaskParts,
 ) -> Measured:

@@ -117,7 +117,7 @@ def check_pairs(
     "Raise `ValueError` for an option without the one that it is about"
     every, output = options.checkpoint_every, options.output
     if every is not None and output.out is None:
-        raise ValueError(f"checkpoint_every={every} without out=: there is no folder to save in. Pass out=, too.")
+        raise ValueError(f"checkpoint_every={every} without out=: give a folder to save in, with out=.")
     if output.budget_from is not None and output.budget is None:
         raise ValueError(f"budget_from={output.budget_from!r} without budget=: no time to measure. Pass budget=, too.")
 

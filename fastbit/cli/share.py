@@ -18,7 +18,7 @@ from ..core.text import printable
 def check_push(
     args # What the parser read
 ):
-    "Raise `ValueError` for a wrong name, without a token, or where there is no report to upload"
+    "Raise `ValueError` for a wrong name, without a token, or if the report to upload is missing"
     check_repo_id(args.repo_id)
     find_token()
     if args.report and not any((f/'report.html').is_file() for f in (Path(args.model), Path(args.model).parent)):

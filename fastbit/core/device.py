@@ -119,7 +119,7 @@ def unknown_device(
     device:str # As given
 ) -> ValueError:
     "Make the error for a name that PyTorch does not have"
-    return ValueError(f"device={device!r}: there is no such kind of device; use 'cpu' or 'cuda'.")
+    return ValueError(f"device={device!r}: not a kind of device; use 'cpu' or 'cuda'.")
 
 def missing_gpu(
     device:str, # As given

@@ -28,8 +28,8 @@ def check_logger(
 class TensorBoardLog:
     "A log that `tensorboard --logdir FOLDER` shows"
     def __init__(self,
-        options:dict, # Of the run
-        name:str,     # Of the run
+        options:dict, # Options of the run
+        name:str,     # Name of the run
         out:Path|None, # Folder of the results; `None`: `fastbit-runs`
     ):
         from torch.utils.tensorboard import SummaryWriter
@@ -55,8 +55,8 @@ class TensorBoardLog:
 class WandbLog:
     "A run of Weights & Biases, or of trackio, which has the same calls; WANDB_MODE=offline keeps it on this machine"
     def __init__(self,
-        options:dict, # Of the run
-        name:str,     # Of the run
+        options:dict, # Options of the run
+        name:str,     # Name of the run
         out:Path|None=None, # Folder of the results; `None`: where the library writes
         module:str='wandb', # Or trackio
     ):
@@ -81,8 +81,8 @@ class WandbLog:
 
 def open_experiment(
     logger:str,     # One of `LOGGERS`
-    options:dict,   # Of the run
-    name:str,       # Of the run
+    options:dict,   # Options of the run
+    name:str,       # Name of the run
     out:Path|None=None, # Folder of the results
 ): # With `log(values, step)` and `finish(summary, step)`
     "Open a log"

@@ -50,7 +50,7 @@ def is_local(
 _HOST = re.compile(r'(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?')
 
 def host_name(
-    header:str|None # Of a request: '127.0.0.1:7860', '[::1]:7860'
+    header:str|None # `Host` of a request: '127.0.0.1:7860', '[::1]:7860'
 ) -> str: # '127.0.0.1', '::1'; '': it names no host
     "Read the name in a `Host` header"
     found = _HOST.fullmatch(header or '')
@@ -69,7 +69,7 @@ def is_known_host(
 
 # %% ../../nbs/core/14_web.ipynb #3fbe7b19
 def is_same_origin(
-    headers # Of a request, with `get`
+    headers # Those of a request, with `get`
 ) -> bool:
     "Does a request come from a page of this server, or from no page at all?"
     if headers.get('Sec-Fetch-Site', 'none') not in ('same-origin', 'none'): return False
@@ -77,7 +77,7 @@ def is_same_origin(
     return origin is None or origin.lower() in (f'http://{host}', f'https://{host}')
 
 def check_sender(
-    headers,    # Of a request
+    headers,    # Those of a request
     bound:str,  # Name or address that the server is bound to
     posts:bool, # Does the request send something?
 ):
@@ -91,7 +91,7 @@ def check_sender(
 
 # %% ../../nbs/core/14_web.ipynb #cc1746d2
 def body_length(
-    headers,  # Of a request, with `get` and `get_all`
+    headers,  # Those of a request, with `get` and `get_all`
     most:int, # Bytes that are accepted
 ) -> int: # Bytes, 1 to `most`
     "Read how long a body is; raise `Refused` if that is missing, unclear or too much"

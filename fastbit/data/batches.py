@@ -101,7 +101,7 @@ class LabelTargets:
 
     def batch(self,
         numbers # Positions in the data set, one per image
-    ) -> torch.Tensor: # Of fastai's type for these targets
+    ) -> torch.Tensor: # In fastai's type for these targets
         "Stack the targets of images"
         return torch.stack([self._one(i) for i in numbers]).as_subclass(self.kind)
 

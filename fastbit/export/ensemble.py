@@ -76,8 +76,8 @@ def save_ensemble(
     temperature:float=None, # Temperature of the mean probabilities; `None`: not fitted
     evaluation:dict=None,   # As in `Artifact`
     trained_on:dict=None,   # As in `Artifact`: the images of all members
-    thresholds:tuple=None,  # Of several labels per image, as in `Artifact`, for the mean probabilities
-    within:float=None,      # Of numbers: distance of the mean prediction within which 90% of new images lie; `None`: unknown
+    thresholds:tuple=None,  # For several labels per image, as in `Artifact`, for the mean probabilities
+    within:float=None,      # For numbers: distance of the mean prediction within which 90% of new images lie; `None`: unknown
     card:CardFacts=CardFacts(), # What the model card says besides the record
 ) -> Artifact: # The record of the whole
     "Write several trained models as one; raise `ValueError` if they do not belong together"

@@ -62,7 +62,7 @@ def _difference_words(name, row) -> str: # '+0.0312 (95% CI +0.0101 to +0.0523)'
     return f'{text}{unit} (95% CI {_signed(name, row.low)} to {_signed(name, row.high)})'
 
 def metric_verdict(
-    name:str,   # Of a metric
+    name:str,   # A metric
     low:float,  # 95% interval of b - a
     high:float,
 ) -> str: # 'b is better', 'a is better', 'not significant', or 'unknown'

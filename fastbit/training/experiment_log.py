@@ -18,7 +18,7 @@ from ..core.processes import is_writer
 
 # %% ../../nbs/training/25_experiment_log.ipynb #5ad62173
 def epoch_values(
-    row:dict # Of `History.rows`
+    row:dict # One of `History.rows`
 ) -> dict: # 'valid/accuracy' -> number
     "Name the numbers of an epoch; those that are missing or not finite are left out"
     known = {k: v for k, v in row.items() if k not in ('phase', 'epoch', 'step', 'lr', 'time')}
