@@ -27,11 +27,11 @@ check: prepare ## fail if `make prepare` leaves a difference
 	@echo "make check: nothing to regenerate."
 
 test: ## all notebooks, then tests/, both in two processes
-	@# an empty cache, and an empty IPython folder: nbdev-test would load the user's profile, whose start-up files are not part of the tests
+	@# an empty cache, and an empty IPython folder: a user's profile and its start-up files are not part of the tests
 	@# a thread for each of two processes: OpenMP's threads wait by spinning, and with two each on two cores some notebooks take ten times as long
 	@# their temporary files, several hundred MB, are in one folder, which is removed
 	files=$$(mktemp -d) && mkdir $$files/cache $$files/ipython && OMP_NUM_THREADS=1 TMPDIR=$$files FASTBIT_CACHE=$$files/cache IPYTHONDIR=$$files/ipython \
-	  nbdev-test --n-workers 2; status=$$?; rm -rf $$files; exit $$status
+	  $(PYTHON) tools/notebooks.py --timing; status=$$?; rm -rf $$files; exit $$status
 	$(PYTEST) -m 'not slow' tests
 
 test-slow: ## what takes minutes: runs that are killed, stopped, or several processes
