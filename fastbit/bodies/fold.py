@@ -98,9 +98,13 @@ def can_fold(
     if not all(p.dtype == torch.float32 for p in model.net.parameters()): return False
     return not _has_hooks(model)
 
-def _relative_difference(a, b) -> float:
-    largest = a.abs().max().clamp_min(torch.finfo(a.dtype).tiny)
+def _relative_difference(a, b, at_least=0.) -> float:
+    largest = a.abs().max().clamp_min(max(at_least, torch.finfo(a.dtype).tiny))
     return ((a-b).abs().max() / largest).item()
+
+# features have any scale; logits do not: what is small against 1 changes neither a probability nor, since numbers are
+# predicted in standard deviations, a number. Two images may well have predictions near 0
+_SCALES = 0., 1.
 
 class FoldedModel(nn.Module):
     "A `TransferModel` for inference, folded; checked at the first batch against the model itself"
@@ -135,7 +139,7 @@ class FoldedModel(nn.Module):
         try: pairs = list(zip(own, self._outputs(net, x)))
         except (AttributeError, TypeError, RuntimeError): return None   # it reads a layer that was folded or replaced
         if not all(a.isfinite().all() for a, _ in pairs): return None   # diverged weights
-        return max(_relative_difference(a, b) for a, b in pairs)
+        return max(_relative_difference(a, b, scale) for (a, b), scale in zip(pairs, _SCALES))
 
     def _quicken(self, own, x):
         "Use the faster layers, if their outputs are those of the model, too"
