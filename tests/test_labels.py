@@ -20,6 +20,7 @@ from fastbit.export import export_onnx, load_predictor
 from fastbit.export.artifact import FORMAT, read_config
 from fastbit.metrics.label_calibration import apply_label_temperature
 from fastbit.metrics import SEVERAL_LABELS, SINGLE_LABEL, choose_thresholds, evaluate_labels
+from fastbit.report.examples import explain_errors, with_features
 from fastbit.studies import check_data, compare_runs, few_shot_curve
 from fastbit.training import transfer_learner
 from fastbit.training.head import labels_head
@@ -365,6 +366,19 @@ def test_learner_evaluates_reports_and_exports(table, tmp_path):
     with pytest.raises(ValueError, match='violet'): learn.dls.test_dl([(table.parent/'05.png', ['violet'])], with_labels=True)
 
 
+def test_mistakes_stand_with_the_training_images_that_are_most_similar(table):
+    df = pd.read_csv(table)
+    df['split'] = ['valid' if i % 5 == 0 else 'train' for i in range(len(df))]
+    wrong = df.index[35]
+    df.loc[wrong, 'labels'] = 'blue'   # it shows red and green
+    found = baseline(df, **TINY, **PX, recipe='head', root=table.parent, split_col='split', verbose=False)
+    page = str(found.report())
+    assert 'missing blue' in page and 'Below each image' in page and 'title="green;red"' in page
+    explained = explain_errors(with_features(found.findings))
+    first = explained[str(table.parent/df.path[wrong])]
+    assert len(first.neighbors) == 3 and all(0 < o.similarity <= 1 and o.picture.uri for o in first.neighbors)
+
+
 def test_fastais_pictures_and_pickles(table, tmp_path):
     from fastai.learner import load_learner
     import matplotlib.pyplot as plt
@@ -397,6 +411,10 @@ def test_the_command(table, tmp_path, capsys, monkeypatch):
     assert main(['predict', 'run', str(table.parent/'07.png')]) == 0 and '%' in capsys.readouterr().out
     assert main(['evaluate', 'run', str(table)]) == 0
     assert 'mAP' in (said := capsys.readouterr().out) and 'red' in said
+    index = load_predictor('run', 'cpu').training_index()
+    read = pd.read_csv(table, keep_default_na=False).set_index('path').labels
+    assert len(index) > 50 and all(set(label.split(';')) == set(read[Path(p).name].split(';')) for p, label in zip(index.paths, index.labels))
+    assert main(['similar', 'run', index.paths[0], '-n', '1']) == 0 and index.labels[0] in capsys.readouterr().out
     assert main(['baseline', str(table), '--task', 'label', '--loss', 'bce', '--out', 'other', *arch]) == 2
     assert '--loss bce is for several labels' in capsys.readouterr().err
 

@@ -98,7 +98,25 @@ def test_the_answer_is_the_row_of_predict(key, tmp_path, image):
         if numbers: assert [float(text[k]) for k in ('prediction', 'low', 'high')] == [answer[k] for k in ('prediction', 'low', 'high')]
         assert ask(page, 'POST', '/map', image)[1]['map'].startswith('data:image/jpeg')
         assert ask(page, 'POST', '/similar', image)[1] == dict(similar=[], words=page._nearest.words)
-        assert 'keeps for one label per image' in page._nearest.words
+        assert 'which `fastbit baseline` keeps' in page._nearest.words
+
+
+@pytest.mark.parametrize('key', CASES)
+def test_the_command_prints_what_the_server_answers(key, tmp_path, results, image, capsys):
+    (tmp_path/'bad\u202e.png').write_bytes(b'no image')
+    with served(CASES[key], tmp_path) as page: served_answer = ask(page, 'POST', '/predict', image)[1]
+    files = [str(results[0][0]), str(tmp_path/'bad\u202e.png'), str(results[0][5])]
+    assert main(['predict', str(tmp_path), *files, '--json', '--device', 'cpu']) == 1   # one of them cannot be read
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row.pop('path') for row in rows] == files and '\u202e' not in out and '1 of 3 images' in err
+    assert rows[0] == served_answer and list(rows[1]) == ['reason'] and rows[2] != rows[0]
+
+
+def test_json_is_a_format_of_its_own(results, capsys):
+    for other in ('--csv', '--spreadsheet'):
+        assert main(['predict', str(results[1]), str(results[0][0]), '--json', other]) == 2
+        assert capsys.readouterr().err == 'fastbit: error: Choose one of --json, --csv and --spreadsheet.\n'
 
 
 def test_thresholds_of_the_run_are_used(page, image):

@@ -376,7 +376,7 @@ class Run:
             advice=tuple(advice), answers=measured.answers.answers,
             distances=measured.answers.distances.get(measured.part))
         later = self.out is None or self.options.data.folds is not None   # where there is a report, if at all
-        if later or learn.task.key == 'labels' or not measured.probs.isfinite().all(): return found
+        if later or not measured.probs.isfinite().all(): return found
         limit = None if self.budget is None else BUDGET_FEATURES
         return replace(found, features=example_features(found, limit))
 

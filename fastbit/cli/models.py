@@ -99,32 +99,54 @@ def _limits(args) -> dict:
     "The thresholds that were asked for"
     return {k: v for k in ('min_precision', 'coverage', 'unlike') if (v := getattr(args, k, None))}
 
+def _table_text(args, predictor, items, options):
+    "The predictions as a table or CSV, and path and reason of each image"
+    from fastbit.core.files import csv_text
+    df = predictor.predict(items, probs=args.probs, **options)
+    reasons = list(zip(df.path, df.reason))
+    if not (args.csv or args.spreadsheet): return printable(answer_table(df)) + '\n', reasons
+    if 'set' in df: df = df.assign(set=set_texts(df))
+    if are_sets(df): df = joined_sets(df, predictor.classes)
+    return csv_text(df, args.spreadsheet), reasons
+
+def _json_text(args, predictor, items, options):
+    "The predictions as lines of JSON, and path and reason of each image"
+    from fastbit.export.answers import json_answers, json_line
+    rows = json_answers(predictor, items, **options)
+    return ''.join(f'{json_line(row)}\n' for row in rows), [(row['path'], row['reason']) for row in rows]
+
+def _note_model(args, predictor):
+    "Say on stderr what a person should know about the answers"
+    from fastbit.export.record import EQUAL_CLASSES
+    if predictor.about.balance != 'none': print(f'fastbit: note: {EQUAL_CLASSES}', file=sys.stderr)
+    if 'min_precision' not in args: return
+    print(f'fastbit: note: {predictor.answers.precision(args.min_precision)}', file=sys.stderr)
+
+def _note_unreadable(reasons) -> int:
+    "Say on stderr which images have no prediction; return the exit status"
+    bad = [(path, reason) for path, reason in reasons if reason]
+    if not bad: return 0
+    path, reason = bad[0]
+    words = f'{len(bad)} of {len(reasons)} images have no prediction, e.g. {shown_path(path)}: {reason}'
+    print(f'fastbit: note: {words}', file=sys.stderr)
+    return 1
+
 def run_predict(args) -> int:
     "Run `fastbit predict`; return 1 if some images have no prediction"
-    from fastbit.core.files import csv_text
     from fastbit.export.inputs import check_no_url, image_items
-    from fastbit.export.predict import load_predictor
-    from fastbit.export.record import EQUAL_CLASSES
+    if args.json and (args.csv or args.spreadsheet): raise ValueError('Choose one of --json, --csv and --spreadsheet.')
     for p in args.images: check_no_url(p)
     items = image_items(args.images)   # folders without images are found before the model is loaded
-    options = dict(tta=args.tta, probs=args.probs, bs=getattr(args, 'bs', None), **_limits(args))
+    from fastbit.export.predict import load_predictor
+    options = dict(tta=args.tta, bs=getattr(args, 'bs', None), **_limits(args))
     predictor = load_predictor(args.model, getattr(args, 'device', None))
+    as_text = _json_text if args.json else _table_text
     with contextlib.redirect_stdout(sys.stderr):   # a line of progress is not a row
-        df = predictor.predict(items, **options)
-    if predictor.about.balance != 'none': print(f'fastbit: note: {EQUAL_CLASSES}', file=sys.stderr)
-    if 'min_precision' in args:
-        print(f'fastbit: note: {predictor.answers.precision(args.min_precision)}', file=sys.stderr)
-    if args.csv or args.spreadsheet:
-        if 'set' in df: df = df.assign(set=set_texts(df))
-        if are_sets(df): df = joined_sets(df, predictor.classes)
-        text = csv_text(df, args.spreadsheet)
-        print(printable(text) if sys.stdout.isatty() else text, end='')   # a file gets the names as they are
-    else: print(printable(answer_table(df)))
-    bad = df[df.reason != '']
-    if len(bad):
-        first = f'{shown_path(bad.path.iloc[0])}: {bad.reason.iloc[0]}'
-        print(f'fastbit: note: {len(bad)} of {len(df)} images have no prediction, e.g. {first}', file=sys.stderr)
-    return int(len(bad) > 0)
+        text, reasons = as_text(args, predictor, items, options)
+    _note_model(args, predictor)
+    print(printable(text) if sys.stdout.isatty() else text, end='')   # a file gets the names as they are
+    return _note_unreadable(reasons)
+
 
 # %% ../../nbs/cli/06_models.ipynb #7d01ba80
 def _part_rows(table, split):

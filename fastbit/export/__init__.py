@@ -9,10 +9,10 @@ from .int8 import export_int8
 from .onnx import export_onnx
 from .embed import Embeddings, save_embeddings
 from .similar import load_index, save_index
-from .answers import json_answer
+from .answers import json_answer, json_answers
 
 __all__ = [
     'Artifact', 'CardFacts', 'confidence_table', 'Embeddings', 'export_docker', 'export_int8', 'export_onnx',
-    'json_answer', 'load_artifact', 'load_index', 'load_predictor', 'model_card', 'Predictor', 'push_to_hub',
-    'read_config', 'save_artifact', 'save_embeddings', 'save_index',
+    'json_answer', 'json_answers', 'load_artifact', 'load_index', 'load_predictor', 'model_card', 'Predictor',
+    'push_to_hub', 'read_config', 'save_artifact', 'save_embeddings', 'save_index',
 ]

@@ -337,6 +337,8 @@ def _label_sections(f) -> dict:
         n_wrong=int(wrong.sum()),
         worst=None if known.empty else known.loc[known.ap.idxmin()].to_dict(),
         mistakes=label_mistakes(f),
+        explained=explain_errors(f),
+        compared_with=f.features.words if f.features else '',
         per_label=rows,
         metrics=_label_metrics(f),
         thresholds=_threshold_words(f),

@@ -47,7 +47,7 @@ def nearest_images(
     try: index = predictor.training_index()
     except FileNotFoundError:
         return NearestImages(None, 'Not available: these results have no features of the training images, which '
-                                   '`fastbit baseline` keeps for one label per image and for numbers.')
+                                   '`fastbit baseline` keeps, though not those of folds.')
     except ValueError as e: return NearestImages(None, f'Not available: {e}')
     words = f'Compared with {index.words} training images by the cosine of their features, at most 1.'
     return NearestImages(index, words)
