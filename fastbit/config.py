@@ -111,9 +111,12 @@ def check_metric(
     if value in known: return
     name = str(value).lower().replace('-', '_').replace(' ', '_')
     name = _OTHER_NAMES.get(name, name)
+    raise ValueError(f"{option}={value!r}: unknown metric{_ask(name, known)} Choose from {', '.join(known)}.")
+
+def _ask(name, known) -> str:
+    "End a sentence, with the nearest of the known names"
     near = [name] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=.6)
-    ask = f', did you mean {near[0]}?' if near else '.'
-    raise ValueError(f"{option}={value!r}: unknown metric{ask} Choose from {', '.join(known)}.")
+    return f', did you mean {near[0]}?' if near else '.'
 
 # %% ../nbs/01_config.ipynb #8dbf6ee7
 WEIGHTS_WORDS = ('auto', 'bundled', 'hub', 'random')
@@ -224,7 +227,7 @@ def recipe_name(
     names = {cls: name for name, cls in RECIPES.items()}
     if type(recipe) in names: return names[type(recipe)]
     if isinstance(recipe, str) and recipe in RECIPES: return recipe
-    raise ValueError(f"unknown recipe {recipe!r}. Choose from {', '.join(RECIPES)}.")
+    raise ValueError(f"unknown recipe {recipe!r}{_ask(str(recipe), RECIPES)} Choose from {', '.join(RECIPES)}.")
 
 def recipes_with(name:str) -> list: # Names of recipes
     "List the recipes that have an option"

@@ -40,7 +40,8 @@ def test_what_it_says(shared):
     lines = run.stdout.splitlines()
     assert [o.split()[0] for o in lines[:3]] == ['data', 'model', 'time'] and all(len(o) < 80 for o in lines[:3])
     assert 'about' in lines[2] and '1 skipped' in lines[0] and sum(o.startswith('head:') for o in lines) == 1
-    assert lines[-1].split() == ['report', str(root/'run'/'report.html')]
+    assert lines[-2].split() == ['report', str(root/'run'/'report.html')]
+    assert lines[-1] == f'next        fastbit serve {root/"run"}, fastbit predict {root/"run"} IMAGES'
     last = json.loads((root/'run'/'results.json').read_text())['evaluation']
     assert f"accuracy    {last['accuracy']:.2%} (95% CI" in run.stdout and 'on 7 held-out images' in run.stdout
     assert '\r' not in run.stdout and '\x1b' not in run.stdout and '█' not in run.stdout   # plain lines in a pipe

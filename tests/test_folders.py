@@ -207,7 +207,7 @@ def test_heic_and_raw_say_what_helps(tmp_path, capsys):
     with pytest.warns(DataWarning): assert len(find_images(tmp_path)) == 4
     for p in (tmp_path/'a').glob('*.png'): p.unlink()
     for p in (tmp_path/'b').glob('*.png'): p.unlink()
-    with pytest.raises(ValueError, match='it contains 3 in HEIC format'): read_image_set(tmp_path)
+    with pytest.raises(ValueError, match='skipped: 3 in HEIC format'): read_image_set(tmp_path)
 
 
 def test_installed_plugins_are_registered(monkeypatch):
@@ -246,7 +246,7 @@ def test_what_was_perhaps_meant(tmp_path):
     (tmp_path/'empty'/'a').mkdir(parents=True)
     with pytest.raises(ValueError, match='No images in .*its folders are empty'): read_folder(tmp_path/'empty')
     (tmp_path/'words').mkdir(); (tmp_path/'words'/'a.txt').write_text('x')
-    with pytest.raises(ValueError, match=r'it contains 1 not an image \(\.txt\)'): read_folder(tmp_path/'words')
+    with pytest.raises(ValueError, match=r'skipped: 1 not an image \(\.txt\)'): read_folder(tmp_path/'words')
 
 
 def test_images_beside_class_folders_are_named(tmp_path):

@@ -23,7 +23,7 @@ from fastbit.training import TransferLearner
 NBS = Path(__file__).parents[1]/'nbs'
 NOTEBOOKS = sorted(p for p in NBS.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(NBS).parts))
 # what a test cannot do inside itself: .ci/run does it, in the words of the README
-SETUP = ('python -m venv', '. fastbit-env', 'python -m pip install', 'pip install')
+SETUP = ('python -m venv', 'python3 -m venv', '. fastbit-env', 'python -m pip install', 'pip install')
 # tests/test_processes.py launches by Accelerate, tests/test_serve.py serves
 ELSEWHERE = ('make test', 'make bench', 'accelerate launch', 'fastbit serve', 'curl')
 

@@ -90,13 +90,13 @@ def test_a_finished_run_is_called_one(run, change, same):
     asked = dict(TINY, **PX, **NO_VIEWS, recipe='head', epochs=2, verbose=False) | change
     with pytest.raises(ValueError) as e: baseline(data, out=out, **asked)
     words = ' with these settings' if same else ''
-    assert str(e.value) == f"{out}/ already contains a finished run{words} (see {out/'report.html'}). Choose another out=, or delete the folder."
+    assert str(e.value) == f"{out}/ already contains a finished run{words} (see {out/'report.html'}). Choose another out=, or replace it with overwrite=True."
 
 
 def test_on_the_command_line_it_is_an_option(run, capsys):
     data, out, _ = run
     assert main(['baseline', str(data), '--arch', TINY['arch'], '--weights', 'random', '--out', str(out)]) == 2
-    assert capsys.readouterr().err == f"fastbit: error: {out}/ already contains a finished run (see {out/'report.html'}). Choose another --out, or delete the folder.\n"
+    assert capsys.readouterr().err == f"fastbit: error: {out}/ already contains a finished run (see {out/'report.html'}). Choose another --out, or replace it with --overwrite.\n"
 
 
 def test_a_run_without_a_page_and_a_file_of_somebody_else(tmp_path):

@@ -290,7 +290,7 @@ def test_the_command_serves_until_ctrl_c(results, interrupted, capsys, monkeypat
     said = capsys.readouterr()
     opened, (url, info) = interrupted
     assert opened == url and info['limits'] == dict(min_precision=.95, unlike=.05, coverage=.8)
-    assert said.err == 'fastbit: stopped\n' and f'{url} (only this machine can)' in said.out and f'curl --data-binary @photo.jpg {url}/predict' in said.out
+    assert said.err == 'fastbit: stopped\n' and f'{url} (for this machine only)' in said.out and f'curl --data-binary @photo.jpg {url}/predict' in said.out
     with pytest.raises(OSError): urllib.request.urlopen(url)   # the port is free again
     assert main(['serve', str(results[1]), '--port', '0', '--quiet', '--no-browser', '--host', '0.0.0.0']) == 0
     said = capsys.readouterr()

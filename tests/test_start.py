@@ -42,7 +42,7 @@ WITHOUT_PANDAS = {
     'bodies *nope*': 'No body matches'}
 WITH_PANDAS = {
     'baseline empty': 'it is empty',
-    'baseline texts': 'it contains 1 not an image (.txt)',
+    'baseline texts': 'skipped: 1 not an image (.txt)',
     'baseline data/red': 'has 3 images and no class folders',
     'baseline one': "Only one class, 'red'",
     'baseline data --label-col kind': '--label-col kind is for tables (CSV)',

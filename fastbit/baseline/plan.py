@@ -24,6 +24,14 @@ from ..data.balance import class_weights, weight_range
 
 # %% ../../nbs/baseline/04_plan.ipynb #38ff67d7
 LINE = 79   # columns of a short plan's line
+_LONG = 60  # seconds
+
+def _fitting(parts) -> str:
+    "Join parts with commas, as many as a line has room for"
+    text = parts[0]
+    for part in parts[1:]:
+        if len(text) + len(part) + 2 <= LINE - 7: text += f', {part}'
+    return text
 
 @dataclass(repr=False)
 class Plan(ShownOnce):
@@ -98,10 +106,16 @@ class Plan(ShownOnce):
     def short(self) -> str: # Lines of fewer than 80 columns
         "Data, model and time, and where a resumed run starts"
         rows = [('data', self._data_words()), ('model', self._model_words()), ('time', self._time_words())]
+        if self._is_long(): rows.append(('sooner', "budget='1m' (--budget 1m), or recipe='head' (--recipe head)"))
         if self.balance: rows.insert(1, ('', self.balance))
         if self.resumed: rows.append(('resume', self.resumed))
         lines = [f'{name:6} {text}' for name, text in rows]
         return '\n'.join(line if len(line) <= LINE else line[:LINE-1] + '…' for line in lines)
+
+    def _is_long(self) -> bool:
+        "Would a person want to know a shorter way?"
+        at_once = self.recipe == 'head' or self.budget or self.folds > 1 or self.resumed
+        return not at_once and self.most_seconds > _LONG
 
     def _answers(self) -> str: return self.numbers or f'{len(self.classes)} classes'
 
@@ -125,7 +139,8 @@ class Plan(ShownOnce):
 
     def _time_words(self) -> str:
         budget = f' of {self.budget.partition(":")[0]}' if self.budget else ''
-        return f'{self._about()}{budget} on {self._where()}, seed {self.seed}'
+        about = f'{self._about()}{budget} on {self.device}'
+        return _fitting([about, *self._threads(), *self._many(), f'seed {self.seed}'])
 
     def _about(self) -> str:
         if self.folds > 1: return f'about {format_seconds(self.all_folds)} for {self.folds} folds'
@@ -134,14 +149,13 @@ class Plan(ShownOnce):
         if self.budget or not optional: return about   # with a budget it trains if there is time
         return f'{about}, or {format_seconds(self.most_seconds)} with {optional[0]},'
 
-    def _where(self) -> str:
-        many = f', {self.processes} processes' if self.processes > 1 else ''
-        return self.device + self._threads() + many
+    def _where(self) -> str: return ', '.join([self.device, *self._threads(), *self._many()])
+    def _many(self) -> list: return [f'{self.processes} processes']*(self.processes > 1)
 
-    def _threads(self) -> str:
-        if self.machine is None or not self.device.startswith('cpu'): return ''
+    def _threads(self) -> list:
+        if self.machine is None or not self.device.startswith('cpu'): return []
         n = self.machine.threads
-        return f', {n} thread{"s"*(n > 1)}{" on shared cores"*self.shared}'
+        return [f'{n} thread{"s"*(n > 1)}{" on shared cores"*self.shared}']
 
     def _first_rows(self) -> list:
         "Data, body and phases"

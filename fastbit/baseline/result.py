@@ -9,7 +9,7 @@ __all__ = ['OVERFITTING', 'MOST_SHOWN', 'RESULT_FILES', 'Measured', 'log_probs',
            'unsure_words', 'how_overfitted', 'overfitting_words', 'Folds', 'BaselineResult']
 
 # %% ../../nbs/baseline/05_result.ipynb #940fe33d
-import json, platform, time
+import json, platform, shlex, time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -354,7 +354,12 @@ class BaselineResult(ShownOnce):
     def _files(self) -> list:
         if not self.out: return []
         page = self.out/'report.html'
-        return [('report', page)] if page.exists() else [('files', self.out)]
+        rows = [('report', page)] if page.exists() else [('files', self.out)]
+        return rows + [('next', self._next_words())]*(self.out/'model').exists()
+
+    def _next_words(self) -> str:
+        out = shlex.quote(str(self.out))
+        return f'fastbit serve {out}, fastbit predict {out} IMAGES'
 
     def __str__(self): return '\n'.join(f'{k:11} {v}' for k, v in self._rows())
     def _repr_html_(self): return rows_html(self._rows())

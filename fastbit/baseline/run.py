@@ -367,7 +367,8 @@ class Run:
         found = Findings(
             learn=learn, probs=measured.probs, targs=measured.targs, paths=list(images.items), part=measured.part,
             groups=measured.groups,
-            title=self.planned.data, plan=str(self.planned), tta=measured.gain, validation=measured.validation,
+            title=self.planned.data, plan=str(replace(self.planned, saved='')), tta=measured.gain,
+            validation=measured.validation,
             temperature=measured.temperature, chosen=on_same, phases=phase_times(self.planned, self.took),
             left_out=pd.concat([dls.left_out, dls.skipped], ignore_index=True), curve=learn.rate_curve,
             seed=self.planned.seed, command=run_command(self.settings),

@@ -12,7 +12,7 @@ import difflib, math, os
 from pathlib import Path
 
 # %% ../../nbs/cli/04_arguments.ipynb #38c37a34
-from ..config import RECIPES, WATCHED, WEIGHTS_WORDS, BodyOptions, DataOptions, RecipeOptions, check_metric
+from ..config import WATCHED, WEIGHTS_WORDS, BodyOptions, DataOptions, RecipeOptions, check_metric, recipe_name
 from ..config import check_folds, option_flag, unknown_weights
 from .share import check_push
 from .sources import check_image_folders, check_images_source
@@ -187,8 +187,7 @@ def check_arguments(
     given = vars(args)
     _check_values(given)
     if args.command == 'baseline': _check_recipe(args, given)
-    if 'recipes' in given and (wrong := [r for r in args.recipes or () if r not in RECIPES]):
-        raise ValueError(f"unknown recipe {wrong[0]!r}. Choose from {', '.join(RECIPES)}.")
+    for recipe in given.get('recipes') or (): recipe_name(recipe)
     if given.get('device') is not None: check_device(args.device)
     if 'weights' in given: _check_weights(args.weights)
     if given.get('arch'): check_body_name(args.arch)

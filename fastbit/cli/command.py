@@ -72,7 +72,7 @@ def _resume_words(args, stopped=False) -> str:
     unfinished = out and not (out/'results.json').exists()
     if unfinished and found_checkpoints(out): return '. Rerun the same command to resume from the last checkpoint.'
     if unfinished and 'folds' in vars(args) and (words := _fold_words(out, args.folds)): return words
-    return '. The same command starts again.' if stopped else ''
+    return '. The same command starts training from the beginning.' if stopped else ''
 
 def _fold_words(out, n) -> str:
     "What of a run with folds is saved; '': nothing"

@@ -147,8 +147,12 @@ class Parser(argparse.ArgumentParser):
         "The commands"
         return next((a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)), {})
 
+def _file_words(word) -> str:
+    "Say how to write a file, where the name of one stands"
+    return f' (to write a file: > {word})' if word.endswith(('.csv', '.json', '.jsonl', '.txt')) else ''
+
 def _unknown_words(words, known) -> str:
     options = [w for w in words if w.startswith('-')]
-    if not options: return f'unexpected argument {words[0]!r}'
+    if not options: return f'unexpected argument {words[0]!r}{_file_words(words[0])}'
     shown = [k for k, a in known.items() if a.help is not argparse.SUPPRESS]
     return unknown_option(options[0].partition('=')[0], shown)

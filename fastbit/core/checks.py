@@ -97,7 +97,7 @@ def _check_unfinished(out, settings):
     same = ' with these settings' if settings and same_settings(settings, before) else ''
     page = next(f for f in (out/'report.html', results) if f.exists())
     raise ValueError(f'{out}{os.sep} already contains a finished run{same} (see {page}). '
-                     'Choose another out=, or delete the folder.')
+                     'Choose another out=, or replace it with overwrite=True.')
 
 def _is_writable(folder) -> bool:
     "Whether a file can be made in `folder`; for the superuser permissions alone would say yes everywhere"

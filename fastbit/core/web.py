@@ -96,8 +96,8 @@ def body_length(
 ) -> int: # Bytes, 1 to `most`
     "Read how long a body is; raise `Refused` if that is missing, unclear or too much"
     lengths = {v.strip() for v in headers.get_all('Content-Length', [])}
-    if headers.get('Transfer-Encoding') or not lengths:
-        raise Refused(411, 'Send the file with a Content-Length, not in chunks.')
+    if headers.get('Transfer-Encoding'): raise Refused(411, 'Send the file with a Content-Length, not in chunks.')
+    if not lengths: raise Refused(411, 'The request has no file: curl --data-binary @FILE sends one.')
     length = lengths.pop()
     if lengths or not re.fullmatch('[0-9]{1,18}', length): raise Refused(400, 'Content-Length is not a number.')
     if int(length) > most:
@@ -146,6 +146,7 @@ class WebRequest(NamedTuple):
     "What a function answers"
     body: bytes = b'' # a file that was posted; b'': nothing was
     query: dict = {}  # behind the '?': name -> text
+    kind: str = ''    # content type that was named; '': none was
 
 class WebAnswer(NamedTuple):
     "What a function returns"
@@ -236,7 +237,8 @@ class _Handler(BaseHTTPRequestHandler):
         "Read the request, and call its function; an error in that is for the terminal alone"
         length = self._check()
         with self.server.room_for(length):
-            request = WebRequest(self._read(length), dict(parse_qsl(self.path.partition('?')[2])))
+            query = dict(parse_qsl(self.path.partition('?')[2]))
+            request = WebRequest(self._read(length), query, self.headers.get('Content-Type', ''))
             try: return self._function()(request)
             except Refused: raise
             except Exception as e:

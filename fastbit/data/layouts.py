@@ -225,7 +225,7 @@ def _flat_splits(top, flat) -> ValueError:
 def _nothing(top) -> ValueError:
     skipped = top.all_skipped
     empty = 'its folders are empty' if top.folders else 'it is empty'
-    content = f'it contains {count_reasons(skipped)}' if skipped else empty
+    content = f'skipped: {count_reasons(skipped)}' if skipped else empty
     return ValueError(f"No images in {top.path}; {content}.{_try_table(top, 'lists images')} {_REMEDY}")
 
 def _one_inside(top, only) -> ValueError:

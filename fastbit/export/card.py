@@ -181,6 +181,7 @@ CARD = 'README.md'
 CARD_FOLDER = 'FOLDER'   # stands for the artifact in examples
 SHOWN_CLASSES = 50       # rows of the table of classes
 _SITE = 'https://fastbit.github.io/fastbit/'
+_REPOSITORY = 'https://github.com/fastbit/fastbit'
 _PARTS = dict(train='training', valid='validation', test='test')
 
 def _table(head, rows) -> str:
@@ -207,7 +208,7 @@ def _use(about, facts) -> str:
               "print(predictor.predict('photo.jpg'))"]
     timm = f"\n\n`timm.create_model('local-dir:{CARD_FOLDER}', pretrained=True)` opens the weights without fastbit."
     return '\n'.join([
-        f'{_WHERE}Install fastbit with `pip install fastbit`.', '',
+        f'{_WHERE}Install fastbit with `pip install git+{_REPOSITORY}`.', '',
         '```python', *python, '```', '', '```sh', f'fastbit predict {CARD_FOLDER} photo.jpg', '```']
     ) + (timm if facts.models == 1 else '')
 

@@ -60,7 +60,8 @@ KINDS = dict(   # the most serious first
     label=Kind(
         'Possible label errors',
         'A classifier trained without this image is confident of another class, or of a label more or less. Look at '
-        'them, and correct those that are wrong; some will be right and only unusual.'),
+        'them, and correct those that are wrong; some will be right and only unusual.',
+        hint='look at them: some are right and only unusual'),
     number=Kind(
         'Possible wrong numbers',
         'A model of the other images predicts a number that is much further off than its errors on these are. Look at '
@@ -69,7 +70,8 @@ KINDS = dict(   # the most serious first
     groups=Kind(
         'Images that may belong to groups',
         'Several images of one object, person, place or video: a random split shows some to the model and tests it on '
-        'the others. Keep each group in one split with group_col= (--group-col) or group= (--group-regex).'),
+        'the others. Keep each group in one split with group_col= (--group-col) or group= (--group-regex).',
+        hint='keep each group in one split with group_col= (--group-col) or group= (--group-regex)'),
     rotated=Kind(
         'Rotated by EXIF',
         'The file is stored sideways, with an EXIF entry that turns it. fastbit and fastai apply the entry; programs '

@@ -150,7 +150,7 @@ class DataCheck(ShownOnce):
         if self.unchecked: lines.append(f'  not checked: {"; ".join(self.unchecked)}')
         if self.note: lines.append(f'  note: {self.note}')
         if self.skipped: lines.append(f'  not listed: {self.skipped}')
-        if self.out: lines.append(f'files: {self.out}')
+        if self.out: lines.append(f'report: {Path(self.out)/"check.html"}')
         return '\n'.join(lines)
 
     def _repr_html_(self): return f'<pre>{escape(str(self))}</pre>'

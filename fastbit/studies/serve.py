@@ -204,7 +204,10 @@ class ModelServer:
             raise Refused(503, 'This server was closed.') from e
         return WebAnswer(json_bytes(found))
 
-    def _predict(self, request): return self._in_turn(self._answer, request.body)
+    def _predict(self, request):
+        try: return self._in_turn(self._answer, request.body)
+        except Refused as e: raise _with_hint(e, request) from e
+
     def _similar(self, request): return self._in_turn(self._explain, similar_record, '_nearest', request.body)
 
     def _map(self, request):
@@ -224,6 +227,11 @@ class ModelServer:
 
 def _unreadable(reason) -> Refused: return Refused(422, f'This file cannot be read as an image: {reason}.')
 
+def _with_hint(refused, request) -> Refused:
+    "Name the usual mistake where it may be one: `curl -d` drops line breaks of a file and says that it sends a form"
+    if refused.status != 422 or 'urlencoded' not in request.kind: return refused
+    return Refused(422, f'{refused} With curl use --data-binary @FILE, not -d.')
+
 # %% ../../nbs/studies/08_serve.ipynb #25439ad3
 def warn_network(
     host:str # Name or address that a server is bound to
@@ -238,7 +246,7 @@ def welcome_words(
 ) -> str: # Lines
     "Say how to use a model that is served"
     about = page.predictor.about
-    who = 'only this machine can' if is_local(page.server.host) else 'the network can, too'
+    who = 'for this machine only' if is_local(page.server.host) else 'for the whole network'
     return (f'{_lead(page.predictor)}\n'
             f'  page  {page.url} ({who})\n'
             f'  JSON  curl --data-binary @photo.jpg {page.url}/predict')
