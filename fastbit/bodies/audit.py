@@ -16,7 +16,7 @@ import timm, torch
 from torch import nn
 
 # %% ../../nbs/bodies/09_audit.ipynb #a9974643
-from .build import build_body, check_size
+from .build import build_body, takes_size
 from .fold import FOLD_TOLERANCE, FoldedModel
 from .heads import LinearHead
 from .load import classifier_names
@@ -170,12 +170,10 @@ def audit_size(
     name:str # A name that `timm_name` takes
 ) -> int: # Pixels
     "Find a small size of images that a body takes"
-    native = timm.get_pretrained_cfg(timm_name(name)).input_size[-1]
-    for size in (*(s for s in _SIZES if s < native), native):
-        try: check_size(name, size)
-        except ValueError: continue
-        return size
-    return native
+    full = timm_name(name)
+    native = timm.get_pretrained_cfg(full).input_size[-1]
+    smaller = (s for s in _SIZES if s < native)
+    return next((s for s in smaller if takes_size(full, s)), native)
 
 def audit_model(
     name:str, # A name that `timm_name` takes
