@@ -42,17 +42,30 @@ sys.exit(main())
 """   # `--procs N` with forks for its processes
 
 
+TORCHRUN = """
+import runpy, sys
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+import forks
+subprocess_handler.Popen = forks.Rank
+del sys.argv[:2]
+runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)
+"""   # `python -m MODULE ARGS` of a launcher that is torchrun or calls it, with forks for its processes
+
+
 class Rank:
-    "What `launch` starts, forked from the process that starts it"
-    def __init__(self, words, env, stderr=None):
+    "What `launch` or torchrun starts, forked from the process that starts it"
+    def __init__(self, args, env, stdout=None, stderr=None, start_new_session=False):
+        words = [w for w in args if w != '-u']
         assert words[:3] == [sys.executable, '-m', 'fastbit']
-        self.returncode, self.pid = None, os.fork()
+        self.args, self.returncode, self.pid = words, None, os.fork()
         if self.pid: return
         status = 1
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            if stderr: os.dup2(stderr.fileno(), 2)
+            if start_new_session: os.setsid()
+            for fd, file in ((1, stdout), (2, stderr)):
+                if file: os.dup2(file.fileno(), fd)
             os.environ.update(env)
             from fastbit.cli.command import main
             status = main(words[3:])

@@ -15,8 +15,8 @@ from fastbit.export.record import Artifact
 FAST = ('test_resnet', 'test_vit')
 # blocks of each kind, and as few as that takes: the exporter needs a second for one or two
 SLOW = dict(
-    regnetx_002={}, test_convnext={}, densenet121=dict(block_config=(2, 2, 2, 2)), mobilenetv3_small_050={}, ghostnet_050={},
-    repvgg_a0={}, hgnetv2_b0={}, poolformerv2_s12={}, deit_tiny_distilled_patch16_224={},
+    regnetx_002={}, test_convnext={}, densenet121=dict(block_config=(2, 2, 2, 2)), mobilenetv3_small_050={},
+    ghostnet_050={}, repvgg_a0={}, hgnetv2_b0={}, poolformerv2_s12={}, deit_tiny_distilled_patch16_224={},
     levit_128s=dict(depth=(1, 1, 1)), repvit_m0_9=dict(depth=(2, 1, 1, 1)), efficientformerv2_s0={},
     swin_tiny_patch4_window7_224=dict(depths=(2, 1, 1, 1)), fastvit_t8={}, edgenext_xx_small={})
 
@@ -24,7 +24,8 @@ SLOW = dict(
 def like(m) -> tuple:
     "What a module computes: its class, settings, shapes of weights, and parts"
     settings = {k: v for k, v in vars(m).items() if isinstance(v, (int, float, str, tuple, type(None)))}
-    weights = [(n, p.shape) for n, p in (*m.named_parameters(recurse=False), *m.named_buffers(recurse=False))]
+    own = (*m.named_parameters(recurse=False), *m.named_buffers(recurse=False))
+    weights = [(n, p.shape) for n, p in own]
     return type(m), sorted(settings.items()), weights, [(n, like(c)) for n, c in m.named_children()]
 
 
@@ -42,7 +43,8 @@ def predictor(arch, **small):
     pp = replace(body_preprocess(arch), size=size, train_size=None)
     given = dict(pretrained_cfg_overlay=dict(input_size=(3, size, size)), **model_arguments(arch, size), **small)
     net = without_repeats(timm.create_model(arch, num_classes=3, **given))
-    return Predictor(TransferModel(_as_trained(net, size)), Artifact(arch=arch, classes=('a', 'b', 'c'), preprocess=pp))
+    about = Artifact(arch=arch, classes=('a', 'b', 'c'), preprocess=pp)
+    return Predictor(TransferModel(_as_trained(net, size)), about)
 
 
 @pytest.mark.parametrize('arch', [*FAST, *(pytest.param(a, marks=pytest.mark.slow) for a in SLOW)])

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from fastbit.cli.launch import environment, unused_port
 from conftest import run_fastbit, start_fastbit, wait_for_rows, write_folder
-from forks import COMMAND, LAUNCH, Fork
+from forks import COMMAND, LAUNCH, TORCHRUN, Fork
 from tasks import CASES
 
 accelerate = pytest.importorskip('accelerate', reason='pip install accelerate')
@@ -138,15 +138,17 @@ LAUNCHERS = dict(accelerate=[*ACCELERATE, '--multi_gpu'], torchrun=['-m', 'torch
 MODULE = 'import runpy, sys; del sys.argv[:2]; runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)'   # `python -m MODULE ARGS`
 
 
-def launched(launcher, data, cwd, *words):
-    "Two processes that another launcher than ours starts"
+def launched(launcher, data, cwd, *words, code=TORCHRUN):
+    "Two processes that another launcher than ours starts, or forks"
     port = ['--main_process_port', unused_port()] if launcher == 'accelerate' else []
-    return Fork(MODULE, *LAUNCHERS[launcher], *port, '-m', 'fastbit', 'baseline', data, *words, cwd=cwd, env={**os.environ, 'FASTBIT_CACHE': str(cwd/'cache')})
+    return Fork(code, *LAUNCHERS[launcher], *port, '-m', 'fastbit', 'baseline', data, *words, cwd=cwd, env={**os.environ, 'FASTBIT_CACHE': str(cwd/'cache')})
 
 
 @pytest.mark.parametrize('launcher', list(LAUNCHERS))
 def test_other_launchers(data, alone, tmp_path, launcher):
-    done = launched(launcher, data, tmp_path, *BY_RULE, '--out', tmp_path/'out')
+    "torchrun's processes are new Pythons; accelerate calls torchrun, and its are forks"
+    code = dict(torchrun=MODULE, accelerate=TORCHRUN)[launcher]
+    done = launched(launcher, data, tmp_path, *BY_RULE, '--out', tmp_path/'out', code=code)
     out, err = done.communicate(timeout=300)
     assert done.returncode == 0, err[-3000:]
     assert ', 2 processes' in out and out.count('all layers:') == 1

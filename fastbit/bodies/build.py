@@ -105,7 +105,7 @@ def _fails(name, size) -> bool:
     except NotImplementedError: return False   # of the meta device
     except (AssertionError, RuntimeError, ValueError, TypeError): return True
     patch = getattr(getattr(net, 'patch_embed', None), 'patch_size', None)
-    return isinstance(patch, tuple) and size % patch[0] != 0   # timm cuts the rest off; an integer names a stem of convolutions
+    return isinstance(patch, tuple) and size % patch[0] != 0   # timm cuts the rest off; a stem of convolutions does not
 
 def takes_size(
     name:str, # timm's full name, from `timm_name`
