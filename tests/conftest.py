@@ -119,6 +119,7 @@ def _chromium():
     options.binary_location = binary
     for o in CHROME_OPTIONS: options.add_argument(f'--{o}')
     options.set_capability('goog:loggingPrefs', dict(browser='ALL', performance='ALL'))
+    options.add_experimental_option('perfLoggingPrefs', dict(enableNetwork=True, enablePage=False))   # a message costs time
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
     atexit.register(browser.quit)
     return browser

@@ -202,24 +202,26 @@ def open_page(browser, url, width, scheme='light'):
 
 
 TOO_WIDE = '''
-const seen = [], w = document.documentElement.clientWidth;
+const done = arguments[0], seen = [], w = document.documentElement.clientWidth;
 if (document.documentElement.scrollWidth > w) seen.push('the page: ' + document.documentElement.scrollWidth);
 for (const pre of document.querySelectorAll('pre.python, pre.sh')) if (pre.scrollWidth > pre.clientWidth + 1) seen.push('code: ' + pre.innerText.slice(0, 60));
-for (const img of document.images) if (!img.naturalWidth) seen.push('picture: ' + img.src.slice(0, 60));
-return seen'''
+Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => {
+  for (const img of document.images) if (!img.naturalWidth) seen.push('picture: ' + img.src.slice(0, 60));
+  done(seen) })'''
 
 
 def test_every_page_in_a_browser(site, docs, url, browser):
-    "No console error, no failed or foreign request, no broken picture, nothing wider than the window of a desktop, and then of a phone"
-    problems = []
+    "No console error, no failed or foreign request, no broken picture, nothing wider than the window of a desktop or a phone"
+    problems, widths = [], list(WIDTHS.items())
+    open_page(browser, 'about:blank', widths[0][1])
     moved = sorted(docs.redirects())[1:]   # one stands for all
     for page in (p for p in pages(site) if p not in moved):
         browser.get_log('browser'); browser.get_log('performance')
-        open_page(browser, url + page, WIDTHS['desktop'])
-        browser.execute_async_script('const done = arguments[0]; Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => done())')
-        for where, width in WIDTHS.items():
-            set_width(browser, width)
-            problems += [(page, where, o) for o in browser.execute_script(TOO_WIDE)]
+        browser.get(url + page)
+        for where, width in widths:   # the first is the one that the page before ended with
+            if where == widths[1][0]: set_width(browser, width)
+            problems += [(page, where, o) for o in browser.execute_async_script(TOO_WIDE)]
+        widths.reverse()
         problems += [(page, o['message']) for o in browser.get_log('browser') if o['level'] in ('SEVERE', 'WARNING')]
         for m in (json.loads(line['message'])['message'] for line in browser.get_log('performance')):
             if m['method'] == 'Network.requestWillBeSent' and not m['params']['request']['url'].startswith((url, 'data:')): problems.append((page, m['params']['request']['url']))
