@@ -4,11 +4,13 @@
 
 `nbdev-test` gives a worker one notebook after the other, and a notebook that defines a module replaces its classes and
 methods in that process: what the next one sees depends on which worker was free first. Here fastbit and what it needs
-are imported once, and each notebook runs in a fork of that process.
+are imported once, and each notebook runs in a fork of that process. So does the command in their shells.
 """
 import argparse, importlib, multiprocessing, pkgutil, sys, time
 from multiprocessing.connection import wait
 from pathlib import Path
+
+from forked_command import forked_command
 
 ROOT = Path(__file__).parents[1]
 # the longest first, so that none of them is left for the end
@@ -78,7 +80,8 @@ def main():
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     import_all()
-    sys.exit(report(run_all(notebooks(options.path), options.workers), options.timing))
+    with forked_command(): done = run_all(notebooks(options.path), options.workers)
+    sys.exit(report(done, options.timing))
 
 
 if __name__ == '__main__': main()
