@@ -231,6 +231,7 @@ def _smoothed(phase) -> str: return f', label smoothing {phase.label_smoothing:g
 def _smoothing_cbs(phase) -> list: return [SmoothLabels(phase.label_smoothing)] if phase.label_smoothing else []
 
 # %% ../../nbs/baseline/00_phases.ipynb #154b5895
+_CALIBRATED = 'loss after calibration'
 _LOSSES = (None, 'loss', 'valid_loss')   # metrics with which the loss after calibration decides
 
 class Scores(NamedTuple):
@@ -239,7 +240,7 @@ class Scores(NamedTuple):
     loss: float       # mean cross-entropy, nats
     calibrated: float # the same after temperature scaling
     value: float|None = None # of the metric that decides; `None`: the loss after calibration does
-    loss_words: str = 'loss after calibration'
+    loss_words: str = _CALIBRATED
 
     @classmethod
     def of(cls,
@@ -297,7 +298,14 @@ class Scores(NamedTuple):
             values = ' and '.join(format_score(watched, o) for o in (own, others))
             return f'validation {METRIC_WORDS[watched].label} ({values})'
         form = format_number if self.loss_words == NUMBER_METRICS['mae'] else '{:.3f}'.format
-        return f'validation {self.loss_words} ({form(self.calibrated)} and {form(other.calibrated)})'
+        text = f'validation {self.loss_words} ({form(self.calibrated)} and {form(other.calibrated)})'
+        return text + self._but_less_accurate(other, watched)
+
+    def _but_less_accurate(self, other, watched) -> str:
+        "Say so where the accuracy, which a person looks at first, speaks for the other one; '': it does not"
+        if self.loss_words != _CALIBRATED or self.accuracy >= other.accuracy: return ''
+        how = '' if watched == 'loss' else "; keep_best='accuracy' (--keep-best accuracy) decides by that"
+        return f', not by accuracy ({self.accuracy:.2%} and {other.accuracy:.2%}{how})'
 
 class Kept:
     "What a phase kept"
