@@ -79,11 +79,18 @@ def _check_kind(name, value, kind):
     if not (number and value in (0, 1)): raise TypeError(f"{name}={value!r} must be True or False.")
 
 # %% ../../nbs/core/10_options.ipynb #42bf4911
+# arguments of fastai's functions -> those that do the same
+_IN_FASTAI = dict(
+    item_tfms=('size', 'resize'), splitter=('valid_pct', 'split_col'), fn_col=('path_col',), valid_col=('split_col',),
+    label_delim=('label_sep',), pretrained=('weights',))
+
 def unknown_option(
     name:str,     # The name that was given
     known,        # Names of options
 ) -> str: # "unknown option sise, did you mean size?"
     "Explain an unknown option, with the nearest name"
+    instead = [f'{o}=' for o in _IN_FASTAI.get(name, ()) if o in known]
+    if instead: return f'unknown option {name}, use {" and ".join(instead)}'
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=.6)
     return f'unknown option {name}' + (f', did you mean {near[0]}?' if near else '')
 

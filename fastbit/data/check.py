@@ -227,7 +227,8 @@ class _Check:
     def _run(self, f, todo, what, many):
         "Call `f` for all in `todo`, and keep what it finds"
         group = []
-        for i, reading in zip(todo, map_ahead(f, todo, what, self.n_workers, many//_PARTS or 1)):
+        readings = map_ahead(f, todo, what, self.n_workers, many//_PARTS or 1)
+        for reading, i in zip(readings, todo):   # in this order: a bar draws its end when it is asked once more
             self.found[i] = reading.found
             self._compare(reading.found)
             group.append((i, reading))

@@ -118,7 +118,8 @@ def _empty_classes(top, layout) -> list[str]:
     "Find folders without a file that could be an image, next to class folders"
     parts = {p.name for p in layout.parts}
     parents = [top] if layout.parts[0].name == top.name else [f for f in top.folders if f.name in parts]
-    return [f.name for p in parents for f in p.folders if not f.has_images]
+    # fastai's learners keep weights in a folder `models` next to the classes
+    return [f.name for p in parents for f in p.folders if not f.has_images and f.name != 'models']
 
 def read_folder(
     folder:str|Path, # With class folders, splits with class folders, or class folders with splits

@@ -121,8 +121,8 @@ class Artifact:
     temperature: float|None = None # of the calibrated probabilities; `None`: not fitted
     evaluation: dict|None = None   # metrics as in `Evaluation`, and `part`, the split that they were measured on; `None`: not measured
     weights_from: str = ''   # pretrained weights of the body
-    trained_on: dict|None = None   # training images, from `digest_sketch`; `None`: unknown
-    versions: dict = field(default_factory=dict) # of the packages that made it, from `made_with`
+    trained_on: dict|None = field(default=None, repr=False) # training images, from `digest_sketch`; `None`: unknown
+    versions: dict = field(default_factory=dict, repr=False) # of the packages that made it, from `made_with`
     sha256: str = ''         # of `model.safetensors`; '' before it is written
     balance: str = 'none'    # how training made all classes count alike, as in `DataOptions`
     abstain: dict|None = None # sizes and digest of the answers on validation images; `None`: there are none
@@ -191,6 +191,8 @@ class Artifact:
         return dict(temperature='none') if self.task == 'label' else {}
 
     def _balanced(self) -> dict: return {} if self.balance == 'none' else dict(balanced=EQUAL_CLASSES)
+
+    def _repr_pretty_(self, p, cycle): p.text(str(self))   # at the end of a cell: `repr` has every field
 
     def __str__(self):
         pp = self.preprocess

@@ -9,7 +9,7 @@ __all__ = ['SINGLE_LABEL', 'check_targets', 'try_metric', 'as_metric', 'error_li
            'score_metric']
 
 # %% ../../nbs/metrics/04_task.ipynb #c9d20aab
-import copy, warnings
+import copy, difflib, warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 # %% ../../nbs/metrics/04_task.ipynb #ba76bb5c
 import torch, torch.nn.functional as F
+from fastai import metrics as fastai_metrics
 from fastai.data.transforms import Categorize
 from fastai.learner import AvgMetric, Metric, mk_metric
 from fastai.metrics import AccumMetric, accuracy
@@ -94,6 +95,11 @@ def try_metric(
         trial.accumulate(batch)
         trial.value   # computes it
 
+def _nearest_metric(name) -> str:
+    "The function of fastai that was meant"
+    near = difflib.get_close_matches(str(name), fastai_metrics.__all__, n=1, cutoff=.6)
+    return near[0] if near else 'accuracy'
+
 def as_metric(
     metric,    # A function or a `Metric`
     usual:str, # A metric of the task
@@ -137,7 +143,7 @@ def check_metrics(
 ):
     "Raise `TypeError` unless each is a metric, `ValueError` for fastai's metrics that fail for `n_out` classes"
     for metric in L(metrics):
-        metric = as_metric(metric, metric if isinstance(metric, str) else 'accuracy')
+        metric = as_metric(metric, _nearest_metric(metric))
         if not _is_fastais(metric) or n_out > _MAX_TRIED: continue
         try: try_metric(metric, *_made_up(n_out))
         except Exception as e:

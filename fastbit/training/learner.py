@@ -60,6 +60,7 @@ class TransferLearner(Loop):
     weights_source = WeightsSource('random', 'unknown') # of the body
     temperature = None       # that `calibrate` found; `None`: not calibrated
     rate_curve = None        # of the last rate finder, a `RateCurve`
+    choices = ()             # sentences: what callbacks of the last fit chose on the validation images
     head_features = None     # of the last `fit_head`: training and validation features
     trained_before = ''      # earlier phases, in words that a checkpoint of the next one has to agree with
     prior = None             # log-odds of each label among the training images, where they are known; `None`: zeros

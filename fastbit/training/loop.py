@@ -15,6 +15,8 @@ from operator import attrgetter
 import numpy as np, torch
 from fastai.callback.core import Callback, CancelBatchException, CancelEpochException, event
 from fastai.callback.progress import ShowGraphCallback
+from fastai.callback.schedule import LRFinder
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.learner import Learner
 from fastcore.basics import noop
 from fastcore.foundation import L
@@ -49,6 +51,14 @@ def _has_event(cb, name) -> bool:
     return hasattr(type(cb), name) or name in vars(cb) or type(cb).__call__ is not Callback.__call__
 
 # %% ../../nbs/training/08_loop.ipynb #cfdda7d9
+def _choices(cbs, of_fit) -> list[str]:
+    "Say what callbacks chose on the validation images; a `KeepBest` of the learner itself is asked when it matters"
+    said = [f'The weights of {cb.where} were chosen by {cb.by}' for cb in of_fit if getattr(cb, 'where', '')]
+    for cb in [*cbs, *of_fit]:
+        if isinstance(cb, SaveModelCallback) and not cb.every_epoch: said.append(f'The weights were chosen by {cb.monitor}')
+        if isinstance(cb, EarlyStoppingCallback): said.append(f'The number of epochs was chosen by {cb.monitor}')
+    return list(dict.fromkeys(said))
+
 class Loop(Learner):
     "fastai's training loop for a `TransferModel`: interruptible, resumable, with micro-batches and several processes"
     task = SINGLE_LABEL     # what an answer is
@@ -122,6 +132,7 @@ class Loop(Learner):
         with temp_attrs(self, logger=self.logger), interruptible() as interrupt, self.removed_cbs(graphs), \
              compiling(self) as compiler:
             with kept_memory(): super().fit(n_epoch, cbs=[*cbs, *compiler, interrupt], **how)
+        if not any(isinstance(cb, LRFinder) for cb in cbs): self.choices = _choices(self.cbs, cbs)
 
     def _without_graphs(self, cbs) -> tuple: # (callbacks of the fit, callbacks of the learner that cannot run in it)
         "Remove fastai's graph where there is no progress bar that it could draw into"

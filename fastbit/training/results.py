@@ -171,9 +171,10 @@ def _held_out(learn, measured) -> MeasuredAnswers:
 
 def _chosen_on(learn, ds_idx) -> list[str]:
     "List what was chosen on the images that are reported on"
+    if ds_idx != 1: return []
     best = getattr(learn, 'keep_best', None)
-    if ds_idx != 1 or not best or not best.where: return []
-    return [f'The weights of {best.where} were chosen by {best.by}']
+    own = [f'The weights of {best.where} were chosen by {best.by}'] if best and best.where else []
+    return [*own, *learn.choices]
 
 # %% ../../nbs/training/13_results.ipynb #6cd37cbc
 def _trained_on(dls) -> dict|None:
