@@ -8,13 +8,13 @@ Docs: https://fastbit.github.io/fastbit/report/page.html.md"""
 __all__ = ['Report']
 
 # %% ../../nbs/report/02_page.ipynb #924110ec
-import base64, functools, io
+import base64, functools, io, re
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 # %% ../../nbs/report/02_page.ipynb #da9d1397
-import jinja2
+import jinja2, markupsafe
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
@@ -98,6 +98,12 @@ def percent_interval(
 def _short_path(name) -> str: return '/'.join(Path(name).parts[-2:])
 
 # %% ../../nbs/report/02_page.ipynb #2b104710
+_RIGHT_TO_LEFT = re.compile(r'[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]+(?:[ _-]+[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]+)*')
+
+def _isolated(text) -> markupsafe.Markup:
+    "Escape a text; words that are written from right to left do not reorder the ones around them"
+    return markupsafe.Markup(_RIGHT_TO_LEFT.sub(r'<bdi>\g<0></bdi>', str(markupsafe.escape(text))))
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     "Make the environment of the templates, once"
@@ -107,7 +113,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True)
-    env.filters.update(percent=percent, interval=percent_interval, short_path=_short_path)
+    env.filters.update(percent=percent, interval=percent_interval, short_path=_short_path, isolated=_isolated)
     return env
 
 def render_page(
