@@ -98,7 +98,8 @@ def percent_interval(
 def _short_path(name) -> str: return '/'.join(Path(name).parts[-2:])
 
 # %% ../../nbs/report/02_page.ipynb #2b104710
-_RIGHT_TO_LEFT = re.compile(r'[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]+(?:[ _-]+[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]+)*')
+_LETTERS = r'[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]+'   # Hebrew, Arabic, Syriac, Thaana and others
+_RIGHT_TO_LEFT = re.compile(f'{_LETTERS}(?:[ _-]+{_LETTERS})*')
 
 def _isolated(text) -> markupsafe.Markup:
     "Escape a text; words that are written from right to left do not reorder the ones around them"
