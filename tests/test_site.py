@@ -33,7 +33,9 @@ def docs():
     return import_tool('docs')
 
 
-def pages(site) -> list: return sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html') if 'site_libs' not in p.parts)
+def pages(site) -> list:
+    "All pages but that for wrong addresses, whose links begin at the root of the host"
+    return sorted(p.relative_to(site).as_posix() for p in site.rglob('*.html') if 'site_libs' not in p.parts and p.name != '404.html')
 
 
 class Links(HTMLParser):
@@ -273,3 +275,74 @@ def test_light_and_dark(url, browser):
     bright = lambda c: sum(map(int, re.findall(r'\d+', c)[:3]))
     assert bright(light[0][1]) > 600 > 200 > bright(dark[0][1])          # the page
     assert all(bright(l[0]) < 450 for l in light) and all(bright(d[0]) > 400 for d in dark)   # text can be read on it
+
+
+def test_a_wrong_address_leads_on(site):
+    "A host shows 404.html at addresses of any depth, so every link in it is resolved at the base"
+    text = (site/'404.html').read_text()
+    page = Links(text)
+    assert '<base href="/fastbit/">' in text and 'This page does not exist' in text and 'backbone' not in text   # not the text of the page it was made of
+    for link in (*page.links, *page.loaded):
+        if '://' not in link and not link.startswith('#'): assert (site/urlsplit(link).path).is_file() or not urlsplit(link).path, link
+
+
+def test_plots_are_dark_in_the_dark(url, browser):
+    "Plots are inverted, photographs are not"
+    open_page(browser, url + 'tutorials/one_line.html', WIDTHS['desktop'], 'dark')
+    looks = browser.execute_script('return [...document.querySelectorAll(".cell-output-display img")].map(e => [e.classList.contains("plot"), getComputedStyle(e).filter])')
+    assert [plot for plot, _ in looks] == [True, False]   # the losses, and a row of images
+    assert 'invert' in looks[0][1] and 'invert' not in looks[1][1]
+    open_page(browser, url + 'tutorials/one_line.html', WIDTHS['desktop'])
+    assert browser.execute_script('return getComputedStyle(document.querySelector("img.plot")).filter') == 'none'
+
+
+def test_the_picture_of_the_home_page_follows_the_button(url, browser):
+    open_page(browser, url + 'index.html', WIDTHS['desktop'])
+    shown = 'const i = document.querySelector("picture img"); return i.decode().then(() => i.currentSrc.split("/").pop())'
+    assert browser.execute_script(shown) == 'report_light.webp'
+    browser.execute_script('window.smalldocsToggleScheme()')
+    try: assert browser.execute_async_script(f'const done = arguments[0]; setTimeout(() => (() => {{ {shown} }})().then(done), 200)') == 'report_dark.webp'
+    finally: browser.execute_script('localStorage.clear()')
+
+
+def test_plots_and_tables_can_be_read_on_a_phone(url, browser):
+    open_page(browser, url + 'tutorials/classic.html', WIDTHS['phone'])
+    widths = browser.execute_script('return [...document.querySelectorAll(".cell-output-display img")].map(e => [e.naturalWidth, e.getBoundingClientRect().width])')
+    assert len(widths) > 4 and all(shown >= .3*natural for natural, shown in widths)   # text of 10 points has 9 pixels
+    open_page(browser, url + 'index.html', WIDTHS['phone'])
+    assert browser.execute_script('return [...document.querySelectorAll("main td")].every(e => e.getBoundingClientRect().right <= innerWidth)')   # three columns, all in sight
+    assert browser.execute_script('return document.querySelector(".nav-footer-center").getBoundingClientRect().width') > 300
+
+
+def test_what_a_program_printed_is_not_cut_off_on_a_desktop(url, browser):
+    open_page(browser, url + 'tutorials/one_line.html', WIDTHS['desktop'])
+    assert browser.execute_script('return [...document.querySelectorAll(".cell-output > pre")].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText.slice(0, 80))') == []
+    assert 'fitted on the same images; only 72' in browser.execute_script('return document.body.innerText').replace('\n', ' ')
+
+
+def test_a_page_on_paper(url, browser):
+    "The page alone, on white, whatever was folded, also from a dark window"
+    for page in ('data/loaders.html', 'tutorials/classic.html'):
+        open_page(browser, url + page, 700, 'dark')
+        browser.execute_script('dispatchEvent(new Event("beforeprint"))')
+        browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(media='print', features=[dict(name='prefers-color-scheme', value='dark')]))
+        try:
+            shown = browser.execute_script('return ["#quarto-header", "#quarto-sidebar", ".page-navigation", ".footer"].filter(s => document.querySelector(s)?.checkVisibility())')
+            assert shown == []
+            assert browser.execute_script('return getComputedStyle(document.body).backgroundColor') == 'rgb(255, 255, 255)'
+            assert browser.execute_script('return [...document.querySelectorAll("main details > :not(summary)")].every(e => e.checkVisibility())')
+            assert browser.execute_script('return [...document.querySelectorAll("main img, main table, main pre")].filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))') == []
+        finally: browser.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(media=''))
+
+
+def test_no_hidden_cell_lost_its_output():
+    "A cell that shows only its output (`echo: false`) and has none leaves a heading above nothing, as on the page of results"
+    import ast
+    empty = []
+    for p in sorted((ROOT/'nbs').rglob('*.ipynb')):
+        if any(o[0] in '._' for o in p.relative_to(ROOT/'nbs').parts): continue
+        for cell in json.loads(p.read_text())['cells']:
+            text = ''.join(cell['source'])
+            if cell['cell_type'] != 'code' or '| echo: false' not in text or cell['outputs']: continue
+            if isinstance(ast.parse(text).body[-1], ast.Expr): empty.append((p.name, text[:80]))
+    assert not empty, empty

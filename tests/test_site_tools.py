@@ -1,5 +1,5 @@
 "The parts of the tool that builds the site, without a site"
-import csv, functools, importlib, shlex, sys
+import csv, functools, importlib, io, shlex, sys
 from pathlib import Path
 
 import pytest
@@ -131,3 +131,36 @@ def test_every_module_s_page_has_a_title_in_the_field_s_terms(docs):
     assert not [r for r in rows if len(r['title']) > 60 or any(c in r['title'] for c in '"`')]
     words = [w for r in rows for w in set(r['words'].split(';')) if w]
     assert len(words) > 300 and not [w for w in words if w != w.strip()]
+
+
+@pytest.fixture(scope='module')
+def looks(docs): return sys.modules['looks']
+
+
+def test_plots_and_photographs(looks):
+    import numpy as np
+    from matplotlib.figure import Figure
+    from PIL import Image
+    def drawn(show, transparent=False):
+        fig, file = Figure(figsize=(6, 3)), io.BytesIO()
+        show(fig)
+        fig.savefig(file, format='png', transparent=transparent)
+        return Image.open(file)
+    def noise(fig):
+        for k in range(4): fig.add_subplot(1, 4, k+1).imshow(np.random.default_rng(k).random((40, 40, 3)))
+    line = lambda fig: fig.add_subplot().plot([3, 1, 2])
+    assert looks.is_plot(drawn(line)) and looks.is_plot(drawn(line, True))
+    assert looks.is_plot(drawn(lambda fig: fig.add_subplot().imshow(np.eye(9), cmap='Blues')))
+    assert not looks.is_plot(drawn(noise)) and not looks.is_plot(Image.new('RGB', (90, 90), 'white'))
+
+
+def test_long_cells_and_long_lines(looks):
+    cells = '<tr><td>0.5 (0.4 to 0.6)</td><td style="x">the end of the schedule</td><td>a sentence of more than two dozen letters, <code>f(a=1, b=2)</code></td></tr>'
+    marked = looks.mark_cells(cells)
+    assert '<td>0.5' in marked and '<td class="words" style="x">the end' in marked   # four words and more
+    assert marked.count('class="long"') == 1 and 'class="long">a sentence' in marked and 'f(<wbr>a=<wbr>1, b=<wbr>2)' in marked
+    words = 'unsure      ' + 'a word and '*10
+    out = lambda text: looks.mark_lines(f'<div class="cell-output cell-output-stdout">\n<pre><code>{text}</code></pre>')
+    assert f'<code>short\n<span class="long-line" style="--indent: 12ch">{words}\n</span>end</code>' in out(f'short\n{words}\nend')
+    table = '\n'.join(['name' + '    12345678'*9]*3)
+    assert 'long-line' not in out(table)   # a table of numbers does not wrap

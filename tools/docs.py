@@ -25,6 +25,7 @@ from nbdev.processors import FilterDefaults, add_show_docs, exec_show_docs
 import api_pages
 from definitions import constant, definition, exported, is_public, listed_names, module_path, module_tree, page_rows
 from folding import fold_cell, order_cells
+from looks import finish, write_not_found
 from overview import LINES, write_changelog, write_overviews
 
 ROOT = Path(__file__).parents[1]
@@ -284,6 +285,7 @@ def render(proc: Path, sources: Path = ROOT) -> list:
     with no_repeats(): n = site.build()
     docstring_copies(site.out)
     no_other_hosts(site.out)
+    finish(site.out)
     add_search_words(site)
     print(f'{n} pages in {site.out}')
     warnings = [*site.project.warnings, *(w for w in site.warnings if w not in site.project.warnings)]
@@ -381,6 +383,7 @@ def loads_from_others(out: Path) -> list:
 def main() -> int:
     problems = render(process())
     redirect_old_pages(ROOT/'_docs')
+    write_not_found(ROOT/'_docs', f"{get_config()['doc_baseurl'].rstrip('/')}/")
     for p in problems: print(f'error: {p}', file=sys.stderr)
     return int(bool(problems))
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import yaml
 from PIL import Image
 
+from looks import is_plot, on_white
+
 WIDTH = 480   # pixels of a card's picture: twice its size on the page
 
 
@@ -18,6 +20,7 @@ class Card(NamedTuple):
     title: str
     line: str
     picture: str   # from the overview page; '' for none
+    plot: bool = False   # is it one, which is dark in the dark?
 
 
 def sections(config:dict) -> dict:
@@ -41,9 +44,7 @@ def first_picture(nb:dict):
 
 def thumbnail(img:Image.Image) -> Image.Image:
     "A card's picture: 3:2, the top of tall pictures, all of wide ones, on white"
-    img = img.convert('RGBA')
-    paper = Image.new('RGBA', img.size, 'white')
-    img = Image.alpha_composite(paper, img).convert('RGB')
+    img = on_white(img)
     img = img.crop((0, 0, img.width, min(img.height, img.width*2//3)))
     scale = min(WIDTH/img.width, WIDTH*2/3/img.height)
     img = img.resize((max(1, round(img.width*scale)), max(1, round(img.height*scale))), Image.Resampling.LANCZOS)
@@ -56,14 +57,14 @@ def card(nbs:Path, out:Path, page:str, notebook:Path, overview_page:str) -> Card
     "The card of a page on an overview page; its picture is written below `out`"
     nb = json.loads(notebook.read_text())
     folder, name = Path(page).parent, Path(page).stem
-    drawn, picture = nbs/'images'/folder/f'{name}.svg', ''
+    drawn, picture, plot = nbs/'images'/folder/f'{name}.svg', '', False
     if drawn.exists(): picture = f'images/{folder}/{name}.svg'
     elif img := first_picture(nb):
-        picture = f'images/{folder}/{name}.webp'
+        picture, plot = f'images/{folder}/{name}.webp', is_plot(img)
         (out/picture).parent.mkdir(parents=True, exist_ok=True)
         thumbnail(img).save(out/picture, quality=80)
     link = os.path.relpath(Path(page).with_suffix('.html'), Path(overview_page).parent)
-    return Card(Path(link).as_posix(), *heading(nb), picture and f'../{picture}')
+    return Card(Path(link).as_posix(), *heading(nb), picture and f'../{picture}', plot)
 
 
 def plain(text:str) -> str:
@@ -74,7 +75,8 @@ def plain(text:str) -> str:
 def overview(title:str, line:str, cards:list) -> str:
     "The Markdown of an overview page"
     def one(c):
-        picture = f'<img src="{c.picture}" alt="">' if c.picture else ''
+        kind = ' class="plot"' if c.plot else ''
+        picture = f'<img{kind} src="{c.picture}" alt="">' if c.picture else ''
         return f'<a class="overview-card" href="{c.link}">{picture}<b>{plain(c.title)}</b><span>{plain(c.line)}</span></a>'
     grid = '\n'.join(map(one, cards))
     front = yaml.safe_dump(dict(title=title, description=line, toc=False), allow_unicode=True)

@@ -1,0 +1,126 @@
+"""What the look of a built page depends on and a style sheet cannot know: which pictures are plots, which cells and lines are long. And the page for wrong addresses
+
+`finish(out)` goes through the HTML of the site once. A plot becomes dark in the dark (`styles.css`), a photograph keeps its colors; wide pictures get the width below which their text is illegible;
+cells of text get room where short ones do not wrap; long lines that a program printed wrap under their text, not under its label.
+"""
+import base64, html, io, re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+FLAT, LIGHT = .05, .72   # of a plot's pixels: at most this share outside its twelve commonest colors, and at least this share almost white
+LEGIBLE = .305           # of a plot's pixels: CSS pixels that show its text at 9 pixels or more; what is less wide than a phone stays as it is
+LONG_CELL, LONG_LINE = 24, 86   # characters; that many fit on a desktop
+
+
+# Pictures
+
+def on_white(img: Image.Image) -> Image.Image:
+    "A picture without transparency"
+    img = img.convert('RGBA')
+    return Image.alpha_composite(Image.new('RGBA', img.size, 'white'), img).convert('RGB')
+
+
+def is_plot(img: Image.Image) -> bool:
+    "Is a picture drawn on white in a few flat colors, its margins apart? Photographs have many, and a row of them leaves little white"
+    px = np.asarray(on_white(img))
+    inked = px.min(2) < 250
+    if not inked.any(): return False
+    rows, columns = np.flatnonzero(inked.any(1)), np.flatnonzero(inked.any(0))
+    px = px[rows[0]:rows[-1]+1, columns[0]:columns[-1]+1].reshape(-1, 3)
+    counts = np.sort(np.bincount((px >> 5) @ np.array([64, 8, 1]), minlength=512))
+    return counts[:-12].sum() < FLAT*len(px) and (px.min(1) >= 235).mean() > LIGHT
+
+
+@cache
+def picture_attributes(png: bytes) -> str:
+    "Class and style of a picture among the outputs of a cell"
+    img = Image.open(io.BytesIO(png))
+    kind = 'img-fluid plot' if is_plot(img) else 'img-fluid'
+    least = round(LEGIBLE*img.width)
+    return f'class="{kind}" style="--least: {least}px"' if least > 330 else f'class="{kind}"'
+
+
+def mark_pictures(text: str, folder: Path) -> str:
+    "Pictures of cells, inside the page or in files next to it, with their attributes"
+    def marked(m):
+        png = base64.b64decode(m[2]) if m[2] else (folder/m[1]).read_bytes()
+        return f'<img src="{m[1]}" {picture_attributes(png)}'
+    return re.sub(r'<img src="(data:image/png;base64,([^"]+)|[^":]+\.png)" class="img-fluid"', marked, text)
+
+
+# Tables and lines
+
+def plain(text: str) -> str:
+    "The text of HTML"
+    return html.unescape(re.sub(r'<[^>]+>', '', text))
+
+
+def mark_cells(text: str) -> str:
+    "Cells of text, which need room, cells of a few words, which wrap, and not those of numbers and names; code breaks after its punctuation"
+    def marked(m):
+        inside = plain(m[2]).strip()
+        words = re.findall('[a-zA-Z]{2,}', inside)
+        if len(inside) <= LONG_CELL: return f'<td class="words"{m[1]}>{m[2]}</td>' if len(words) > 3 else m[0]
+        text = re.sub(r'<code>([^<]+)</code>', breakable, m[2])
+        return f'<td class="long"{m[1]}>{text}</td>'
+    return re.sub(r'<td((?: style="[^"]*")?)>(.*?)</td>', marked, text, flags=re.S)
+
+
+def breakable(m) -> str:
+    "Code that breaks after a bracket, a comma, a point, an underscore or an equals sign, before it breaks anywhere"
+    return '<code>' + re.sub(r'([(,._=/])(?=[^ ;<])', r'\1<wbr>', m[1]) + '</code>'
+
+
+def is_table(lines: list) -> bool:
+    "Are lines columns of a table that was printed, which must not wrap?"
+    return sum(len(re.findall(r'\S {2,}(?=\S)', line)) >= 3 for line in lines) > 1
+
+
+def hanging(line: str) -> str:
+    "A long line whose continuation begins under its text: `unsure      90% precision on …` under `90%`"
+    label = re.match(r' *\S+(?: \S+)? {2,}(?=\S)|[a-z ]{11} (?=\S)| {6,}(?=\S)', plain(line))
+    indent = len(label[0]) if label else 0
+    return f'<span class="long-line" style="--indent: {indent}ch">{line}\n</span>'
+
+
+def mark_lines(text: str) -> str:
+    "What a program printed: long lines wrap where they are not those of a table"
+    def marked(m):
+        lines = m[2].split('\n')
+        long = [len(plain(line)) > LONG_LINE for line in lines]
+        if not any(long) or is_table([line for line, is_long in zip(lines, long) if is_long]): return m[0]
+        return m[1] + ''.join(hanging(line) if is_long else f'{line}\n' for line, is_long in zip(lines, long)).removesuffix('\n') + m[3]
+    return re.sub(r'(<div class="cell-output[^"]*">\s*<pre><code>)([^<]*)(</code></pre>)', marked, text)
+
+
+# The page for wrong addresses
+
+NOT_FOUND = """<h1 class="title">This page does not exist</h1>
+<p>It may have moved: search for it (key <code>/</code>), or begin at one of these pages.</p>
+<ul>
+<li><a href="index.html">Home</a></li>
+<li><a href="quick_start.html">Quick start</a></li>
+<li><a href="tutorials/index.html">Tutorials</a></li>
+<li><a href="how_to/index.html">How-to</a></li>
+<li><a href="reference/python_api.html">Python API</a></li>
+</ul>"""
+
+
+def write_not_found(out: Path, root: str):
+    "`404.html`, which a host shows at any wrong address, so its links begin at `root`, the path of the site: '/fastbit/'"
+    page = (out/'glossary.html').read_text()
+    page = re.sub(r'<title>.*?</title>', '<title>Page not found – fastbit</title>', page, count=1, flags=re.S)
+    page = re.sub(r'(<main\b[^>]*>).*?(</main>)', lambda m: m[1] + NOT_FOUND + m[2], page, count=1, flags=re.S)
+    page = re.sub(r'<ol class="breadcrumb">.*?</ol>', '', page, count=1, flags=re.S).replace(' active"', '"')
+    (out/'404.html').write_text(page.replace('<head>', f'<head><base href="{root}"><meta name="robots" content="noindex">', 1))
+
+
+def finish(out: Path):
+    "Mark pictures, cells and lines of all pages"
+    for page in out.rglob('*.html'):
+        text = page.read_text()
+        better = mark_lines(mark_cells(mark_pictures(text, page.parent)))
+        if better != text: page.write_text(better)
