@@ -1,7 +1,9 @@
 "How pages look on a phone, in the dark and on paper: what people saw and did not like, with the names that broke them"
 import pandas as pd, pytest
+from selenium.webdriver.support.ui import WebDriverWait
 
 from fastbit.baseline import baseline
+from fastbit.studies import serve
 from conftest import TINY, chromium, picture
 
 # of classes: from right to left, longer than a phone is wide, what a page would run, no font for it
@@ -66,3 +68,16 @@ def test_a_report_on_paper(report):
         wide = run('return [...document.querySelectorAll("main table, main figure, main img")].filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.outerHTML.slice(0, 80))')
         assert wide == []
         assert run('return [...document.querySelectorAll("details > :not(summary)")].every(e => e.checkVisibility())')
+
+
+def test_long_names_on_the_page_to_try_a_model(report):
+    "A percentage stays on one line, and a name from right to left begins where the others do"
+    with serve(report.parent, 0, block=False, device='cpu', verbose=False) as page, chromium() as browser:
+        run = opened(browser, page.url, PHONE)
+        browser.find_element('id', 'file').send_keys(str(report.parent.parent/'0_0.png'))
+        WebDriverWait(browser, 30).until(lambda b: b.find_elements('css selector', '.bars .row'))
+        lines = 'const lines = e => { const r = document.createRange(); r.selectNodeContents(e); return new Set([...r.getClientRects()].map(o => o.top)).size };'
+        rows = run(lines + 'return [...document.querySelectorAll(".bars .row")].map(e => [e.firstChild.innerText, lines(e.firstChild), lines(e.lastChild), getComputedStyle(e.firstChild).textAlign])')
+        assert {name for name, *_ in rows} == set(NAMES) and {align for *_, align in rows} == {'left'}
+        assert max(n for _, n, *_ in rows) > 1 and {n for _, _, n, _ in rows} == {1}   # the long name wraps, its percentage does not
+        assert run('return document.documentElement.scrollWidth') <= PHONE
