@@ -97,6 +97,23 @@ def test_a_report_of_a_learner_trained_by_hand(folder):
     assert 'Highest-loss images' in html and f'{learn.temperature:.2f}' in html and all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
 
 
+def test_a_report_names_what_callbacks_of_the_last_fit_chose(folder):
+    from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+    from fastbit.training import KeepBest
+    learn = transfer_learner(image_dataloaders(folder, TINY['arch'], size=32, num_workers=0), **TINY)
+    unused = 'not used for training or for choosing weights'
+    with learn.no_bar(), learn.no_logging():
+        for cbs, words in ((KeepBest(), 'were chosen by valid_loss'), (SaveModelCallback(), 'The weights were chosen by valid_loss'),
+                           (EarlyStoppingCallback(), 'The number of epochs was chosen by valid_loss'), ([], ''), (SaveModelCallback(every_epoch=True), '')):
+            learn.fit(1, 1e-3, cbs=cbs)
+            learn.lr_find(num_it=20, show_plot=False)   # chooses no weights, and leaves what was chosen
+            page = learn.report().html
+            assert (words in page and unused not in page) if words else (unused in page and 'chosen by' not in page), words
+        learn.add_cb(KeepBest())
+        learn.fit(1, 1e-3)
+        assert 'were chosen by valid_loss' in learn.report().html
+
+
 def test_a_report_on_loaders_that_fastbit_did_not_make(folder):
     dls = ImageDataLoaders.from_folder(folder, valid_pct=.3, item_tfms=Resize(32), bs=8, num_workers=0, seed=0)
     learn = transfer_learner(dls, **TINY, metrics=accuracy)

@@ -1,5 +1,5 @@
 "What fastbit says is so: promises with their conditions, names, ties, and remedies that work when they are typed"
-import json, re, shlex
+import json, re, shlex, warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -345,3 +345,23 @@ def test_the_command_of_a_table_names_a_variable(run):
 def test_an_option_of_another_recipe(run, recipe, given, message):
     with pytest.raises(ValueError) as e: baseline(run[0], recipe=recipe, **given)
     assert str(e.value) == message
+
+
+@pytest.mark.parametrize('given, words', [
+    (dict(item_tfms=None), 'unknown option item_tfms, use size= and resize='), (dict(splitter=None), 'unknown option splitter, use valid_pct= and split_col='),
+    (dict(fn_col='file'), 'unknown option fn_col, use path_col='), (dict(sise=32), 'unknown option sise, did you mean size?')])
+def test_arguments_of_fastais_functions_are_answered_with_those_that_do_the_same(folder, given, words):
+    with pytest.raises(TypeError) as e: image_dataloaders(folder, **given)
+    assert str(e.value).endswith(words)
+
+
+def test_a_name_of_a_metric_is_answered_with_the_nearest_function(folder):
+    dls = image_dataloaders(folder, TINY['arch'], size=32, num_workers=0)
+    with pytest.raises(TypeError, match="metrics='acuracy'; give the function itself, such as metrics=accuracy"): transfer_learner(dls, **TINY, metrics='acuracy')
+
+
+def test_a_folder_where_fastai_keeps_weights_is_no_class_without_images(folder):
+    (folder/'models').mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert 'models' not in image_dataloaders(folder, TINY['arch'], size=32, num_workers=0).vocab

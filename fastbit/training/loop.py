@@ -55,7 +55,8 @@ def _choices(cbs, of_fit) -> list[str]:
     "Say what callbacks chose on the validation images; a `KeepBest` of the learner itself is asked when it matters"
     said = [f'The weights of {cb.where} were chosen by {cb.by}' for cb in of_fit if getattr(cb, 'where', '')]
     for cb in [*cbs, *of_fit]:
-        if isinstance(cb, SaveModelCallback) and not cb.every_epoch: said.append(f'The weights were chosen by {cb.monitor}')
+        saves_best = isinstance(cb, SaveModelCallback) and not cb.every_epoch
+        if saves_best: said.append(f'The weights were chosen by {cb.monitor}')
         if isinstance(cb, EarlyStoppingCallback): said.append(f'The number of epochs was chosen by {cb.monitor}')
     return list(dict.fromkeys(said))
 
