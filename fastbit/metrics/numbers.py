@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 # %% ../../nbs/metrics/13_numbers.ipynb #caf76cfa
-import numpy as np, pandas as pd, scipy
+import numpy as np, pandas as pd
+from scipy.special import stdtrit
 
 # %% ../../nbs/metrics/13_numbers.ipynb #355f3eaa
 from ..core.text import ShownOnce
@@ -102,7 +103,7 @@ def _number_interval(name, value, samples, n_units, confidence=.95, worth=1.) ->
     with np.errstate(divide='ignore', invalid='ignore'):
         center, spread = scale(value), _spread(name, value, samples)
     if not np.isfinite([center, spread]).all() or not spread: return None
-    t = scipy.stats.t.ppf((1+confidence)/2, n_units-1)
+    t = stdtrit(n_units-1, (1+confidence)/2)
     half = t*spread*(n_units/(n_units-1)/worth)**.5   # a bootstrap's variance is that of n, not n-1
     ends = sorted(float(back(center + o)) for o in (-half, half))
     return Interval(*ends)
