@@ -97,10 +97,11 @@ def test_a_report_of_a_learner_trained_by_hand(folder):
     assert 'Highest-loss images' in html and f'{learn.temperature:.2f}' in html and all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
 
 
-def test_a_report_names_what_callbacks_of_the_last_fit_chose(folder):
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')   # of torch.save in fastai's SaveModelCallback, with the optimizer's numbers of numpy
+def test_a_report_names_what_callbacks_of_the_last_fit_chose(folder, tmp_path):
     from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
     from fastbit.training import KeepBest
-    learn = transfer_learner(image_dataloaders(folder, TINY['arch'], size=32, num_workers=0), **TINY)
+    learn = transfer_learner(image_dataloaders(folder, TINY['arch'], size=32, num_workers=0), **TINY, path=tmp_path)
     unused = 'not used for training or for choosing weights'
     with learn.no_bar(), learn.no_logging():
         for cbs, words in ((KeepBest(), 'were chosen by valid_loss'), (SaveModelCallback(), 'The weights were chosen by valid_loss'),
