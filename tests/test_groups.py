@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 
-from conftest import TINY, picture, run_fastbit
+from conftest import TINY, picture, run_fastbit, write_folder
 from fastbit.baseline import baseline
 from fastbit.bodies.model import TransferModel
 from fastbit.cli.command import main
@@ -415,3 +415,21 @@ def _with_files(root: Path) -> pd.DataFrame:
     files = [root/f'{i}.png' for i in range(40)]
     for i, f in enumerate(files): Image.new('RGB', (8, 8), (6*i, 0, 0)).save(f)
     return pd.DataFrame(dict(path=files, label=['cat', 'dog']*20))
+
+
+def test_what_makes_figures_too_good_is_in_the_report_and_the_card(tmp_path):
+    "A reviewer reads the report, not the terminal"
+    folder = write_folder(tmp_path/'data', dict(blue=12, green=12, red=12))
+    files = sorted(folder.rglob('*.png'))
+    table = pd.DataFrame(dict(path=[str(f) for f in files], label=[f.parent.name for f in files], patient=[f'p{i % 12}' for i in range(36)]))
+    Image.open(files[0]).resize((48, 40)).save(files[1])   # of another patient
+    shared = dict(TINY, size=32, num_workers=0, recipe='head', epochs=1, verbose=False)
+    with pytest.warns(DataWarning, match='near-duplicates of images in other folds'):
+        baseline(table, group_col='patient', folds=3, out=tmp_path/'folds', **shared)
+    with pytest.warns(DataWarning, match="Column 'patient' may name groups"): baseline(table, out=tmp_path/'plain', **shared)
+    for name, words in (('folds', '2 of 36 images are near-duplicates of images in other folds too, so the accuracy is too high.'), ('plain', 'may name groups')):
+        report, card = (tmp_path/name/'report.html').read_text(), (tmp_path/name/'model'/'README.md').read_text()
+        assert words in report and words in card and str(tmp_path) not in card
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert 'may name groups' not in str(baseline(table.drop(columns='patient'), **shared).report())

@@ -243,7 +243,7 @@ _COMMANDS = dict(
     predict=(_add_predict, 'classify images with a trained model',
              'Classify images with a trained model. Exit status 1 if some of the images cannot be read.'),
     evaluate=(_add_evaluate, 'measure a trained model on labeled images',
-              'Accuracy and other metrics with 95%% confidence intervals, on a folder of class folders or a CSV file. '
+              'Accuracy and other metrics with 95% confidence intervals, on a folder of class folders or a CSV file. '
               'Images that the model was trained on are skipped.'),
     embed=(_add_embed, 'write the features of images to a file',
            'Write the features that the classifier sees, one row per image, to a .parquet, .csv or .npz file. '

@@ -28,7 +28,7 @@ from ..core.options import with_options
 from ..core.arguments import check_source
 from ..core.checks import check_k_per_class, check_share
 from ..core.fonts import use_fonts_for
-from ..core.text import warn_data
+from ..core.text import noted_optimism, warn_data
 from .augment import Augment, read_level, resolve_augment
 from .balance import BalancedDraw
 from .batches import ImageDL, PathLabel, ReadImage, resolve_device, default_bs, choose_workers
@@ -338,7 +338,7 @@ def image_dataloaders(
     if not by_rule: check_size(arch, pp.size)
     read_level(data.augment)
     if not by_rule: augment = resolve_augment(data.augment, pp, data.jitter)
-    images = read_ordered_set(path, **asdict(table), group=data.group, time=data.time)
+    with noted_optimism() as notes: images = read_ordered_set(path, **asdict(table), group=data.group, time=data.time)
     _check_task(images.task, data)
     _check_drawing(images, data)
     expected, pixels = Expectation(), None
@@ -346,13 +346,13 @@ def image_dataloaders(
         expected = expect_split(images.table, data)
         probable = _by_rule_so_far(preprocess, images.table, expected.splits, size) if by_rule else pp
         if probable: pixels = _expected_cache(probable, images.table, expected.splits, loading, train_squares)
-    images = _split_set(images, data, check, loading.cache, pixels, expected)
+    with noted_optimism() as more: images = _split_set(images, data, check, loading.cache, pixels, expected)
     if by_rule:
         images = replace(images, image_size=training_size(images.table, images.report))
         pp = _by_rule(preprocess, images.image_size, size)
         if pixels is not None and pixels.pp != pp: pixels = None
         check_size(arch, pp.size)
         augment = resolve_augment(data.augment, pp, data.jitter)   # at the size that it gets
-    images = replace(images, preprocess=pp, augment=augment, balance=data.balance)
+    images = replace(images, preprocess=pp, augment=augment, balance=data.balance, notes=(*notes, *more))
     bs = bs or default_bs(pp.size, loading.device)
     return _make_loaders(images, bs, data.seed, batch_tfms, loading, pixels)

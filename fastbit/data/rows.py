@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 
 # %% ../../nbs/data/07_rows.ipynb #2f35e9f3
-from ..core.text import warn_data
+from ..core.text import warn_data, warn_optimistic
 from .columns import (
     _FALSE, _LABEL_NAMES, _PATH_NAMES, _SPLIT, _SPLIT_NAMES, _TRUE, _WEAK_NAMES, ColumnNumber, _distinct, _find_named,
     _flag, _is_flag, _is_index, _listed, _plain, as_times, choose_columns, group_like, split_word)
@@ -213,7 +213,7 @@ def _warn_groups(df, columns):
     "Warn if a random split would divide what a column names"
     found = group_like(df, columns)
     if not found: return
-    warn_data(
+    warn_optimistic(
         f"Column {str(found[0])!r} may name groups: it has {len(_distinct(df, found[0]))} values in {len(df)} rows. A "
         "random split puts images of one group into training and into validation, so the accuracy may be too high for "
         f"new groups. Keep each in one split with group_col={str(found[0])!r}.")

@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 
 # %% ../../nbs/data/10_split.ipynb #9288f75b
 from ..core.checks import check_k_per_class, check_share
-from ..core.text import first_of, warn_data
+from ..core.text import first_of, warn_data, warn_optimistic
 from .check import ExpectedSplits, check_images, header_sizes, median_size
 from .filepaths import check_some_exist
 from .groups import fold_numbers, untrained_classes
@@ -325,7 +325,7 @@ def _warn_folds(table, keys, what):
     if rows.empty: return
     first = rows.path.groupby(keys[rows.index]).transform('first')
     pairs = first_of([f'{p}, {o}' for p, o in zip(rows.path, first) if p != o])
-    warn_data(f"{len(rows)} of {len(known)} images {what} in other folds too, so the accuracy is too high:{pairs}")
+    warn_optimistic(f"{len(rows)} of {len(known)} images {what} in other folds too, so the accuracy is too high:{pairs}")
 
 def _check_classes(train, valid):
     "Warn about few training images and about classes without validation images"
@@ -358,7 +358,7 @@ def _warn_across(table, keys, what):
         both = rows[keys[rows.index].isin(set(first))]
         if both.empty: continue
         pairs = first_of([f'{p}, {first[k]}' for p, k in zip(both.path, keys[both.index])])
-        warn_data(f"{len(both)} of {n} {_SPLITS[part]} images {what.format(_SPLITS[seen])}:{pairs}")
+        warn_optimistic(f"{len(both)} of {n} {_SPLITS[part]} images {what.format(_SPLITS[seen])}:{pairs}")
 
 def _warn_groups(table, grouped_by):
     "Warn about groups in several splits"
@@ -377,7 +377,7 @@ def _warn_copies(table, digests, copies):
 def _warn_duplicates(seen, part, which, digests):
     paths = {digests[p]: p for p in seen.path if digests.get(p)}
     pairs = [f'{paths[digests[p]]} = {p}' for p in part.path if digests.get(p) in paths]
-    if pairs: warn_data(f"{len(pairs)} of {len(part)} {which}, so the accuracy is too high:{first_of(pairs)}")
+    if pairs: warn_optimistic(f"{len(pairs)} of {len(part)} {which}, so the accuracy is too high:{first_of(pairs)}")
 
 # %% ../../nbs/data/10_split.ipynb #9d733b1e
 def training_size(

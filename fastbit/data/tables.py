@@ -61,6 +61,7 @@ class ImageSet:
     balance: str = 'none'       # how classes of different sizes are made to count alike: 'none', 'loss' or 'batches'
     column: str = ''            # name of the column of labels, or of numbers; '': class folders
     hot: tuple = ()             # names of the columns of 0 and 1, one per label; (): the labels are elsewhere
+    notes: tuple = ()           # sentences: why figures of these images will be too good
     order: tuple = ()           # ordered classes, lowest first, whose places are the labels; (): the labels are not ordered
 
     @property

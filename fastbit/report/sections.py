@@ -30,7 +30,7 @@ from ..metrics.several import label_score_words
 from .examples import explain_errors, explain_mistakes, with_features
 from .feature_map import map_picture
 from .unsure import unsure_section
-from .findings import Findings, class_table, data_name
+from .findings import Findings, class_table, data_name, data_notes
 from .headline import accuracy_sentence, baseline_sentences, guessing, interval_words, worst_class
 from .labels_page import label_mistakes, label_rows, label_samples, label_sentences
 from .numbers_page import number_data, number_metric_rows, number_mistakes, number_pictures
@@ -182,6 +182,7 @@ def _of_any_task(f) -> dict:
     "Values of all three templates"
     return dict(
         lead=_lead(f),
+        notes=data_notes(f.learn),
         advice=f.advice,
         curve_words=_curve_words(f),
         evaluation=f.evaluation,
