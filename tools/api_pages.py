@@ -349,7 +349,7 @@ def command_text(name: str, parser) -> str:
     "A command: what it does, examples, and its options by group"
     shown = command_groups(parser)
     examples = '\n'.join(EXAMPLES.get(name, ()))
-    description = ((parser.description or '') % {'prog': parser.prog}).replace('%%', '%')
+    description = parser.description or ''   # unlike help it is text, of which argparse formats nothing
     parts = [f'## fastbit {name} {{#{name}}}', description, f'```sh\n{examples}\n```' if examples else f'`{usage(parser, name)}`']
     for title, actions in shown:
         table = option_table(actions, parser)

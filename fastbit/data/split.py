@@ -325,7 +325,8 @@ def _warn_folds(table, keys, what):
     if rows.empty: return
     first = rows.path.groupby(keys[rows.index]).transform('first')
     pairs = first_of([f'{p}, {o}' for p, o in zip(rows.path, first) if p != o])
-    warn_optimistic(f"{len(rows)} of {len(known)} images {what} in other folds too, so the accuracy is too high:{pairs}")
+    which = f'{len(rows)} of {len(known)} images {what} in other folds too'
+    warn_optimistic(f'{which}, so the accuracy is too high:{pairs}')
 
 def _check_classes(train, valid):
     "Warn about few training images and about classes without validation images"
