@@ -59,7 +59,7 @@ def card_limits(
     if result.risk and result.risk.matters:
         said.append(f'The images may belong to groups that were not given: {result.risk}. '
                     'For new groups the accuracy is then lower than these figures.')
-    said += data_notes(result.learn)
+    said += data_notes(found.learn)
     said.append(_worst_words(found))
     said += [a.text for a in result.advice if a.kind in _IN_CARD]
     skipped = 0 if found.left_out is None else len(found.left_out)
