@@ -121,6 +121,7 @@ def _chromium():
     options.set_capability('goog:loggingPrefs', dict(browser='ALL', performance='ALL'))
     options.add_experimental_option('perfLoggingPrefs', dict(enableNetwork=True, enablePage=False))   # a message costs time
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    browser.set_script_timeout(120)   # a large page on a slow machine
     atexit.register(browser.quit)
     return browser
 
@@ -136,12 +137,16 @@ def chromium(dark=False):
     finally: browser.get('about:blank')
 
 
+# `decode()` waits for the renderer, which a busy machine may leave waiting for half a minute; a lazy picture does not load where nobody scrolls
+PICTURES = '''Promise.all([...document.images].map(i => { i.loading = 'eager'; return i.complete || new Promise(r => { i.onload = i.onerror = r }) }))'''
+
+
 def look_at(page: Path, width: int, dark=False) -> dict:
     "Open a page in headless Chromium and say what went wrong: {errors, broken pictures, pixels wider than the window, requests}, with what is folded opened"
     with chromium(dark) as browser:
         browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', dict(width=width, height=900, deviceScaleFactor=1, mobile=False))   # windows are not made narrower than 500
         browser.get(Path(page).resolve().as_uri())
-        browser.execute_async_script('const done = arguments[0]; Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => done())')
+        browser.execute_async_script(f'const done = arguments[0]; {PICTURES}.then(() => done())')
         run = browser.execute_script
         folded = run('return [...document.querySelectorAll("details:not([open])")].map(d => { d.open = true; return d.querySelector("summary").innerText })')
         requests = [r for line in browser.get_log('performance') if '"Network.requestWillBeSent"' in line['message'] for r in [__import__('json').loads(line['message'])['message']['params']['request']['url']] if not r.startswith(('data:', 'file:'))]

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 from filelock import FileLock
 
-from conftest import chromium, import_tool
+from conftest import PICTURES, chromium, import_tool
 from fastbit.cli.parser import make_parser
 
 ROOT = Path(__file__).parents[1]
@@ -207,7 +207,7 @@ TOO_WIDE = '''
 const done = arguments[0], seen = [], w = document.documentElement.clientWidth;
 if (document.documentElement.scrollWidth > w) seen.push('the page: ' + document.documentElement.scrollWidth);
 for (const pre of document.querySelectorAll('pre.python, pre.sh')) if (pre.scrollWidth > pre.clientWidth + 1) seen.push('code: ' + pre.innerText.slice(0, 60));
-Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => {
+''' + PICTURES + '''.then(() => {
   for (const img of document.images) if (!img.naturalWidth) seen.push('picture: ' + img.src.slice(0, 60));
   done(seen) })'''
 
