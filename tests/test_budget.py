@@ -1,10 +1,11 @@
 "A run ends inside its budget, and says what it chose"
 import json
+from types import SimpleNamespace
 
 import pytest, torch
 
 from fastbit.baseline import Run, TimeLimit, baseline
-from fastbit.baseline.budget import EPOCHS, BudgetOption, Speed, budget_options, choose_option, option_seconds
+from fastbit.baseline.budget import EPOCHS, BudgetOption, Speed, budget_options, choose_option, late_words, option_seconds
 from fastbit.config import Auto, BodyOptions, DataOptions, HeadOnly, LoaderOptions, RunOptions, TableOptions, TrainOptions
 from fastbit.data import image_dataloaders
 from fastbit.training import transfer_learner
@@ -62,6 +63,12 @@ def test_a_machine_that_slows_down_still_ends_in_time(folder):
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(20, 1e-3, cbs=limit)
     assert limit.shortened and limit.steps < 30 and limit.elapsed <= 30   # of 80 steps
     assert learn.history.steps.lr_last.iloc[-1] < 1e-4 and len(learn.history.epochs)   # annealed, and evaluated at the end
+
+
+def test_a_phase_that_was_not_shortened_is_not_said_to_be():
+    phase = SimpleNamespace(name='all layers', n_steps=lambda n_batches: 30)
+    words = [late_words(SimpleNamespace(steps=steps), phase, 3) for steps in (20, 30)]
+    assert 'so all layers was shortened to 20 of 30 steps to' in words[0] and 'so the learning rate of all layers fell sooner to' in words[1]
 
 
 def test_in_time_it_changes_nothing(folder):

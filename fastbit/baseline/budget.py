@@ -240,5 +240,7 @@ def late_words(
 ) -> str:
     "Report a phase that was shortened"
     total = phase.n_steps(n_batches)
-    return (f'Training ran slower than measured, so {phase.name} was shortened to {limit.steps} of {total} steps '
-            'to stay within the time limit. The same call may give other numbers on another day.')
+    what = f'{phase.name} was shortened to {limit.steps} of {total} steps'
+    if limit.steps >= total: what = f'the learning rate of {phase.name} fell sooner'
+    return (f'Training ran slower than measured, so {what} to stay within the time limit. '
+            'The same call may give other numbers on another day.')
