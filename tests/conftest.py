@@ -4,7 +4,7 @@ import os
 os.environ.update(HF_HUB_OFFLINE='1', MPLBACKEND='agg')  # before anything imports the hub's client or pyplot
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # tests run in two processes, and OpenMP's threads wait by spinning
 
-import atexit, importlib, random, shutil, subprocess, sys, time, zlib
+import atexit, gc, importlib, random, shutil, subprocess, sys, time, zlib
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,13 @@ from PIL import Image
 from forks import COMMAND, Fork
 
 TINY = dict(arch='test_efficientnet', weights='random')  # timm's own test body: 9 BatchNorms' worth of everything, 0.4 M parameters
+
+
+def pytest_collection_finish(session):
+    "A million objects of torch and its friends are there until the end: the garbage collector need not look at them each time"
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(autouse=True, scope='session')
