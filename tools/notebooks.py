@@ -6,7 +6,7 @@
 methods in that process: what the next one sees depends on which worker was free first. Here fastbit and what it needs
 are imported once, and each notebook runs in a fork of that process. So does the command in their shells.
 """
-import argparse, importlib, multiprocessing, pkgutil, sys, time
+import argparse, gc, importlib, multiprocessing, pkgutil, sys, time
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -32,6 +32,9 @@ def import_all():
     for module in pkgutil.walk_packages(fastbit.__path__, 'fastbit.'):
         if module.name.endswith(('__main__', '_modidx')): continue
         importlib.import_module(module.name)
+    # a collection in a fork would otherwise write to each of a million objects, and so copy all of their memory
+    gc.collect()
+    gc.freeze()
 
 
 def run(file: Path, root: Path):
