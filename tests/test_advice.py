@@ -42,6 +42,7 @@ def test_a_precise_run_with_hardly_a_mistake_needs_nothing(): assert kinds() == 
 
 @pytest.mark.parametrize('kind, yes, no', [
     ('groups', dict(grouped=(.9, .8)), dict()),
+    ('groups', dict(group_like='patient'), dict()),
     ('images', dict(curve=curve(.02, .04)), dict(curve=curve(-.01, .04))),
     ('enough', dict(curve=curve(-.005, .01)), dict(curve=curve(-.005, .03))),     # little, or anything
     ('images', dict(curve=curve(.02, .04)), dict(curve=curve(.02, .04), n_right=10_000)),
@@ -140,6 +141,11 @@ def test_commands_can_be_typed_back(on_the_command_line):
     _, *words = shlex.split(changed_command(SETTINGS, folds=5))   # `--folds` and `--valid-pct` exclude each other
     assert 'valid_pct' not in vars(make_parser().parse_args(words)) and '--folds 5' in shlex.join(words)
     assert changed_command(SETTINGS, group='REGEX').endswith('--group-regex REGEX')
+    # a column that may name groups is in each command that draws a split
+    known = run_commands(SETTINGS, 'patient id')
+    assert known.rerun(folds=5).endswith("--group-col 'patient id' --folds 5") and known.rerun(group='REGEX').endswith('--group-regex REGEX')
+    assert "--group-col 'patient id'" in known.leaderboard() and 'group-col' not in known.check
+    for command in (known.rerun(folds=5), known.leaderboard()): make_parser().parse_args(shlex.split(command)[1:])
     for command in ('check', 'leaderboard'):
         program, *words = shlex.split(source_command(dict(SETTINGS, label_col='kind of'), command, 'f'))
         args = vars(make_parser().parse_args(words))

@@ -1,5 +1,5 @@
 "Groups never cross a split, a fold or a draw; figures are those that scikit-learn computes from the same features"
-import json, os, shutil, warnings
+import json, os, re, shutil, warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,6 +163,17 @@ def test_near_duplicates_stay_together_unless_allowed(tmp_path, make_folder):
     assert image_dataloaders(folder, **TINY_DATA, allow_copies=True).table.groupby(stem).split.nunique().max() == 2
     split = dls.table.assign(split=['train', 'valid']*24)[['path', 'label', 'split']]
     with pytest.warns(DataWarning, match='24 of 24 validation images are near-duplicates of images in training'): image_dataloaders(split, **TINY_DATA)
+
+
+def test_groups_of_one_image_are_reported(tmp_path):
+    "They change nothing"
+    folder = write_folder(tmp_path/'data', dict(blue=3, green=3))
+    table = pd.DataFrame(dict(path=[str(f) for f in sorted(folder.rglob('*.png'))], label=[*'aaabbb'], scan=[*'123456']))
+    with pytest.warns(DataWarning, match="Each of 6 images is a group by itself .column 'scan'."): read_image_set(table, group_col='scan')
+    with pytest.warns(DataWarning, match='Each of 6 images is a group by itself'): read_image_set(folder, group=r'(.*)\.png')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        read_image_set(table.assign(scan=[*'112345']), group_col='scan')
 
 
 @pytest.mark.parametrize('nothing', [None, float('nan'), np.nan, pd.NA, pd.NaT])
@@ -426,10 +437,32 @@ def test_what_makes_figures_too_good_is_in_the_report_and_the_card(tmp_path):
     shared = dict(TINY, size=32, num_workers=0, recipe='head', epochs=1, verbose=False)
     with pytest.warns(DataWarning, match='near-duplicates of images in other folds'):
         baseline(table, group_col='patient', folds=3, out=tmp_path/'folds', **shared)
-    with pytest.warns(DataWarning, match="Column 'patient' may name groups"): baseline(table, out=tmp_path/'plain', **shared)
+    with pytest.warns(DataWarning, match="Column 'patient' may name groups"): plain = baseline(table, out=tmp_path/'plain', **shared)
+    assert plain.advice[0].kind == 'groups' and all("group_col='patient'" in a.command for a in plain.advice if a.command.startswith(('baseline', 'leaderboard')))
     for name, words in (('folds', '2 of 36 images are near-duplicates of images in other folds too, so the accuracy is too high.'), ('plain', 'may name groups')):
         report, card = (tmp_path/name/'report.html').read_text(), (tmp_path/name/'model'/'README.md').read_text()
         assert words in report and words in card and str(tmp_path) not in card
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         assert 'may name groups' not in str(baseline(table.drop(columns='patient'), **shared).report())
+
+
+@pytest.mark.filterwarnings("ignore:.*were in the training set")
+def test_evaluate_groups_as_the_run_did(units, folds, tmp_path, capsys):
+    "Or says that it does not; what the user gives comes first"
+    frames, words = pd.read_csv(units/'units.csv'), "groups      as in training (--group-col group)"
+    frames = frames.assign(path=[str(units/p) for p in frames.path])
+    frames.to_csv(tmp_path/'t.csv', index=False)
+    frames.drop(columns='group').to_csv(tmp_path/'plain.csv', index=False)
+    def evaluate(name, *more):
+        assert main(['evaluate', str(folds[0]), str(tmp_path/name), '--all', *more]) == 0
+        return capsys.readouterr().out
+    grouped, given = evaluate('t.csv'), evaluate('t.csv', '--group-col', 'group')
+    assert words in grouped and 'as in training' not in given and grouped.replace(f'  {words}\n', '') == given
+    plain = evaluate('plain.csv')
+    assert 'groups      none: these images do not have those of the training (--group-col group)' in plain
+    assert interval_of(plain) != interval_of(grouped)
+    assert 'groups ' not in evaluate('t.csv', '--group-regex', r'(faction\d)').partition('accuracy')[0]
+
+
+def interval_of(text) -> str: return re.search('95% CI ([^)]*)', text)[1]

@@ -60,6 +60,7 @@ class RunFigures:
     effective: float = None # independent images that would measure as precisely; `None`: all are
     curve: LearningCurve = None # of linear probes; `None`: not measured, or too little to tell
     grouped: tuple = None # accuracies of linear probes with random folds, and with similar images together; `None`: similar enough
+    group_like: str = '' # column of the table that may name groups, and that was not used; '': none
     overfitting: str = '' # how the last phase overfitted; '': it did not
     balance: str = 'none' # how training made all classes count alike, as in `DataOptions`
     suspects: int = 0    # mistakes whose label the model all but excludes
@@ -128,6 +129,9 @@ def _points(share) -> str:
     return f'{100*share:.0f}' if abs(share) >= .0195 else f'{100*share:.1f}'
 
 def _groups(f) -> Advice|None:
+    if f.group_like:   # before all others: what they are drawn from may be too good
+        text = f'Keep each value of the column {f.group_like!r} in one split: it may name groups, and figures of new groups may be lower.'
+        return Advice('groups', text, f.commands.rerun(group_col=f.group_like), 100.)
     if f.grouped is None: return None
     at_random, apart = f.grouped
     text = ('Keep images of the same object, person, place or video in one split: a linear probe reaches '

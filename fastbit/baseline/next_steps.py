@@ -29,14 +29,17 @@ def shorter_side(
     return int(sides.median()) if sides.notna().any() else None
 
 def run_commands(
-    settings:dict # From `RunRecord.settings`
+    settings:dict,     # From `RunRecord.settings`
+    group_like:str='', # Column that may name groups, by which all runs should split; '': none
 ) -> Commands:
     "Write the commands that advice is given with"
+    by_column = dict(group_col=group_like) if group_like else {}
+    grouped = lambda options: options if 'group' in options else by_column | options
     return Commands(
-        rerun=lambda **changes: changed_command(settings, **changes),
+        rerun=lambda **changes: changed_command(settings, **grouped(changes)),
         check=source_command(settings, 'check', 'check_data'),
         label_next=label_next_command(settings),
-        leaderboard=lambda **options: source_command(settings, 'leaderboard', 'leaderboard', **options))
+        leaderboard=lambda **options: source_command(settings, 'leaderboard', 'leaderboard', **grouped(options)))
 
 def next_steps(
     learn:TransferLearner, # Trained, on fastbit's loaders
@@ -57,9 +60,9 @@ def next_steps(
     mistakes = mistake_figures(probs, targs, dls.vocab, [int(trained.get(c, 0)) for c in dls.vocab], **groups)
     drawn = images.is_drawn and (part == 'valid' or bool(settings['test_pct']))
     return what_helps(RunFigures(
-        grouped=(risk.random, risk.apart) if risk and risk.matters else None,
+        grouped=(risk.random, risk.apart) if risk and risk.matters else None, group_like=images.group_like,
         n_train=dls.train.n, n_all=len(table), part=part, drawn=drawn, curve=curve,
         in_folds=worth < 1,
         size=dls.preprocess.size, side=shorter_side(images.report),
         overfitting='' if chosen else how_overfitted(learn.history.epochs), balance=settings['balance'],
-        commands=run_commands(settings), **mistakes))
+        commands=run_commands(settings, images.group_like), **mistakes))

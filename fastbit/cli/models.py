@@ -6,15 +6,15 @@ Docs: https://fastbit.github.io/fastbit/cli/models.html.md"""
 
 # %% auto #0
 __all__ = ['shown_path', 'set_texts', 'are_sets', 'are_numbers', 'numbers_table', 'joined_sets', 'sets_table', 'answer_table',
-           'run_predict', 'skip_trained_on', 'label_precisions', 'label_calibration_words', 'interval_share',
-           'run_evaluate', 'run_export', 'run_cache']
+           'run_predict', 'skip_trained_on', 'trained_groups', 'label_precisions', 'label_calibration_words',
+           'interval_share', 'run_evaluate', 'run_export', 'run_cache']
 
 # %% ../../nbs/cli/06_models.ipynb #670bd01d
-import contextlib, sys
+import contextlib, shlex, sys
 from pathlib import Path
 
 # %% ../../nbs/cli/06_models.ipynb #591df9d6
-from ..config import TableOptions
+from ..config import TableOptions, all_options, option_flag
 from ..core.text import printable
 
 # %% ../../nbs/cli/06_models.ipynb #7945cd98
@@ -172,6 +172,30 @@ def skip_trained_on(
     rows = table[unseen].reset_index(drop=True)
     return rows, f'{n-left} of {n} images skipped: the model was trained on them (--all measures them, too)'
 
+def trained_groups(
+    folder # Results of a baseline, or another model
+) -> dict: # 'group_col' or 'group', with its value; {}: none, or unknown
+    "Find how the images of a run were grouped"
+    file = Path(folder)/'results.json'
+    if not file.is_file(): return {}
+    from fastbit.core.option_file import read_option_file
+    options = read_option_file(file, all_options()).options
+    return {k: options[k] for k in ('group_col', 'group') if options.get(k)}
+
+def _is_grouped(args, columns) -> bool: return bool(columns.get('group_col') or getattr(args, 'group', None))
+
+def _read_evaluated(args, columns): # (`ImageSet`, words about the groups; '': the user chose)
+    "Read the images to evaluate on, grouped as in training unless the user says how"
+    from fastbit.data.ordered import read_ordered_set
+    known = {} if _is_grouped(args, columns) else trained_groups(args.model)
+    plain = columns | dict(group=getattr(args, 'group', None))
+    if not known: return read_ordered_set(args.path, **plain), ''
+    ((name, value),) = list(known.items())[:1]
+    how = f'{option_flag(name)} {shlex.quote(str(value))}'
+    try: return read_ordered_set(args.path, **plain | known), f'as in training ({how})'
+    except ValueError: images = read_ordered_set(args.path, **plain)   # for its own error
+    return images, f'none: these images do not have those of the training ({how})'
+
 def label_precisions(
     evaluation # `LabelsEvaluation`
 ) -> str:
@@ -208,7 +232,6 @@ def interval_share(
 def run_evaluate(args) -> int:
     "Run `fastbit evaluate`"
     from fastbit.data.label_sets import check_label_columns
-    from fastbit.data.ordered import read_ordered_set
     from fastbit.data.tables import source_rows
     from fastbit.export.predict import class_numbers, load_predictor
     from fastbit.export.record import EQUAL_CLASSES
@@ -219,7 +242,7 @@ def run_evaluate(args) -> int:
     predictor.check_limits(args.tta, **limits)
     columns['task'] = columns['task'] or predictor.task.key
     columns['order'] = columns['order'] or predictor.order
-    images, skipped = read_ordered_set(args.path, **columns, group=getattr(args, 'group', None)), ''
+    (images, groups), skipped = _read_evaluated(args, columns), ''
     check_label_columns(images.hot, class_numbers(predictor.classes))
     table = images.table
     if not args.all: table, skipped = skip_trained_on(predictor.about, images, args.split)
@@ -231,6 +254,7 @@ def run_evaluate(args) -> int:
     unreadable = f', {len(res.left_out)} unreadable files skipped' if len(res.left_out) else ''
     print(printable(f"{args.path}: {part}, {len(res.targs)} images{unreadable}"))
     if skipped: print(f'  {"skipped":10}  {skipped}')
+    if groups: print(printable(f'  {"groups":10}  {groups}'))
     for name, text in source_rows(images.source, images.skipped): print(printable(f'  {name:10}  {text}'))
     evaluation = predictor.task.evaluate(res.probs, res.targs, res.groups, order=class_order(predictor.classes))
     print(evaluation)

@@ -169,6 +169,7 @@ class TableRows:
     grouped_by: str = ''  # column of the groups, in words; '': none
     column: str = ''      # name of the column of labels, or of numbers
     hot: tuple = ()       # names of the columns of 0 and 1, one per label; (): the labels are in one column
+    group_like: str = ''  # column that may name groups, which a random split would divide; '': none
 
 class _Table(NamedTuple):
     "A table file or a DataFrame, opened"
@@ -209,14 +210,15 @@ def _words(name, chosen, located, is_split, columns, numbers) -> str:
     if chosen.others: rest.append(f"not used: {', '.join(map(title, chosen.others[:5]))}{more}")
     return '; '.join([f"{name}: {', '.join(used)}", *rest])
 
-def _warn_groups(df, columns):
-    "Warn if a random split would divide what a column names"
+def _warn_groups(df, columns) -> str:
+    "Warn if a random split would divide what a column names; return its name"
     found = group_like(df, columns)
-    if not found: return
+    if not found: return ''
     warn_optimistic(
         f"Column {str(found[0])!r} may name groups: it has {len(_distinct(df, found[0]))} values in {len(df)} rows. A "
         "random split puts images of one group into training and into validation, so the accuracy may be too high for "
         f"new groups. Keep each in one split with group_col={str(found[0])!r}.")
+    return str(found[0])
 
 def _numbers_of(what, numbers) -> str:
     more = ', …' if len(numbers) > 5 else ''
@@ -384,8 +386,8 @@ def table_rows(
     if has_label_sets(rows.label): rows = _joined(rows)
     found = one_row_per_file(rows)
     is_split = any(splits)   # a column of blanks is still to be filled in
-    if not (is_split or used or group): _warn_groups(df, chosen.others)
+    like = '' if is_split or used or group else _warn_groups(df, chosen.others)
     words = _words(table.name, chosen, located.words, is_split, used, are_quantities(rows.label))
     grouped_by = f'column {str(used["group"])!r}' if 'group' in used else ''
-    about = dict(words=words, grouped_by=grouped_by, column=str(chosen.label), hot=tuple(map(str, hot)))
+    about = dict(words=words, grouped_by=grouped_by, column=str(chosen.label), hot=tuple(map(str, hot)), group_like=like)
     return TableRows(rows=found.rows, skipped=found.skipped, **about)

@@ -62,6 +62,7 @@ class ImageSet:
     column: str = ''            # name of the column of labels, or of numbers; '': class folders
     hot: tuple = ()             # names of the columns of 0 and 1, one per label; (): the labels are elsewhere
     notes: tuple = ()           # sentences: why figures of these images will be too good
+    group_like: str = ''        # column that may name groups, and that was not used; '': none
     order: tuple = ()           # ordered classes, lowest first, whose places are the labels; (): the labels are not ordered
 
     @property
@@ -160,6 +161,14 @@ def _with_groups(images, group) -> ImageSet:
     what = 'function' if callable(group) else 'expression'
     return replace(images, table=table, grouped_by=f'the {what} {group_text(group)}')
 
+def _warned_alone(images) -> ImageSet:
+    "Warn if each group has one image"
+    if not images.grouped_by or images.table.group.duplicated().any(): return images
+    warn_data(
+        f"Each of {len(images.table)} images is a group by itself ({images.grouped_by}), so groups change nothing: the "
+        "split is the same as without them. Use what several images share, such as the patient or the video.")
+    return images
+
 @options_by_name
 def read_image_set(
     source:str|Path|pd.DataFrame, # A folder of class folders, one with train/ and valid/, a table file (CSV), or a DataFrame
@@ -187,13 +196,13 @@ def read_image_set(
             columns = dict(path_col=path_col, label_col=label_col, split_col=split_col, group_col=group_col)
             columns |= dict(label_sep=label_sep, label_cols=label_cols)
             check_no_columns(source, root=root, **columns, suffix=suffix, time=None if time == EXIF else time)
-            return _with_groups(_folder_set(source, task), group)
+            return _warned_alone(_with_groups(_folder_set(source, task), group))
     columns = dict(path_col=path_col, label_col=label_col, split_col=split_col, group_col=group_col)
     columns |= dict(task=task, label_sep=label_sep, label_cols=label_cols)
     found = table_rows(source, root, **columns, suffix=suffix, group=group, time_col=None if time == EXIF else time)
     words = dict(source=found.words, name=source_name(source), grouped_by=found.grouped_by, column=found.column)
-    words |= dict(hot=found.hot)
-    return _with_groups(ImageSet(table=found.rows, skipped=found.skipped, **words), group)
+    words |= dict(hot=found.hot, group_like=found.group_like)
+    return _warned_alone(_with_groups(ImageSet(table=found.rows, skipped=found.skipped, **words), group))
 
 @options_by_name
 def image_table(
