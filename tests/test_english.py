@@ -75,3 +75,8 @@ def test_the_patterns_find_what_they_are_for():
 def test_no_phrase_that_has_a_better_one(texts):
     found = phrases(texts())
     assert not found, '\n'.join(f'{where}: …{text}… (write: {words})' for where, text, words in found[:40])
+
+
+def test_messages_install_packages_that_exist():
+    "fastbit itself is installed from its repository, so `pip install \"fastbit[onnx]\"` would find nothing"
+    for file in (ROOT/'fastbit').rglob('*.py'): assert 'install "fastbit' not in file.read_text().replace('\\', ''), file

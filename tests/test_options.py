@@ -408,4 +408,4 @@ def test_a_missing_package_of_streams(package, extra, monkeypatch):
 def test_processes_without_accelerate(shared, monkeypatch, capsys):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     assert main(['baseline', str(shared/'data'), '--procs', '2', '--out', str(shared/'procs')]) == 2
-    assert 'Run: pip install "fastbit[distributed]"' in capsys.readouterr().err
+    assert 'Run: pip install accelerate' in capsys.readouterr().err

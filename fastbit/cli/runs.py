@@ -72,7 +72,7 @@ def _in_processes(args) -> int:
     "Start this command several times; its folder is chosen once"
     from fastbit.cli.launch import launch
     if importlib.util.find_spec('accelerate') is None:
-        raise ImportError('--procs needs Accelerate. Run: pip install "fastbit[distributed]"')
+        raise ImportError('--procs needs Accelerate. Run: pip install accelerate')
     status, error = launch([*args.argv, '--out', str(args.out)], args.procs)
     if error: raise OSError(error)
     return status

@@ -64,7 +64,7 @@ def join_processes(
     if not is_launched() or _group(): return
     try: from accelerate import PartialState
     except ImportError as e:
-        raise ImportError('Several processes need Accelerate. Run: pip install "fastbit[distributed]"') from e
+        raise ImportError('Several processes need Accelerate. Run: pip install accelerate') from e
     import torch
     on_one_machine = _from_launcher(_LOCAL_SIZES, 0) == _from_launcher(_SIZES, 1)
     # MPI names no first machine; with several machines, Accelerate asks for it

@@ -44,7 +44,7 @@ class ImageStream:
 
 def _import(package):
     try: return import_module(package)
-    except ImportError as e: raise ImportError(f'This needs {package}. Run: pip install "fastbit[streaming]"') from e
+    except ImportError as e: raise ImportError(f'This needs {package}. Run: pip install {package}') from e
 
 # %% ../../nbs/data/23_streams.ipynb #ed41d51d
 def _n_rows(files) -> int|None:

@@ -98,7 +98,7 @@ def check_embed_file(
     kind = Path(file).suffix.lower()
     if kind not in EMBED_FILES: raise ValueError(f"{file}: the name ends in {', '.join(EMBED_FILES[:-1])} or .npz.")
     if kind == '.parquet' and importlib.util.find_spec('pyarrow') is None:
-        raise ImportError('A .parquet file needs pyarrow: pip install "fastbit[streaming]". '
+        raise ImportError('A .parquet file needs pyarrow: pip install pyarrow. '
                           'Without it, write a .csv or .npz file.')
     check_file(file)
 

@@ -131,7 +131,7 @@ ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 def _check_packages():
     missing = [p for p in ONNX_PACKAGES if importlib.util.find_spec(p) is None]
     if not missing: return
-    raise ImportError(f"ONNX export needs {', '.join(missing)}. Run: pip install \"fastbit[onnx]\"")
+    raise ImportError(f"ONNX export needs {', '.join(missing)}. Run: pip install {' '.join(missing)}")
 
 @contextlib.contextmanager
 def _quiet(*names):

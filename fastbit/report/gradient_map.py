@@ -194,7 +194,7 @@ def check_maps_package():
     "Raise `ImportError` unless captum is installed"
     try: import captum.attr
     except ImportError as e:
-        raise ImportError('Gradient-based maps need captum. Run: pip install "fastbit[maps]"') from e
+        raise ImportError('Gradient-based maps need captum. Run: pip install captum') from e
 
 def gradient_activation(
     model:TransferModel, # Run in evaluation mode; its mode is restored
