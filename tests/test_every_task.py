@@ -1,14 +1,17 @@
 "What each task has to have: the same seed, the same weights; resumed is straight, cached is live, exported is trained, and pages and terminals run no label"
-import io, re
+import io, json, re
 
 import numpy as np, pandas as pd, pytest, timm, torch
 from fastai.callback.core import Callback
 from huggingface_hub import ModelCard
 
+from markupsafe import escape
+
+from fastbit import __version__
 from fastbit.cli.command import main
 from fastbit.core.files import csv_text
 from fastbit.export import load_predictor
-from fastbit.export.card import CARD
+from fastbit.export.card import CARD, as_markdown
 from fastbit.metrics.tasks import TASKS
 from conftest import look_at
 from tasks import CASES, equal
@@ -111,6 +114,15 @@ def test_the_report_runs_nothing(case, run):
     html = re.sub('data:[^"]*', '', (run[0]/'report.html').read_text())
     assert not re.search('<script|<b>bold|<i>level', html) and 'script&gt;alert(' in html
     assert not re.search(r'\b(nan|NaN|None)\b', html), re.findall(r'.{40}\b(?:nan|NaN|None)\b.{40}', html)[:3]
+
+
+def test_the_paragraph_for_a_paper_has_the_numbers_of_the_run(run):
+    "In the report, the model card and results.json"
+    out, res = run
+    text, (_, headline) = res.methods, res._rows()[0]
+    assert headline.partition(' on ')[0] in text and f'{res.plan.n_train} for training' in text and f'fastbit {__version__}' in text
+    assert json.loads((out/'results.json').read_text())['methods'] == text
+    assert escape(text) in (out/'report.html').read_text() and as_markdown(text) in (out/'model'/CARD).read_text()
 
 
 def test_the_page_in_a_browser(run):

@@ -13,6 +13,7 @@ from conftest import TINY, picture, run_fastbit, write_folder
 from fastbit.baseline import baseline
 from fastbit.bodies.model import TransferModel
 from fastbit.cli.command import main
+from fastbit.cli.models import trained_groups
 from fastbit.core.text import DataWarning
 from fastbit.data import fold_numbers, frozen_features, image_dataloaders, path_groups, read_image_set
 from fastbit.data.groups import group_numbers, untrained_classes
@@ -196,7 +197,7 @@ def test_images_that_a_function_names_no_group_for_stand_alone(nothing):
     (dict(folds=3, fold=4), 'fold=4: 1 to folds=3'),
     (dict(folds=3, valid_pct=.3), 'a fold is 1/3'),
     (dict(folds=3, time='label'), 'the latest images are one part'),
-    (dict(folds=3, budget='10m'), 'a budget is for one model'),
+    (dict(folds=3, budget='10m'), "a budget is for one model. Pass one of them; recipe='head' takes"),
     (dict(folds=50, group_col='group'), '21 groups are too few for 50 folds'),
 ])
 def test_what_cannot_be_grouped_is_refused(units, options, message):
@@ -459,10 +460,26 @@ def test_evaluate_groups_as_the_run_did(units, folds, tmp_path, capsys):
         return capsys.readouterr().out
     grouped, given = evaluate('t.csv'), evaluate('t.csv', '--group-col', 'group')
     assert words in grouped and 'as in training' not in given and grouped.replace(f'  {words}\n', '') == given
+    settings = tmp_path/'results.json'   # of a DataFrame, of a later version, of none
+    for changes, expected in ((dict(path='DataFrame'), dict(group_col='group')), (dict(later=1), {}), (dict(group_col=None), {})):
+        record = json.loads((folds[0]/'results.json').read_text())
+        record['settings'] |= changes
+        settings.write_text(json.dumps(record))
+        assert trained_groups(tmp_path) == expected
+    settings.unlink()
+    assert trained_groups(tmp_path) == {}
     plain = evaluate('plain.csv')
     assert 'groups      none: these images do not have those of the training (--group-col group)' in plain
     assert interval_of(plain) != interval_of(grouped)
     assert 'groups ' not in evaluate('t.csv', '--group-regex', r'(faction\d)').partition('accuracy')[0]
+
+
+def test_the_paragraph_for_a_paper_names_folds_and_groups(folds, grouped):
+    said = folds[1].methods
+    assert "were measured by 3-fold cross-validation: stratified, seed 0, 21 groups (column 'group') kept together." in said
+    assert 'Training of 3 models, one per fold' in said and 'a Wilson score interval for the effective number of independent images' in said
+    assert 'random crops' not in said   # the head sees the images as they are
+    assert 'Training of one model' in grouped.methods and 'for validation' in grouped.methods
 
 
 def interval_of(text) -> str: return re.search('95% CI ([^)]*)', text)[1]

@@ -130,7 +130,8 @@ def _points(share) -> str:
 
 def _groups(f) -> Advice|None:
     if f.group_like:   # before all others: what they are drawn from may be too good
-        text = f'Keep each value of the column {f.group_like!r} in one split: it may name groups, and figures of new groups may be lower.'
+        text = (f'Keep each value of the column {f.group_like!r} in one split: it may name groups, and figures of new '
+                'groups may be lower.')
         return Advice('groups', text, f.commands.rerun(group_col=f.group_like), 100.)
     if f.grouped is None: return None
     at_random, apart = f.grouped

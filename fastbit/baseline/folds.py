@@ -116,7 +116,8 @@ def check_fold_options(
         raise ValueError(f"folds={n} and valid_pct={data.valid_pct:g}: a fold is 1/{n} of the images. "
                          "Pass one of them.")
     if output.budget is not None:
-        raise ValueError(f"folds={n} and budget={output.budget!r}: a budget is for one model. Pass one of them.")
+        raise ValueError(f"folds={n} and budget={output.budget!r}: a budget is for one model. Pass one of them; "
+                         "recipe='head' takes the least time for each fold.")
     if world() > 1: raise ValueError(f"folds={n}: folds run in one process, and there are {world()}.")
 
 def fold_folder(

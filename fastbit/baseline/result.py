@@ -20,6 +20,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/baseline/05_result.ipynb #121a1524
 from .. import __version__
+from .methods import MethodFacts, interval_method, methods_text
 from .plan import Plan
 from .run_card import run_facts
 from ..core.files import csv_text, write_bytes, write_text
@@ -184,6 +185,11 @@ def _score_words(name, score) -> str:
     label, value = METRIC_WORDS[name].label, format_score(name, score.value)
     interval = format_interval(name, score.interval)
     return f'{label} {value} (95% CI {interval})' if interval else f'{label} {value}'
+
+def _versions() -> dict: # Package -> version
+    "Versions that the numbers may depend on"
+    packages = {m: __import__(m).__version__ for m in ('fastai', 'timm', 'torch', 'torchvision')}
+    return dict(fastbit=__version__, python=platform.python_version(), **packages)
 
 def _interval(e) -> str: return f'95% CI {100*e.low:.1f}–{100*e.high:.1f}%'
 
@@ -368,8 +374,6 @@ class BaselineResult(ShownOnce):
         "Return everything but the tables and the learner, for `results.json`"
         plan = asdict(self.plan)
         machine = plan.pop('machine')
-        packages = {m: __import__(m).__version__ for m in ('fastai', 'timm', 'torch', 'torchvision')}
-        versions = dict(fastbit=__version__, python=platform.python_version(), **packages)
         phases = [] if self.phases is None else self.phases.to_dict('records')
         as_dict = lambda e: None if e is None else evaluation_dict(e)
         return dict(
@@ -381,7 +385,20 @@ class BaselineResult(ShownOnce):
             similarity=self.risk and asdict(self.risk), folds=self.folds and self.folds.as_dict(),
             learning_curve=self._learning_curve(), advice=[asdict(a) for a in self.advice],
             phases=phases, fold_difference=self.fold_difference, chosen=self.chosen, seconds=self.seconds,
-            versions=versions)
+            versions=_versions(), methods=self.methods)
+
+    @property
+    def methods(self) -> str:
+        "Write how the numbers were made, for a paper"
+        grouped = self.evaluation.n_groups not in (None, self.evaluation.n)
+        task = self.learn.task
+        single = task.is_single and not task.is_number
+        words = _score_words(self.metric, self.score) if single else headline_words(task, self.evaluation)
+        return methods_text(self.plan, MethodFacts(
+            headline=words, measured_on=self._measured_on(),
+            interval=interval_method(self.metric, grouped, self.plan.folds > 1),
+            chosen=self.chosen, is_same=self.part == 'valid',
+            trained=() if self.phases is None else tuple(self.phases.stage), versions=_versions()))
 
     def _learning_curve(self) -> dict|None:
         c = self.findings.learning_curve
@@ -389,7 +406,7 @@ class BaselineResult(ShownOnce):
 
     def report(self) -> Report: # Shown inline; `.save('report.html')` writes it
         "Make one page of the run"
-        return make_report(replace(self.findings, summary=str(self)))
+        return make_report(replace(self.findings, summary=str(self), methods=self.methods))
 
 # %% ../../nbs/baseline/05_result.ipynb #7175b151
 def _save_plots(result, out):

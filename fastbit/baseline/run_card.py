@@ -75,7 +75,7 @@ def run_facts(
     counts = dict(train=plan.n_train, valid=plan.n_valid) | (dict(test=plan.n_test) if plan.n_test else {})
     facts = replace(
         facts, data=plan.data, counts=counts, split=plan.split, chosen=card_choices(result, unsure),
-        training=f'Recipe {plan.recipe}, seed {plan.seed}', limits=card_limits(result))
+        training=f'Recipe {plan.recipe}, seed {plan.seed}', limits=card_limits(result), methods=result.methods)
     return facts if result.folds is None else _of_folds(facts, result)
 
 def _of_folds(facts, result) -> CardFacts:

@@ -179,8 +179,10 @@ def trained_groups(
     file = Path(folder)/'results.json'
     if not file.is_file(): return {}
     from fastbit.core.option_file import read_option_file
-    options = read_option_file(file, all_options()).options
-    return {k: options[k] for k in ('group_col', 'group') if options.get(k)}
+    known, names = all_options(), {'group_col', 'group'}
+    try: options = read_option_file(file, known, without={*known, 'path'} - names).options
+    except ValueError: return {}   # a later version wrote it
+    return {k: v for k, v in options.items() if k in names and v}
 
 def _is_grouped(args, columns) -> bool: return bool(columns.get('group_col') or getattr(args, 'group', None))
 

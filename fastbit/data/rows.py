@@ -389,5 +389,6 @@ def table_rows(
     like = '' if is_split or used or group else _warn_groups(df, chosen.others)
     words = _words(table.name, chosen, located.words, is_split, used, are_quantities(rows.label))
     grouped_by = f'column {str(used["group"])!r}' if 'group' in used else ''
-    about = dict(words=words, grouped_by=grouped_by, column=str(chosen.label), hot=tuple(map(str, hot)), group_like=like)
+    about = dict(words=words, grouped_by=grouped_by, group_like=like)
+    about |= dict(column=str(chosen.label), hot=tuple(map(str, hot)))
     return TableRows(rows=found.rows, skipped=found.skipped, **about)

@@ -45,6 +45,10 @@ def _reading_again(path, draft, max_value):
         try: img = until_done.enter_context(reading(path, draft, max_value))
         except Exception as e:
             if not isinstance(path, (str, Path)): raise
+            if isinstance(e, FileNotFoundError):
+                raise FileNotFoundError(
+                    f"There is no file {str(path)!r} (looked in {Path.cwd()}). If it was there when the data was "
+                    "checked, it was moved or deleted since: put it back, or start again without it.") from e
             raise OSError(
                 f"{path} cannot be read ({why_unreadable(e)}). If it was there when the data was checked, it was moved "
                 "or changed since: put it back, or start again without it.") from e

@@ -54,6 +54,7 @@ class CardFacts:
     chosen: tuple = ()      # sentences: what was chosen, and on which images
     limits: tuple = ()      # sentences: what makes the figures uncertain, or the model wrong
     models: int = 1         # models whose mean predicts
+    methods: str = ''       # how the figures were made, for a paper
 
 # %% ../../nbs/export/08_card.ipynb #bdf748e9
 class Figure(NamedTuple):
@@ -272,6 +273,7 @@ def model_card(
         'Data': _data(about, facts),
         'Results': _results(about),
         'Choices': _list(facts.chosen),
+        'Methods': as_markdown(facts.methods),
         'Limits': _list([*facts.limits, *_usual_limits(about)]),
         'License': license_words(about),
         'Versions': _list([*(f'{k} {v}' for k, v in about.versions.items()), f'SHA-256 of the weights {about.sha256}'])}

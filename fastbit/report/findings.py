@@ -113,6 +113,7 @@ class Findings:
     title: str = ''          # name of the data; '': `data_name` of the learner's loaders
     plan: str = ''           # the plan of the run, in words
     summary: str = ''        # the result, in words
+    methods: str = ''        # how the numbers were made, for a paper
     tta: pd.DataFrame = None # plain prediction and TTA, from `TTAResult.report`; `None`: no TTA
     validation: Evaluation = None # on the validation images, where `part` is the test set
     temperature: float = None # fitted on the validation images; `None`: not fitted

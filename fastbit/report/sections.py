@@ -194,6 +194,7 @@ def _of_any_task(f) -> dict:
         left_out=_records(f.left_out),
         plan=f.plan,
         summary=f.summary,
+        methods=f.methods,
         provenance=_provenance(f))
 
 def _number_sections(f) -> dict:
