@@ -63,6 +63,18 @@ def test_tensorboard_reads_its_files(data, tmp_path):
     assert 'options/text_summary' in found.Tags()['tensors']
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')   # of wandb
+def test_wandb_itself_records_a_run(data, tmp_path, monkeypatch):
+    "Offline: the file that `wandb sync` uploads has the steps, the epochs and the figures"
+    pytest.importorskip('wandb')
+    for k, v in dict(WANDB_MODE='offline', WANDB_SILENT='true').items(): monkeypatch.setenv(k, v)
+    baseline(data, **QUICK, out=tmp_path/'out', log='wandb')
+    file, = (tmp_path/'out').rglob('*.wandb')
+    recorded = file.read_bytes()
+    for key in (b'train/loss', b'valid/accuracy', b'final/accuracy', b'final/accuracy_low'): assert key in recorded, key
+
+
 def test_errors_come_before_work(data, tmp_path, monkeypatch, capsys):
     import importlib.util
     real = importlib.util.find_spec
