@@ -9,13 +9,11 @@ __all__ = ['LEAST_NOTICED', 'label_table', 'JudgedLabels', 'judge_label_sets', '
            'check_label_sets', 'check_labels']
 
 # %% ../../nbs/studies/01_detect.ipynb #0547eedf
-import contextlib, io, logging, os, tempfile, warnings
-from pathlib import Path
+import warnings
 from typing import NamedTuple
 
 # %% ../../nbs/studies/01_detect.ipynb #25027fd7
 import numpy as np, pandas as pd
-from PIL import ExifTags, ImageOps
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.linear_model import LogisticRegression
@@ -27,13 +25,13 @@ from sklearn.preprocessing import StandardScaler
 from ..bodies.preprocess import MAX_16_BIT
 from ..data.balance import MAX_RATIO
 from ..data.check import depth_words
-from ..data.decode import LARGE, open_image, read_image
 from ..data.label_sets import has_label_sets, hot_labels, label_counts, label_names
 from ..metrics.label_noise import fit_label_noise, noticeable, probs_right
 from ..metrics.stratify import iterative_folds
 from ..metrics.task import SINGLE_LABEL
 from ..training.head import STRENGTHS, FeatureScaler
 from ..training.separate import separate_logistic
+from .appearance import ODD_KINDS, appearance_issues
 from ..training.similar import similarity_risk
 
 # %% ../../nbs/studies/01_detect.ipynb #3fddbdb5
@@ -117,23 +115,17 @@ class Issue(NamedTuple):
 MIN_SIDE = 24    # pixels; an image with a shorter side is tiny
 MIN_IMAGES = 10  # images per class; with fewer, a held-out fifth is at most two images
 
-def _orientation(path) -> int:
-    "Read the EXIF orientation; 1 is upright"
-    try:
-        with open_image(path) as img: return int(img.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception: return 1   # a file that cannot be read is another issue
-
 def shape_issues(
     table:pd.DataFrame,  # Readable images: columns path, label, split
     report:pd.DataFrame, # From `check_images`
+    orientations,        # EXIF orientation of each image
 ) -> list[Issue]:
     "Find images that are tiny or stored sideways"
     issues = []
     sizes = dict(zip(report.path, zip(report.height, report.width)))
-    for r in table.itertuples():
+    for r, orientation in zip(table.itertuples(), map(int, orientations)):
         h, w = sizes[r.path]
         if min(h, w) < MIN_SIDE: issues.append(Issue.of('tiny', r, detail=f'{w} x {h} pixels'))
-        orientation = _orientation(r.path)
         if orientation not in (0, 1): issues.append(Issue.of('rotated', r, detail=f'EXIF orientation {orientation}'))
     return issues
 
@@ -200,45 +192,18 @@ def copy_issues(
     return issues
 
 # %% ../../nbs/studies/01_detect.ipynb #7da238dd
-ODD_KINDS = ('dark', 'light', 'blurry', 'low_information', 'odd_size')   # what cleanvision looks for
-_PLAIN_SIDE = 4096 # pixels
-
-def _plain_file(path, folder, max_value) -> str:
-    "Convert a file that cleanvision 0.3.7 misreads: it takes any mode for RGB or gray, and decodes large files whole"
-    with open_image(path) as img:
-        small = img.width*img.height <= LARGE
-        if img.mode in ('RGB', 'L') and small and img.format in ('JPEG', 'PNG'): return path
-    img = read_image(path, max_value=max_value)
-    if max(img.size) > _PLAIN_SIDE: img = ImageOps.contain(img, (_PLAIN_SIDE, _PLAIN_SIDE))
-    file = Path(folder)/f'{len(os.listdir(folder))}-{Path(path).stat().st_ino}.png'
-    img.save(file)
-    return str(file)
-
-def _cleanvision(paths) -> pd.DataFrame:
-    "Run cleanvision, without its progress bars and messages"
-    from cleanvision import Imagelab   # takes half a second to import, and only needed here
-    logging.getLogger('matplotlib').setLevel(logging.WARNING)
-    out, err = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
-    with out, err, warnings.catch_warnings():
-        warnings.simplefilter('ignore')   # cleanvision 0.3.7 uses what pandas 3 has deprecated
-        lab = Imagelab(filepaths=list(paths))
-        lab.find_issues({k: {} for k in ODD_KINDS}, n_jobs=1, verbose=False)
-    return lab.issues
-
 def odd_issues(
     table:pd.DataFrame,  # Readable images: columns path, label, split
     report:pd.DataFrame, # From `check_images`
+    measures:pd.DataFrame, # From `appearance_measures`, a row per image
     ignore=(),           # Paths to leave out
-    max_value:int=MAX_16_BIT, # As for `read_image`
 ) -> list[Issue]:
     "Find images that are dark, overexposed, blurry, almost empty or of an odd size"
-    with tempfile.TemporaryDirectory() as folder:
-        files = {_plain_file(p, folder, max_value): p for p in table.path}
-        judged = _cleanvision(files).rename(index=files)
     sizes = dict(zip(report.path, zip(report.width, report.height)))
+    judged = appearance_issues(measures, [sizes[p] for p in table.path])
     issues = []
     for kind in ODD_KINDS:
-        flagged = table[table.path.map(judged[f'is_{kind}_issue'])]
+        flagged = table[judged[kind].to_numpy()]
         rows = [r for r in flagged.itertuples() if r.path not in ignore]
         issues += [Issue.of(kind, r, detail='{} x {} pixels'.format(*sizes[r.path])) for r in rows]
     return issues

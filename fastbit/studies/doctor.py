@@ -42,6 +42,7 @@ from ..data.quantities import are_quantities
 from ..metrics.numbers import format_number
 from ..report.page import THUMB, Picture, picture_uri, render_page
 from .detect import KINDS, ODD_KINDS, Issue, LabelCheck, check_labels, copy_issues, depth_issues
+from .appearance import appearance_measures
 from .detect import group_issues, odd_issues, shape_issues, size_issues
 from .wrong_numbers import number_issues
 
@@ -215,15 +216,16 @@ def _unchecked_words(why) -> tuple: # One text per reason
 
 def _scale_words(numbers) -> str: return ' to '.join(map(format_number, (numbers.min(), numbers.max())))
 
-def _image_issues(good, report, groups, max_value) -> list[Issue]:
+def _image_issues(good, report, groups, max_value, **caching) -> list[Issue]:
     "Run the detectors that look at pixels, on images that can be read"
-    shapes = shape_issues(good, report)
+    measures = appearance_measures(good.path.tolist(), max_value, **caching)
+    shapes = shape_issues(good, report, measures.orientation)
     tiny = {o.path for o in shapes if o.kind == 'tiny'}   # of eight pixels everything is odd
     return [
         *shapes,
         *depth_issues(good, report, max_value),
         *copy_issues(good, groups, dict(zip(report.path, report.digest))),
-        *odd_issues(good, report, tiny, max_value)]
+        *odd_issues(good, report, measures, tiny)]
 
 @options_by_name
 @delegates(read_ordered_set)
@@ -267,7 +269,7 @@ def check_data(
     groups = []
     if len(good):
         groups = duplicate_groups(report[report.reason == ''])
-        issues += _image_issues(good, report, groups, max_value)
+        issues += _image_issues(good, report, groups, max_value, cache=cache, cache_gb=cache_gb)
     issues, not_listed, common = _without_usual(issues, len(good))
     about_labels = LabelCheck([])
     unchecked = _unchecked(table, good, labels)
