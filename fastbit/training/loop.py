@@ -104,7 +104,8 @@ class Loop(Learner):
         return self._call_one(event_name) if isinstance(event_name, str) else super().__call__(event_name)
 
     def _call_one(self, event_name):
-        # fastai 2.8 asks each callback at each event: a step on cached features is 1.2 times as long (benchmarks/callbacks.py)
+        # fastai 2.8 asks each callback at each event: a step on cached features is 1.2 times as long
+        # (benchmarks/callbacks.py)
         if not hasattr(event, event_name): return super()._call_one(event_name)   # for its error
         for cb in sorted(self.cbs, key=attrgetter('order')):
             resets_run = event_name == 'after_fit'   # in fastai's `Callback`
