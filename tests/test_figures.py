@@ -97,6 +97,23 @@ def test_mixup_in_the_upper_stages_did_what_the_page_says():
     assert words.groups()[2:] == (f'{100*a.mean():.1f}', f'{100*a.sem():.1f}', f'{l.mean():.2f}', f'{l.sem():.2f}')
 
 
+def test_reasons_of_constants_are_rows_of_the_benchmarks():
+    "Standardized features against fastbit's scaling, half the steps of the upper stages, and five images per class"
+    rows = pd.DataFrame([json.loads(line) for line in (ROOT/'benchmarks'/'recipes'/'results.jsonl').read_text().splitlines()])
+    rows = rows[(rows['size'] == 64) & (rows.arch == 'tf_efficientnet_lite0')]
+    def differences(a, b, k, measured='accuracy'):
+        wide = rows[rows.k == k].pivot_table(index=['set', 'seed'], columns='recipe', values=measured)
+        return (wide[a] - wide[b]).dropna()
+    code = lambda module: (ROOT/'fastbit'/module).read_text()
+    worse, higher = (differences('linear_probe', 'logistic', 20, m).groupby('set').mean() for m in ('accuracy', 'loss'))
+    assert len(worse) == 6 and f'0 to {higher.max():.1f} nats higher, and the accuracy 0 to {-100*worse.min():.0f} points lower' in code('training/head.py')
+    assert -.05 < higher.min() < .05 and -.01 < worse.max() < .01
+    half = differences('upper_150', 'upper', 16)
+    assert f'half as many cost {-100*half.mean():.0f} points with 16 images per class' in code('training/upper.py')
+    wins = (differences('upper', 'logistic', 5).groupby('set').mean() > 0)
+    assert (wins.sum(), len(wins)) == (3, 6) and 'with 5, the upper stages win on half of six sets' in code('baseline/auto.py')
+
+
 def test_speeds_in_module_pages_are_rows_of_the_results():
     asked = row('step on cached features, all callbacks asked / those that have the event')['value']
     assert f'makes a step on cached features {asked:.1f} times as long' in prose('training/08_loop.ipynb')

@@ -108,7 +108,7 @@ class SmoothLabels(Callback):
     def after_train(self): self.learn.loss_func = self.plain
 
 # %% ../../nbs/training/18_upper.ipynb #d99290b9
-UPPER_STEPS = 300   # optimizer steps; 600 gained nothing at 48 images per class (benchmarks/recipes)
+UPPER_STEPS = 300   # optimizer steps; half as many cost 5 points with 16 images per class (benchmarks/recipes)
 UPPER_EPOCHS = 5    # passes at least, where there are more images
 UPPER_LR = 4e-3     # peak rate of all stages that train, with BatchNorm in training mode (benchmarks/recipes)
 UPPER_VIEWS = 8     # views of each image: itself, and augmentations
