@@ -1,5 +1,5 @@
 "Figures in the prose of pages: they are those of the benchmarks, of kept outputs and of the authors, and every page says where they come from"
-import json, re
+import inspect, json, re
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -182,6 +182,27 @@ def test_counts_of_what_there_is():
     assert f'{words[len(list((NBS/"tutorials").glob("*.ipynb")))]} tutorials' in (ROOT/'CHANGELOG.md').read_text()
     import test_onnx_bodies as onnx
     assert f'each of {len(onnx.FAST) + len(onnx.SLOW)} families' in prose('export/04_onnx.ipynb')
+
+
+def test_constants_in_prose_are_those_of_the_code():
+    from fastbit.bodies import build_body
+    from fastbit.bodies.stages import body_stages
+    from fastbit.core.device import LARGE_BATCH
+    from fastbit.core.store import CACHE_GB
+    from fastbit.export.int8 import CALIBRATION
+    from fastbit.studies import serve
+    from fastbit.training import compiled, guards
+    from fastbit.training.checkpoint import SAVE_SECONDS
+    gpu = prose('concepts/gpu.ipynb')
+    assert f'{LARGE_BATCH} images or more' in gpu and guards._LOOK_EVERY == 16 and 'noticed within sixteen steps' in gpu
+    assert round(compiled._MOST_SECONDS/compiled._LEAST_GAIN/60) == 7 and 'about seven minutes or more' in gpu
+    for page in ('concepts/caching.ipynb', 'how_to/memory.ipynb'): assert f'at most {CACHE_GB:.0f} GB' in prose(page), page
+    assert f"the cache's {CACHE_GB:.0f} GB" in prose('how_to/huge.ipynb')
+    assert f'at most every {SAVE_SECONDS:.0f} seconds' in prose('how_to/resume.ipynb')
+    assert f'up to {CALIBRATION} *training* images' in prose('how_to/onnx.ipynb')
+    assert f'{inspect.signature(serve).parameters["max_mb"].default:.0f} MB by default' in prose('how_to/serve.ipynb')
+    stages = [len(body_stages(build_body(arch, 2, 'random'))) for arch in ('efficientnet_b0', 'BiT-M-R50x1')]
+    assert '{} for EfficientNet-B0, {} for BiT R50x1'.format(*stages) in prose('coming_from/fastai_users.ipynb')
 
 
 def requirements_of(name, extras=()):
