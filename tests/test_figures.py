@@ -213,6 +213,8 @@ def requirements_of(name, extras=()):
 
 def test_the_size_of_an_installation():
     "Of all files of fastbit's requirements and theirs, with and without what only GPUs need"
+    version, = re.findall(r'the files of PyTorch ([\d.]+\d)', prose('install.ipynb'))
+    if not distribution('torch').version.startswith(version): pytest.skip(f'not PyTorch {version}')
     queue, sizes, libraries = list(requirements_of('fastbit')), {}, 0
     while queue:
         r = queue.pop()
@@ -227,7 +229,7 @@ def test_the_size_of_an_installation():
     if gpu < 1e9: pytest.skip('PyTorch without the libraries for GPUs')
     whole, least = re.search(r'\(([\d.]+) GB in all on Linux with its GPU libraries, ([\d.]+) GB without them', prose('install.ipynb')).groups()
     total = sum(sizes.values())
-    assert total/1e9 == pytest.approx(float(whole), abs=.5) and (total - gpu - libraries)/1e9 == pytest.approx(float(least), abs=.3), sizes
+    assert total/1e9 == pytest.approx(float(whole), abs=.5) and (total - gpu - libraries)/1e9 == pytest.approx(float(least), abs=.35), sizes
     assert f'({whole} GB on Linux' in prose('index.ipynb')
 
 
