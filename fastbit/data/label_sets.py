@@ -6,9 +6,9 @@ Docs: https://fastbit.github.io/fastbit/data/label_sets.html.md"""
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'has_label_sets', 'label_names', 'label_counts', 'hot_labels', 'label_separator', 'check_one_label',
-           'joined_labels', 'check_several_labels', 'recognize_separator', 'are_lists', 'read_label_sets',
-           'tidy_label_sets', 'is_hot', 'check_label_columns', 'are_hot_columns', 'hot_label_sets', 'same_files',
-           'merge_label_sets']
+           'joined_labels', 'split_labels', 'check_several_labels', 'recognize_separator', 'are_lists',
+           'read_label_sets', 'tidy_label_sets', 'is_hot', 'check_label_columns', 'are_hot_columns', 'hot_label_sets',
+           'same_files', 'merge_label_sets']
 
 # %% ../../nbs/data/28_label_sets.ipynb #bd6684cf
 import hashlib, os, re
@@ -85,6 +85,14 @@ def joined_labels(
     "Write sets of labels as texts, 'beach;sunset'"
     between = label_separator(classes)
     return [between.join(o) if isinstance(o, (tuple, list)) else str(o) for o in labels]
+
+def split_labels(
+    texts,   # From `joined_labels`, of sets of labels; '': an image without labels
+    classes, # Names of all classes
+) -> list[tuple]: # Names per image
+    "Read sets of labels as `joined_labels` writes them"
+    between = label_separator(classes)
+    return [tuple(o for o in text.split(between) if o) for text in texts]
 
 def check_several_labels(
     labels:pd.Series # Names, or tuples of names
