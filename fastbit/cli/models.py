@@ -306,7 +306,8 @@ def _export_int8(args) -> int:
     from fastbit.studies.int8_cost import measure_int8
     with contextlib.redirect_stdout(sys.stderr):   # progress
         cost = measure_int8(args.model, args.file)
-    print(f'{args.file}: from uint8 pixels, n x height x width x 3, to probabilities, in 8-bit integers')
+    what = 'numbers' if cost.metric == 'mae' else 'probabilities'
+    print(f'{args.file}: from uint8 pixels, n x height x width x 3, to {what}, in 8-bit integers')
     print(cost)
     return 0
 

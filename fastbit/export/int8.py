@@ -50,9 +50,10 @@ def onnx_probs(
     session,             # From `open_onnx`
     predictor:Predictor, # Whose preprocessing counts
     items,               # Files or images
-) -> np.ndarray: # n x classes, float32
-    "Compute the probabilities of images with an ONNX file"
-    found = [session.run(['probabilities'], {'images': x})[0] for x in onnx_batches(predictor, items)]
+) -> np.ndarray: # n x classes, or n x 1 numbers, float32
+    "Compute the probabilities of images, or the numbers that are predicted, with an ONNX file"
+    output = 'number' if predictor.task.is_number else 'probabilities'
+    found = [session.run([output], {'images': x})[0] for x in onnx_batches(predictor, items)]
     return np.concatenate(found)
 
 def onnx_seconds(
@@ -75,15 +76,23 @@ def onnx_seconds(
 _PRODUCTS = ('Gemm', 'MatMul')
 _QUANTIZED = ['Conv', *_PRODUCTS, 'Clip', 'Relu']   # activations join the convolutions, whose range they limit
 
+def _classifier(graph): # `None`: none is found
+    "The last matrix product or convolution (as in BiT) before the first output"
+    makers = {name: node for node in graph.graph.node for name in node.output}
+    names = [graph.graph.output[0].name]   # probabilities, or number
+    while names:
+        node = makers.get(names.pop(0))
+        if node is None: continue   # a weight
+        if node.op_type in ('Conv', *_PRODUCTS): return node
+        names += node.input
+
 def float_nodes(
     graph # `onnx.ModelProto` from `export_onnx`
-) -> list[str]: # Names; empty: the classifier is not a matrix product
+) -> list[str]: # Names; empty: the graph has no classifier
     "List the nodes that are computed from the pooled features"
-    makers = {name: node for node in graph.graph.node for name in node.output}
-    node = makers.get('probabilities')
-    while node is not None and node.op_type not in _PRODUCTS: node = makers.get(node.input[0])
-    if node is None: return []
-    after, names = {node.input[0]}, []
+    classifier = _classifier(graph)
+    if classifier is None: return []
+    after, names = {classifier.input[0]}, []
     for n in graph.graph.node:   # in the order of computation
         if not after.intersection(n.input): continue
         after.update(n.output)
@@ -145,9 +154,7 @@ def check_int8(
     "Raise `ValueError` for a model that `export_int8` does not take"
     if isinstance(predictor.model, EnsembleModel):
         raise ValueError('int8 is for one model, and this one is the mean of several: no image is held out from all of '
-                         'them, so the loss of accuracy cannot be measured. Train without folds= (--folds).')
-    if not predictor.task.is_single:
-        raise ValueError('int8 is for models with one label per image. Export this one without int8 (--int8).')
+                         'them, so what int8 costs cannot be measured. Train without folds= (--folds).')
 
 def export_int8(
     predictor:Predictor, # From `load_predictor`
