@@ -10,6 +10,7 @@ from fastai.vision.augment import Resize
 import fastbit.baseline.result as module
 from fastbit.baseline import baseline, Run
 from fastbit.data import image_dataloaders
+from fastbit.report.headline import interval_words
 from fastbit.training import transfer_learner, tta_probs
 from conftest import TINY, look_at, picture
 
@@ -141,3 +142,41 @@ def test_the_rate_finder_of_the_report_changes_nothing(folder):
         with learn.no_bar(), learn.no_logging(): learn.fit_head(3, find_lr=find)
     assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values()))
     assert one.history.steps.equals(two.history.steps) and two.rate_curve is not None
+
+
+@pytest.fixture(scope='module')
+def folds(tmp_path_factory):
+    "The text of the report of three folds of a table with patients, whose headline is the balanced accuracy, and the run"
+    root = tmp_path_factory.mktemp('folds')
+    rows = []
+    for label, n in (('ill', 9), ('well', 18)):
+        for i in range(n):
+            picture(i, 2*(label == 'well') + (i % 4 == 0)).save(root/f'{label}{i}.png')
+            rows.append(dict(image=f'{label}{i}.png', label=label, patient=f'{label}{i//3}'))
+    pd.DataFrame(rows).to_csv(root/'labels.csv', index=False)
+    res = baseline(root/'labels.csv', **small | dict(recipe='head', epochs=None), group_col='patient', folds=3, metric='balanced_accuracy', out=root/'run')
+    page = re.sub(r'<style.*?</style>|<[^>]+>', ' ', (root/'run'/'report.html').read_text(), flags=re.S)
+    return res, ' '.join(page.split())
+
+
+def test_the_first_lines_are_about_the_headline(folds):
+    "The interval of the balanced accuracy, not that of the accuracy, and what always answering one class scores by it"
+    res, page = folds
+    low, high = res.evaluation.score('balanced_accuracy').interval
+    assert f'Between {interval_words(low, high, " and ")} of images of new groups' in page and 'will be classified correctly if all classes count alike' in page
+    assert 'always answering “well”, the most frequent class, a balanced accuracy of 50.0% (accuracy 66.7%)' in page
+
+
+def test_a_report_of_folds_counts_each_image_once(folds):
+    "The first fold's 18 training and 9 validation images are not the run's"
+    res, page = folds
+    data = page[page.index(' Data class '):page.index('Skipped files')]
+    assert 'class images ill 9 well 18 all 27' in data and 'held out once, in one of 3 folds; the other 2 models' in data
+    assert 'training images precision' not in page
+    assert '27 images, 2 classes; each held out once in 3 folds' in res.plan.short() and 'each held out once (3 folds, stratified' in str(res.plan)
+
+
+def test_a_report_explains_what_images_of_groups_are_worth(folds):
+    page = folds[1]
+    worth = re.search(r'9 groups, 3 folds: worth (\d+) independent images', page)[1]
+    assert f'as precisely as {worth} independent images would' in page and 'models of several folds share training images' in page

@@ -181,7 +181,7 @@ class FoldsRun:
         self._check_same_images()
         self._remember_first()
         plan.folds = self.n
-        plan.split = plan.split.replace(f'fold {first.data.fold} of', 'each of')
+        plan.split = plan.split.replace(f'fold {first.data.fold} of {self.n} to validate', f'{self.n} folds')
         return plan
 
     def _check_same_images(self):

@@ -123,8 +123,11 @@ class Plan(ShownOnce):
         test = f', {self.n_test} test' if self.n_test else ''
         skipped = self.n_left_out + sum(self.not_used.values())
         files = f', {skipped} skipped' if skipped else ''
-        counts = (f': {self.n_images} images, {self._answers()}; '
-                  f'{self.n_train} train, {self.n_valid} valid{test}{files}')
+        held_out = f'{self.n_train} train, {self.n_valid} valid{test}'
+        if self.folds > 1: held_out = f'each held out once in {self.folds} folds'
+        counts = f': {self.n_images} images, {self._answers()}; {held_out}{files}'
+        if self.numbers:   # last, where a long line is cut
+            counts = f': {self.n_images} images; {held_out}{files}; {self.numbers.partition(", mean")[0]}'
         room = max(12, LINE - 7 - len(counts))
         name = self.data if len(self.data) <= room else self.data[:room-1] + '…'
         return name + counts
@@ -133,7 +136,7 @@ class Plan(ShownOnce):
         last = [p for p in self.phases if not p.only_after_head][-1]
         if isinstance(last, RulePhase): length = f'{last.rule.steps_to_do} steps of {last.rule.batch_size} images'
         elif isinstance(last, UpperPhase): length = f'{last.length.n_steps} steps {last.name} up'
-        elif isinstance(last, HeadPhase): length = last.method
+        elif isinstance(last, HeadPhase): length = last.method.removesuffix(' on features')
         else: length = f'{last.n_epoch + 1} epochs'
         return f'{self.arch}, {self.size} px; {self.recipe}, {length}'
 
@@ -163,6 +166,7 @@ class Plan(ShownOnce):
         test = f' to validate and {self.n_test} to test' if self.n_test else ''
         counts = f'{self.n_images} images, {self._answers()}{unreadable}'
         held_out = f'{self.n_train} to train, {self.n_valid} held out{test} ({self.split})'
+        if self.folds > 1: held_out = f'each held out once ({self.split})'
         per_epoch = -(-self.n_train//self.bs)
         batches = f'loaded {self.bs} at a time' if self.rule else f'batches of {self.bs}, {per_epoch} per epoch'
         rows = [('data', f'{self.data}: {counts}; {held_out}')]

@@ -36,7 +36,7 @@ def card_choices(
     said = [f'Chosen on {where}: {result.chosen}.'] if result.chosen else []
     if result.findings.task.key == 'labels': said.append(f'The thresholds of the labels were chosen by F1 on {where}.')
     said.append(_calibration_words(result))
-    if unsure: said.append(f'Confidence thresholds: {unsure.rstrip(".")}.')
+    if unsure: said.append(f'Confidence thresholds: {unsure[0].lower()}{unsure[1:].rstrip(".")}.')
     return tuple(filter(None, said))
 
 # %% ../../nbs/baseline/14_run_card.ipynb #7dde960d

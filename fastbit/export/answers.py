@@ -118,7 +118,7 @@ def _promises(predictor, limits) -> list:
     if answers is None: return found
     wanted = limits.get('min_precision', USUAL_PRECISION)
     if 'min_precision' in limits: found.append(str(answers.precision(wanted)))
-    elif _has_thresholds(predictor): found.append(f'No answer is “unsure”: {answers.precision(wanted).why_not()}')
+    elif _has_thresholds(predictor): found.append(f'No answer is “unsure”. {answers.precision(wanted).why_not()}')
     if 'coverage' in limits:
         found.append(f'The set of classes contains the true one for {100*limits["coverage"]:g}% of such images.')
     if 'unlike' in limits:

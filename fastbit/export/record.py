@@ -44,6 +44,11 @@ def _is_number(v, low=-_MAX, high=_MAX) -> bool:
     "Is it a finite number within these limits?"
     return isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= high
 
+def _on_images(evaluation) -> str: # 'on 72 validation images'
+    "Name the images of an evaluation"
+    part = dict(valid='validation', test='test').get(evaluation.get('part'), 'held-out')
+    return f'on {evaluation["n"]} {part} images'
+
 def _ends(interval) -> tuple|None: # `None`: unknown, or not two numbers
     "Read a confidence interval"
     ok = isinstance(interval, (list, tuple)) and len(interval) == 2 and all(map(_is_number, interval))
@@ -169,14 +174,13 @@ class Artifact:
         if self.task == 'number':
             if not all(_is_number(e.get(k)) for k in ('mae', 'n')): return 'not measured'
             words = number_words('mae', e['mae'], _ends(e.get('mae_interval')))
-            return f"{words}, n = {e['n']}, {e.get('part', 'held out')}"
+            return f'{words} {_on_images(e)}'
         if self.task == 'labels':
             if not all(_is_number(e.get(k)) for k in ('map', 'n')): return 'not measured'
             words = label_score_words('map', e['map'], _ends(e.get('map_interval')))
-            return f"{words}, n = {e['n']}, {e.get('part', 'held out')}"
+            return f'{words} {_on_images(e)}'
         if not all(_is_number(e.get(k)) for k in ('accuracy', 'low', 'high', 'n')): return 'not measured'
-        return (f"accuracy {e['accuracy']:.2%} (95% CI {100*e['low']:.1f}–{e['high']:.1%}, n = {e['n']}, "
-                f"{e.get('part', 'held out')})")
+        return f"accuracy {e['accuracy']:.2%} (95% CI {100*e['low']:.1f}–{e['high']:.1%}) {_on_images(e)}"
 
     def _thresholds(self) -> str:
         if self.task == 'number':

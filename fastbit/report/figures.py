@@ -205,7 +205,7 @@ def plot_reliability(
         ax.scatter(t.confidence, t.accuracy, area, color=color, alpha=.85, label=label, zorder=3)
         ax.vlines(t.confidence, t.acc_low, t.acc_high, color=color, lw=1, alpha=.45)
     below.bar(table.low, table.n, table.high-table.low, align='edge', color='C0', edgecolor='w')
-    ax.set(ylabel='accuracy', xlim=(0, 1.02), ylim=(-.02, 1.02))
+    ax.set(ylabel='accuracy', xlim=(0, 1.04), ylim=(-.04, 1.04))   # whole points, at the corner, too
     below.set(xlabel='confidence (probability of the predicted class)', ylabel='images')
     for a in (ax, below): a.spines[['top', 'right']].set_visible(False)
     legend = fig.legend(frameon=False, loc='outside upper left', ncols=2, fontsize=9)

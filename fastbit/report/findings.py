@@ -141,6 +141,12 @@ class Findings:
     @property
     def table(self) -> pd.DataFrame|None: return getattr(self.learn.dls, 'table', None)
     @property
+    def splits(self) -> dict: # Name -> bool for each row of the table, of the splits that have images
+        "Which rows of the table are of which split; with folds every image trains and is held out once"
+        has, names = self.table.split, dict(training=['train'], validation=['valid'], test=['test'])
+        if self.n_models > 1: names = dict(images=['train', 'valid'], test=['test'])
+        return {name: rows for name, parts in names.items() if (rows := has.isin(parts)).any()}
+    @property
     def balance(self) -> str: return getattr(self.learn.dls, 'balance', 'none') # as in `DataOptions`
     @property
     def max_value(self) -> int: return getattr(getattr(self.learn.dls, 'preprocess', None), 'max_value', MAX_16_BIT)

@@ -19,7 +19,6 @@ from PIL import Image
 # %% ../../nbs/report/04_map_pictures.ipynb #f154351b
 from ..bodies.model import TransferModel
 from ..data.features import view_pixels
-from ..metrics.numbers import format_number
 from .cam import overlay
 from .findings import Findings
 from .gradient_map import MapMethod, activation_maps, check_maps_package, find_map_method
@@ -88,7 +87,8 @@ def number_cases(
     others = [int(i) for i in f.predicted.argsort(stable=True) if i not in worst]
     cases = []
     for i in [*worst.tolist(), *_spread(others, most - len(worst))]:
-        caption = f'predicted {format_number(float(f.predicted[i]))}, true {format_number(float(targs[i]))}'
+        words = f.task.scale.words
+        caption = f'predicted {words(float(f.predicted[i]))}, true {words(float(targs[i]))}'
         cases.append(MapCase(i, 0, f'of {f.classes[0]}', caption))
     return cases
 

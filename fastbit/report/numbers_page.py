@@ -81,7 +81,7 @@ def number_pictures(
     residuals = Picture(
         uri=picture_uri(plot_residuals(targs, pred, name)),
         alt=f'True minus predicted {name} against the prediction: mean {format_number((targs - pred).mean())}',
-        caption='Residuals: a median that is not flat, or a funnel, is something that the model has not learned')
+        caption='Residuals. A median that is not flat shows a systematic error; a funnel shows errors that grow with the number')
     return [predicted, residuals, *level_pictures(f)]
 
 def _predicted_words(scale, number) -> str: # '1.64 (high)'
@@ -121,9 +121,10 @@ def number_data(
     "Count images and describe their numbers"
     if f.table is None: return None
     rows = []
-    for split, name in dict(train='training', valid='validation', test='test').items():
-        numbers = f.table.label[f.table.split == split]
-        if len(numbers): rows.append((name, len(numbers), *map(f.task.scale.words, numbers.quantile([0, .5, 1]))))
+    for name, of_split in f.splits.items():
+        numbers = f.table.label[of_split]
+        name = dict(images='all').get(name, name)
+        rows.append((name, len(numbers), *map(f.task.scale.words, numbers.quantile([0, .5, 1]))))
     return NumberData(rows, number_samples(f))
 
 _NOTES = dict(
@@ -155,4 +156,4 @@ def number_tta(
     "List plain prediction and TTA, as text"
     if f.tta is None or 'TTA' not in f.tta.index: return None
     row = lambda r: dict(mae=format_number(r.mae), rmse=format_number(r.rmse), seconds=f'{r.seconds:.1f}')
-    return [dict(what=what, views=r.views, **row(r)) for what, r in f.tta.iterrows()]
+    return [dict(what=what, views=int(r.views), **row(r)) for what, r in f.tta.iterrows()]

@@ -25,13 +25,13 @@ from ..data.balance import MAX_RATIO
 from ..metrics.calibration import few_images_words
 from ..data.label_sets import label_counts
 from ..metrics.intervals import effective_size
-from ..metrics.scores import METRIC_WORDS, format_interval, format_score
+from ..metrics.scores import METRIC_WORDS, format_interval, format_score, metric_value
 from ..metrics.several import label_score_words
 from .examples import explain_errors, explain_mistakes, with_features
 from .feature_map import map_picture
 from .unsure import unsure_section
 from .findings import Findings, class_table, data_name, data_notes
-from .headline import accuracy_sentence, baseline_sentences, guessing, interval_words, worst_class
+from .headline import baseline_sentences, guessing, interval_words, score_sentence, worst_class
 from .labels_page import label_mistakes, label_rows, label_samples, label_sentences
 from .numbers_page import number_data, number_metric_rows, number_mistakes, number_pictures
 from .numbers_page import number_sentences, number_tta
@@ -63,10 +63,24 @@ def _temperature_row(f) -> MetricRow:
 def _units(f) -> str:
     "Name the interval, and what it takes as independent"
     n, folds = f.evaluation.n_groups, '' if f.worth == 1 else f', {f.n_models} folds'
-    if n is None or n == f.evaluation.n: return f'Wilson{folds}'
-    right = (f.predicted == f.targs).numpy()
-    worth = round(f.worth*effective_size(right, f.groups))
-    return f'Wilson, {n} groups{folds}: worth {worth} independent images'
+    if not _in_groups(f): return f'Wilson{folds}'
+    return f'Wilson, {n} groups{folds}: worth {_independent(f)} independent images'
+
+def _in_groups(f) -> bool:
+    "Do several of the images belong to one group?"
+    return f.evaluation.n_groups not in (None, f.evaluation.n)
+
+def _independent(f) -> int:
+    "Count the independent images that would give an interval as wide"
+    return round(f.worth*effective_size((f.predicted == f.targs).numpy(), f.groups))
+
+def _worth_words(f) -> str:
+    "Explain why the interval is wider than the number of images suggests; '': it is not"
+    if not _in_groups(f): return ''
+    why = 'Images of one group resemble each other'
+    if f.worth < 1: why += ', and the models of several folds share training images'
+    return (f'{why}. So these {f.evaluation.n} images measure the accuracy only as precisely as {_independent(f)} '
+            'independent images would, and the intervals are as wide as for those.')
 
 def _score_row(f, name) -> MetricRow:
     "A metric with its interval, written as in the rest of the page"
@@ -113,10 +127,14 @@ def _metric_rows(f) -> list[MetricRow]:
 class DataSection:
     "Images per class and split"
     splits: list     # names of the splits, 'training', …
-    rows: list       # one tuple per class: name, images of each split, sum
+    rows: list       # one tuple per class: name, images of each split, and of several splits their sum
     total: list      # sums over classes
     imbalance: str   # sentence; '': no class has more than twice the images of another
     samples: list    # `Picture`s
+
+def _with_sum(counts) -> list:
+    "Add the images of all splits, where there are several"
+    return [*counts, sum(counts)] if len(counts) > 1 else counts
 
 def _balance_words(f, n) -> str:
     "Say how training made classes of different sizes count alike, or name the option that does"
@@ -128,15 +146,12 @@ def _label_data(f) -> DataSection|None:
     "Count the images of each label; sums are of images"
     table = f.table
     if table is None: return None
-    names = dict(train='training', valid='validation', test='test')
-    splits = [s for s in names if (table.split == s).any()]
-    counts = {s: label_counts(table.label[table.split == s]) for s in splits}
+    counts = {name: label_counts(table.label[rows]) for name, rows in f.splits.items()}
     n = label_counts(table.label)
-    images = [int((table.split == s).sum()) for s in splits]
     return DataSection(
-        splits=[names[s] for s in splits],
-        rows=[(label, *(int(counts[s].get(label, 0)) for s in splits), int(n[label])) for label in n.index],
-        total=[*images, sum(images)],
+        splits=list(counts),
+        rows=[(label, *_with_sum([int(c.get(label, 0)) for c in counts.values()])) for label in n.index],
+        total=_with_sum([int(rows.sum()) for rows in f.splits.values()]),
         imbalance=f'An image has {n.sum()/max(len(table), 1):.2g} labels on average; the last row counts images.',
         samples=label_samples(f))
 
@@ -144,15 +159,15 @@ def _data(f) -> DataSection|None:
     "Count images; `None` for loaders without a table"
     table = f.table
     if table is None: return None
-    names = dict(train='training', valid='validation', test='test')
-    splits = [s for s in names if (table.split == s).any()]
-    counts = pd.crosstab(table.label.astype(str), table.split).reindex(columns=splits)
+    labels = table.label.astype(str)
+    counts = pd.DataFrame({name: labels[rows].value_counts() for name, rows in f.splits.items()})
+    counts = counts.fillna(0).astype(int).sort_index()
     n = counts.sum(axis=1)
     imbalance = f'The largest class has {n.max()/max(n.min(), 1):.1f} times as many images as the smallest.'
     return DataSection(
-        splits=[names[s] for s in splits],
-        rows=[(label, *row, int(n[label])) for label, row in zip(counts.index, counts.values.tolist())],
-        total=counts.sum().tolist() + [int(n.sum())],
+        splits=list(counts),
+        rows=[(label, *_with_sum(row)) for label, row in zip(counts.index, counts.values.tolist())],
+        total=_with_sum(counts.sum().tolist()),
         imbalance=imbalance + _balance_words(f, n) if n.max() > 2*n.min() else '',
         samples=class_samples(f))
 
@@ -183,6 +198,7 @@ def _of_any_task(f) -> dict:
     return dict(
         lead=_lead(f),
         notes=data_notes(f.learn),
+        n_models=f.n_models,
         advice=f.advice,
         curve_words=_curve_words(f),
         evaluation=f.evaluation,
@@ -230,12 +246,25 @@ def _first_lines(f) -> dict:
     ev, table = f.evaluation, f.table
     n_groups = ev.n_groups if getattr(getattr(f.learn.dls, 'image_set', None), 'grouped_by', '') else None
     images = 'test' if f.part == 'test' else 'held-out'
-    trained = None if table is None else table.label[table.split == 'train']
-    most_frequent = guessing([f.classes[t] for t in f.targs], trained)
+    trained = None if table is None else table.label[next(iter(f.splits.values()))]
+    most_frequent, share = guessing([f.classes[t] for t in f.targs], trained)
+    interval = None if f.metric == 'accuracy' else ev.score(f.metric).interval
+    metric, interval = ('accuracy', (ev.low, ev.high)) if interval is None else (f.metric, interval)
+    other = None if metric == 'accuracy' else _guess_words(f, most_frequent)
     return dict(
-        expected=accuracy_sentence(ev.low, ev.high, ev.n, images, n_groups),
-        compared=baseline_sentences(*most_frequent, f.head_accuracy, on_validation=f.part == 'test'),
+        expected=score_sentence(metric, interval, ev.n, images, n_groups),
+        compared=baseline_sentences(most_frequent, share, f.head_accuracy, f.part == 'test', other),
+        worth=_worth_words(f),
         worst=worst_class(class_table(f.targs, f.predicted, f.classes, groups=f.groups)))
+
+def _guess_words(f, most_frequent) -> str|None:
+    "What always answering one class scores by the headline; `None`: that is undefined"
+    if most_frequent not in f.classes: return None
+    always = np.zeros((len(f.targs), len(f.classes)))
+    always[:, f.classes.index(most_frequent)] = 1
+    value, words = metric_value(f.metric, always, f.targs), METRIC_WORDS[f.metric]
+    if f.metric == 'loss' or not np.isfinite(value): return None
+    return f'a {words.label} of {percent(value) if words.percent else format_score(f.metric, value)}'
 
 def _curve_words(f) -> str:
     "What the linear probes scored; '': there were none"
@@ -261,7 +290,7 @@ def _sections(f) -> dict:
         compared_with=f.features.words if f.features else '',
         unexplained=_unexplained(f),
         pairs=confused_examples(f),
-        per_class=class_table(f.targs, f.predicted, f.classes, f.table, f.groups),
+        per_class=class_table(f.targs, f.predicted, f.classes, f.table if f.n_models == 1 else None, f.groups),
         confusion=confusion_picture(f),
         feature_map=map_picture(f),
         reliability=reliability_picture(f),
