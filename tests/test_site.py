@@ -296,13 +296,35 @@ def test_plots_are_dark_in_the_dark(url, browser):
     assert browser.execute_script('return getComputedStyle(document.querySelector("img.plot")).filter') == 'none'
 
 
-def test_the_picture_of_the_home_page_follows_the_button(url, browser):
-    open_page(browser, url + 'index.html', WIDTHS['desktop'])
+@pytest.mark.parametrize('where, name', [('desktop', 'report'), ('phone', 'report_phone')])
+def test_the_picture_of_the_home_page_follows_the_button(url, browser, where, name):
+    "On a phone it is another one, whose text is as large as that of a page"
+    open_page(browser, url + 'index.html', WIDTHS[where])
     shown = 'const i = document.querySelector("picture img"); return i.decode().then(() => i.currentSrc.split("/").pop())'
-    assert browser.execute_script(shown) == 'report_light.webp'
+    assert browser.execute_script(shown) == f'{name}_light.webp'
     browser.execute_script('window.smalldocsToggleScheme()')
-    try: assert browser.execute_async_script(f'const done = arguments[0]; setTimeout(() => (() => {{ {shown} }})().then(done), 200)') == 'report_dark.webp'
+    try: assert browser.execute_async_script(f'const done = arguments[0]; setTimeout(() => (() => {{ {shown} }})().then(done), 200)') == f'{name}_dark.webp'
     finally: browser.execute_script('localStorage.clear()')
+
+
+def test_breadcrumbs_do_not_repeat_themselves(site):
+    "A section and its first page have one name, and one place in the sidebar"
+    lists = {p: re.search(r'<ol class="breadcrumb">(.*?)</ol>', (site/p).read_text(), re.S) for p in pages(site)}
+    crumbs = {p: [re.sub(r'<[^>]+>', '', o).strip() for o in re.findall(r'<li.*?</li>', m[1], re.S)] for p, m in lists.items() if m}
+    assert len(crumbs) > 200 and crumbs['results.html'] == ['Benchmarks', 'Results']
+    assert {p: o for p, o in crumbs.items() if len(set(o)) < len(o)} == {}
+
+
+def test_notes_of_names_are_in_sight_on_a_phone(url, browser):
+    "The third column of `in timm | in fastbit | …` stands below the others, and options are not cut at their hyphens"
+    for page in ('coming_from/timm_users.html', 'coming_from/keras_users.html', 'how_to/imbalance.html'):
+        open_page(browser, url + page, WIDTHS['phone'])
+        wide = browser.execute_script('return [...document.querySelectorAll("table.noted td")].filter(e => e.getBoundingClientRect().right > innerWidth).map(e => e.innerText)')
+        assert wide == [] and browser.execute_script('return document.querySelectorAll("table.noted").length') == 1
+        assert browser.execute_script('return [...document.querySelectorAll("main .option")].every(e => e.getClientRects().length === 1)')
+    open_page(browser, url + 'how_to/imbalance.html', WIDTHS['desktop'])
+    codes = 'return [...document.querySelectorAll("main th code, main td:not(.long) code")].map(e => [e.innerText, e.getClientRects().length])'
+    assert ['batches', 1] in (found := browser.execute_script(codes)) and {n for _, n in found} == {1}
 
 
 def test_plots_and_tables_can_be_read_on_a_phone(url, browser):

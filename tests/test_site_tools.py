@@ -154,6 +154,29 @@ def test_plots_and_photographs(looks):
     assert not looks.is_plot(drawn(noise)) and not looks.is_plot(Image.new('RGB', (90, 90), 'white'))
 
 
+def test_a_picture_counts_as_a_plot_with_any_mode(looks):
+    "Channels are looked at apart; what is transparent is white"
+    import numpy as np
+    from PIL import Image
+    px = np.full((60, 90, 4), 255, np.uint8)
+    px[20:40, 10] = px[39, 10:80] = (30, 30, 30, 255)
+    img = Image.fromarray(px)
+    assert looks.is_plot(img) and all(looks.is_plot(img.convert(mode)) for mode in ('RGB', 'L', 'P', 'LA'))
+    px[..., 3] = np.where((px[..., 0] == 255), 0, 255)
+    px[..., :3][px[..., 3] == 0] = 7   # dark, and not seen
+    assert looks.is_plot(Image.fromarray(px)) and looks.on_white(Image.fromarray(px)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_options_do_not_break_and_notes_have_a_class(looks):
+    marked = looks.mark_options('<p><code>fastbit x --no-cache</code> and --no-cache, <!-- a --b --></p><pre><code class="sh"><span class="ex">y</span> --a-b=1 a--b</code></pre>')
+    assert marked == ('<p><code>fastbit x <span class="option">--no-cache</span></code> and --no-cache, <!-- a --b --></p>'
+                      '<pre><code class="sh"><span class="ex">y</span> <span class="option">--a-b</span>=1 a--b</code></pre>')
+    table = '<table class="table"> <thead> <tr> <th>in <code>timm</code></th> <th>in fastbit</th> <th>{}</th> </tr> </thead>'
+    noted = lambda heading: 'class="table noted"' in looks.mark_notes(table.format(heading))
+    assert noted('') and noted('note') and not noted('seconds')
+    assert 'LearningRate<wbr>Scheduler' in looks.mark_cells('<tr><td><code>LearningRateScheduler</code></td></tr>').replace('Learning<wbr>Rate', 'LearningRate')
+
+
 def test_long_cells_and_long_lines(looks):
     cells = '<tr><td>0.5 (0.4 to 0.6)</td><td style="x">the end of the schedule</td><td>a sentence of more than two dozen letters, <code>f(a=1, b=2)</code></td></tr>'
     marked = looks.mark_cells(cells)

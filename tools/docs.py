@@ -198,8 +198,9 @@ def room_sections(root: Path, indent: str) -> list:
 def reference_sections(root: Path = ROOT, indent: str = ' '*6) -> str:
     "The part of the sidebar that the reference fills"
     alone = [p.name for p in sorted((root/'nbs').glob('[0-9]*.ipynb')) if p.name not in UNLISTED]
-    lines = [f'{indent}- section: "Python API"', f'{indent}  contents:']
-    lines += [f'{indent}    - {page}' for page in api_pages.PAGES if page != api_pages.COMMANDS]
+    index, *others = (page for page in api_pages.PAGES if page != api_pages.COMMANDS)
+    lines = [f'{indent}- section: "Python API"', f'{indent}  href: {index}', f'{indent}  contents:']
+    lines += [f'{indent}    - {page}' for page in others]
     lines += [f'{indent}- {api_pages.COMMANDS}', f'{indent}- section: "Modules"', f'{indent}  contents:']
     lines += [*room_sections(root, f'{indent}    '), *(page_entry(name, f'{indent}    ') for name in alone)]
     return '\n'.join(lines)

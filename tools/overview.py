@@ -9,7 +9,7 @@ from typing import NamedTuple
 import yaml
 from PIL import Image
 
-from looks import is_plot, on_white
+from looks import on_white, picture_of
 
 WIDTH = 480   # pixels of a card's picture: twice its size on the page
 
@@ -35,11 +35,11 @@ def heading(nb:dict) -> tuple:
     return re.match(r'# (.+)\n> (.+)', first).groups()
 
 
-def first_picture(nb:dict):
-    "The first picture among a notebook's outputs, as Pillow's; None if it has none"
+def first_picture(nb:dict) -> bytes|None:
+    "The first picture among a notebook's outputs, as PNG; None if it has none"
     found = (o['data']['image/png'] for c in nb['cells'] for o in c.get('outputs', []) if 'image/png' in o.get('data', {}))
     png = next(found, None)
-    return Image.open(io.BytesIO(base64.b64decode(''.join(png)))) if png else None
+    return base64.b64decode(''.join(png)) if png else None
 
 
 def thumbnail(img:Image.Image) -> Image.Image:
@@ -59,10 +59,10 @@ def card(nbs:Path, out:Path, page:str, notebook:Path, overview_page:str) -> Card
     folder, name = Path(page).parent, Path(page).stem
     drawn, picture, plot = nbs/'images'/folder/f'{name}.svg', '', False
     if drawn.exists(): picture = f'images/{folder}/{name}.svg'
-    elif img := first_picture(nb):
-        picture, plot = f'images/{folder}/{name}.webp', is_plot(img)
+    elif png := first_picture(nb):
+        picture, plot = f'images/{folder}/{name}.webp', picture_of(png)[1]
         (out/picture).parent.mkdir(parents=True, exist_ok=True)
-        thumbnail(img).save(out/picture, quality=80)
+        thumbnail(Image.open(io.BytesIO(png))).save(out/picture, quality=80)
     link = os.path.relpath(Path(page).with_suffix('.html'), Path(overview_page).parent)
     return Card(Path(link).as_posix(), *heading(nb), picture and f'../{picture}', plot)
 
