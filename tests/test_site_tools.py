@@ -172,7 +172,7 @@ def test_options_do_not_break_and_notes_have_a_class(looks):
     assert marked == ('<p><code>fastbit x <span class="option">--no-cache</span></code> and --no-cache, <!-- a --b --></p>'
                       '<pre><code class="sh"><span class="ex">y</span> <span class="option">--a-b</span>=1 a--b</code></pre>')
     table = '<table class="table"> <thead> <tr> <th>in <code>timm</code></th> <th>in fastbit</th> <th>{}</th> </tr> </thead>'
-    noted = lambda heading: 'class="table noted"' in looks.mark_notes(table.format(heading))
+    noted = lambda heading: 'class="table noted" style="--names: 2"' in looks.mark_notes(table.format(heading))
     assert noted('') and noted('note') and not noted('seconds')
     assert 'LearningRate<wbr>Scheduler' in looks.mark_cells('<tr><td><code>LearningRateScheduler</code></td></tr>').replace('Learning<wbr>Rate', 'LearningRate')
 

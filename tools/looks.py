@@ -94,9 +94,12 @@ def mark_options(text: str) -> str:
 
 
 def mark_notes(text: str) -> str:
-    "Tables whose third column has no heading, or `note`: on a phone, its notes stand below the other columns"
-    heading = r'\s*<th[^>]*>(?:(?!</th>).)*</th>'
-    return re.sub(rf'<table class="([^"]*)"(>\s*<thead>\s*<tr[^>]*>{heading}{heading}\s*<th[^>]*>(?:note)?</th>\s*</tr>)', r'<table class="\1 noted"\2', text)
+    "Tables whose last column, the third or fourth, has no heading or `note`: on a phone, it stands below the others"
+    heading = r'(?:\s*<th[^>]*>(?:(?!</th>).)+</th>|\s*<th[^>]*></th>(?=\s*<th))'
+    def marked(m):
+        names = m[2].count('<th') - m[2].count('<thead') - 1
+        return f'<table class="{m[1]} noted" style="--names: {names}"{m[2]}'
+    return re.sub(rf'<table class="([^"]*)"(>\s*<thead>\s*<tr[^>]*>{heading}{{2,3}}\s*<th[^>]*>(?:note)?</th>\s*</tr>)', marked, text)
 
 
 def is_table(lines: list) -> bool:
