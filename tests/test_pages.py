@@ -160,3 +160,27 @@ def test_tutorials_keep_their_pictures():
     for path in sorted((NBS/'tutorials').glob('*.ipynb')):
         data = [o.get('data', {}) for c in json.loads(path.read_text())['cells'] for o in c.get('outputs', [])]
         assert sum('image/png' in d for d in data) >= (0 if path.stem == 'shell_and_files' else 2), path.name
+
+
+def test_kept_outputs_show_no_path_of_the_machine_that_made_them():
+    "Tutorials write into a folder of their own and name files as a reader does; `fastbit cache` prints whole paths, a Dockerfile has its image's"
+    printed = {'!fastbit cache', "print(Path('image/Dockerfile').read_text())"}
+    found = []
+    for file in sorted(p for room in ('tutorials', 'how_to', 'concepts', 'coming_from') for p in (NBS/room).glob('*.ipynb')):
+        for cell in json.loads(file.read_text())['cells']:
+            if printed & set(''.join(cell['source']).splitlines()): continue
+            for output in cell.get('outputs', []):
+                shown = [output.get('text', []), *(v for k, v in output.get('data', {}).items() if k.startswith('text/'))]
+                found += [(file.stem, m) for text in shown for m in re.findall(r'/(?:tmp|home|root|work|Users)/[\w./-]+', ''.join(text))]
+    assert found == []
+
+
+def test_kept_outputs_are_in_today_s_words():
+    "Words that fastbit printed once: outputs that show them were not made by the code next to them"
+    past = re.compile(r'\d % |kept from before|equal bit for bit|only this machine can|as kept|\ba tenth +after|_a_step|\d, (?:valid|test)\)')
+    found = []
+    for file in NOTEBOOKS:
+        for cell in json.loads(file.read_text())['cells']:
+            texts = [o.get('text', '') for o in cell.get('outputs', [])] + [v for o in cell.get('outputs', []) for k, v in o.get('data', {}).items() if k.startswith('text/')]
+            found += [(file.stem, m) for t in texts for m in past.findall(''.join(t))]
+    assert found == []
