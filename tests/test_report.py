@@ -173,6 +173,7 @@ def test_a_report_of_folds_counts_each_image_once(folds):
     data = page[page.index(' Data class '):page.index('Skipped files')]
     assert 'class images ill 9 well 18 all 27' in data and 'held out once, in one of 3 folds; the other 2 models' in data
     assert 'training images precision' not in page
+    assert 'by 3-fold cross-validation: stratified, seed 0, 9 groups' in page
     assert '27 images, 2 classes; each held out once in 3 folds' in res.plan.short() and 'each held out once (3 folds, stratified' in str(res.plan)
 
 

@@ -50,7 +50,7 @@ def _images_words(plan) -> str:
     if plan.folds > 1:
         test = f' {plan.n_test} others were kept for testing.' if plan.n_test else ''
         many = many.replace(str(plan.n_images), str(plan.n_train + plan.n_valid), 1)
-        how = plan.split.removeprefix(f'each of {plan.folds} to validate, ')
+        how = plan.split.removeprefix(f'{plan.folds} folds, ')
         return f'{many} were measured by {plan.folds}-fold cross-validation: {how}.{test}'
     test = f' and {plan.n_test} for testing' if plan.n_test else ''
     comma = ',' if test else ' and'
