@@ -211,7 +211,7 @@ def test_a_number_has_a_map_of_both_signs(files):
     nn.init.zeros_(f.learn.model.net.fc.weight)   # nothing raises the number, nothing lowers it
     section = map_section(f)
     assert len(section.pictures) == 8 and section.title == 'Activation maps' and 'lowered' in section.words
-    assert section.pictures[0].caption == 'predicted 0, true 11.0'
+    assert section.pictures[0].caption == 'predicted 0, true 11'
     plain = Image.open(files[0]).convert('RGB')
     assert abs(redness(section.pictures[0]).mean() - np.subtract(*np.asarray(plain, float).mean((0, 1))[[0, 2]])/2) < 8   # white over it
     nn.init.ones_(f.learn.model.net.fc.weight)

@@ -46,8 +46,9 @@ def _is_number(v, low=-_MAX, high=_MAX) -> bool:
 
 def _on_images(evaluation) -> str: # 'on 72 validation images'
     "Name the images of an evaluation"
-    part = dict(valid='validation', test='test').get(evaluation.get('part'), 'held-out')
-    return f'on {evaluation["n"]} {part} images'
+    part, in_folds = evaluation.get('part'), ', each held out once in folds'
+    kind = dict(valid='validation ', test='test ', folds='').get(part, 'held-out ')
+    return f'on {evaluation["n"]} {kind}images{in_folds if part == "folds" else ""}'
 
 def _ends(interval) -> tuple|None: # `None`: unknown, or not two numbers
     "Read a confidence interval"

@@ -87,8 +87,8 @@ def number_cases(
     others = [int(i) for i in f.predicted.argsort(stable=True) if i not in worst]
     cases = []
     for i in [*worst.tolist(), *_spread(others, most - len(worst))]:
-        words = f.task.scale.words
-        caption = f'predicted {words(float(f.predicted[i]))}, true {words(float(targs[i]))}'
+        scale = f.task.scale
+        caption = f'predicted {scale.format(float(f.predicted[i]))}, true {scale.words(float(targs[i]))}'
         cases.append(MapCase(i, 0, f'of {f.classes[0]}', caption))
     return cases
 

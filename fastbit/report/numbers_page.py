@@ -81,7 +81,8 @@ def number_pictures(
     residuals = Picture(
         uri=picture_uri(plot_residuals(targs, pred, name)),
         alt=f'True minus predicted {name} against the prediction: mean {format_number((targs - pred).mean())}',
-        caption='Residuals. A median that is not flat shows a systematic error; a funnel shows errors that grow with the number')
+        caption='Residuals. A median that is not flat shows a systematic error; '
+                'a funnel shows errors that grow with the number')
     return [predicted, residuals, *level_pictures(f)]
 
 def _predicted_words(scale, number) -> str: # '1.64 (high)'
