@@ -35,7 +35,7 @@ def test_the_readme_is_short_and_begins_with_what_it_gives():
 def test_the_readme_s_picture_is_there_light_and_dark():
     files = [ROOT/f for f in re.findall(r'"(nbs/images/[\w.]+)"', README)]
     sizes = [size_of(f) for f in files]
-    assert [f.stem for f in files] == ['report_phone_dark', 'report_phone_light', 'report_dark', 'report_light']
+    assert [f.stem for f in files] == ['phone_dark', 'phone_light', 'report_dark', 'report_light']
     assert sizes[0] == sizes[1] and sizes[0][0] == 2*390 and sizes[2] == sizes[3] and sizes[2][0] >= 1280
     assert README.count('prefers-color-scheme: dark') == 2 and all(f.stat().st_size < 250_000 for f in files)
 

@@ -296,7 +296,7 @@ def test_plots_are_dark_in_the_dark(url, browser):
     assert browser.execute_script('return getComputedStyle(document.querySelector("img.plot")).filter') == 'none'
 
 
-@pytest.mark.parametrize('where, name', [('desktop', 'report'), ('phone', 'report_phone')])
+@pytest.mark.parametrize('where, name', [('desktop', 'report'), ('phone', 'phone')])
 def test_the_picture_of_the_home_page_follows_the_button(url, browser, where, name):
     "On a phone it is another one, whose text is as large as that of a page"
     open_page(browser, url + 'index.html', WIDTHS[where])

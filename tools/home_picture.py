@@ -1,7 +1,7 @@
 """The picture on the home page: the top of a report, light and dark. `python tools/home_picture.py results/report.html`
 
 `nbs/images/report_light.webp` and `report_dark.webp`: cards, verdict, the first mistakes with their nearest training images, and the confusion matrix, side by side.
-`report_phone_light.webp` and `report_phone_dark.webp`: cards, verdict and the first mistakes, as a phone shows them.
+`phone_light.webp` and `phone_dark.webp`: cards, verdict and the first mistakes, as a phone shows them.
 Nothing is drawn here: the page is that of the report, its other sections hidden. It needs Chromium; the report of the committed pictures was made by
 `python -c "from fastbit.data import drawn_flowers; drawn_flowers('photos')"` and `fastbit baseline photos --size 128 --out results`.
 """
@@ -81,7 +81,7 @@ def main():
     try:
         for scheme in ('light', 'dark'):
             picture(chromium, report, scheme).save(folder/f'report_{scheme}.webp', quality=82, method=6)
-            picture(chromium, report, scheme, PHONE).save(folder/f'report_phone_{scheme}.webp', quality=82, method=6)
+            picture(chromium, report, scheme, PHONE).save(folder/f'phone_{scheme}.webp', quality=82, method=6)
     finally: chromium.quit()
 
 
