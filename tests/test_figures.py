@@ -159,7 +159,7 @@ def test_the_first_run_is_the_same_on_every_page():
     accuracy, ends, n = re.search(r'accuracy    ([\d.]+%) \(95% CI ([\d.–]+%)\) on (\d+) held-out', readme).groups()
     assert f'accuracy    {accuracy} (95% CI {ends}) on {n} held-out images, {round(int(n)*float(accuracy[:-1])/100)} correct' in prose('quick_start.ipynb')
     low, high = (round(float(o.rstrip('%'))) for o in ends.split('–'))
-    assert f'The top of a report: {float(accuracy[:-1]):.1f}% accuracy, 95% CI {low}–{high}%' in readme
+    assert f'A report: {float(accuracy[:-1]):.1f}% accuracy, 95% CI {low}–{high}%' in readme
 
 
 def test_how_much_groups_matter_is_what_the_tutorial_shows():
