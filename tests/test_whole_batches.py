@@ -178,7 +178,7 @@ def test_damaged_changed_and_lost_squares_are_read_again(colors, tmp_path, monke
     shutil.rmtree(store.folder)
     assert equal(before, again()) and equal(expected, bits(dls.valid))
     dls.train.items[0].unlink()
-    with pytest.raises(OSError, match='moved or changed since'): again()
+    with pytest.raises(FileNotFoundError, match='moved or deleted since'): again()
 
 
 def test_each_square_is_checked_once_until_the_file_changes(colors, tmp_path, monkeypatch):

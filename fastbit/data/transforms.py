@@ -39,16 +39,18 @@ def read_again(
     "`read_image` for a file that passed the check; raise `OSError` if it changed since"
     with _reading_again(path, draft, max_value) as img: return img
 
+def _missing_words(path) -> str:
+    looked = '' if Path(path).is_absolute() else f' (looked in {Path.cwd()})'
+    return (f"There is no file {str(path)!r}{looked}. If it was there when the data was checked, it was moved or "
+            "deleted since: put it back, or start again without it.")
+
 @contextmanager
 def _reading_again(path, draft, max_value):
     with ExitStack() as until_done:
         try: img = until_done.enter_context(reading(path, draft, max_value))
         except Exception as e:
             if not isinstance(path, (str, Path)): raise
-            if isinstance(e, FileNotFoundError):
-                raise FileNotFoundError(
-                    f"There is no file {str(path)!r} (looked in {Path.cwd()}). If it was there when the data was "
-                    "checked, it was moved or deleted since: put it back, or start again without it.") from e
+            if isinstance(e, FileNotFoundError): raise FileNotFoundError(_missing_words(path)) from e
             raise OSError(
                 f"{path} cannot be read ({why_unreadable(e)}). If it was there when the data was checked, it was moved "
                 "or changed since: put it back, or start again without it.") from e
