@@ -51,6 +51,7 @@ def test_a_precise_run_with_hardly_a_mistake_needs_nothing(): assert kinds() == 
     ('pair', dict(n_right=9_990, pair=ConfusedClasses('a', 'b', 3)), dict(n_right=9_980, pair=ConfusedClasses('a', 'b', 3))),   # of ten mistakes, of twenty
     ('overfitting', dict(overfitting='validation loss rose from 0.4 (evaluation 2 of 4) to 0.6'), dict()),
     ('body', dict(n_right=9_997), dict(n_right=9_998)),
+    ('body', dict(n_right=9_997), dict(n_right=9_997, n_bodies=1)),   # a leaderboard would compare it with itself
     ('balance', dict(commands=ALL, rare=RareClasses(('a',), 5, 20, 90, 100)), dict(commands=ALL, rare=RareClasses(('a',), 17, 20, 90, 100))),   # this may be chance
     ('balance', dict(commands=ALL, rare=RareClasses(('a',), 5, 20, 90, 100)), dict(rare=RareClasses(('a',), 5, 20, 90, 100))),   # no such option
     ('balance', dict(commands=ALL, rare=RareClasses(('a',), 5, 20, 90, 100)), dict(commands=ALL, rare=RareClasses(('a',), 0, 0, 90, 100))),

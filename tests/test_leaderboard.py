@@ -66,6 +66,7 @@ def test_the_command(folder, tmp_path):
     args = ('leaderboard', folder, '--arch', 'test_efficientnet=random', '--size', 32, '--top', 1, '--recipe', 'head', '--epochs', 2)
     run = run_fastbit(*args, cwd=tmp_path)
     assert run.returncode == 0 and 'behind the best' in run.stdout, run.stderr
+    assert '1 body to probe' in run.stdout and 'name others with archs= (--arch)' in run.stdout
     again = run_fastbit(*args, cwd=tmp_path)
     assert again.stdout.count('from an earlier call') == 2 and len(list((tmp_path/'fastbit-runs').iterdir())) == 1
     wrong = run_fastbit('leaderboard', folder, '--arch', 'resnet5O', cwd=tmp_path)

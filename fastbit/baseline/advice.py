@@ -61,6 +61,7 @@ class RunFigures:
     curve: LearningCurve = None # of linear probes; `None`: not measured, or too little to tell
     grouped: tuple = None # accuracies of linear probes with random folds, and with similar images together; `None`: similar enough
     group_like: str = '' # column of the table that may name groups, and that was not used; '': none
+    n_bodies: int = 2    # bodies whose weights are installed, which a leaderboard would compare
     overfitting: str = '' # how the last phase overfitted; '': it did not
     balance: str = 'none' # how training made all classes count alike, as in `DataOptions`
     suspects: int = 0    # mistakes whose label the model all but excludes
@@ -216,7 +217,7 @@ def _size(f) -> Advice|None:
     return Advice('size', text, f.commands.leaderboard(size=2*f.size, top=0))
 
 def _body(f) -> Advice|None:
-    if f.n_wrong < MIN_MISTAKES: return None
+    if f.n_wrong < MIN_MISTAKES or f.n_bodies < 2: return None
     at = dict(size=f.size) if f.size else {}
     return Advice('body', 'Find out whether another body does better.', f.commands.leaderboard(**at))
 

@@ -13,6 +13,7 @@ import torch
 # %% ../../nbs/baseline/10_next_steps.ipynb #9f5f8dee
 from .advice import Advice, Commands, RunFigures, mistake_figures, what_helps
 from .result import Measured, how_overfitted
+from ..bodies.weights import installed_bodies
 from .settings import changed_command, label_next_command, source_command
 from ..metrics.task import SINGLE_LABEL
 from ..training.curve import LearningCurve
@@ -61,6 +62,7 @@ def next_steps(
     drawn = images.is_drawn and (part == 'valid' or bool(settings['test_pct']))
     return what_helps(RunFigures(
         grouped=(risk.random, risk.apart) if risk and risk.matters else None, group_like=images.group_like,
+        n_bodies=len({*installed_bodies(), str(learn.arch).partition('.')[0]}),
         n_train=dls.train.n, n_all=len(table), part=part, drawn=drawn, curve=curve,
         in_folds=worth < 1,
         size=dls.preprocess.size, side=shorter_side(images.report),

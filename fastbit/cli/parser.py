@@ -145,7 +145,7 @@ def _add_predict(p):
     _value(p, 'images', 'IMAGES', nargs='+', help='files, and folders of images')
     _switch(p, '--csv', 'print CSV instead of a table, with the reason for each image that cannot be read')
     _switch(p, '--spreadsheet', 'print CSV for spreadsheets: names that look like formulas get an apostrophe')
-    _switch(p, '--json', 'print a line of JSON per image, with what `fastbit serve` answers')
+    _switch(p, '--json', 'print a line of JSON per image, with the fields of `fastbit serve`')
     _switch(p, '--probs', 'print the probability of every class')
     _add_limits(p, ('answer', 'print', 'mark'))
     _add_batches(p)

@@ -108,6 +108,8 @@ def run_check(args) -> int:
     options = given_options(args)
     out = options.pop('out', None) or new_folder(f'{data_label(args.path)}-check')
     found = check_data(args.path, labels=not args.no_labels, out=out, **options).found
+    where = '' if args.path is None else f' {shlex.quote(str(args.path))}'
+    print(f'  nothing was changed; next: fastbit baseline{where}')
     if args.open: open_page(Path(out)/'check.html')
     return int(found)
 

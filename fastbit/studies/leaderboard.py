@@ -17,7 +17,7 @@ import pandas as pd
 
 # %% ../../nbs/studies/06_leaderboard.ipynb #27ef7568
 from ..baseline.recipes import make_recipe
-from ..bodies.weights import weights_source
+from ..bodies.weights import installed_bodies, weights_source
 from ..config import DataOptions, LoaderOptions, TableOptions
 from ..config import check_metric, foreign_option, recipe_name, recipes_with
 from ..core.options import Options, with_options
@@ -30,7 +30,6 @@ from ..data.public import resolve_source
 from ..data.tables import source_rows
 from ..metrics.tasks import headline_name, named_task
 from .difference import shown_metric
-from .probe import installed_bodies
 from .trials import Bench, as_body, as_tuning, check_question, data_digest, fine_tuned, probed
 from .board import Leaderboard
 from .choice import choose_bodies, imagenet_favorite
@@ -132,9 +131,10 @@ def _print_plan(name, first, bodies, tunings, top, metric):
     n_test = int((first.table.split == 'test').sum())
     test = f', {n_test} test' if n_test else ''
     best = f', the best {min(top, len(bodies))} to fine-tune by {", ".join(t.name for t in tunings)}' if top else ''
+    many = '1 body' if len(bodies) == 1 else f'{len(bodies)} bodies'
     ranked = '' if metric == 'accuracy' else f'; ranked by {shown_metric(metric).label}'
     print(f'{name}: {len(first.table)} images, {_answer_words(first)}; {first.train.n} train, '
-          f'{first.valid.n} valid{test}; {len(bodies)} bodies to probe{best}{ranked}', flush=True)
+          f'{first.valid.n} valid{test}; {many} to probe{best}{ranked}', flush=True)
     rows = source_rows(first.source, first.skipped) + _favorite_row(bodies, top)
     for key, text in rows: print(f'  {key:10}  {text}', flush=True)
 
@@ -144,7 +144,10 @@ def _answer_words(dls) -> str: # '8 classes'
 
 def _favorite_row(bodies, top) -> list[tuple]:
     "The body that is fine-tuned in any case, and why"
-    favorite = imagenet_favorite(bodies) if top and len(bodies) > 1 else None
+    if len(bodies) == 1:
+        return [('bodies', f'only {bodies[0].name}; name others with archs= (--arch): `fastbit bodies` lists them, and '
+                           'their weights are downloaded')]
+    favorite = imagenet_favorite(bodies) if top else None
     if not favorite: return []
     return [('favorite', f'{favorite.body.name} is fine-tuned in any case, for its ImageNet accuracy of '
                          f'{favorite.top1:.1%}: the best probe is often not the best after fine-tuning')]
