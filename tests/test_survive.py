@@ -211,7 +211,7 @@ sys.exit(main(['baseline', *sys.argv[1:]]))
     words = [data, *BY_RULE[:-4], '--checkpoint-every', 5, '--workers', workers, '--no-cache', '--out', tmp_path/'out']
     with Fork(code, *words, cwd=tmp_path) as run: _, err = run.communicate(timeout=300)
     last = err.splitlines()[-1]
-    assert run.returncode == 2 and 'Traceback' not in err and 'There is no file ' in last and 'put it back' in last and 'resume from the last checkpoint' in last, err
+    assert run.returncode == 2 and 'Traceback' not in err and 'no such file' in last and 'put it back' in last and 'resume from the last checkpoint' in last, err
     write_folder(data, dict(blue=30, green=30))
     again = run_fastbit('baseline', *words, cwd=tmp_path)
     assert again.returncode == 0 and 'resume from step' in again.stdout, again.stderr

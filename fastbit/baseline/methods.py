@@ -73,7 +73,7 @@ def _versions_words(versions) -> str:
     return 'Software: ' + ', '.join(f'{name} {versions[k]}' for k, name in names.items() if k in versions) + '.'
 
 def methods_text(
-    plan:Plan,         # Of the run
+    plan:Plan,         # Plan of the run
     facts:MethodFacts, # What came of it
 ) -> str: # Sentences
     "Write how the numbers of a run were made, for a paper"

@@ -41,7 +41,7 @@ def read_again(
 
 def _missing_words(path) -> str:
     looked = '' if Path(path).is_absolute() else f' (looked in {Path.cwd()})'
-    return (f"There is no file {str(path)!r}{looked}. If it was there when the data was checked, it was moved or "
+    return (f"{str(path)!r}: no such file{looked}. If it was there when the data was checked, it was moved or "
             "deleted since: put it back, or start again without it.")
 
 @contextmanager

@@ -152,7 +152,7 @@ def _check_there(paths, kind):
                             'Run this where the images are.')
 
 def held_out_targets(
-    predictor:Predictor, # Of the run
+    predictor:Predictor, # Model of the run
     rows:pd.DataFrame,   # From `held_out_rows`
 ) -> np.ndarray: # n class numbers, n x labels of 0 and 1, or n numbers
     "Read labels or numbers back; raise `ValueError` for labels that are not classes of the model"
@@ -215,7 +215,7 @@ def _exact(task, right, groups) -> ExactShare|None:
     return ExactShare(name, *(float(o.mean()) for o in right), paired_difference(*right, groups=groups))
 
 def compare_answers(
-    task,    # Of the model
+    task,    # Task of the model
     answers, # Outputs of both files, float32 first, n x classes or n x 1 numbers
     targs,   # From `held_out_targets`
     groups=None, # n: images of one group are not independent; `None`: all are
