@@ -10,7 +10,7 @@ __all__ = ['is_launched', 'launched_rank', 'alone_by_mistake', 'world', 'rank', 
            'per_process_rng']
 
 # %% ../../nbs/core/05_processes.ipynb #1c8d5956
-import os
+import os, re
 from contextlib import contextmanager
 
 # %% ../../nbs/core/05_processes.ipynb #3c7b182c
@@ -130,6 +130,7 @@ def broadcast_model(
 
 # %% ../../nbs/core/05_processes.ipynb #c57232f1
 _LOST = ('Connection closed by peer', 'Connection reset', 'Broken pipe', 'gloo', 'NCCL', 'ProcessGroup')
+_CODE_LINE = re.compile(r'^\[[^\]]*\.cc:\d+\] *')   # where in gloo's code: nothing that a user could look up
 
 def peer_lost(
     e:Exception # That a fit or an exchange raised
@@ -138,7 +139,7 @@ def peer_lost(
     if world() == 1 or not isinstance(e, RuntimeError): return None
     text = str(e)
     if not any(word in text for word in _LOST): return None
-    detail = text.splitlines()[0][:120]
+    detail = _CODE_LINE.sub('', text.splitlines()[0]).split('. ')[0][:120]
     return ConnectionError(f'Process {rank()} of {world()} waits for another one that is gone ({detail}).')
 
 # %% ../../nbs/core/05_processes.ipynb #160969aa
