@@ -6,8 +6,8 @@ Docs: https://fastbit.github.io/fastbit/cli/models.html.md"""
 
 # %% auto #0
 __all__ = ['shown_path', 'set_texts', 'are_sets', 'are_numbers', 'numbers_table', 'joined_sets', 'sets_table', 'answer_table',
-           'run_predict', 'skip_trained_on', 'trained_groups', 'label_precisions', 'label_calibration_words',
-           'interval_share', 'run_evaluate', 'run_export', 'run_cache']
+           'run_predict', 'trained_groups', 'label_precisions', 'label_calibration_words', 'interval_share',
+           'run_evaluate', 'run_export', 'run_cache']
 
 # %% ../../nbs/cli/06_models.ipynb #670bd01d
 import contextlib, shlex, sys
@@ -149,29 +149,6 @@ def run_predict(args) -> int:
 
 
 # %% ../../nbs/cli/06_models.ipynb #7d01ba80
-def _part_rows(table, split):
-    "The rows that `Predictor.labeled_probs` would measure"
-    part = split or next((s for s in ('test', 'valid') if (table.split == s).any()), None)
-    return table[table.split == part] if part else table
-
-def skip_trained_on(
-    about,      # `Artifact` of the model
-    images,     # `ImageSet`
-    split=None, # Part of the data, as for `Predictor.labeled_probs`
-): # (rows to measure, what was skipped in words)
-    "Leave out images that the model was trained on; raise `ValueError` if none is left"
-    from fastbit.export.record import training_digests, unseen_rows
-    table = _part_rows(images.table, split)
-    if not about.trained_on or table.empty: return images.table, ''
-    unseen = unseen_rows(about, training_digests(table.path.tolist()))
-    n, left = len(unseen), sum(unseen)
-    if left == n: return images.table, ''
-    if not left:
-        raise ValueError(f"The model may have been trained on all of these {n} images. "
-                         "Evaluate on other images, or on these with --all.")
-    rows = table[unseen].reset_index(drop=True)
-    return rows, f'{n-left} of {n} images skipped: the model was trained on them (--all measures them, too)'
-
 def trained_groups(
     folder # Results of a baseline, or another model
 ) -> dict: # 'group_col' or 'group', with its value; {}: none, or unknown
@@ -231,6 +208,22 @@ def interval_share(
     return (f'{share:.1%} of these numbers lie within ±{format_number(within)} of the prediction (90% expected); '
             f'predictions stay from {scale.words(scale.low)} to {scale.words(scale.high)}')
 
+def _rows_to_measure(args, predictor, images): # (rows, what to say of them: (name, words), ...)
+    "Leave out training images, and count images as the run that made the model did"
+    from fastbit.export.measured import (
+        held_out_images, part_rows, picture_words, skip_trained_on, with_pictures, with_run_split)
+    table, skipped, drawn = images.table, '', ''
+    if not args.all:
+        own = None if (table.split == '').all() else args.split
+        table, skipped = skip_trained_on(predictor.about, table, own)
+        table, drawn = with_run_split(table, held_out_images(predictor))
+    is_grouped = 'group' in images.table
+    rows = part_rows(table, args.split)
+    if not is_grouped and 'group' in rows and not rows.group.duplicated().any(): rows = rows.drop(columns='group')
+    table = table if rows.empty else with_pictures(rows)   # `labeled_probs` says which splits it has
+    pictures = '' if is_grouped else picture_words(table)
+    return table, [('skipped', skipped), ('split', drawn), ('groups', pictures)]
+
 def run_evaluate(args) -> int:
     "Run `fastbit evaluate`"
     from fastbit.data.label_sets import check_label_columns
@@ -244,10 +237,9 @@ def run_evaluate(args) -> int:
     predictor.check_limits(args.tta, **limits)
     columns['task'] = columns['task'] or predictor.task.key
     columns['order'] = columns['order'] or predictor.order
-    (images, groups), skipped = _read_evaluated(args, columns), ''
+    images, groups = _read_evaluated(args, columns)
     check_label_columns(images.hot, class_numbers(predictor.classes))
-    table = images.table
-    if not args.all: table, skipped = skip_trained_on(predictor.about, images, args.split)
+    table, said = _rows_to_measure(args, predictor, images)
     if (table.split == '').all(): table = table.drop(columns='split')
     grouped = dict(group_col='group') if 'group' in table else {}
     bs, how = getattr(args, 'bs', None), dict(distances='unlike' in limits, **grouped)
@@ -255,9 +247,8 @@ def run_evaluate(args) -> int:
     part = 'all' if res.part == 'all' else f'the {res.part} split'
     unreadable = f', {len(res.left_out)} unreadable files skipped' if len(res.left_out) else ''
     print(printable(f"{args.path}: {part}, {len(res.targs)} images{unreadable}"))
-    if skipped: print(f'  {"skipped":10}  {skipped}')
-    if groups: print(printable(f'  {"groups":10}  {groups}'))
-    for name, text in source_rows(images.source, images.skipped): print(printable(f'  {name:10}  {text}'))
+    for name, text in [*said, ('groups', groups), *source_rows(images.source, images.skipped)]:
+        if text: print(printable(f'  {name:10}  {text}'))
     evaluation = predictor.task.evaluate(res.probs, res.targs, res.groups, order=class_order(predictor.classes))
     print(evaluation)
     if not predictor.task.is_single:

@@ -123,14 +123,14 @@ def exif_times(
 # %% ../../nbs/data/26_groups.ipynb #1aad5765
 def find_groups(
     table:pd.DataFrame, # Columns path, label, split, and group if the images have one
-    copies:dict=None,   # Path -> number of its picture, from `copy_numbers`; `None`: near-duplicates are not looked for
+    copies:dict=None,   # Path -> number of its picture, from `picture_numbers`; `None`: near-duplicates are not looked for
 ) -> pd.Series|None: # A name per row; `None`: each image stands alone
     "Return the groups of images, or those of near-duplicates if they have none"
     if 'group' in table: return table.group
     if copies is None: return None
     number = table.path.map(copies)
-    if not number.duplicated().any(): return None
-    first = table.path.groupby(number).transform('first')
+    if not number.dropna().duplicated().any(): return None
+    first = table.path.groupby(number).transform('first').fillna(table.path)
     if not isinstance(table.label.iloc[0], str): return first   # of several labels each has other images, too
     return _split_lonely(table, first)
 

@@ -33,7 +33,7 @@ from .augment import Augment, read_level, resolve_augment
 from .balance import BalancedDraw
 from .batches import ImageDL, PathLabel, ReadImage, resolve_device, default_bs, choose_workers
 from .check import depth_words
-from .copies import copy_numbers
+from .copies import picture_numbers
 from .expected import Expectation, expect_split, probable_size
 from .groups import EXIF, check_group_names, exif_times, find_groups
 from .label_sets import hot_labels, label_names
@@ -280,9 +280,7 @@ def _with_groups(table, copies, data):
 
 def _copies(report, data) -> dict|None:
     "Path -> number of the picture that it shows; `None`: not looked for"
-    if report is None or data.allow_copies: return None
-    good = report[report.reason == '']
-    return dict(zip(good.path, copy_numbers(good)))
+    return None if report is None or data.allow_copies else picture_numbers(report)
 
 def _split_set(images, data, check, cache, pixels, expected) -> ImageSet:
     "Drop rows that cannot be used, and split the others"

@@ -289,7 +289,7 @@ def drop_unreadable(
 def check_table(
     table:pd.DataFrame, # Split
     digests:dict=None,  # Path -> digest of the file's bytes; `None`: duplicates are not searched for
-    copies:dict=None,   # Path -> number of the picture, from `copy_numbers`; `None`: near-duplicates are not searched for
+    copies:dict=None,   # Path -> number of the picture, from `picture_numbers`; `None`: near-duplicates are not searched for
     grouped_by:str='',  # What the column `group` is from, in words; '': from near-duplicates
 ):
     "Raise `ValueError` for a split that cannot be trained on; warn about a suspicious one"

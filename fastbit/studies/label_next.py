@@ -21,9 +21,9 @@ from ..baseline.result import BaselineResult
 from ..core.text import warn_data
 from ..data.neighbors import nearest_rows, unit_rows
 from ..export.inputs import image_items
+from ..export.measured import held_out_images
 from ..export.predict import Predictor, load_predictor
 from ..export.record import SKETCH, known_rows, training_digests, unseen_rows
-from ..export.similar import results_file
 from ..metrics.task import SINGLE_LABEL
 
 # %% ../../nbs/studies/07_label_next.ipynb #a5a9e812
@@ -144,13 +144,6 @@ def _readable(found) -> np.ndarray:
                   f"e.g. {found.paths[bad[0]]}: {found.reasons[bad[0]]}")
     return np.flatnonzero([not reason for reason in found.reasons])
 
-def _held_out_paths(predictor) -> list:
-    "The held-out images of the run that made a model, as far as its results name them"
-    file = results_file(predictor, 'predictions.csv')
-    if file is None: return []
-    try: return pd.read_csv(file, usecols=['path'], dtype=str, keep_default_na=False).path.tolist()
-    except (OSError, ValueError): return []   # a file of something else
-
 def _are_in(paths, others) -> np.ndarray:
     "Which paths are among others, links resolved; '' is none"
     there = {os.path.realpath(p) for p in others}
@@ -162,7 +155,7 @@ def _unlabeled(items, predictor, index) -> list:
     about, indexed = predictor.about, [] if index is None else index.paths
     digests = training_digests(paths) if about.trained_on else ['']*len(paths)
     trained = _are_in(paths, indexed) | np.array(known_rows(about, digests), dtype=bool)
-    held_out = _are_in(paths, _held_out_paths(predictor)) & ~trained
+    held_out = _are_in(paths, held_out_images(predictor).path) & ~trained
     unsure = ~np.array(unseen_rows(about, digests), dtype=bool) & ~trained & ~held_out
     if about.trained_on and trained.sum() >= about.trained_on['images']: unsure[:] = False   # these are all
     if words := _labeled_words(trained, held_out): warn_data(words)
