@@ -128,6 +128,8 @@ def test_every_module_s_page_has_a_title_in_the_field_s_terms(docs):
     made = {p.removesuffix('.md') for p in docs.api_pages.PAGES}
     keys = [r['page'] for r in rows]
     assert len(keys) == len(set(keys)) and not set(keys) - have - made, 'tools/pages.csv has pages that are not there'
+    modules = {o for o in have if (ROOT/'fastbit'/f'{o}.py').exists()}
+    assert len(modules) > 150 and not modules - set(keys), f'tools/pages.csv has no title for {sorted(modules - set(keys))}'
     assert not [r for r in rows if len(r['title']) > 60 or any(c in r['title'] for c in '"`')]
     words = [w for r in rows for w in set(r['words'].split(';')) if w]
     assert len(words) > 300 and not [w for w in words if w != w.strip()]
@@ -165,6 +167,18 @@ def test_a_picture_counts_as_a_plot_with_any_mode(looks):
     px[..., 3] = np.where((px[..., 0] == 255), 0, 255)
     px[..., :3][px[..., 3] == 0] = 7   # dark, and not seen
     assert looks.is_plot(Image.fromarray(px)) and looks.on_white(Image.fromarray(px)).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_one_row_of_headings(looks):
+    "A second one had the name of the index alone, and a line of nothing below each heading"
+    import pandas as pd
+    df = pd.DataFrame(dict(a=[1], b=[2]), index=pd.Index(['x'], name='recipe'))
+    head = looks.one_heading(df.to_html()).partition('</thead>')[0]
+    assert head.count('<tr') == 1 and '<th class="index-name">recipe</th>' in head and head.index('recipe') < head.index('<th>a</th>')
+    two = pd.concat({'s': df}, names=['set'])
+    assert looks.one_heading(two.to_html()).partition('</thead>')[0].count('<tr') == 1
+    for plain in (df.rename_axis(None), df.rename_axis(columns='what'), pd.concat({'s': df}, axis=1)): assert looks.one_heading(plain.to_html()) == plain.to_html()
+
 
 
 def test_options_do_not_break_and_notes_have_a_class(looks):

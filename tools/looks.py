@@ -102,6 +102,19 @@ def mark_notes(text: str) -> str:
     return re.sub(rf'<table class="([^"]*)"(>\s*<thead>\s*<tr[^>]*>{heading}{{2,3}}\s*<th[^>]*>(?:note)?</th>\s*</tr>)', marked, text)
 
 
+def one_heading(text: str) -> str:
+    "pandas puts the names of the index into a second row of headings, where nothing else stands: into the first, above their values"
+    def merged(m):
+        row = re.compile(r'<tr[^>]*>.*?</tr>', re.S)
+        if len(rows := row.findall(m[0])) != 2: return m[0]
+        first, second = (re.findall(r'<th[^>]*>(.*?)</th>', r, re.S) for r in rows)
+        n = sum(map(bool, second))
+        if len(first) != len(second) or any(first[:n]) or not all(second[:n]) or any(second[n:]): return m[0]
+        heads = re.sub('<th></th>', lambda _, names=iter(second[:n]): f'<th class="index-name">{next(names)}</th>', rows[0], count=n)
+        return m[0].replace(rows[0], heads).replace(rows[1], '')
+    return re.sub(r'<thead>.*?</thead>', merged, text, flags=re.S)
+
+
 def is_table(lines: list) -> bool:
     "Are lines columns of a table that was printed, which must not wrap?"
     return sum(len(re.findall(r'\S {2,}(?=\S)', line)) >= 3 for line in lines) > 1
@@ -150,5 +163,5 @@ def finish(out: Path):
     "Mark pictures, cells, lines, options and notes of all pages"
     for page in out.rglob('*.html'):
         text = page.read_text()
-        better = mark_options(mark_notes(mark_lines(mark_cells(mark_pictures(text, page.parent)))))
+        better = mark_options(mark_notes(mark_lines(mark_cells(one_heading(mark_pictures(text, page.parent))))))
         if better != text: page.write_text(better)
