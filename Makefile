@@ -35,7 +35,8 @@ test: ## all notebooks, then tests/, both in two processes
 	$(PYTEST) -m 'not slow' tests
 
 test-slow: ## what takes minutes: runs that are killed, stopped, or several processes
-	$(PYTEST) -m slow tests
+	@# of the files that have some: to import the others takes a quarter of a minute
+	$(PYTEST) -m slow $$(grep -l mark.slow tests/test_*.py)
 
 docs: ## the documentation site, in _docs; a warning or a broken link is an error (`quarto render _proc` makes one of the same pages where Quarto is installed)
 	$(PYTHON) tools/docs.py

@@ -4,7 +4,7 @@ import os
 os.environ.update(HF_HUB_OFFLINE='1', MPLBACKEND='agg')  # before anything imports the hub's client or pyplot
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # tests run in two processes, and OpenMP's threads wait by spinning
 
-import atexit, gc, importlib, random, shutil, subprocess, sys, time, zlib
+import atexit, gc, importlib, random, shutil, signal, subprocess, sys, time, zlib
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,9 @@ import numpy as np, pytest
 from PIL import Image
 
 from forks import COMMAND, Fork
+
+# what a shell without job control starts in the background ignores Ctrl-C, and so would all that tests press it in
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = dict(arch='test_efficientnet', weights='random')  # timm's own test body: 9 BatchNorms' worth of everything, 0.4 M parameters
 
