@@ -483,3 +483,31 @@ def test_the_paragraph_for_a_paper_names_folds_and_groups(folds, grouped):
 
 
 def interval_of(text) -> str: return re.search('95% CI ([^)]*)', text)[1]
+
+
+@pytest.mark.parametrize('source, options', [
+    ('flat.csv', dict(group_col='group')),
+    ('./flat.csv', dict(group_col='group')),
+    ('.', dict(group=r'faction\d/unit\d'))])
+def test_groups_are_found_from_the_working_directory(units, cache, tmp_path, monkeypatch, source, options):
+    # the table had './below/x.png' and the loaders 'below/x.png': the run ended in a KeyError, and an interval
+    # in Python silently took the images for independent
+    at = tmp_path/'below'
+    shutil.copytree(units, at)
+    (at/'units.csv').rename(tmp_path/'flat.csv')
+    monkeypatch.chdir(at if source == '.' else tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DataWarning)
+        result = baseline(source, folds=3, out=tmp_path/'out', **SMALL | options)
+    assert result.evaluation.n_groups == 21
+    assert result.measured.groups is not None
+
+
+def test_a_missing_file_is_reported_where_the_others_are(units, tmp_path, monkeypatch):
+    shutil.copytree(units/'faction0', tmp_path/'pictures')
+    names = [*sorted(o.name for o in (tmp_path/'pictures').iterdir()), 'gone.png']
+    pd.DataFrame(dict(image=names, label=['a', 'b']*(len(names)//2))).to_csv(tmp_path/'flat.csv', index=False)
+    monkeypatch.chdir(tmp_path)
+    paths = read_image_set('flat.csv').table.path
+    assert str(Path('pictures')/'gone.png') in set(paths)
+    assert all(str(Path(o)) == o for o in paths)

@@ -140,11 +140,13 @@ def _search(cells, folder) -> Located|None:
         if files:
             folders.add(os.path.dirname(files[0]))
             ends.add(os.path.splitext(files[0])[1])
-        paths.append(os.path.join(folder, files[0] if files else cell))
-    one = len(folders) == 1
-    where = f"in {Path(folder)/next(iter(folders))}" if one else f"in {len(folders)} folders below {folder}"
+        paths.append(files[0] if files else None)
+    only = next(iter(folders)) if len(folders) == 1 else None
+    missing = lambda cell: cell if only is None or os.path.basename(cell) != cell else os.path.join(only, cell)
+    paths = [missing(cell) if path is None else path for path, cell in zip(paths, cells)]
+    where = f"in {len(folders)} folders below {folder}" if only is None else f"in {Path(folder)/only}"
     kinds = '' if names_image(sample_of(cells, 1)[0]) else f", as {', '.join(sorted(ends))}"
-    return Located(paths, f"files found {where}{kinds}")
+    return Located(_joined('' if folder == '.' else folder, paths), f"files found {where}{kinds}")
 
 def as_suffix(suffix:str|None) -> str:
     "Write a suffix with its dot: 'jpg' becomes '.jpg', `None` becomes ''"
@@ -171,7 +173,7 @@ def locate_files(
     home:str|Path=None, # The table's folder; `None`: the working directory, which is not searched
     suffix:str='',      # From `as_suffix`
 ) -> Located:
-    "Find the files of a table; a path whose file is missing stays as it is"
+    "Find the files of a table; a missing one is expected where the others are, if that is one folder"
     if root is not None and not os.path.isdir(root):
         raise FileNotFoundError(f"root={os.fspath(root)!r}: there is no such folder (looked in {Path.cwd()}).")
     folder = next((os.fspath(o) for o in (root, home) if o is not None), '')
@@ -186,12 +188,12 @@ def locate_files(
     return (_search(cells, folder) if folder else None) or plain
 
 def _joined(folder, cells) -> list[str]:
-    "`os.path.join` for perhaps millions of texts, without empty parts; `..` stays, since after a link it is elsewhere"
+    "`os.path.join` for perhaps millions of texts, as `Path` writes them; `..` stays, since after a link it is elsewhere"
     start = os.path.join(folder, '') if folder else ''
     if os.sep == '/': paths = [o if o[:1] == '/' else start + o for o in cells]
     else: paths = [os.path.join(folder, o) for o in cells]
-    untidy = lambda o: ('/./' in o or o[:2] == './' or '//' in o) and '..' not in o
-    return [os.path.normpath(o) if untidy(o) else o for o in paths]
+    untidy = lambda o: '/./' in o or o[:2] == './' or '//' in o
+    return [str(Path(o)) if untidy(o) else o for o in paths]
 
 def check_some_exist(
     paths, # Paths of a table

@@ -92,6 +92,10 @@ def _entries(path) -> list:
     with os.scandir(path) as entries: entries = sorted(entries, key=lambda e: e.name)
     return [e for e in entries if e.name.lower() not in SYSTEM_NAMES and not e.name.startswith('._')]
 
+def _plain(entry) -> str:
+    "The path as `Path` writes it: `cat/1.jpg`, where scanning the working directory gives `./cat/1.jpg`"
+    return entry.path.removeprefix(os.path.join(os.curdir, ''))
+
 def _read(path, name, above, seen) -> Folder:
     "`above`: keys of the parent folders, none of which is entered again; `seen`: shared from the third level on"
     key = _key(os.stat(path))
@@ -99,23 +103,24 @@ def _read(path, name, above, seen) -> Folder:
     seen.add(key)
     images, folders, skipped = [], [], []
     for e in _entries(path):
+        at = _plain(e)
         if _is_dir(e):
             if why := _why_not_entered(e, len(above)):
-                skipped.append((utf8(e.path), why))
+                skipped.append((utf8(at), why))
                 continue
             try:
-                if _key(e.stat()) not in seen: folders.append(_read(e.path, e.name, (*above, key), seen))
-            except OSError as err: skipped.append((e.path, f'folder cannot be read ({err.strerror})'))
-        elif e.name.startswith('.'): skipped.append((utf8(e.path), 'hidden'))
-        elif why := _why_unused(e): skipped.append((utf8(e.path), why))
-        else: images.append(e.path)
+                if _key(e.stat()) not in seen: folders.append(_read(at, e.name, (*above, key), seen))
+            except OSError as err: skipped.append((at, f'folder cannot be read ({err.strerror})'))
+        elif e.name.startswith('.'): skipped.append((utf8(at), 'hidden'))
+        elif why := _why_unused(e): skipped.append((utf8(at), why))
+        else: images.append(at)
     return Folder(path=path, name=name, key=key, images=images, folders=folders, skipped=skipped)
 
 def list_folder(
     folder:str|Path, # Links are followed, but not in circles
 ) -> Folder:
     "List a folder and everything below it; raise `OSError` if it cannot be read"
-    path = os.fspath(folder)
+    path = os.fspath(Path(folder))
     return _read(path, os.path.basename(os.path.abspath(path)), (), set())
 
 def find_images(
