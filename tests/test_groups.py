@@ -290,6 +290,7 @@ def test_near_duplicates_in_other_folds_are_said(cohort, tmp_path):
     numbers.to_csv(table, index=False)
     found = [w for w in _said(lambda: folds_of(table, 6, group_col='group')) if 'near-duplicates of images in other folds too' in w]
     assert len(found) == 1 and found[0].startswith('2 of 12 images')
+    assert found[0].endswith('Give groups that share pictures one name, or leave one image of each pair out.')
 
 
 def _said(f) -> list:
@@ -511,3 +512,22 @@ def test_a_missing_file_is_reported_where_the_others_are(units, tmp_path, monkey
     paths = read_image_set('flat.csv').table.path
     assert str(Path('pictures')/'gone.png') in set(paths)
     assert all(str(Path(o)) == o for o in paths)
+
+
+def patients(diagnoses) -> pd.DataFrame:
+    "Three images per patient; `diagnoses`: a text of three letters each"
+    rows = [(f'{p}-{i}.png', label, f'P{p:02d}') for p, labels in enumerate(diagnoses) for i, label in enumerate(labels)]
+    return pd.DataFrame(rows, columns=['path', 'label', 'patient'])
+
+
+@pytest.mark.parametrize('diagnoses, said', [
+    (['aaa', 'bbb']*6 + ['aab'], True),                # a typing error, or one name for two patients
+    (['aaa', 'bbb']*6, False),
+    (['aab', 'abb', 'aaa', 'bbb']*4, False),           # a patient may have both
+    (['aaa']*60 + ['aab', 'aba'], False)])             # by chance: rare labels fall into groups of others
+def test_a_group_of_two_classes_among_groups_of_one_is_reported(diagnoses, said):
+    found = [o for o in _said(lambda: read_image_set(patients(diagnoses), group_col='patient')) if 'several classes' in o]
+    assert len(found) == said
+    if not said: return
+    assert found[0].startswith("1 of 13 groups (column 'patient') with images of several classes")
+    assert '\n  P12: a 2, b 1\n' in found[0]

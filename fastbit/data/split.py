@@ -309,7 +309,7 @@ def warn_shared(
 ):
     "Warn about groups, near-duplicates and files that are in two splits, or in two folds"
     if grouped_by: _warn_groups(table, grouped_by)
-    if copies: _warn_copies(table, digests or {}, copies)
+    if copies: _warn_copies(table, digests or {}, copies, bool(grouped_by))
     if not digests: return
     train, valid, test = (table[table.split == s] for s in ('train', 'valid', 'test'))
     if 'fold' in table: _warn_folds(table, table.path.map(digests), 'are byte for byte')
@@ -317,7 +317,7 @@ def warn_shared(
     _warn_duplicates(train, test, 'test images are byte for byte in training too', digests)
     _warn_duplicates(valid, test, 'test images are byte for byte in validation too', digests)
 
-def _warn_folds(table, keys, what):
+def _warn_folds(table, keys, what, remedy=''):
     "Warn about rows whose key is in another fold, too: one of them is measured by a model that saw the other"
     known = table[keys.notna() & (keys != '') & (table.split != 'test')]
     several = known.fold.groupby(keys[known.index]).transform('nunique') > 1
@@ -325,8 +325,8 @@ def _warn_folds(table, keys, what):
     if rows.empty: return
     first = rows.path.groupby(keys[rows.index]).transform('first')
     pairs = first_of([f'{p}, {o}' for p, o in zip(rows.path, first) if p != o])
-    which = f'{len(rows)} of {len(known)} images {what} in other folds too'
-    warn_optimistic(f'{which}, so the accuracy is too high:{pairs}')
+    which = f"{len(rows)} of {(table.split != 'test').sum()} images {what} in other folds too"
+    warn_optimistic(f'{which}, so the accuracy is too high:{pairs}{remedy}')
 
 def _check_classes(train, valid):
     "Warn about few training images and about classes without validation images"
@@ -350,7 +350,7 @@ def _check_range(train, valid):
 
 _SPLITS = dict(train='training', valid='validation', test='test')
 
-def _warn_across(table, keys, what):
+def _warn_across(table, keys, what, remedy=''):
     "Warn about rows whose key is in an earlier split, too; rows without a key do not count"
     for seen, part in (('train', 'valid'), ('train', 'test'), ('valid', 'test')):
         n, known = (table.split == part).sum(), table[keys.notna()]
@@ -359,21 +359,23 @@ def _warn_across(table, keys, what):
         both = rows[keys[rows.index].isin(set(first))]
         if both.empty: continue
         pairs = first_of([f'{p}, {first[k]}' for p, k in zip(both.path, keys[both.index])])
-        warn_optimistic(f"{len(both)} of {n} {_SPLITS[part]} images {what.format(_SPLITS[seen])}:{pairs}")
+        warn_optimistic(f"{len(both)} of {n} {_SPLITS[part]} images {what.format(_SPLITS[seen])}:{pairs}{remedy}")
 
 def _warn_groups(table, grouped_by):
     "Warn about groups in several splits"
     what = f'belong to groups ({grouped_by}) that are also in {{}}, so the accuracy is too high for new groups'
     _warn_across(table, table.group, what)
 
-def _warn_copies(table, digests, copies):
+def _warn_copies(table, digests, copies, grouped):
     "Warn about near-duplicates in several splits; files with the same bytes have a separate warning"
+    one_name = 'Give groups that share pictures one name, or leave' if grouped else 'Leave'
+    remedy = f'\n{one_name} one image of each pair out.'
     digest = table.path.map(digests)
     several = digest.groupby(digest).transform('size') > 1
     keys = table.path.map(copies).mask(several)
     what = 'are near-duplicates of images in {}, so the accuracy is too high'
-    if 'fold' in table: _warn_folds(table, keys, 'are near-duplicates of images')
-    _warn_across(table, keys, what)
+    if 'fold' in table: _warn_folds(table, keys, 'are near-duplicates of images', remedy)
+    _warn_across(table, keys, what, remedy)
 
 def _warn_duplicates(seen, part, which, digests):
     paths = {digests[p]: p for p in seen.path if digests.get(p)}

@@ -20,7 +20,7 @@ import pandas as pd
 # %% ../../nbs/data/09_tables.ipynb #3411884c
 from ..bodies.preprocess import Preprocess
 from ..core.options import options_by_name
-from ..core.text import warn_data
+from ..core.text import first_of, warn_data
 from .augment import Augment
 from .folders import count_reasons, list_folder, warn_skipped
 from .groups import EXIF, group_text, path_groups
@@ -169,6 +169,27 @@ def _warned_alone(images) -> ImageSet:
         "split is the same as without them. Use what several images share, such as the patient or the video.")
     return images
 
+def _mixed_by_chance(sizes, shares) -> float:
+    "Expect so many groups with images of several classes, if labels had nothing to do with groups"
+    return sum(n*(1 - (shares**size).sum()) for size, n in sizes.value_counts().items())
+
+def _warned_mixed(images) -> ImageSet:
+    "Warn about groups of several classes where nearly all have one: a patient with two diagnoses is often a typing error"
+    table = images.table
+    if not images.grouped_by or not isinstance(table.label.iloc[0], str): return images
+    groups = table.groupby('group').label
+    sizes, mixed = groups.size(), groups.nunique() > 1
+    n, most = mixed.sum(), _mixed_by_chance(sizes, table.label.value_counts(normalize=True))/4
+    if not 0 < n <= most: return images
+    counts = table[table.group.isin(mixed.index[mixed])].groupby('group').label.value_counts()
+    words = [f"{g}: {', '.join(f'{label} {k}' for label, k in counts[g].items())}" for g in mixed.index[mixed]]
+    warn_data(
+        f"{n} of {len(sizes)} groups ({images.grouped_by}) with images of several classes, where nearly all groups "
+        f"have one class:{first_of(words)}\nCheck the labels, and whether one name stands for two groups.")
+    return images
+
+def _checked_groups(images) -> ImageSet: return _warned_mixed(_warned_alone(images))
+
 @options_by_name
 def read_image_set(
     source:str|Path|pd.DataFrame, # A folder of class folders, one with train/ and valid/, a table file (CSV), or a DataFrame
@@ -196,13 +217,13 @@ def read_image_set(
             columns = dict(path_col=path_col, label_col=label_col, split_col=split_col, group_col=group_col)
             columns |= dict(label_sep=label_sep, label_cols=label_cols)
             check_no_columns(source, root=root, **columns, suffix=suffix, time=None if time == EXIF else time)
-            return _warned_alone(_with_groups(_folder_set(source, task), group))
+            return _checked_groups(_with_groups(_folder_set(source, task), group))
     columns = dict(path_col=path_col, label_col=label_col, split_col=split_col, group_col=group_col)
     columns |= dict(task=task, label_sep=label_sep, label_cols=label_cols)
     found = table_rows(source, root, **columns, suffix=suffix, group=group, time_col=None if time == EXIF else time)
     words = dict(source=found.words, name=source_name(source), grouped_by=found.grouped_by, column=found.column)
     words |= dict(hot=found.hot, group_like=found.group_like)
-    return _warned_alone(_with_groups(ImageSet(table=found.rows, skipped=found.skipped, **words), group))
+    return _checked_groups(_with_groups(ImageSet(table=found.rows, skipped=found.skipped, **words), group))
 
 @options_by_name
 def image_table(
