@@ -531,3 +531,16 @@ def test_a_group_of_two_classes_among_groups_of_one_is_reported(diagnoses, said)
     if not said: return
     assert found[0].startswith("1 of 13 groups (column 'patient') with images of several classes")
     assert '\n  P12: a 2, b 1\n' in found[0]
+
+
+def test_what_all_folds_share_is_printed_once(cohort, tmp_path):
+    table = cohort([(label, f'p{i}', '') for i in range(6) for label in ['a']*3 + ['b']*2])
+    (tmp_path/'3.png').write_bytes(b'no image')
+    options = '--group-col group --folds 3 --size 32 --recipe head --out out --balance loss --metric balanced_accuracy'
+    run = run_fastbit('baseline', table.name, *options.split(), cwd=tmp_path)
+    assert run.returncode == 0
+    assert run.stderr.count('cannot be read') == 1
+    assert '; 3 folds, 1 skipped\n' in run.stdout
+    methods = json.loads((tmp_path/'out'/'results.json').read_text())['methods']
+    assert '2 classes; 1 unreadable file skipped)' in methods
+    assert re.search(r'So that classes count alike: class weights 0\.\d+ to 1\.\d+ .*\. Result: balanced', methods)

@@ -164,7 +164,7 @@ def test_the_first_lines_are_about_the_headline(folds):
     res, page = folds
     low, high = res.evaluation.score('balanced_accuracy').interval
     assert f'Between {interval_words(low, high, " and ")} of images of new groups' in page and 'will be classified correctly if all classes count alike' in page
-    assert 'always answering “well”, the most frequent class, a balanced accuracy of 50.0% (accuracy 66.7%)' in page
+    assert 'always answering “well”, the most frequent class, has a balanced accuracy of 50.0% (accuracy 66.7%)' in page
 
 
 def test_a_report_of_folds_counts_each_image_once(folds):

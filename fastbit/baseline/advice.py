@@ -53,6 +53,7 @@ class RunFigures:
     n_all: int           # images of all splits
     size: int = None     # side of the images for the model, pixels; `None`: unknown
     side: int = None     # shorter side of the images' files, pixels, the median; `None`: unknown
+    metric: str = 'accuracy' # headline of the run
     part: str = 'valid'  # 'valid' or 'test': the split of the held-out images
     in_folds: bool = False # was each image held out once, by cross-validation?
     drawn: bool = True   # were the held-out images drawn at random?
@@ -157,7 +158,8 @@ def _measure(f) -> Advice|None:
     if f.n_groups:
         what = f'about {n:.0f} {kind} of {-(-n*f.n_groups//f.n):.0f} groups'
         so_many = f'{f.n} of {f.n_groups}'
-    text = f'Measure on more images: with {what} (now {so_many}) the interval would be half as wide (now {now} points).'
+    interval = 'the interval' if f.metric == 'accuracy' else 'the interval of the accuracy'
+    text = f'Measure on more images: with {what} (now {so_many}) {interval} would be half as wide (now {now} points).'
     return Advice('measure', text, typed, 100*half/2)
 
 def _band(low, high) -> str:

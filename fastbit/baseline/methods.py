@@ -46,7 +46,9 @@ class MethodFacts:
 
 def _images_words(plan) -> str:
     "Which images, and how they were split"
-    many = f'{plan.n_images} images ({plan.data}; {plan.numbers or f"{len(plan.classes)} classes"})'
+    files = 'file' if plan.n_left_out == 1 else 'files'
+    unreadable = f'; {plan.n_left_out} unreadable {files} skipped' if plan.n_left_out else ''
+    many = f'{plan.n_images} images ({plan.data}; {plan.numbers or f"{len(plan.classes)} classes"}{unreadable})'
     if plan.folds > 1:
         test = f' {plan.n_test} others were kept for testing.' if plan.n_test else ''
         many = many.replace(str(plan.n_images), str(plan.n_train + plan.n_valid), 1)
@@ -65,8 +67,9 @@ def _training_words(plan, trained) -> str:
     images, _, changes = plan.images.partition(', training on ')
     as_they_are = all(isinstance(p, HeadPhase) and p.views == 1 for p in phases)
     if changes and not as_they_are: images += f'; in training {changes}'
+    balance = f'. So that classes count alike: {plan.balance}' if plan.balance else ''
     return (f'The body is {plan.arch}, weights: {plan.weights}. Images were {images}. '
-            f'Training of {many} (recipe {plan.recipe}, random seed {plan.seed}): {steps}.')
+            f'Training of {many} (recipe {plan.recipe}, random seed {plan.seed}): {steps}{balance}.')
 
 def _versions_words(versions) -> str:
     names = dict(fastbit='fastbit', timm='timm', torch='PyTorch', fastai='fastai', python='Python')

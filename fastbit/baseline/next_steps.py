@@ -64,7 +64,7 @@ def next_steps(
         grouped=(risk.random, risk.apart) if risk and risk.matters else None, group_like=images.group_like,
         n_bodies=len({*installed_bodies(), str(learn.arch).partition('.')[0]}),
         n_train=dls.train.n, n_all=len(table), part=part, drawn=drawn, curve=curve,
-        in_folds=worth < 1,
+        in_folds=worth < 1, metric=settings.get('metric') or 'accuracy',
         size=dls.preprocess.size, side=shorter_side(images.report),
         overfitting='' if chosen else how_overfitted(learn.history.epochs), balance=settings['balance'],
         commands=run_commands(settings, images.group_like), **mistakes))

@@ -124,7 +124,7 @@ class Plan(ShownOnce):
         skipped = self.n_left_out + sum(self.not_used.values())
         files = f', {skipped} skipped' if skipped else ''
         held_out = f'{self.n_train} train, {self.n_valid} valid{test}'
-        if self.folds > 1: held_out = f'each held out once in {self.folds} folds'
+        if self.folds > 1: held_out = f"{'' if files else 'each held out once in '}{self.folds} folds"
         counts = f': {self.n_images} images, {self._answers()}; {held_out}{files}'
         if self.numbers:   # last, where a long line is cut
             counts = f': {self.n_images} images; {held_out}{files}; {self.numbers.partition(", mean")[0]}'

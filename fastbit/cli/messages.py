@@ -58,8 +58,12 @@ def one_line(e:BaseException) -> str:
 def show_warning(
     command:str # Whose options are meant
 ): # A function for `warnings.showwarning`
-    "Print a warning as one line in the words of the command line"
+    "Print each different warning once, as one line in the words of the command line"
+    shown = set()   # five folds of the same images have the same unreadable files
     def show(message, category, *args, **kwargs):
         kind = 'note' if category.__name__ == 'DataWarning' else category.__name__
-        print(f'fastbit: {kind}: {printable(in_shell(str(message), command))}', file=sys.stderr)
+        line = f'fastbit: {kind}: {printable(in_shell(str(message), command))}'
+        if line in shown: return
+        shown.add(line)
+        print(line, file=sys.stderr)
     return show

@@ -83,7 +83,7 @@ def baseline_sentences(
     other:str=None,    # What that answer scores by the headline, in words; `None`: the headline is the accuracy
 ) -> str:
     "Say what the headline has to be compared with"
-    guess = f'{share:.1%}' if other is None else f'{other} (accuracy {share:.1%})'
+    guess = f'{share:.1%}' if other is None else f'has {other} (accuracy {share:.1%})'
     words = f'For comparison: always answering “{most_frequent}”, the most frequent class, {guess}'
     if frozen is None: return f'{words}.'
     where = ' (on the validation images)' if on_validation else ''
