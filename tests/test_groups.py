@@ -544,3 +544,12 @@ def test_what_all_folds_share_is_printed_once(cohort, tmp_path):
     methods = json.loads((tmp_path/'out'/'results.json').read_text())['methods']
     assert '2 classes; 1 unreadable file skipped)' in methods
     assert re.search(r'So that classes count alike: class weights 0\.\d+ to 1\.\d+ .*\. Result: balanced', methods)
+
+
+def test_the_check_hands_on_options_and_a_column_that_may_name_groups(cohort, tmp_path):
+    table = cohort([(label, f'p{i}', '') for i in range(4) for label in ['a']*3 + ['b']*2])
+    pd.read_csv(table).rename(columns=dict(group='patient')).to_csv(table, index=False)
+    next_of = lambda *options: run_fastbit('check', table.name, '--no-labels', *options, cwd=tmp_path).stdout.splitlines()[-1]
+    assert next_of() == '  nothing was changed; next: fastbit baseline cohort.csv --group-col patient'
+    given = '--path-col path --label-col label --group-col patient'
+    assert next_of(*given.split()) == f'  nothing was changed; next: fastbit baseline cohort.csv {given}'

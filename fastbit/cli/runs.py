@@ -24,6 +24,7 @@ from ..core.text import printable
 _COMMAND_ONLY = ('command', 'path', 'traceback', 'began', 'argv', 'open', 'procs', 'no_labels', 'plot', 'config')
 _SAME_RUN = ('out', 'num_workers', 'dry_run', 'checkpoint_every', 'verbose', 'overwrite', 'log')   # they change no result
 _SAME_BOARD = ('archs', 'recipes', 'top', 'device', 'cache', 'cache_gb')                     # they add to a leaderboard
+_SAME_CHECK = ('device', 'cache')                                                            # they change no finding
 
 def given_options(args) -> dict:
     "Return the options that were given, by their names in Python"
@@ -107,11 +108,13 @@ def run_check(args) -> int:
     from fastbit.studies.doctor import check_data
     options = given_options(args)
     out = options.pop('out', None) or new_folder(f'{data_label(args.path)}-check')
-    found = check_data(args.path, labels=not args.no_labels, out=out, **options).found
-    where = '' if args.path is None else f' {shlex.quote(str(args.path))}'
-    print(f'  nothing was changed; next: fastbit baseline{where}')
+    checked = check_data(args.path, labels=not args.no_labels, out=out, **options)
+    path = [] if args.path is None else [shlex.quote(str(args.path))]
+    by_column = {'group_col': checked.group_like} if checked.group_like else {}
+    again = {k: v for k, v in (options | by_column).items() if k not in _SAME_CHECK}
+    print('  nothing was changed; next:', ' '.join(['fastbit baseline', *path, *typed_again(again)]))
     if args.open: open_page(Path(out)/'check.html')
-    return int(found)
+    return int(checked.found)
 
 # %% ../../nbs/cli/05_runs.ipynb #d6b43f63
 def typed_again(given:dict) -> list[str]:

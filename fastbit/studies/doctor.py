@@ -109,6 +109,7 @@ class DataCheck(ShownOnce):
     source: str = ''   # folder or columns that were used
     max_value: int = MAX_16_BIT # as for `read_image`
     numbers: str = ''  # what is predicted, with its range; '': classes
+    group_like: str = '' # column that may name groups, and that was not used; '': none
 
     @property
     def found(self) -> bool: return len(self.rows) > 0
@@ -304,6 +305,7 @@ def check_data(
         note=f'label errors: {about_labels.note}' if about_labels.note else '',
         source=images.source,
         max_value=max_value,
+        group_like=images.group_like,
         numbers=f'{images.column or "number"} from {_scale_words(table.number)}' if numbers else '')
     if out is not None: result.save(out)
     if verbose: show(result)
