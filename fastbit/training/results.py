@@ -39,6 +39,7 @@ from ..report.page import Report
 from ..report.findings import Findings, data_name
 from ..report.sections import make_report
 from .learner import TransferLearner
+from .checks import image_side
 from .card import card_facts
 from .answers import MeasuredAnswers, measure_answers
 from .tta import find_loader, find_preprocess, image_groups, tta_probs, view_logits
@@ -211,8 +212,10 @@ def export(self:TransferLearner,
     "Write `model.safetensors` and `config.json` for `load_predictor`, the command line and timm"
     pp = preprocess or getattr(self.dls, 'preprocess', None)
     if pp is None:
-        raise ValueError("These loaders do not say how their images are made, and a prediction depends on it: "
-                         f"pass preprocess=body_preprocess({self.body_settings['arch']!r}, size=...).")
+        how = f"body_preprocess({self.body_settings['arch']!r}, size={image_side(self.dls)})"
+        raise ValueError(
+            "These loaders do not say how their images are made, and a prediction depends on it. Pass "
+            f"preprocess={how}, with resize='crop' if they crop images, as fastai's Resize does by default.")
     about = model_record(self, pp)
     check_target(folder, overwrite)   # before the measuring
     if _choose(self): about = model_record(self, pp)
