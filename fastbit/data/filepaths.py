@@ -188,7 +188,7 @@ def locate_files(
     return (_search(cells, folder) if folder else None) or plain
 
 def _joined(folder, cells) -> list[str]:
-    "`os.path.join` for perhaps millions of texts, as `Path` writes them; `..` stays, since after a link it is elsewhere"
+    "`os.path.join` for perhaps millions of texts, as `Path` writes them: `..` stays, since a link may lead elsewhere"
     start = os.path.join(folder, '') if folder else ''
     if os.sep == '/': paths = [o if o[:1] == '/' else start + o for o in cells]
     else: paths = [os.path.join(folder, o) for o in cells]

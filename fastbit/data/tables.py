@@ -174,7 +174,7 @@ def _mixed_by_chance(sizes, shares) -> float:
     return sum(n*(1 - (shares**size).sum()) for size, n in sizes.value_counts().items())
 
 def _warned_mixed(images) -> ImageSet:
-    "Warn about groups of several classes where nearly all have one: a patient with two diagnoses is often a typing error"
+    "Warn about groups of several classes where nearly all have one: a patient's second diagnosis may be a typing error"
     table = images.table
     if not images.grouped_by or not isinstance(table.label.iloc[0], str): return images
     groups = table.groupby('group').label
