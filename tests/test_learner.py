@@ -7,6 +7,7 @@ from fastai.callback import schedule
 from fastai.callback.core import Callback
 from fastai.data.transforms import Normalize
 from fastai.interpret import ClassificationInterpretation
+from fastai.optimizer import ranger
 from fastai.torch_core import TensorImage
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageDataLoaders
@@ -224,16 +225,22 @@ def test_lr_find_leaves_no_trace(dls, tmp_path, monkeypatch, bn, trained):
     plt.close('all')
 
 
-def test_training_after_lr_find_is_training_without_it(folder):
+@pytest.mark.parametrize('trained', [False, True])
+@pytest.mark.parametrize('options', [{}, dict(opt_func=ranger)], ids=['adam', 'ranger'])   # ranger is a Lookahead around RAdam, with slow weights
+def test_training_after_lr_find_is_training_without_it(folder, options, trained):
     def run(find):
         random.seed(1); torch.manual_seed(1)
-        learn = transfer_learner(image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=0), **TINY)
+        dls = image_dataloaders(folder, 'test_efficientnet', size=32, bs=8, num_workers=0)
+        learn = transfer_learner(dls, **TINY, **options)
         with learn.no_logging():
+            if trained: learn.fit(2, 1e-2)
             if find: learn.lr_find(num_it=20, show_plot=False)
-            learn.fit_one_cycle(1, 1e-2)
-        return snapshot(learn)
-    one, two = run(False), run(True)
+            if find: learn.lr_table(1.)
+            learn.fit_one_cycle(2, 1e-2)
+        return snapshot(learn), list(learn.recorder.lrs)
+    (one, rates), (two, rates_after) = run(False), run(True)
     assert all(torch.equal(v, two[k]) for k, v in one.items())
+    assert rates == rates_after and len(set(rates)) > 3
 
 
 def test_lr_find_in_a_directory_that_takes_no_files(dls):

@@ -317,6 +317,15 @@ def test_one_cycle_goes_on_in_the_middle_of_an_epoch(straight_cycles, tmp_path, 
     assert same_states(state(cycle(resumed)), two)   # the next fit, too
 
 
+def test_the_slow_weights_of_ranger_are_resumed(dls, tmp_path):
+    from fastai.optimizer import ranger
+    again = lambda: seeded(dls.__class__(*[dl.new() for dl in dls.loaders]), opt_func=ranger)
+    path, straight = tmp_path/'run.safetensors', cycle(again())
+    with pytest.raises(KeyboardInterrupt): cycle(again(), checkpoint=path, checkpoint_every=1, cbs=Stop(9))
+    resumed = cycle(again(), checkpoint=path, checkpoint_every=1)
+    assert same(straight, resumed) and straight.opt.count == resumed.opt.count > 6
+
+
 def test_epochs_are_saved_every_half_minute_and_the_last_always(dls, tmp_path, monkeypatch):
     from fastbit.training import checkpoint
     class Seen(Callback):

@@ -32,6 +32,7 @@ from ..bodies.weights import WeightsSource
 from ..core.options import options_by_name
 from ..core.arguments import LEARNER_HABITS, refuse_unknown
 from ..core.fonts import use_fonts_for
+from ..core.restore import inner_optimizer
 from ..core.text import is_interactive, warn_data
 from ..data.balance import class_weights
 from ..data.features import FeatureMemory
@@ -169,11 +170,12 @@ def lr_table(self:TransferLearner,
 def _rates(learn, lr) -> list[float]:
     "What the optimizer makes of `lr`, a rate per stage, without keeping it"
     if learn.opt is None: learn.create_opt()
-    hypers = deepcopy(list(learn.opt.hypers))
+    opt = inner_optimizer(learn.opt)
+    hypers = deepcopy(list(opt.hypers))
     try:
-        if lr is not None: learn.opt.set_hyper('lr', lr)
-        return [h['lr'] for h in learn.opt.hypers]
-    finally: learn.opt.hypers = L(hypers)
+        if lr is not None: opt.set_hyper('lr', lr)
+        return [h['lr'] for h in opt.hypers]
+    finally: opt.hypers = L(hypers)
 
 # %% ../../nbs/training/09_learner.ipynb #6d888053
 @options_by_name

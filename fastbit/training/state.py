@@ -8,12 +8,17 @@ Docs: https://fastbit.github.io/fastbit/training/state.html.md"""
 __all__ = ['State', 'pack_rng', 'unpack_rng', 'pack_opt', 'unpack_opt', 'pack_recorder', 'unpack_recorder']
 
 # %% ../../nbs/training/14_state.ipynb #730015db
+from itertools import chain
 from typing import NamedTuple
 
 # %% ../../nbs/training/14_state.ipynb #a8a37a46
 import numpy as np, torch
+from fastai.optimizer import Lookahead
 from fastai.torch_core import get_random_states, set_random_states
 from fastcore.foundation import L
+
+# %% ../../nbs/training/14_state.ipynb #a74296ec
+from ..core.restore import inner_optimizer
 
 # %% ../../nbs/training/14_state.ipynb #895d059f
 class State(NamedTuple):
@@ -50,12 +55,22 @@ def pack_opt(
     learn # A learner in a fit
 ) -> State:
     "Pack the optimizer's state by the names of the parameters, and its hyperparameters"
+    opt, slow = inner_optimizer(learn.opt), _slow_weights(learn.opt)
     values, tensors = {}, {}
     for name, p in learn.model.named_parameters():
-        for k, v in learn.opt.state[p].items():
+        for k, v in opt.state[p].items():
             part = tensors if isinstance(v, torch.Tensor) else values
             part[f'{name}/{k}'] = v
-    return State(dict(state=values, hypers=[dict(h) for h in learn.opt.hypers]), tensors)
+        if p in slow: tensors[f'{name}/{_SLOW}'] = slow[p]
+    count = dict(lookahead=learn.opt.count) if slow else {}
+    return State(dict(state=values, hypers=[dict(h) for h in opt.hypers], **count), tensors)
+
+_SLOW = 'slow weights'   # of `Lookahead`, next to what the optimizer in it knows of a parameter
+
+def _slow_weights(opt) -> dict: # Parameter -> its slow weights; empty: not of `Lookahead`, or before its first step
+    if not isinstance(opt, Lookahead) or opt.slow_weights is None: return {}
+    pairs = zip(chain(*opt.param_lists), chain(*opt.slow_weights))
+    return dict(pairs)
 
 def _laid_out_as(p, v):
     "Bring a value of the optimizer's state to the device and memory layout of its parameter"
@@ -69,11 +84,16 @@ def unpack_opt(
 ):
     "Restore the optimizer's state and hyperparameters"
     values, tensors = state
+    opt, slow = inner_optimizer(learn.opt), {}
     params = dict(learn.model.named_parameters())
     for full, v in (values['state'] | tensors).items():
         name, k = full.rsplit('/', 1)
-        learn.opt.state[params[name]][k] = _laid_out_as(params[name], v)
-    learn.opt.hypers = L(dict(h) for h in values['hypers'])
+        known = slow if k == _SLOW else opt.state[params[name]]
+        known[params[name] if k == _SLOW else k] = _laid_out_as(params[name], v)
+    opt.hypers = L(dict(h) for h in values['hypers'])
+    if not slow: return
+    learn.opt.count = values['lookahead']
+    learn.opt.slow_weights = L(L(slow[p] for p in group) for group in opt.param_lists)
 
 def pack_recorder(
     learn # A learner in a fit
