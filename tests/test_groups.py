@@ -526,10 +526,10 @@ def patients(diagnoses) -> pd.DataFrame:
     (['aab', 'abb', 'aaa', 'bbb']*4, False),           # a patient may have both
     (['aaa']*60 + ['aab', 'aba'], False)])             # by chance: rare labels fall into groups of others
 def test_a_group_of_two_classes_among_groups_of_one_is_reported(diagnoses, said):
-    found = [o for o in _said(lambda: read_image_set(patients(diagnoses), group_col='patient')) if 'several classes' in o]
+    found = [o for o in _said(lambda: read_image_set(patients(diagnoses), group_col='patient')) if 'of several classes' in o]
     assert len(found) == said
     if not said: return
-    assert found[0].startswith("1 of 13 groups (column 'patient') with images of several classes")
+    assert found[0].startswith("In 1 of 13 groups (column 'patient') the images are of several classes")
     assert '\n  P12: a 2, b 1\n' in found[0]
 
 

@@ -184,8 +184,8 @@ def _warned_mixed(images) -> ImageSet:
     counts = table[table.group.isin(mixed.index[mixed])].groupby('group').label.value_counts()
     words = [f"{g}: {', '.join(f'{label} {k}' for label, k in counts[g].items())}" for g in mixed.index[mixed]]
     warn_data(
-        f"{n} of {len(sizes)} groups ({images.grouped_by}) with images of several classes, where nearly all groups "
-        f"have one class:{first_of(words)}\nCheck the labels, and whether one name stands for two groups.")
+        f"In {n} of {len(sizes)} groups ({images.grouped_by}) the images are of several classes, while in nearly all "
+        f"groups they are of one:{first_of(words)}\nCheck the labels, and whether one name stands for two groups.")
     return images
 
 def _checked_groups(images) -> ImageSet: return _warned_mixed(_warned_alone(images))
