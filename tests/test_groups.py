@@ -541,6 +541,7 @@ def test_what_all_folds_share_is_printed_once(cohort, tmp_path):
     assert run.returncode == 0
     assert run.stderr.count('cannot be read') == 1
     assert '; 3 folds, 1 skipped\n' in run.stdout
+    assert len(re.findall(r'^fold \d of 3: accuracy \d+\.\d%, balanced accuracy \d+\.\d\d% on', run.stdout, re.M)) == 3
     methods = json.loads((tmp_path/'out'/'results.json').read_text())['methods']
     assert '2 classes; 1 unreadable file skipped)' in methods
     assert re.search(r'So that classes count alike: class weights 0\.\d+ to 1\.\d+ .*\. Result: balanced', methods)

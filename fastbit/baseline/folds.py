@@ -38,7 +38,7 @@ from ..export.predict import Predictor
 from ..export.record import digest_sketch
 from ..metrics.calibration import fit_temperature
 from ..metrics.intervals import FOLDS_WORTH, Interval
-from ..metrics.scores import metric_order
+from ..metrics.scores import METRIC_WORDS, format_score, metric_order, metric_value
 from ..metrics.task import SINGLE_LABEL
 from ..metrics.tasks import TASKS, format_headline, headline_name, headline_value
 from ..report.findings import Findings
@@ -64,10 +64,19 @@ class FoldOutputs:
     @property
     def score(self) -> float: return headline_value(TASKS[self.task], self.probs, self.targs) # its headline
 
-    def __str__(self):
+    def words(self,
+        metric:str='accuracy', # Headline of the run
+        order:tuple=None,      # Of the classes, from `metric_order`
+    ) -> str: # On one line
+        "Say how well the model answered, on how many images, and how long it took"
         took = format_seconds(self.seconds['training'] + self.seconds['evaluation'])
-        task = TASKS[self.task]
-        return f'{headline_name(task)} {format_headline(task, self.score)} on {len(self.targs)} images, {took}'
+        task, other = TASKS[self.task], ''
+        if self.task == 'label' and metric != 'accuracy':
+            value = metric_value(metric, self.probs, self.targs, order)
+            other = f', {METRIC_WORDS[metric].label} {format_score(metric, None if np.isnan(value) else value)}'
+        return f'{headline_name(task)} {format_headline(task, self.score)}{other} on {len(self.targs)} images, {took}'
+
+    def __str__(self): return self.words()
 
     def save(self,
         folder:Path # Folder of one fold
@@ -206,10 +215,12 @@ class FoldsRun:
     ):
         "Train the folds that are not finished"
         if self.out is not None and self.options.output.overwrite: clear_run(Path(self.out))
+        metric = self.options.train.metric
+        order = metric_order(metric, self.first.learn.dls.vocab)
         for k in range(1, self.n + 1):
             before = ', finished before' if k in self.outputs else ''
             if not before: self.outputs[k] = self._train_one(k, verbose)
-            if verbose: print(f'fold {k} of {self.n}: {self.outputs[k]}{before}', flush=True)
+            if verbose: print(f'fold {k} of {self.n}: {self.outputs[k].words(metric, order)}{before}', flush=True)
 
     def _train_one(self, k, verbose) -> FoldOutputs:
         record = self.todo[k]
