@@ -20,6 +20,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from ..core.published import PublishedBody, published_body
 from ..core.text import printable
 from .record import EQUAL_CLASSES, Artifact
+from ..metrics.intervals import in_groups
 from ..metrics.multilabel import LABEL_METRICS
 from ..metrics.numbers import NUMBER_METRICS, format_number, number_words
 from ..metrics.scores import METRIC_WORDS, format_interval, format_score
@@ -234,12 +235,11 @@ def _class_table(about, facts) -> str:
     n_more = len(about.classes) - len(shown)
     return f'{table}\n\n{n_more} more classes are in `config.json`.' if n_more else table
 
-def _measured_on(e) -> str: # '112 held-out (validation) images, in 107 independent groups'
+def _measured_on(e) -> str: # '112 held-out (validation) images in 107 groups (given, or near-duplicates)'
     n, groups, part = e.get('n'), e.get('n_groups'), e.get('part', 'valid')
     kind = dict(valid='held-out (validation) ', folds='').get(part, f'{as_markdown(part)} ')
-    units = f', in {groups} independent groups' if groups not in (None, n) else ''
     each = ', each by the model that did not train on it' if part == 'folds' else ''
-    return f'{n} {kind}images{units}{each}'
+    return f'{n} {kind}images{in_groups(n, groups)}{each}'
 
 def _results(about) -> str:
     figures = card_figures(about)

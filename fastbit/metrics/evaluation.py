@@ -16,7 +16,7 @@ import numpy as np, pandas as pd, torch, torch.nn.functional as F
 # %% ../../nbs/metrics/02_evaluation.ipynb #5e323063
 from ..core.text import ShownOnce
 from .calibration import brier_scores, calibration_error, reliability_table
-from .intervals import Interval, accuracy_interval, bootstrap_values, percentile_interval
+from .intervals import Interval, accuracy_interval, bootstrap_values, in_groups, percentile_interval
 from .scores import METRIC_WORDS, RANKED_CELLS, Score
 from .scores import format_interval, format_score, score_intervals, score_statistics
 
@@ -69,7 +69,7 @@ class Evaluation(ShownOnce):
         return pd.DataFrame(rows, columns=['metric', 'value', '95% CI'])
 
     def __str__(self):
-        groups = '' if self.n_groups in (None, self.n) else f' in {self.n_groups} groups'
+        groups = in_groups(self.n, self.n_groups)
         interval = f'95% CI {100*self.low:.1f}–{self.high:.1%}, n = {self.n}{groups}'
         top5 = '' if self.top5 is None else f', top-5 {self.top5:.2%}'
         return (f'accuracy {self.accuracy:.2%} ({interval}){top5}, '

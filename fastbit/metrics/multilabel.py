@@ -19,7 +19,7 @@ from ..core.text import ShownOnce
 from .calibration import calibration_error
 from .label_calibration import label_reliability
 from .intervals import Interval, accuracy_interval, bootstrap_values, class_degrees
-from .intervals import logit_interval, percentile_interval
+from .intervals import in_groups, logit_interval, percentile_interval
 from .scores import RANKED_CELLS, Score, rank_areas, rank_images
 
 # %% ../../nbs/metrics/10_multilabel.ipynb #95106afe
@@ -170,7 +170,7 @@ class LabelsEvaluation(ShownOnce):
         return pd.DataFrame(rows, columns=['metric', 'value', '95% CI'])
 
     def __str__(self):
-        groups = '' if self.n_groups in (None, self.n) else f' in {self.n_groups} groups'
+        groups = in_groups(self.n, self.n_groups)
         ends = _format_ends('map', self.map_interval)
         interval = f'95% CI {ends}, n = {self.n}{groups}' if ends else f'n = {self.n}{groups}'
         without = self.n_classes - self.n_measured

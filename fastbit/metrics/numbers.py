@@ -19,7 +19,7 @@ from scipy.special import stdtrit
 # %% ../../nbs/metrics/13_numbers.ipynb #355f3eaa
 from ..core.text import ShownOnce
 from .conformal import conformal_rank
-from .intervals import Interval, bootstrap_values
+from .intervals import Interval, bootstrap_values, in_groups
 from .scores import MAX_GRADES, Score, quadratic_statistics
 from .selective import one_per_group
 
@@ -187,7 +187,7 @@ class NumbersEvaluation(ShownOnce):
         return pd.DataFrame(rows, columns=['metric', 'value', '95% CI'])
 
     def __str__(self):
-        groups = '' if self.n_groups in (None, self.n) else f' in {self.n_groups} groups'
+        groups = in_groups(self.n, self.n_groups)
         ends = _format_ends('mae', self.mae_interval)
         interval = f'95% CI {ends}, n = {self.n}{groups}' if ends else f'n = {self.n}{groups}'
         others = [k for k in self._named() if k != 'mae']

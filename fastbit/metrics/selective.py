@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd, scipy
 
 # %% ../../nbs/metrics/06_selective.ipynb #cd3e8ee9
-from .intervals import Interval, accuracy_interval, bootstrap_interval
+from .intervals import Interval, accuracy_interval, bootstrap_interval, in_groups
 
 # %% ../../nbs/metrics/06_selective.ipynb #20e8daa7
 _POINTS = 100   # of a curve
@@ -163,14 +163,14 @@ class PrecisionThreshold:
     def why_not(self) -> str:
         "Explain why no threshold reaches the precision, and what is possible; '' where one does"
         if self.threshold is not None: return ''
-        unit = 'image' if self.tested == self.n else 'group'
+        unit, these = 'image' if self.tested == self.n else 'group', f'these {self.n} images{in_groups(self.n, self.tested)}'
         possible = f' Up to {_percent(self.possible)} is possible.' if self.possible else ''
         if self.tested < self.needed:
-            return (f'No threshold reaches {_percent(self.wanted)} with these {self.tested} {unit}s: with all answered '
+            return (f'No threshold reaches {_percent(self.wanted)} with {these}: with all answered '
                     f'right, at least {self.needed} {unit}s are needed.{possible}')
         which = f'{_percent(self.wanted)} with {_percent(self.confidence)} confidence'
         return (f'No threshold reaches {which}: too many of '
-                f'the most confident of these {self.tested} {unit}s are wrong.{possible}')
+                f'the most confident of {these} are wrong.{possible}')
 
 def threshold_for_precision(
     confidence,   # n, of the predicted class, on validation images

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 
 # %% ../../nbs/studies/00_compare.ipynb #984cf256
+from ..metrics.intervals import in_groups
 from .paired import grouped_p, mcnemar_p, paired_difference
 from .task_comparison import common_task, compare_tables
 
@@ -44,7 +45,7 @@ class Comparison:
 
     def __str__(self):
         note = f'\nnote: {self.chosen}, so its accuracy is slightly optimistic' if self.chosen else ''
-        groups = f' in {self.n_groups} groups' if self.n_groups else ''
+        groups = in_groups(self.n, self.n_groups)
         test = 't-test' if groups else 'McNemar'
         return (f'a {self.accuracy_a:.2%}, b {self.accuracy_b:.2%} on the same {self.n} images{groups}; '
                 f'{self.only_a} correct only in a, {self.only_b} only in b\n'

@@ -17,7 +17,7 @@ import numpy as np, pandas as pd
 # %% ../../nbs/studies/00_task_comparison.ipynb #78692b26
 from ..core.text import ShownOnce
 from ..data.label_sets import hot_labels, split_labels
-from ..metrics.intervals import FOLDS_WORTH
+from ..metrics.intervals import FOLDS_WORTH, in_groups
 from ..metrics.multilabel import LABEL_METRICS, evaluate_labels
 from ..metrics.numbers import NUMBER_METRICS, evaluate_numbers, format_number
 from ..metrics.tasks import TASKS, headline_name
@@ -114,7 +114,7 @@ class TaskComparison(ShownOnce):
         return f'{headline_name(TASKS[self.task])}{better}: {self.headline.verdict}'
 
     def __str__(self):
-        groups = f' in {self.n_groups} groups' if self.n_groups else ''
+        groups = in_groups(self.n, self.n_groups)
         folds = ', each predicted by a model that did not see it' if self.in_folds else ''
         table = self.table()
         width = [max(map(len, [c, *table[c]])) for c in table]
