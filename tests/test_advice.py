@@ -342,3 +342,11 @@ def test_unlabeled_images_are_ranked_where_there_are_results():
     assert ranked.line.endswith('how much their labels would help: fastbit label-next out FOLDER') and not ranked.again
     plain = more(COMMANDS)
     assert plain.again and plain.line == plain.text and plain.command == 'fastbit baseline photos'
+
+
+def test_only_groups_that_names_hold_are_advised_by_an_expression():
+    from fastbit.data.groups import NamedGroups
+    at_random, named = what_helps(replace(MANY, commands=ALL, grouped=(.9, .8)))[0], NamedGroups('([a-z]+)_', 12, 'clip')
+    assert at_random.command == '' and 'group_col= (--group-col)' in at_random.text
+    known = what_helps(replace(MANY, commands=ALL, grouped=(.9, .8), named_groups=named))[0]
+    assert '([a-z]+)_' in known.command and '12 groups, e.g. “clip”' in known.text

@@ -20,6 +20,7 @@ from fastbit.data.groups import group_numbers, untrained_classes
 from fastbit.export import load_predictor
 from fastbit.metrics import accuracy_interval
 from fastbit.report.sections import make_report
+from fastbit.studies import check_data
 from fastbit.training.guards import FitStopped
 from fastbit.training.head import STRENGTHS, FeatureScaler
 
@@ -111,7 +112,7 @@ def test_groups_and_folds_agree_with_scikit_learn(units, grouped, folds):
 
 
 def test_the_random_split_warns_and_the_others_do_not(units):
-    with pytest.warns(DataWarning, match='Images may belong to groups.*group_col= or group='): baseline(units/'units.csv', **SMALL)
+    with pytest.warns(DataWarning, match=r"Images may belong to groups.*may name them \(21 groups.*with group= \(--group-regex\) '"): baseline(units/'units.csv', **SMALL)
     with warnings.catch_warnings():
         warnings.simplefilter('error', DataWarning)
         baseline(units/'units.csv', **SMALL, group_col='group')
@@ -554,3 +555,26 @@ def test_the_check_hands_on_options_and_a_column_that_may_name_groups(cohort, tm
     assert next_of() == '  nothing was changed; next: fastbit baseline cohort.csv --group-col patient'
     given = '--path-col path --label-col label --group-col patient'
     assert next_of(*given.split()) == f'  nothing was changed; next: fastbit baseline cohort.csv {given}'
+
+
+def test_advice_about_groups_can_be_followed():
+    "An expression that finds groups in these paths, or a way without one"
+    from fastbit.data.groups import group_remedy, named_groups, path_groups
+    names = dict(
+        frames=('{c}/clip{g}_frame{i:03d}.jpg', True), folder=('{c}/{g}/{i}.jpg', True), person=('{c}/x_Patient-{g}_{i}.png', True),
+        repeated=('{c}/{s}-{i}.png', True), numbers=('{c}/{k:05d}.jpg', False), camera=('{c}/DSC_{k:05d}.jpg', False), words=('{c}/{w}.jpg', False))
+    for name, (text, has_groups) in names.items():
+        rows = [(c, 6*ci + s, s, i) for ci, c in enumerate('ab') for s in range(6) for i in range(4)]
+        paths = [text.format(c=c, g=g, s=s, i=i, k=4*g + i, w='qwertyuiopasdfghjklzxcvb'[4*s + i]*3) for c, g, s, i in rows]
+        found = named_groups(paths, [p[0] for p in paths])
+        assert (found is not None) == has_groups, name
+        remedy = group_remedy(paths, [p[0] for p in paths])
+        assert ('regex' in remedy, 'group_col=' in remedy) == (has_groups, not has_groups)
+        if not has_groups: continue
+        assert found.n in (6, 12) and found.pattern in remedy and '\\' not in found.pattern
+        assert len(set(path_groups(paths, found.pattern))) == found.n
+
+
+def test_the_check_says_how_to_keep_groups_together(units):
+    text = str(check_data(units/'units.csv', size=32, verbose=False))
+    assert 'keep each group in one split' in text and '21 groups' in text and "group= (--group-regex) '" in text, text

@@ -17,6 +17,7 @@ from typing import Callable, NamedTuple
 import numpy as np, torch
 
 # %% ../../nbs/baseline/09_advice.ipynb #38ae8c77
+from ..data.groups import NamedGroups
 from ..metrics.intervals import FOLDS_WORTH, effective_size, wilson_interval
 from ..metrics.task import SINGLE_LABEL
 from ..training.curve import LearningCurve
@@ -61,6 +62,7 @@ class RunFigures:
     effective: float = None # independent images that would measure as precisely; `None`: all are
     curve: LearningCurve = None # of linear probes; `None`: not measured, or too little to tell
     grouped: tuple = None # accuracies of linear probes with random folds, and with similar images together; `None`: similar enough
+    named_groups: NamedGroups = None # groups that the names of files seem to hold; `None`: none
     group_like: str = '' # column of the table that may name groups, and that was not used; '': none
     n_bodies: int = 2    # bodies whose weights are installed, which a leaderboard would compare
     overfitting: str = '' # how the last phase overfitted; '': it did not
@@ -139,7 +141,11 @@ def _groups(f) -> Advice|None:
     at_random, apart = f.grouped
     text = ('Keep images of the same object, person, place or video in one split: a linear probe reaches '
             f'{at_random:.0%} with a random split, and {apart:.0%} when similar images are kept together.')
-    return Advice('groups', text, f.commands.rerun(group='REGEX'), 100*(at_random - apart))
+    if named := f.named_groups:
+        text += f' The paths may name them ({named.n} groups, e.g. “{named.example}”).'
+        return Advice('groups', text, f.commands.rerun(group=named.pattern), 100*(at_random - apart))
+    text += ' The paths do not name them, so name them in a column of a table: group_col= (--group-col).'
+    return Advice('groups', text, '', 100*(at_random - apart))
 
 def _measure(f) -> Advice|None:
     half = half_width(f.accuracy, f.independent)

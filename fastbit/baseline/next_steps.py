@@ -15,6 +15,7 @@ from .advice import Advice, Commands, RunFigures, mistake_figures, what_helps
 from .result import Measured, how_overfitted
 from ..bodies.weights import installed_bodies
 from .settings import changed_command, label_next_command, source_command
+from ..data.groups import named_groups
 from ..metrics.task import SINGLE_LABEL
 from ..training.curve import LearningCurve
 from ..training.learner import TransferLearner
@@ -60,8 +61,10 @@ def next_steps(
     groups = dict(groups=measured.groups, named=bool(images.grouped_by), worth=worth)
     mistakes = mistake_figures(probs, targs, dls.vocab, [int(trained.get(c, 0)) for c in dls.vocab], **groups)
     drawn = images.is_drawn and (part == 'valid' or bool(settings['test_pct']))
+    matters = bool(risk and risk.matters)
     return what_helps(RunFigures(
-        grouped=(risk.random, risk.apart) if risk and risk.matters else None, group_like=images.group_like,
+        grouped=(risk.random, risk.apart) if matters else None, group_like=images.group_like,
+        named_groups=named_groups(table.path, table.label) if matters else None,
         n_bodies=len({*installed_bodies(), str(learn.arch).partition('.')[0]}),
         n_train=dls.train.n, n_all=len(table), part=part, drawn=drawn, curve=curve,
         in_folds=worth < 1, metric=settings.get('metric') or 'accuracy',

@@ -46,6 +46,7 @@ from ..core.text import format_seconds, printable, show, warn_data
 from ..data.augment import read_level
 from ..data.balance import MAX_RATIO
 from ..data.batches import resolve_device
+from ..data.groups import group_remedy
 from ..data.loaders import image_dataloaders
 from ..data.public import resolve_source
 from ..export.artifact import check_target
@@ -315,12 +316,12 @@ class Run:
 
     def _judge_split(self):
         "Warn where a random split flatters: the features of all images are at hand"
-        images, o = self.learn.dls.image_set, self.options
+        images, table, o = self.learn.dls.image_set, self.learn.dls.table, self.options
         if not images.is_drawn or images.grouped_by or not is_writer(): return
         if o.data.fold not in (None, 1): return   # all folds have the same images
         if self.budget is not None and self.budget < JUDGED_FROM: return
         self.risk = loaders_risk(self.learn, o.data.seed)
-        if self.risk and self.risk.matters: warn_data(self.risk.words())
+        if self.risk and self.risk.matters: warn_data(self.risk.words(group_remedy(table.path, table.label)))
 
     def _measure_curve(self):
         "Compute the learning curve of linear probes, while the features of the frozen body are at hand"

@@ -25,6 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from ..bodies.preprocess import MAX_16_BIT
 from ..data.balance import MAX_RATIO
 from ..data.check import depth_words
+from ..data.groups import group_remedy
 from ..data.label_sets import has_label_sets, hot_labels, label_counts, label_names
 from ..metrics.label_noise import fit_label_noise, noticeable, probs_right
 from ..metrics.stratify import iterative_folds
@@ -68,8 +69,8 @@ KINDS = dict(   # the most serious first
     groups=Kind(
         'Images that may belong to groups',
         'Several images of one object, person, place or video: a random split shows some to the model and tests it on '
-        'the others. Keep each group in one split with group_col= (--group-col) or group= (--group-regex).',
-        hint='keep each group in one split with group_col= (--group-col) or group= (--group-regex)'),
+        'the others. Keep each group in one split.',
+        hint='keep each group in one split'),
     rotated=Kind(
         'Rotated by EXIF',
         'The file is stored sideways, with an EXIF entry that turns it. fastbit and fastai apply the entry; programs '
@@ -256,7 +257,7 @@ def group_issues(
     if (table.split != '').all() or 'group' in table: return []
     risk = similarity_risk(features, table.label, group_ids(table, groups))
     if risk is None or not risk.matters: return []
-    return [Issue('groups', '', '', '', detail=str(risk))]
+    return [Issue('groups', '', '', '', detail=f'{risk}. {group_remedy(table.path, table.label)}')]
 
 def group_ids(
     table:pd.DataFrame, # With a column path, and group if the images have groups

@@ -78,10 +78,12 @@ class SimilarityRisk:
         "Is the gap larger than the uncertainty of the accuracy, and than what independent images show?"
         return self.gap > max(_USUAL_GAP, (self.interval.high - self.interval.low)/2)
 
-    def words(self) -> str:
+    def words(self,
+        remedy:str='Keep each group in one split with group_col= or group=.', # A sentence, as from `group_remedy`
+    ) -> str:
         "Explain the gap, and what to do about it"
         return (f"Images may belong to groups: {self}. If several show the same object, person, place or video, the "
-                "accuracy is too high for new ones. Keep each group in one split with group_col= or group=.")
+                f"accuracy is too high for new ones. {remedy}")
 
     def __str__(self):
         half = (self.interval.high - self.interval.low)/2
