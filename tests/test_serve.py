@@ -418,3 +418,20 @@ def test_a_browser_shows_other_tasks(key, tmp_path, results, image):
         if key == 'labels': assert get('verdict').text == (', '.join(answer['prediction']) or 'No label') and len(browser.find_elements('css selector', '.tick')) == 3
         else: assert float(get('verdict').text) == pytest.approx(answer['prediction'], abs=.06) and '90% interval' in get('sure').text and get('line').is_displayed()
         assert browser.execute_script('return document.documentElement.scrollWidth <= window.innerWidth') and not browser.get_log('browser')
+
+
+def test_every_field_of_an_answer_is_explained_where_it_is_met(results, tmp_path):
+    "In the help of both commands and in the docstrings; and none is explained that no answer has"
+    from fastbit.cli.parser import make_parser
+    from fastbit.export import Predictor, json_answer, json_answers
+    from fastbit.metrics.task_names import ANSWER_FIELDS
+    p, file = load_predictor(results[1], 'cpu'), str(results[0][0])
+    found = set(json_answers(p, [file], min_precision=.6, coverage=.9, unlike=.05)[0]) | {'level', 'low', 'high'}
+    for task, case in CASES.items():
+        save_artifact(tmp_path/task, *case.artifact())
+        found |= set(json_answers(load_predictor(tmp_path/task, 'cpu'), [file])[0])
+    assert found == set(ANSWER_FIELDS)
+    helps = [make_parser().commands[name].format_help() for name in ('predict', 'serve')]
+    for text in (*helps, json_answers.__doc__, json_answer.__doc__, Predictor.predict.__doc__):
+        joined = ' '.join(text.split())
+        for name, words in ANSWER_FIELDS.items(): assert f'{name}: {words}' in joined, name

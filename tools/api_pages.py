@@ -337,6 +337,14 @@ def command_groups(parser) -> list:
 def counted(n: int, what: str) -> str: return f'{n} {what}{"s"*(n != 1)}'
 
 
+def field_table(text: str) -> str:
+    "What follows the options in `--help`: a heading, and a line per field"
+    heading, *lines = text.splitlines()
+    rows = [cells(f'`{name.strip()}`', words) for name, _, words in (line.partition(': ') for line in lines)]
+    table = docment_table('\n'.join([cells('Field', 'Details'), cells('---', '---'), *rows]), 'command')
+    return folded(f'<b>{heading[:1].upper()}{heading[1:].rstrip(":")}</b>', table, 'options')
+
+
 def usage(parser, name) -> str:
     "The words that a command needs"
     needed = [a for _, actions in command_groups(parser) for a in actions if not a.option_strings or a.required]
@@ -356,6 +364,7 @@ def command_text(name: str, parser) -> str:
         heading = title[:1].upper() + title[1:]
         if title == 'Arguments' or len(shown) <= 2: parts.append(table)
         else: parts.append(folded(f'<b>{heading}</b> <i>{counted(len(actions), "option")}</i>', table, 'options'))
+    if parser.epilog: parts.append(field_table(parser.epilog))
     return '\n\n'.join(p for p in parts if p)
 
 

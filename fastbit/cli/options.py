@@ -6,10 +6,10 @@ Docs: https://fastbit.github.io/fastbit/cli/options.html.md"""
 
 # %% auto #0
 __all__ = ['FLAGS', 'HIDDEN', 'read_share', 'read_scale', 'Flag', 'two_spellings', 'OneSpelling', 'add_option', 'add_options',
-           'Parser']
+           'HelpOfLines', 'Parser']
 
 # %% ../../nbs/cli/01_options.ipynb #7cd88bdb
-import argparse
+import argparse, textwrap
 from typing import Any, NamedTuple
 
 # %% ../../nbs/cli/01_options.ipynb #cdd3631c
@@ -131,8 +131,16 @@ def add_options(
         if name not in without and (not only or name in only): add_option(parser, o)
 
 # %% ../../nbs/cli/01_options.ipynb #37d86fdd
+class HelpOfLines(argparse.HelpFormatter):
+    "Keep the lines of a text, each wrapped by itself with its continuation indented"
+    def _fill_text(self, text, width, indent):
+        wrap = lambda line: textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent + '    '*(line[:1] == ' '))
+        return '\n'.join(map(wrap, text.splitlines()))
+
 class Parser(argparse.ArgumentParser):
     "argparse, with errors of one line that name the nearest option"
+    def __init__(self, *args, **kwargs): super().__init__(*args, **dict(formatter_class=HelpOfLines) | kwargs)
+
     def error(self, message): self.exit(2, f'{self.prog}: error: {message} (`{self.prog} --help` shows all options)\n')
 
     def parse_args(self, args=None, namespace=None):

@@ -16,6 +16,7 @@ from .options import OneSpelling, Parser, add_option, add_options, read_share
 from ..config import METRICS, RECIPES, WATCHED, BiTRule, BodyOptions, DataOptions, LoaderOptions
 from ..config import RecipeOptions, RunOptions, TableOptions, TrainOptions, recipes_with
 from ..core.published import SORTS
+from ..metrics.task_names import fields_text
 
 # %% ../../nbs/cli/02_parser.ipynb #0866eb45
 _RECIPE = RecipeOptions.option_fields()
@@ -270,6 +271,10 @@ _COMMANDS = dict(
     cache=(_add_cache, 'show or clear the cache',
            'Show what fastbit stores for later runs, and where; FASTBIT_CACHE=FOLDER changes the place.'))
 
+_EPILOGS = {   # below the options
+    'predict': f'columns, and fields of --json:\n{fields_text("  ")}',
+    'serve': f'fields of the JSON:\n{fields_text("  ")}'}
+
 class _Completion(argparse.Action):
     "Print what the shell needs to complete options and names, and stop"
     def __call__(self, parser, args, shell, option=None):
@@ -297,7 +302,7 @@ def make_parser() -> Parser:
                 'eval "$(fastbit --print-completion bash)"')
     commands = p.add_subparsers(dest='command', metavar='COMMAND', required=True)
     for name, (add, help, description) in _COMMANDS.items():
-        c = commands.add_parser(name, help=help, description=description)
+        c = commands.add_parser(name, help=help, description=description, epilog=_EPILOGS.get(name))
         add(c)
         _switch(c, '--traceback', 'show the traceback of an error')
         hidden = dict(default=argparse.SUPPRESS, help=argparse.SUPPRESS)

@@ -19,6 +19,7 @@ import numpy as np, torch
 from .. import __version__
 from .ensemble import EnsembleModel
 from .predict import Predictor
+from ..metrics.task_names import with_fields
 from ..metrics.unlike import distance_limit
 
 # %% ../../nbs/export/08_answers.ipynb #43a5e26d
@@ -39,6 +40,7 @@ def _probs(predictor, df) -> list: # A dict per row: names -> probabilities; `ca
     if predictor.about.temperature: scaled = predictor.scaled(torch.from_numpy(plain)).tolist()
     return [dict(probs=named(p), calibrated_probs=c and named(c)) for p, c in zip(plain.tolist(), scaled)]
 
+@with_fields
 def json_answers(
     predictor:Predictor,
     items,     # Images in any form that `Predictor.predict` takes
@@ -57,6 +59,7 @@ def _answer(predictor, row, more) -> dict:
     row = row | more
     return row | dict(words=answer_words(predictor, row))
 
+@with_fields
 def json_answer(
     predictor:Predictor,
     image,    # One image in any form that `Predictor.predict` takes: bytes, a path, …

@@ -47,6 +47,7 @@ from ..metrics.conformal import prediction_sets
 from ..metrics.evaluation import Evaluation
 from ..metrics.scores import class_order
 from ..metrics.task import SINGLE_LABEL
+from ..metrics.task_names import with_fields
 
 # %% ../../nbs/export/03_predict.ipynb #16a1c45b
 def flat_squares(
@@ -246,6 +247,7 @@ class Predictor:
         return _Limits(confidence=of('min_precision', a.threshold), probability=of('coverage', a.set_threshold),
                        distance=of('unlike', a.limit))
 
+    @with_fields
     def predict(self,
         items,            # Images in any form that `image_items` takes
         tta:bool=False,   # Average over several views of each image?
