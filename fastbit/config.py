@@ -167,7 +167,7 @@ class TrainOptions(Options):
 @dataclass(frozen=True)
 class RunOptions(Options):
     "What a run may take, and where its results go"
-    budget:float|str = None  # time for everything, such as 90s, 10m or 1.5h: chooses size and epochs, or the head alone (default: no limit)
+    budget:float|str = None  # time for everything, such as 90s, 10m, 1.5h or 600 (seconds): chooses size and epochs, or the head alone (default: no limit)
     budget_from:float = None # `time.perf_counter()` at the start of the budget (default: now)
     out:str|Path = None      # folder for the results (default: nothing is written)
     overwrite:bool = False   # replace a finished run in `out`; other files in the folder stay

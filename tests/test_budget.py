@@ -50,7 +50,8 @@ def test_options_that_a_budget_has_no_use_for_are_said(folder):
 
 
 def test_what_is_no_budget(folder):
-    for asked, message in ((dict(budget='soon'), 'a time such as'), (dict(budget='5m', recipe='onecycle', epochs=3), 'Pass one of them'), (dict(budget='5m', recipe='hyperrule'), 'n_steps'), (dict(budget=1), r'(?s)leaves.*or more')):
+    for asked, message in ((dict(budget='soon'), 'a time such as'), (dict(budget='5m', recipe='onecycle', epochs=3), 'Pass one of them'), (dict(budget='5m', recipe='hyperrule'), 'n_steps'), (dict(budget=1), r'(?s)The budget of 1 s leaves.*or more'),
+                           (dict(budget='1'), "budget='1' has no unit. Write budget='1s', budget='1m' or budget='1h'")):
         with pytest.raises(ValueError, match=message): baseline(folder, **small | asked)
 
 

@@ -24,6 +24,8 @@ WITHOUT_PANDAS = {
     'baseline data --checkpoint-every 3 --budget 90s': 'a run against the clock cannot be resumed',
     'baseline data --recipe hyperrule --budget 90s': 'budget applies to the auto, onecycle and head recipes only',
     'baseline data --budget 0': '--budget 0: a time above zero',
+    'baseline data --budget 1': '--budget 1 has no unit. Write --budget 1s, --budget 1m or --budget 1h; numbers from 60 on count seconds.',
+    'baseline data --time-limit 2.5': 'has no unit. Write --budget 2.5s, --budget 2.5m or --budget 2.5h',
     'baseline data --recipe head --patience 3': '--patience 3: logistic regression has no epochs to choose from',
     'baseline data --label-smoothing 2': 'a share of the target, from 0 to below 1',
     'baseline data --device gpu': "--device gpu: not a kind of device; use 'cpu' or 'cuda'",

@@ -118,6 +118,7 @@ def choose_option(
     n_test:int=0,
     *,
     fewer:str='with k_per_class= (--images-per-class)', # How to train on fewer images
+    budget:float=None, # Seconds of the whole budget, for the error; `None`: unknown
 ) -> Choice: # The first that fits, and the ones before it with their seconds
     "Choose the best option that ends in time; raise `ValueError` if none does"
     too_slow = []
@@ -126,8 +127,9 @@ def choose_option(
         if takes <= SAFETY*seconds: return Choice(o, too_slow)
         too_slow.append((o, takes))
     least, takes = min(too_slow, key=lambda o: o[1])
+    of = '' if budget is None else f' of {format_seconds(budget)}'
     left, enough = format_seconds(max(0, seconds)), format_seconds(takes/SAFETY + 15)
-    raise ValueError(f"The budget leaves {left} for training, and the quickest option, {least}, takes about "
+    raise ValueError(f"The budget{of} leaves {left} for training, and the quickest option, {least}, takes about "
                      f"{format_seconds(takes)} for {n_train} images here. Give {enough} or more, "
                      f"or fewer images {fewer}.")
 
@@ -173,7 +175,7 @@ def fit_to_budget(
         spent = time.perf_counter() - began
         fitting = [o for o in choices if o.size <= speed.size]
         how = {} if dls.task.is_single else dict(fewer='in a smaller table')   # other tasks have no images per class
-        option, too_slow = choose_option(fitting, budget - spent, speed, dls.train.n, dls.valid.n, n_test, **how)
+        option, too_slow = choose_option(fitting, budget - spent, speed, dls.train.n, dls.valid.n, n_test, budget=budget, **how)
         known |= dict(too_slow)
         if option.size == speed.size: break
         learn = make(option.size)

@@ -82,7 +82,7 @@ def _plain(v): return v if isinstance(v, (int, float, str, type(None))) else str
 
 # %% ../../nbs/baseline/00_record.ipynb #ac54c657
 def parse_budget(
-    budget:str|float # '90s', '10m', '1.5h', '3 min 20 s' (as `format_seconds` writes it), or seconds
+    budget:str|float # '90s', '10m', '1.5h', '3 min 20 s' (as `format_seconds` writes it), or a number of seconds
 ) -> float: # Seconds
     "Read a time; raise `ValueError` for anything else"
     if isinstance(budget, (int, float)) and not isinstance(budget, bool): seconds = float(budget)
