@@ -144,7 +144,7 @@ class TrainOptions(Options):
     thresholds:str = None    # of several labels' probabilities, by F1 on validation images: one for all, or per_label (default: one)
     precision:str = None     # training precision: float32, bf16, fp16 or auto (default: bf16 on a GPU that is fast at it, else float32)
     compile:bool = True      # use torch.compile on a GPU, in fits that are long enough to gain from it
-    metric:str = 'accuracy'  # headline of the run, and what decides between the head and more layers: one of `METRICS`
+    metric:str = 'accuracy'  # headline, one of `METRICS`; decides between head and more layers, too (accuracy: the validation loss does)
     keep_best:str = None     # keep the best epoch's weights by valid_loss, 'metric' or a name of `METRICS` (default: the last epoch's)
     patience:int = None      # stop after this many evaluations without improvement (default: never)
 
@@ -167,7 +167,7 @@ class TrainOptions(Options):
 @dataclass(frozen=True)
 class RunOptions(Options):
     "What a run may take, and where its results go"
-    budget:float|str = None  # time for everything, such as 90s, 10m, 1.5h or 600 (seconds): chooses size and epochs, or the head alone (default: no limit)
+    budget:float|str = None  # time for everything: 90s, 10m, 1.5h or 600 (seconds); chooses size and epochs, or the head (default: none)
     budget_from:float = None # `time.perf_counter()` at the start of the budget (default: now)
     out:str|Path = None      # folder for the results (default: nothing is written)
     overwrite:bool = False   # replace a finished run in `out`; other files in the folder stay

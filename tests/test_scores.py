@@ -303,3 +303,15 @@ def test_what_is_watched():
     assert watched() is None and watched(metric='kappa') is None and watched(patience=2) == watched(metric='loss', patience=2) == 'valid_loss'
     assert watched(metric='kappa', patience=2) == watched(metric='kappa', keep_best='metric') == 'kappa' and watched(keep_best='metric') == 'accuracy'
     assert watched(metric='kappa', keep_best='accuracy') == 'accuracy' and watched(metric='loss', keep_best='metric') == 'valid_loss'
+
+
+def test_the_help_of_metric_says_what_decides(capsys):
+    "Accuracy leaves the choice between head and more layers to the validation loss after calibration; any other metric decides itself"
+    from fastbit.baseline.recipes import _deciding
+    from fastbit.metrics import SINGLE_LABEL
+    with pytest.raises(SystemExit): main(['baseline', '--help'])
+    assert 'decides between the head and more layers (accuracy leaves that to the validation loss)' in ' '.join(capsys.readouterr().out.split())
+    of = {metric: _deciding(TrainOptions(metric=metric), SINGLE_LABEL) for metric in METRICS}
+    assert of.pop('accuracy') is None and all(k == v for k, v in of.items())
+    surer, righter = Scores(.8, .5, .4, .7), Scores(.9, .6, .5, .8)
+    assert surer.beats(righter, None) and righter.beats(surer, 'kappa') and surer.beats(righter, 'loss')

@@ -57,8 +57,8 @@ FLAGS = dict(
                                      'photos'),
     budget=Flag(metavar='TIME', also=True),
     k_per_class=Flag('K'), views=Flag('K'), scale=Flag('HOW', read=read_scale),
-    metric=Flag(metavar='METRIC', help='headline of the run, and what decides between the head and more layers: '
-                                       f'{", ".join(METRICS)} (default: accuracy)'),
+    metric=Flag(metavar='METRIC', help='headline of the run, which also decides between the head and more layers (accuracy '
+                                       f'leaves that to the validation loss): {", ".join(METRICS)} (default: accuracy)'),
     keep_best=Flag(metavar='METRIC', help='keep the weights from the best epoch by METRIC instead of the last: '
                                           'valid_loss, metric (that of --metric), or one of its names'),
     checkpoint_every=Flag(help='save a checkpoint every N optimizer steps; rerun the same command to resume '
