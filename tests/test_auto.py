@@ -1,5 +1,6 @@
 "The recipe `auto`: what it decides, that cached training is live training, that it resumes, and that it never ends below its head"
-import dataclasses
+import dataclasses, json, re
+from html import escape
 
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.core import Callback
@@ -232,6 +233,15 @@ SPOILED = dict(**TINY, size=32, n_steps=8, lr=8., checkpoint_every=1, verbose=Fa
 
 @pytest.fixture(scope='module')
 def rescued(data, tmp_path_factory): return baseline(data, **SPOILED, out=tmp_path_factory.mktemp('rescued')/'out')
+
+
+def test_the_printed_choice_is_short_and_the_values_are_in_the_files(rescued):
+    line, = re.findall('^chosen +(.*)$', str(rescued), re.M)
+    assert line.startswith('head rather than from blocks.2, by validation loss') and line.endswith(' (same images: slightly optimistic)')
+    assert '0.' not in line and line.count('(') == 1 and '  ' not in line and len(line) < len(rescued.chosen)
+    saved = json.loads((rescued.out/'results.json').read_text())
+    assert saved['chosen'] == rescued.chosen and rescued.chosen in saved['methods'] and re.search(r'loss after calibration \(\d', saved['chosen'])
+    assert escape(rescued.chosen).replace('&#x27;', '&#39;') in (rescued.out/'report.html').read_text()
 
 
 def test_all_layers_train_where_the_head_was_better_than_the_upper_stages(data, rescued):

@@ -197,7 +197,7 @@ def test_few_images_a_class_and_the_best_kept(shared, tmp_path):
     run = run_fastbit('baseline', root/'data', *QUICK, '--out', tmp_path/'run', '--workers', 0, '--k-per-class', 2, '--keep-best', 'accuracy', '--patience', 1, cwd=root)
     assert run.returncode == 0, run.stderr
     res = json.loads((tmp_path/'run'/'results.json').read_text())
-    assert res['plan']['n_train'] == 6 and '6 train' in run.stdout and 'on the same images, so these numbers are slightly optimistic' in run.stdout
+    assert res['plan']['n_train'] == 6 and '6 train' in run.stdout and '(same images: slightly optimistic)' in run.stdout
     assert res['chosen'].endswith('by accuracy') and res['evaluation']['accuracy'] == pytest.approx(pd.read_csv(tmp_path/'run'/'history.csv').accuracy.max())
 
 

@@ -175,7 +175,8 @@ def fit_to_budget(
         spent = time.perf_counter() - began
         fitting = [o for o in choices if o.size <= speed.size]
         how = {} if dls.task.is_single else dict(fewer='in a smaller table')   # other tasks have no images per class
-        option, too_slow = choose_option(fitting, budget - spent, speed, dls.train.n, dls.valid.n, n_test, budget=budget, **how)
+        images = dls.train.n, dls.valid.n, n_test
+        option, too_slow = choose_option(fitting, budget - spent, speed, *images, budget=budget, **how)
         known |= dict(too_slow)
         if option.size == speed.size: break
         learn = make(option.size)

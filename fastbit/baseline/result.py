@@ -6,7 +6,7 @@ Docs: https://fastbit.github.io/fastbit/baseline/result.html.md"""
 
 # %% auto #0
 __all__ = ['OVERFITTING', 'MOST_SHOWN', 'RESULT_FILES', 'Measured', 'log_probs', 'measure', 'group_column', 'predictions_table',
-           'unsure_words', 'how_overfitted', 'overfitting_words', 'Folds', 'BaselineResult']
+           'unsure_words', 'short_choice', 'how_overfitted', 'overfitting_words', 'Folds', 'BaselineResult']
 
 # %% ../../nbs/baseline/05_result.ipynb #940fe33d
 import json, platform, shlex, time
@@ -155,6 +155,18 @@ def unsure_words(
     reached = [f'{o.wanted:.0%} precision on the {o.share:.0%} most confident' for o in known]
     if reached: return ', '.join(reached) + ' (validation images; 95% confidence)'
     return found[0].why_not()
+
+def short_choice(
+    chosen:str # Which phase or epoch was kept, and by what, with the values in parentheses
+) -> str:
+    "Shorten what was chosen to a line; `results.json`, the methods and the model card have the values"
+    kept, depth = '', 0
+    for c in chosen:
+        depth += c == '('
+        if not depth: kept += c
+        depth -= c == ')'
+    kept = ' '.join(kept.replace(' after calibration', '').split())
+    return kept.replace(' ,', ',').replace(' ;', ';')
 
 OVERFITTING = 1.1   # last validation loss over the lowest, from which on a run is said to overfit
 
@@ -352,8 +364,8 @@ class BaselineResult(ShownOnce):
 
     def _chosen_words(self) -> str:
         if not self.chosen: return ''
-        same = 'the same images, so these numbers are slightly optimistic'
-        return f'{self.chosen}, on ' + (same if self.part == 'valid' else 'the validation images')
+        where = 'same images: slightly optimistic' if self.part == 'valid' else 'on the validation images'
+        return f'{short_choice(self.chosen)} ({where})'
 
     def _overfitting(self) -> str: return '' if self.chosen else overfitting_words(self.epochs)
 

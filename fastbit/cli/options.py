@@ -57,8 +57,9 @@ FLAGS = dict(
                                      'photos'),
     budget=Flag(metavar='TIME', also=True),
     k_per_class=Flag('K'), views=Flag('K'), scale=Flag('HOW', read=read_scale),
-    metric=Flag(metavar='METRIC', help='headline of the run, which also decides between the head and more layers (accuracy '
-                                       f'leaves that to the validation loss): {", ".join(METRICS)} (default: accuracy)'),
+    metric=Flag(metavar='METRIC', help='headline of the run, which also decides between the head and more layers '
+                                       '(accuracy leaves that to the validation loss): '
+                                       f'{", ".join(METRICS)} (default: accuracy)'),
     keep_best=Flag(metavar='METRIC', help='keep the weights from the best epoch by METRIC instead of the last: '
                                           'valid_loss, metric (that of --metric), or one of its names'),
     checkpoint_every=Flag(help='save a checkpoint every N optimizer steps; rerun the same command to resume '
@@ -134,7 +135,9 @@ def add_options(
 class HelpOfLines(argparse.HelpFormatter):
     "Keep the lines of a text, each wrapped by itself with its continuation indented"
     def _fill_text(self, text, width, indent):
-        wrap = lambda line: textwrap.fill(line, width, initial_indent=indent, subsequent_indent=indent + '    '*(line[:1] == ' '))
+        def wrap(line):
+            more = indent + '    '*line.startswith(' ')
+            return textwrap.fill(line, width, initial_indent=indent, subsequent_indent=more)
         return '\n'.join(map(wrap, text.splitlines()))
 
 class Parser(argparse.ArgumentParser):

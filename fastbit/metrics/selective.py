@@ -163,7 +163,8 @@ class PrecisionThreshold:
     def why_not(self) -> str:
         "Explain why no threshold reaches the precision, and what is possible; '' where one does"
         if self.threshold is not None: return ''
-        unit, these = 'image' if self.tested == self.n else 'group', f'these {self.n} images{in_groups(self.n, self.tested)}'
+        unit = 'image' if self.tested == self.n else 'group'
+        these = f'these {self.n} images{in_groups(self.n, self.tested)}'
         possible = f' Up to {_percent(self.possible)} is possible.' if self.possible else ''
         if self.tested < self.needed:
             return (f'No threshold reaches {_percent(self.wanted)} with {these}: with all answered '
