@@ -1,12 +1,13 @@
 "Faults that were put in are found, with the recall and the precision that the documentation states, and nothing is changed"
 import os, re, shutil, sys, warnings
+from pathlib import Path
 
 import numpy as np, pandas as pd, pytest
 from PIL import Image, ImageDraw
 
 from fastbit.studies import check_data, label_table
 from fastbit.studies.detect import KINDS, check_labels, group_ids
-from conftest import look_at, run_fastbit
+from conftest import look_at, picture, run_fastbit
 
 COLOURS = dict(bird='#1f77b4', cat='#d62728', fox='#2ca02c', owl='#9467bd')
 
@@ -177,3 +178,32 @@ def test_near_duplicates_join_groups():
     ids = group_ids(table, [['b', 'c'], ['e', 'f']])
     assert ids[:4] == [ids[0]]*4 and ids[4] == ids[5] != ids[0]
     assert len({*group_ids(table, [])}) == 4 and len({*group_ids(table[['path']], [['b', 'c']])}) == 5
+
+
+def sheet(i, drawn=True):
+    "White paper, with lines or without"
+    img = Image.new('RGB', (96, 96), 'white')
+    if not drawn: return img
+    d, rng = ImageDraw.Draw(img), np.random.default_rng(i)
+    for _ in range(3): d.line([tuple(p) for p in rng.integers(5, 90, (3, 2)).tolist()], fill=tuple(rng.integers(0, 120, 3).tolist()), width=2)
+    return img
+
+
+@pytest.mark.parametrize('n_drawn', [40, 4])
+def test_line_art_on_white_is_a_style_and_empty_images_are_found(tmp_path, n_drawn):
+    for label in 'ab':
+        (tmp_path/label).mkdir()
+        for i in range(n_drawn//2): sheet(2*i + (label == 'a')).save(tmp_path/label/f'{i}.png')
+        for i in range(20, 60): picture(i, label == 'a', (96, 96)).save(tmp_path/label/f'{i}.png')
+    sheet(0, drawn=False).save(tmp_path/'a'/'blank.png')
+    speck = sheet(0, drawn=False)
+    speck.putpixel((3, 3), (0, 0, 0))
+    speck.save(tmp_path/'b'/'speck.png')
+    checked = check_data(tmp_path, labels=False, cache=False, verbose=False)
+    of = lambda kind: {Path(p).name for p in checked.rows.path[checked.rows.kind == kind]}
+    assert of('low_information') == {'blank.png', 'speck.png'}
+    text = str(checked)
+    if n_drawn == 40:
+        assert not of('plain') and 'mostly one color (40 of 122 images: the style of the set, such as drawings on white)' in text
+        assert of('light') <= {'blank.png', 'speck.png'} and 'plain' not in checked.passed
+    else: assert len(of('plain')) == 4 and 'style' not in text

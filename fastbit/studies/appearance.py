@@ -6,10 +6,10 @@ Docs: https://fastbit.github.io/fastbit/studies/appearance.html.md"""
 
 # %% auto #0
 __all__ = ['JUDGED_SIDE', 'MEASURES', 'ODD_KINDS', 'Judged', 'judged_image', 'measure_appearance', 'appearance_measures',
-           'appearance_issues']
+           'appearance_issues', 'nearly_uniform']
 
 # %% ../../nbs/studies/00_appearance.ipynb #a95270e5
-import warnings
+import math, warnings
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -130,3 +130,13 @@ def appearance_issues(
         # measures that it finds as if from an earlier call are not computed
         judge.find_issues(params={k: {} for k in ODD_KINDS}, dataset=rows, imagelab_info=dict(dark=known), n_jobs=1)
     return judge.issues[[f'is_{k}_issue' for k in ODD_KINDS]].set_axis(list(ODD_KINDS), axis=1)
+
+_ONE_COLOR = 0, math.log2(3)   # entropy of a gray and of an RGB image of one color, in Pillow's histogram of all channels
+_ALMOST = .1                   # bits more: another color on a hundredth of the pixels, or less
+
+def nearly_uniform(
+    measures:pd.DataFrame # From `appearance_measures`
+) -> np.ndarray: # True or False per image
+    "Find images of one color but for a hundredth of their pixels"
+    above = measures.entropy.to_numpy()[:, None] - np.array(_ONE_COLOR)
+    return ((above > -.01) & (above < _ALMOST)).any(1)

@@ -32,7 +32,7 @@ from ..metrics.stratify import iterative_folds
 from ..metrics.task import SINGLE_LABEL
 from ..training.head import STRENGTHS, FeatureScaler
 from ..training.separate import separate_logistic
-from .appearance import ODD_KINDS, appearance_issues
+from .appearance import ODD_KINDS, appearance_issues, nearly_uniform
 from ..training.similar import similarity_risk
 
 # %% ../../nbs/studies/01_detect.ipynb #3fddbdb5
@@ -82,7 +82,9 @@ KINDS = dict(   # the most serious first
     dark=Kind('Dark', 'Hardly anything is visible.'),
     light=Kind('Overexposed', 'Hardly anything is visible.'),
     blurry=Kind('Blurry', 'Out of focus, or enlarged from few pixels.'),
-    low_information=Kind('Almost empty', 'A uniform area: a placeholder, or a failed export?'),
+    low_information=Kind(
+        'Almost empty', 'One color, but for a hundredth of the pixels or less: a placeholder, or a failed export?'),
+    plain=Kind('Mostly one color', 'A simple drawing, or a photo of little? Look whether it belongs here.'),
     odd_size=Kind('Odd size', 'Much larger or smaller than the others: does it belong here?'),
     imbalance=Kind(
         'Class imbalance',
@@ -199,14 +201,17 @@ def odd_issues(
     measures:pd.DataFrame, # From `appearance_measures`, a row per image
     ignore=(),           # Paths to leave out
 ) -> list[Issue]:
-    "Find images that are dark, overexposed, blurry, almost empty or of an odd size"
+    "Find images that are dark, overexposed, blurry, almost empty, mostly of one color or of an odd size"
     sizes = dict(zip(report.path, zip(report.width, report.height)))
     judged = appearance_issues(measures, [sizes[p] for p in table.path])
-    issues = []
+    issues, empty = [], set(table.path[nearly_uniform(measures)])
     for kind in ODD_KINDS:
         flagged = table[judged[kind].to_numpy()]
         rows = [r for r in flagged.itertuples() if r.path not in ignore]
-        issues += [Issue.of(kind, r, detail='{} x {} pixels'.format(*sizes[r.path])) for r in rows]
+        for r in rows:
+            is_plain = kind == 'low_information' and r.path not in empty
+            detail = '{} x {} pixels'.format(*sizes[r.path])
+            issues.append(Issue.of('plain' if is_plain else kind, r, detail=detail))
     return issues
 
 # %% ../../nbs/studies/01_detect.ipynb #9c15c9bb
