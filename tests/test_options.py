@@ -410,3 +410,15 @@ def test_processes_without_accelerate(shared, monkeypatch, capsys):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     assert main(['baseline', str(shared/'data'), '--procs', '2', '--out', str(shared/'procs')]) == 2
     assert 'Run: pip install accelerate' in capsys.readouterr().err
+
+
+def test_help_of_a_factory_says_where_its_parameters_are_explained():
+    "`help()` shows no comments: the docstring ends in the address of a page that nbdev makes"
+    import fastbit.all as fb
+    from fastbit._modidx import d
+    pages = {d['settings']['doc_host'] + d['settings']['doc_baseurl'] + '/' + page for names in d['syms'].values() for page, _ in names.values()}
+    for f in (fb.baseline, fb.transfer_learner, fb.image_dataloaders, fb.leaderboard, fb.check_data):
+        first, _, rest = f.__doc__.partition('\n\nParameters: ')
+        page, _, also = rest.partition(', or ')
+        assert '\n' not in first and page in pages, page
+        assert also in ('', f'{f.__name__}?? in IPython')

@@ -237,8 +237,8 @@ def parameters(sym) -> str:
 # A definition
 
 def own_docs(sym) -> str:
-    "The docstring; not the signature that a dataclass without one has"
-    docs = inspect.cleandoc(sym.__doc__ or '')
+    "The docstring; not the signature that a dataclass without one has, nor the address of this page"
+    docs = inspect.cleandoc(sym.__doc__ or '').partition('\n\nParameters: https://')[0]
     return '' if is_dataclass(sym) and docs.startswith(f'{sym.__name__}(') else docs
 
 

@@ -111,6 +111,13 @@ def check_positional(
     words = f'{", ".join(first)} and {last}' if first else last
     raise TypeError(f"{function}() takes {words} by position and its options by name, such as {function}({call}).")
 
+def _with_page(f, also='') -> str:
+    "The docstring, and where the parameters are explained: comments are not in `help()`"
+    plain = inspect.unwrap(f)
+    page = re.search(r'^Docs: (\S+)\.md$', plain.__globals__.get('__doc__') or '', re.M)   # nbdev's line in each module
+    if not page or not f.__doc__: return f.__doc__
+    return f'{f.__doc__}\n\nParameters: {page[1]}#{plain.__name__.lower()}{also}'
+
 def options_by_name(f):
     "Decorate a function to raise `TypeError`, with a call that works, for options that are given by position"
     signature, is_method = inspect.signature(f), 'self' in inspect.signature(f).parameters
@@ -120,6 +127,7 @@ def options_by_name(f):
     def wrapper(*args, **kwargs):
         check_positional(name, signature, args[1:] if is_method else args)
         return f(*args, **kwargs)
+    if not is_method: wrapper.__doc__ = _with_page(f, f', or {name}?? in IPython')
     return wrapper
 
 def with_options(
@@ -147,7 +155,7 @@ def with_options(
                 if v is not None: _check_kind(k, v, own.parameters[k].annotation)
             for k, v in given.items(): _check_record(f.__name__, k, v, records[k], shown[k])
             return f(**plain, **_gathered(records, shown, typed, given))
-        wrapper.__signature__ = signature
+        wrapper.__signature__, wrapper.__doc__ = signature, _with_page(f)
         wrapper.__delwrap__ = _as_source(f, shown)   # where fastcore's `docments` finds the comments
         return wrapper
     return decorate
