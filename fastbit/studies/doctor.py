@@ -67,7 +67,8 @@ _NAMES = dict(   # in a list, where a title is no noun
     unreadable='unreadable files', truncated='truncated files', label='label errors', number='wrong numbers',
     rotated='images rotated by EXIF',
     depth='16-bit images on a wrong scale', tiny='tiny images', dark='dark images', light='overexposed images',
-    blurry='blurry images', low_information='almost empty images', plain='images of mostly one color', odd_size='images of odd size',
+    blurry='blurry images', low_information='almost empty images', plain='images of mostly one color',
+    odd_size='images of odd size',
     rare='rare labels', few='classes with few images')
 
 def kind_name(kind) -> str:
