@@ -39,7 +39,7 @@ def evaluated(capsys, *words) -> str:
     return capsys.readouterr().out
 
 
-def figures(text) -> tuple: return re.search(r'accuracy ([\d.]+)% \(95% CI ([^,]*), n = (\d+) in (\d+) groups\)', text).groups()
+def figures(text) -> tuple: return re.search(r'accuracy ([\d.]+)% \(95% CI ([^,]*), n = (\d+) in (\d+) independent groups\)', text).groups()
 
 
 def test_on_its_own_data_a_run_and_evaluate_agree(run, capsys):
@@ -68,7 +68,7 @@ def test_other_images_keep_what_is_known_of_them(run, tmp_path, capsys):
     draw(tmp_path/'moved'/'a'/'new.png', 999)
     assert f'all, {held_out + 1} images' in evaluated(capsys, root/'out', tmp_path/'moved')
     given = evaluated(capsys, root/'out', root/'data', '--group-regex', r'^([abc])/')
-    assert 'near-duplicates' not in given and 'in 3 groups' in given
+    assert 'near-duplicates' not in given and 'in 3 independent groups' in given
 
 
 def test_one_image_more_is_another_sample(run):

@@ -207,7 +207,7 @@ def test_a_set_is_described_in_one_line_and_as_a_table():
     rng = np.random.default_rng(0)
     targs = rng.gamma(4, 1000, 60)
     ev = evaluate_numbers(targs + rng.normal(0, 500, 60), targs, groups=np.arange(60)//3)
-    assert str(ev).startswith('MAE ') and 'n = 60 in 20 groups' in str(ev) and '\n' not in str(ev)
+    assert str(ev).startswith('MAE ') and 'n = 60 in 20 independent groups' in str(ev) and '\n' not in str(ev)
     assert 'groups' not in str(evaluate_numbers(targs, targs + 1, groups=np.arange(60)))   # each image is one
     assert ev.table().metric.tolist() == ['MAE', 'RMSE', 'R²', 'Spearman', 'bias']
     with pytest.raises(KeyError, match='accuracy'): ev.score('accuracy')

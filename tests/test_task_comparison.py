@@ -112,7 +112,7 @@ def test_two_runs_of_numbers(tmp_path):
     assert found.rows.verdict['r2'] == 'b is better' and 'a number per image, on the same 80 images' in str(found)
     groups = np.arange(80)//4
     twice = compare_runs(a.assign(group=groups), b.assign(group=groups))
-    assert twice.n_groups == 20 and 'in 20 groups' in str(twice)
+    assert twice.n_groups == 20 and 'in 20 independent groups' in str(twice)
     folds = compare_runs(a.assign(fold=1), b.assign(fold=1))
     assert folds.high - folds.low > 1.1*(found.high - found.low) and 'a model that did not see it' in str(folds)
     with pytest.raises(ValueError, match='trained with other numbers, e.g. of 0.png'): compare_runs(a, b.assign(label=b.label + 1))

@@ -252,7 +252,7 @@ def test_groups_of_the_data_are_kept(run, tmp_path):
     p = load_predictor(tmp_path/'out', 'cpu')
     n_groups = len(np.unique(p.answers.groups))
     assert p.answers.groups.shape == (p.answers.n,) and n_groups < p.answers.n/2
-    assert p.answers.precision(.9).tested == n_groups and f'these {p.answers.n} images in {n_groups} groups (given, or near-duplicates): ' in str(p.answers.precision(.9))
+    assert p.answers.precision(.9).tested == n_groups and f'these {p.answers.n} images in {n_groups} independent groups: ' in str(p.answers.precision(.9))
     unseen = table[table.path.isin(pd.read_csv(tmp_path/'out'/'predictions.csv').path)]
     alone, together = (p.evaluate_selective(unseen, coverage=.9, **own).coverage_interval for own in ({}, dict(group_col='group')))
     assert together != alone   # the interval of groups

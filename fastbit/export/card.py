@@ -235,7 +235,7 @@ def _class_table(about, facts) -> str:
     n_more = len(about.classes) - len(shown)
     return f'{table}\n\n{n_more} more classes are in `config.json`.' if n_more else table
 
-def _measured_on(e) -> str: # '112 held-out (validation) images in 107 groups (given, or near-duplicates)'
+def _measured_on(e) -> str: # '112 held-out (validation) images in 107 independent groups'
     n, groups, part = e.get('n'), e.get('n_groups'), e.get('part', 'valid')
     kind = dict(valid='held-out (validation) ', folds='').get(part, f'{as_markdown(part)} ')
     each = ', each by the model that did not train on it' if part == 'folds' else ''

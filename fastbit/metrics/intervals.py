@@ -65,7 +65,7 @@ def in_groups(
     n_groups:int|None, # Groups of these images; `None`: each is independent of the others
 ) -> str: # '' where each image is a group
     "Say that images are in groups; near-duplicates are, too, where no groups were given"
-    return '' if n_groups in (None, n) else f' in {n_groups} groups (given, or near-duplicates)'
+    return '' if n_groups in (None, n) else f' in {n_groups} independent groups'
 
 def accuracy_interval(
     right, # n of True or False: is the prediction right?
