@@ -49,7 +49,7 @@ def test_on_its_own_data_a_run_and_evaluate_agree(run, capsys):
     e = result.evaluation
     accuracy, interval, n, n_groups = figures(said)
     assert (int(n), int(n_groups), float(accuracy)) == (e.n, e.n_groups, round(100*e.accuracy, 2)) and e.n_groups == e.n//2
-    assert interval in str(result) and 'the test split' in said and f'--split valid: the {len(result.predictions) - e.n} images' in said
+    assert interval in str(result) and 'the test split' in said and f'--split valid measures the {len(result.predictions) - e.n} images' in said
     assert f'{e.n} near-duplicates of {e.n_groups} pictures' in said
     valid = evaluated(capsys, root/'out', root/'data', '--split', 'valid')
     assert 'the valid split' in valid and result.validation.n == int(figures(valid)[2])

@@ -72,8 +72,8 @@ def with_run_split(
     has_groups = 'group' not in table and 'group' in found and found.group.duplicated().any()
     groups = dict(group=found.group.to_numpy()) if has_groups else {}
     n = (found.split == 'valid').sum()
-    if n == len(found): words = 'as the run drew it: these images also chose among its models'
-    elif n: words = f'as the run drew it; --split valid: the {n} images that chose among its models'
+    if n == len(found): words = 'as the run drew it; these images were also used for its choices'
+    elif n: words = f'as the run drew it; --split valid measures the {n} images used for its choices'
     else: words = 'as the run drew it'
     return table.assign(split=found.split.to_numpy(), **groups), words
 
