@@ -173,19 +173,25 @@ def _mixed_by_chance(sizes, shares) -> float:
     "Expect so many groups with images of several classes, if labels had nothing to do with groups"
     return sum(n*(1 - (shares**size).sum()) for size, n in sizes.value_counts().items())
 
+_SHOWN = 5   # groups of several classes, with their classes
+
+def _label_counts(labels) -> str: return ', '.join(f'{label} {k}' for label, k in labels.value_counts().items())
+
 def _warned_mixed(images) -> ImageSet:
     "Warn about groups of several classes where nearly all have one: a patient's second diagnosis may be a typing error"
     table = images.table
     if not images.grouped_by or not isinstance(table.label.iloc[0], str): return images
     groups = table.groupby('group').label
     sizes, mixed = groups.size(), groups.nunique() > 1
-    n, most = mixed.sum(), _mixed_by_chance(sizes, table.label.value_counts(normalize=True))/4
+    by_chance = _mixed_by_chance(sizes, table.label.value_counts(normalize=True))
+    names = mixed.index[mixed].tolist()
+    n, most = len(names), min(by_chance/4, (sizes > 1).sum()/10)   # more are no typing errors
     if not 0 < n <= most: return images
-    counts = table[table.group.isin(mixed.index[mixed])].groupby('group').label.value_counts()
-    words = [f"{g}: {', '.join(f'{label} {k}' for label, k in counts[g].items())}" for g in mixed.index[mixed]]
+    shown = [f'{g}: {_label_counts(groups.get_group(g))}' for g in names[:_SHOWN]] + names[_SHOWN:]
     warn_data(
         f"In {n} of {len(sizes)} groups ({images.grouped_by}) the images are of several classes, while in nearly all "
-        f"groups they are of one:{first_of(words)}\nCheck the labels, and whether one name stands for two groups.")
+        f"groups they are of one:{first_of(shown, _SHOWN)}\n"
+        'Check the labels, and whether one name stands for two groups.')
     return images
 
 def _checked_groups(images) -> ImageSet: return _warned_mixed(_warned_alone(images))
