@@ -190,7 +190,7 @@ def test_what_is_not_reachable_is_refused_before_work(run, monkeypatch):
     p = load_predictor(run[0], 'cpu')
     monkeypatch.setattr(Predictor, 'logits', lambda *a, **k: pytest.fail('it predicts'))
     possible = p.answers.precision(.999).possible
-    with pytest.raises(ValueError, match=fr'min_precision=0.999: No threshold reaches 99.9% with these 72 images: .* 2995 images are needed.*{possible:.0%} is possible'):
+    with pytest.raises(ValueError, match=fr'min_precision=0.999: No threshold reaches 99.9% precision with these 72 images: .* 2995 images are needed.*{possible:.0%} is possible'):
         p.predict(picture(0, 0), min_precision=.999)
     for asked, words in ((dict(min_precision=95), 'did you mean min_precision=0.95'), (dict(coverage=1), 'did you mean coverage=0.9'), (dict(unlike=0), 'did you mean unlike=0.05'),
                          (dict(unlike=.001), 'a rate of 0.0137 or more can be kept'), (dict(tta=True, coverage=.9), 'tta=True changes the confidences')):

@@ -167,9 +167,9 @@ class PrecisionThreshold:
         these = f'these {self.n} images{in_groups(self.n, self.tested)}'
         possible = f' Up to {_percent(self.possible)} is possible.' if self.possible else ''
         if self.tested < self.needed:
-            return (f'No threshold reaches {_percent(self.wanted)} with {these}: with all answered '
+            return (f'No threshold reaches {_percent(self.wanted)} precision with {these}: with all answered '
                     f'right, at least {self.needed} {unit}s are needed.{possible}')
-        which = f'{_percent(self.wanted)} with {_percent(self.confidence)} confidence'
+        which = f'{_percent(self.wanted)} precision with {_percent(self.confidence)} confidence'
         return (f'No threshold reaches {which}: too many of '
                 f'the most confident of {these} are wrong.{possible}')
 
