@@ -199,7 +199,7 @@ def test_images_that_a_function_names_no_group_for_stand_alone(nothing):
     (dict(folds=3, valid_pct=.3), 'a fold is 1/3'),
     (dict(folds=3, time='label'), 'the latest images are one part'),
     (dict(folds=3, budget='10m'), "a budget is for one model. Pass one of them; recipe='head' takes"),
-    (dict(folds=50, group_col='group'), '21 groups are too few for 50 folds'),
+    (dict(folds=50, group_col='group'), '21 independent groups are too few for 50 folds'),
 ])
 def test_what_cannot_be_grouped_is_refused(units, options, message):
     with pytest.raises(ValueError, match=message.replace('[', r'\[')): run(units, **options)

@@ -238,7 +238,7 @@ def fold_numbers(
     "Deal rows out to folds; raise `ValueError` for fewer groups than folds"
     labels = np.asarray(labels)
     groups = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    n, what = (len(labels), 'images') if groups is None else (groups.max()+1, 'groups')
+    n, what = (len(labels), 'images') if groups is None else (groups.max()+1, 'independent groups')
     if n < n_folds: raise ValueError(f"{n} {what} are too few for {n_folds} folds.")
     if groups is None: return _dealt(labels, None, n_folds, seed)
     draws = (_dealt(labels, groups, n_folds, seed if not i else (seed + i*7919) % 2**32) for i in range(_SEEDS))

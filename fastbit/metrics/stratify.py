@@ -67,7 +67,7 @@ def iterative_folds(
     groups=None,  # n: images of one group get the same fold; `None`: each image alone
 ) -> np.ndarray: # n numbers from 0 to n_folds-1; each fold has images
     "Deal images out to folds by iterative stratification; raise `ValueError` for fewer images or groups than folds"
-    n, what = (len(targets), 'images') if groups is None else (len(np.unique(np.asarray(groups))), 'groups')
+    n, what = (len(targets), 'images') if groups is None else (len(np.unique(np.asarray(groups))), 'independent groups')
     if n_folds < 2: raise ValueError(f'n_folds={n_folds!r} must be 2 or more (did you mean 5?)')
     if n < n_folds: raise ValueError(f'{n} {what} are too few for {n_folds} folds.')
     return iterative_parts(targets, np.full(n_folds, 1/n_folds), seed, groups)
