@@ -18,7 +18,7 @@ SHARED = dict(TINY, size=32, num_workers=0, recipe='head', verbose=False)
 
 
 def draw(file: Path, seed: int):
-    "A picture of its own: no two are near-duplicates"
+    "Draw a picture unlike those of other seeds: none are near-duplicates"
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (4, 4, 3)).astype('uint8')).resize((40, 40)).save(file)
 
 

@@ -66,7 +66,7 @@ class FoldOutputs:
 
     def words(self,
         metric:str='accuracy', # Headline of the run
-        order:tuple=None,      # Of the classes, from `metric_order`
+        order:tuple=None,      # Order of the classes, from `metric_order`
     ) -> str: # On one line
         "Say how well the model answered, on how many images, and how long it took"
         took = format_seconds(self.seconds['training'] + self.seconds['evaluation'])

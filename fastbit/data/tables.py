@@ -185,7 +185,7 @@ def _warned_mixed(images) -> ImageSet:
     sizes, mixed = groups.size(), groups.nunique() > 1
     by_chance = _mixed_by_chance(sizes, table.label.value_counts(normalize=True))
     names = mixed.index[mixed].tolist()
-    n, most = len(names), min(by_chance/4, (sizes > 1).sum()/10)   # more are no typing errors
+    n, most = len(names), min(by_chance/4, (sizes > 1).sum()/10)   # beyond that they are not typing errors
     if not 0 < n <= most: return images
     shown = [f'{g}: {_label_counts(groups.get_group(g))}' for g in names[:_SHOWN]] + names[_SHOWN:]
     warn_data(
