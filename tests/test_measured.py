@@ -77,6 +77,9 @@ def test_one_image_more_is_another_sample(run):
     table = pd.DataFrame(dict(path=known.path, label='a', split=''))
     drawn, words = with_run_split(table, known)
     assert words and (drawn.split == known.split).all() and set(part_rows(drawn).split) == {'test'}
+    assert drawn.group.tolist() == known.group.tolist()   # also those that the images do not show
+    own = with_run_split(table.assign(group='mine'), known)[0]
+    assert set(own.group) == {'mine'}
     more = pd.concat([table, pd.DataFrame(dict(path=['new.png'], label='a', split=''))], ignore_index=True)
     for rows, of in ((more, known), (table.assign(split='test'), known), (table, known.assign(fold=1)), (table, known[:0]), (table[:0], known)):
         same, nothing = with_run_split(rows, of)
